@@ -1,0 +1,101 @@
+//! The CPU backend: repacked weights, paged bf16 keys and values, f32 activations, a fixed pool of threads.
+//!
+//! Which instruction set serves is decided once, when the backend is made, as tables of function pointers;
+//! one process can therefore hold a backend of every instruction set its machine has.
+
+mod activations;
+mod attention;
+mod attention_kernel;
+mod attention_plan;
+mod backend;
+mod exponential;
+pub mod isa;
+mod kv;
+mod layout;
+pub mod linear;
+pub mod measure;
+mod norm;
+#[cfg(test)]
+mod random;
+mod rope;
+mod rows;
+mod sample;
+mod silu;
+mod simd;
+pub mod tensor;
+pub mod threads;
+
+pub use attention_plan::AttentionPlan;
+pub use isa::Isa;
+pub use kv::CpuKv;
+pub use linear::CpuLinear;
+pub use tensor::CpuTensor;
+pub use threads::{Pinning, SharedSlice, ThreadPool};
+
+use activations::QuantizedRows;
+use attention::AttentionSpace;
+use attention_kernel::AttentionKernel;
+use rows::RowKernels;
+use sample::SampleSpace;
+use simd::linear::LinearKernels;
+
+use crate::BackendError;
+
+/// How a [`CpuBackend`] is set up.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuConfig {
+    /// Threads that compute, the engine's own included; at least 1.
+    pub n_threads: usize,
+    /// Instruction set; `None` takes the best the machine has.
+    pub isa: Option<Isa>,
+    /// Whether threads stay on a core.
+    pub pinning: Pinning,
+}
+
+/// Computes on the cores of this machine.
+pub struct CpuBackend {
+    pool: ThreadPool,
+    isa: Isa,
+    linear_kernels: &'static LinearKernels,
+    quantized: QuantizedRows,
+    row_kernels: RowKernels,
+    attention: AttentionSpace,
+    sample_spaces: Vec<SampleSpace>,
+}
+
+impl CpuBackend {
+    /// Starts the threads and chooses the kernels.
+    pub fn new(config: CpuConfig) -> Result<Self, BackendError> {
+        let isa = match config.isa {
+            None => Isa::best(),
+            Some(isa) if isa.is_available() => isa,
+            Some(isa) => return Err(BackendError::UnavailableIsa { isa: isa.name() }),
+        };
+        let pool =
+            ThreadPool::new(config.n_threads, config.pinning).map_err(|source| BackendError::Threads {
+                n_threads: config.n_threads,
+                source,
+            })?;
+        Ok(CpuBackend {
+            pool,
+            isa,
+            linear_kernels: LinearKernels::of(isa),
+            quantized: QuantizedRows::new()?,
+            row_kernels: RowKernels::of(isa),
+            attention: AttentionSpace::new(config.n_threads),
+            sample_spaces: std::iter::repeat_with(SampleSpace::default)
+                .take(config.n_threads)
+                .collect(),
+        })
+    }
+
+    /// The instruction set of the linear layers.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Name of the kernel that serves attention of this head dimension, for logs.
+    pub fn attention_kernel(&self, head_dim: usize) -> &'static str {
+        AttentionKernel::of(self.isa, head_dim).name
+    }
+}

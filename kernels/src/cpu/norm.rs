@@ -1,0 +1,122 @@
+//! RMSNorm of a row, alone or after adding to the residual stream.
+//!
+//! The sum of squares runs in [`LANES`] partial sums (element `i` belongs to sum `i % LANES`) that are added
+//! pairwise at the end: one order, whatever the batch, the thread or the ISA. Nothing is fused.
+
+/// Partial sums: four 256-bit registers, enough to hide the latency of an addition.
+const LANES: usize = 32;
+
+/// `out[i] = x[i] * weight[i] / sqrt(mean(x^2) + eps)`.
+pub(crate) fn rms_norm_scalar(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    rms_norm(x, weight, eps, out);
+}
+
+/// `residual[i] += delta[i]`, then `out = rms_norm(residual)`.
+pub(crate) fn add_rms_norm_scalar(
+    residual: &mut [f32],
+    delta: &[f32],
+    weight: &[f32],
+    eps: f32,
+    out: &mut [f32],
+) {
+    add(residual, delta);
+    rms_norm(residual, weight, eps, out);
+}
+
+/// [`rms_norm_scalar`] compiled for 256-bit registers.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+pub(crate) fn rms_norm_avx2(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    rms_norm(x, weight, eps, out);
+}
+
+/// [`add_rms_norm_scalar`] compiled for 256-bit registers.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+pub(crate) fn add_rms_norm_avx2(
+    residual: &mut [f32],
+    delta: &[f32],
+    weight: &[f32],
+    eps: f32,
+    out: &mut [f32],
+) {
+    add(residual, delta);
+    rms_norm(residual, weight, eps, out);
+}
+
+#[inline(always)]
+fn add(residual: &mut [f32], delta: &[f32]) {
+    for (residual, delta) in residual.iter_mut().zip(delta) {
+        *residual += delta;
+    }
+}
+
+#[inline(always)]
+fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let scale = inverse_rms(x, eps);
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * weight;
+    }
+}
+
+/// `1 / sqrt(mean(x^2) + eps)`.
+#[inline(always)]
+pub(crate) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    let mut sums = [0f32; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for chunk in whole {
+        for (sum, x) in sums.iter_mut().zip(chunk) {
+            *sum += x * x;
+        }
+    }
+    for (sum, x) in sums.iter_mut().zip(rest) {
+        *sum += x * x;
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            sums[lane] += sums[lane + half];
+        }
+        half /= 2;
+    }
+    1.0 / (sums[0] / x.len() as f32 + eps).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_norm_is_close_to_the_exact_value_at_every_width() {
+        for width in (1..100).chain([576, 1000]) {
+            let x: Vec<f32> = (0..width)
+                .map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.03)
+                .collect();
+            let weight: Vec<f32> = (0..width).map(|i| 1.0 + (i % 7) as f32).collect();
+            let mut out = vec![f32::NAN; width];
+            rms_norm_scalar(&x, &weight, 1e-5, &mut out);
+            let squares: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
+            let scale = 1.0 / (squares / width as f64 + 1e-5).sqrt();
+            for i in 0..width {
+                let exact = f64::from(x[i]) * f64::from(weight[i]) * scale;
+                assert!(
+                    (f64::from(out[i]) - exact).abs() <= 1e-6 * exact.abs(),
+                    "width {width}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn adding_first_is_the_norm_of_the_sum() {
+        let mut residual: Vec<f32> = (0..77).map(|i| i as f32 * 0.1 - 3.0).collect();
+        let delta: Vec<f32> = (0..77).map(|i| (i % 5) as f32).collect();
+        let weight = vec![1.5; 77];
+        let sum: Vec<f32> = residual.iter().zip(&delta).map(|(a, b)| a + b).collect();
+        let (mut direct, mut fused) = (vec![0.0; 77], vec![0.0; 77]);
+        rms_norm_scalar(&sum, &weight, 1e-6, &mut direct);
+        add_rms_norm_scalar(&mut residual, &delta, &weight, 1e-6, &mut fused);
+        assert_eq!(residual, sum);
+        assert_eq!(fused, direct);
+    }
+}

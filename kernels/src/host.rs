@@ -1,0 +1,283 @@
+//! What the kernels need of the operating system: big aligned memory and threads that stay on a core.
+//!
+//! * A [`Buffer`] never moves, starts zeroed, and is aligned to [`LINE`]; large ones are anonymous mappings
+//!   aligned to [`HUGE_PAGE`] with huge pages asked for. Memory of a file mapping could be reclaimed under
+//!   the process, so weights never stay in one.
+//! * Allocation fails with a value, never by aborting.
+
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+use crate::BackendError;
+
+/// Bytes of a cache line, and the least alignment of a buffer.
+pub const LINE: usize = 64;
+
+/// Bytes of a huge page, the alignment of large buffers.
+pub const HUGE_PAGE: usize = 2 << 20;
+
+/// From this size a buffer is a mapping of its own with huge pages asked for.
+const MAP_FROM: usize = 1 << 20;
+
+/// Element types for which every bit pattern, zero included, is a value.
+pub trait Plain: sealed::Plain + Copy + Send + Sync + 'static {}
+
+mod sealed {
+    pub trait Plain {}
+}
+
+macro_rules! plain {
+    ($($t:ty),*) => { $(impl sealed::Plain for $t {} impl Plain for $t {})* };
+}
+plain!(u8, i8, u16, i16, u32, i32, u64, i64, f32, f64);
+
+#[derive(Clone, Copy)]
+enum Source {
+    Empty,
+    Heap(std::alloc::Layout),
+    #[cfg(unix)]
+    Mapping {
+        start: *mut libc::c_void,
+        bytes: usize,
+    },
+}
+
+/// A zeroed, aligned array of fixed length.
+pub struct Buffer<T: Plain> {
+    start: NonNull<T>,
+    len: usize,
+    source: Source,
+    owned: PhantomData<T>,
+}
+
+// SAFETY: the buffer owns its memory like a Vec does, and T is Send and Sync.
+unsafe impl<T: Plain> Send for Buffer<T> {}
+// SAFETY: shared access only reads.
+unsafe impl<T: Plain> Sync for Buffer<T> {}
+
+impl<T: Plain> Buffer<T> {
+    /// `len` zeros. `what` names them in the error.
+    pub fn zeroed(len: usize, what: &'static str) -> Result<Self, BackendError> {
+        let refused = |bytes| BackendError::OutOfMemory { what, bytes };
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .filter(|&bytes| bytes <= isize::MAX as usize - 2 * HUGE_PAGE)
+            .ok_or(refused(usize::MAX))?;
+        if bytes == 0 {
+            return Ok(Buffer {
+                start: NonNull::dangling(),
+                len,
+                source: Source::Empty,
+                owned: PhantomData,
+            });
+        }
+        let (start, source) = if bytes >= MAP_FROM {
+            map(bytes)
+        } else {
+            heap(bytes)
+        }
+        .ok_or(refused(bytes))?;
+        Ok(Buffer {
+            start: start.cast(),
+            len,
+            source,
+            owned: PhantomData,
+        })
+    }
+
+    /// Writes to every page, so that the memory is really there and later writes cannot fail.
+    pub fn touch(&mut self) {
+        let bytes = self.len * size_of::<T>();
+        let start = self.start.as_ptr().cast::<u8>();
+        for offset in (0..bytes).step_by(4096) {
+            // SAFETY: offset < bytes, and the byte written back is the byte read, so no value changes.
+            unsafe {
+                let byte = start.add(offset);
+                byte.write_volatile(byte.read_volatile());
+            }
+        }
+    }
+}
+
+impl<T: Plain> Deref for Buffer<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: `start` is aligned and valid for `len` elements, all initialised (zero is a value of T).
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Plain> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Plain> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        match self.source {
+            Source::Empty => {}
+            // SAFETY: `start` came from `alloc_zeroed` with this layout and is freed once.
+            Source::Heap(layout) => unsafe { std::alloc::dealloc(self.start.as_ptr().cast(), layout) },
+            #[cfg(unix)]
+            // SAFETY: exactly the mapping that `map` made; nothing refers to it any more.
+            Source::Mapping { start, bytes } => unsafe {
+                libc::munmap(start, bytes);
+            },
+        }
+    }
+}
+
+fn heap(bytes: usize) -> Option<(NonNull<u8>, Source)> {
+    let layout = std::alloc::Layout::from_size_align(bytes, LINE).ok()?;
+    // SAFETY: `bytes` is not zero.
+    let start = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })?;
+    Some((start, Source::Heap(layout)))
+}
+
+/// An anonymous mapping, one huge page larger than needed so that an aligned start lies in it. The surplus is
+/// never touched and so costs nothing.
+#[cfg(unix)]
+fn map(bytes: usize) -> Option<(NonNull<u8>, Source)> {
+    let mapped = bytes.next_multiple_of(HUGE_PAGE) + HUGE_PAGE;
+    // SAFETY: a fresh private anonymous mapping touches no existing memory.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            mapped,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if start == libc::MAP_FAILED {
+        return None;
+    }
+    let first = start.cast::<u8>();
+    let aligned = first.wrapping_add(first.align_offset(HUGE_PAGE));
+    #[cfg(target_os = "linux")]
+    // SAFETY: the range lies in the mapping. The call is advice: where it fails, small pages serve as well.
+    unsafe {
+        libc::madvise(
+            aligned.cast(),
+            bytes.next_multiple_of(HUGE_PAGE),
+            libc::MADV_HUGEPAGE,
+        );
+    }
+    Some((NonNull::new(aligned)?, Source::Mapping { start, bytes: mapped }))
+}
+
+#[cfg(not(unix))]
+fn map(bytes: usize) -> Option<(NonNull<u8>, Source)> {
+    heap(bytes)
+}
+
+/// CPUs this process may use at once: its affinity mask and its cgroup's quota are respected.
+pub fn n_cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Ids of the CPUs the calling thread may run on; empty where the system does not say.
+#[cfg(target_os = "linux")]
+pub fn allowed_cpus() -> Vec<usize> {
+    // SAFETY: cpu_set_t is plain bits; zero is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the size given is that of `set`.
+    if unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) } != 0 {
+        return Vec::new();
+    }
+    // SAFETY: CPU_ISSET reads bit `cpu` of a set of CPU_SETSIZE bits.
+    (0..libc::CPU_SETSIZE as usize)
+        .filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) })
+        .collect()
+}
+
+/// Ids of the CPUs the calling thread may run on; empty where the system does not say.
+#[cfg(not(target_os = "linux"))]
+pub fn allowed_cpus() -> Vec<usize> {
+    Vec::new()
+}
+
+/// Keeps the calling thread on one CPU. Returns whether the system agreed.
+#[cfg(target_os = "linux")]
+pub fn pin_to(cpu: usize) -> bool {
+    if cpu >= libc::CPU_SETSIZE as usize {
+        return false;
+    }
+    // SAFETY: cpu_set_t is plain bits; `cpu` is within the set, and the size given is the set's.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) == 0
+    }
+}
+
+/// Keeps the calling thread on one CPU. Returns whether the system agreed.
+#[cfg(not(target_os = "linux"))]
+pub fn pin_to(_cpu: usize) -> bool {
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_of_any_size_are_zeroed_aligned_and_writable() {
+        for len in [
+            0,
+            1,
+            15,
+            64,
+            1000,
+            MAP_FROM / 4 - 1,
+            MAP_FROM / 4,
+            MAP_FROM,
+            HUGE_PAGE + 3,
+        ] {
+            let mut buffer = Buffer::<f32>::zeroed(len, "test").expect("a few MiB are there");
+            assert_eq!(buffer.len(), len);
+            assert!(buffer.iter().all(|&x| x == 0.0));
+            if len > 0 {
+                assert_eq!(buffer.as_ptr().align_offset(LINE), 0);
+            }
+            if len * 4 >= MAP_FROM && cfg!(unix) {
+                assert_eq!(buffer.as_ptr().align_offset(HUGE_PAGE), 0);
+            }
+            buffer.fill(1.5);
+            buffer.touch();
+            assert!(buffer.iter().all(|&x| x == 1.5));
+        }
+    }
+
+    #[test]
+    fn an_impossible_size_is_an_error() {
+        for len in [usize::MAX, usize::MAX / 4, isize::MAX as usize / 4 - 1, 1 << 58] {
+            let error = Buffer::<f32>::zeroed(len, "test")
+                .err()
+                .expect("no machine has this much");
+            assert!(
+                matches!(error, BackendError::OutOfMemory { what: "test", .. }),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_thread_can_be_pinned_to_an_allowed_cpu() {
+        let Some(&cpu) = allowed_cpus().last() else {
+            return;
+        };
+        std::thread::spawn(move || {
+            assert!(pin_to(cpu));
+            assert_eq!(allowed_cpus(), [cpu]);
+        })
+        .join()
+        .expect("the pinned thread ends");
+        assert!(!pin_to(usize::MAX));
+    }
+}

@@ -1,0 +1,314 @@
+//! Compute for Arbora: one [`Backend`] trait, a plain reference implementation and the CPU kernels.
+//!
+//! This is the only crate with `unsafe`. It knows tensors, weights and KV pages; it never sees a sequence, a
+//! request or a scheduler.
+//!
+//! Two contracts bind every backend:
+//!
+//! * **Row independence (C1).** A row's result depends on that row's inputs only, bit for bit: not on how
+//!   many rows are in the call, their order, the number of threads or the tile that served it.
+//! * **Attention folds absolute blocks (C2).** Keys are consumed in blocks of [`ATTENTION_BLOCK`] tokens that
+//!   start at multiples of it. Each block is reduced from a fresh state and merged into the row's running
+//!   result in ascending order. Keys at or beyond a row's limit are never multiplied.
+
+#![expect(
+    unsafe_code,
+    reason = "this is the workspace's one crate for SIMD and system calls"
+)]
+
+pub mod cpu;
+pub mod host;
+pub mod quant;
+pub mod reference;
+
+use quant::Format;
+
+/// Tokens per attention block (C2). One constant, independent of the page size; every page size divides it or
+/// is a multiple of it.
+pub const ATTENTION_BLOCK: usize = 64;
+
+/// A weight matrix as the model file stores it: row-major, one row per output.
+#[derive(Clone, Copy, Debug)]
+pub struct MatrixSource<'a> {
+    /// Element or block format of `bytes`.
+    pub format: Format,
+    /// Outputs (rows in the file).
+    pub n_out: usize,
+    /// Inputs (columns in the file), a multiple of the format's block length.
+    pub n_in: usize,
+    /// Exactly `n_out` rows of `format.row_bytes(n_in)` bytes.
+    pub bytes: &'a [u8],
+}
+
+/// Shape of the paged keys and values of all layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Decoder layers.
+    pub n_layers: usize,
+    /// Key/value heads per layer.
+    pub n_kv_heads: usize,
+    /// Elements per head, even.
+    pub head_dim: usize,
+    /// Tokens per page: 16, 32 or 64.
+    pub page_size: usize,
+    /// Pages in the pool.
+    pub n_pages: usize,
+}
+
+impl KvShape {
+    /// Bytes of one page over all layers, keys and values, two bytes an element.
+    pub fn page_bytes(&self) -> usize {
+        self.n_layers * self.n_kv_heads * self.head_dim * self.page_size * 2 * 2
+    }
+}
+
+/// How rotary embeddings pair the elements of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// Elements `2i` and `2i + 1` (GGUF's llama layout).
+    Interleaved,
+    /// Elements `i` and `i + rope_dim / 2` (GPT-NeoX, Hugging Face checkpoints).
+    Halves,
+}
+
+/// Cosines and sines for every position, made once per model.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    /// Pairing of elements.
+    pub style: RopeStyle,
+    /// Rotated elements per head, even, at most `head_dim`; the rest of a head is left as it is.
+    pub rope_dim: usize,
+    /// `[n_positions][rope_dim / 2][2]`: cosine, sine.
+    pub cos_sin: Vec<f32>,
+}
+
+/// The heads packed in one row of a fused qkv tensor: `n_heads` queries, then `n_kv_heads` keys, then as many
+/// values, each of `head_dim` elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadLayout {
+    /// Query heads, a multiple of `n_kv_heads`.
+    pub n_heads: usize,
+    /// Key/value heads.
+    pub n_kv_heads: usize,
+    /// Elements per head.
+    pub head_dim: usize,
+}
+
+impl HeadLayout {
+    /// Elements in one fused qkv row.
+    pub fn qkv_width(&self) -> usize {
+        (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+    }
+}
+
+/// The consecutive query rows of one sequence in a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SequenceRows {
+    /// Index of the sequence's first row in the batch's tensors.
+    pub first_row: usize,
+    /// Number of rows, at least one.
+    pub n_rows: usize,
+    /// Position of the first row. Row `i` sees the `first_position + i + 1` oldest tokens: its KV limit.
+    pub first_position: usize,
+    /// Where the sequence's page table starts in [`AttentionRows::page_tables`].
+    pub first_page: usize,
+    /// Pages in its table: `n_pages * page_size >= first_position + n_rows`.
+    pub n_pages: usize,
+}
+
+/// All rows of a batch and the pages they see. Sequences whose tables start with the same page ids share that
+/// prefix, and a backend may then load it once for all of them.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionRows<'a> {
+    /// In order of `first_row`, without gaps.
+    pub sequences: &'a [SequenceRows],
+    /// Page tables of all sequences, one after the other.
+    pub page_tables: &'a [u32],
+}
+
+/// Inputs of [`Backend::rope_store`] besides the tensors.
+#[derive(Clone, Copy, Debug)]
+pub struct RopeStore<'a, T> {
+    /// How a qkv row is packed.
+    pub heads: HeadLayout,
+    /// Layer whose keys and values are written.
+    pub layer: usize,
+    /// Position of each row.
+    pub positions: &'a [u32],
+    /// KV slot of each row: `page * page_size + offset`.
+    pub slots: &'a [u32],
+    /// RMSNorm over each query head and each key head before rotation (Qwen3), as `(query, key, eps)`.
+    pub qk_norm: Option<(&'a T, &'a T, f32)>,
+}
+
+/// How one row of logits becomes a token. Plain numbers: which request it belongs to is not the backend's
+/// business.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SampleRow {
+    /// 0 means greedy: the largest logit, the smallest token id among equals.
+    pub temperature: f32,
+    /// Keep the `top_k` largest logits; 0 keeps all.
+    pub top_k: u32,
+    /// Keep the smallest set of tokens whose probability reaches `top_p`; 1.0 keeps all.
+    pub top_p: f32,
+    /// Drop tokens less likely than `min_p` times the likeliest; 0.0 drops none.
+    pub min_p: f32,
+    /// Random bits for this row, keyed by (seed, choice, absolute position) by the caller, so that a draw
+    /// does not depend on the batch.
+    pub noise: u64,
+}
+
+/// What can go wrong while a backend is being filled. Steps themselves do not fail: a broken shape is a bug
+/// and panics with the numbers.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The device refused an allocation.
+    #[error("out of memory: {what} needs {bytes} bytes")]
+    OutOfMemory {
+        /// What was being allocated.
+        what: &'static str,
+        /// Its size.
+        bytes: usize,
+    },
+    /// A weight matrix that the backend cannot use.
+    #[error("weight matrix of {n_out} x {n_in} in {format:?}: {reason}")]
+    BadMatrix {
+        /// Format in the file.
+        format: Format,
+        /// Outputs.
+        n_out: usize,
+        /// Inputs.
+        n_in: usize,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// An instruction set that this machine lacks was asked for.
+    #[error("this machine has no {isa}")]
+    UnavailableIsa {
+        /// Its name.
+        isa: &'static str,
+    },
+    /// The threads could not be started.
+    #[error("cannot start {n_threads} threads")]
+    Threads {
+        /// How many were asked for.
+        n_threads: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A KV shape outside the backend's limits.
+    #[error("KV pool {shape:?}: {reason}")]
+    BadKvShape {
+        /// The shape asked for.
+        shape: KvShape,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+/// The verbs of a decoder. Tensors are contiguous `[rows, width]`; outputs are allocated before the first
+/// step and every op sets the number of rows of its output. `x[r]` is row `r`.
+pub trait Backend: Send + Sized + 'static {
+    /// Activations: up to `capacity` rows of `width` elements (f32 on the CPU).
+    type Tensor: Send;
+    /// A weight matrix (or several stacked along their outputs) in the layout the kernels want, with its
+    /// optional bias.
+    type Linear: Send;
+    /// Paged keys and values of all layers, bf16.
+    type Kv: Send;
+    /// The work of one step's attention, built once and used by every layer.
+    type AttentionPlan: Send + Default;
+
+    /// An empty tensor for up to `capacity` rows of `width` elements.
+    fn tensor(&mut self, capacity: usize, width: usize) -> Result<Self::Tensor, BackendError>;
+
+    /// A one-row tensor holding `values` (norm weights).
+    fn upload(&mut self, values: &[f32]) -> Result<Self::Tensor, BackendError>;
+
+    /// Copies the rows of `tensor` to `out`, row after row: `out.len() == rows * width`.
+    fn download(&mut self, tensor: &Self::Tensor, out: &mut [f32]);
+
+    /// Repacks `parts`, stacked along their outputs (fused qkv, gate over up), with `bias[n_out]` added to
+    /// the product. Parts share `n_in` and may differ in format.
+    fn linear(
+        &mut self,
+        parts: &[MatrixSource<'_>],
+        bias: Option<&[f32]>,
+    ) -> Result<Self::Linear, BackendError>;
+
+    /// A pool of `shape.n_pages` pages, all memory touched so that it is really there.
+    fn kv(&mut self, shape: KvShape) -> Result<Self::Kv, BackendError>;
+
+    /// `out[r] = table[ids[r]]`: rows of the embedding (possibly the tied head), dequantized to f32. Exact.
+    fn embed(&mut self, table: &Self::Linear, ids: &[u32], out: &mut Self::Tensor);
+
+    /// `out[r][i] = x[r][i] * weight[i] / sqrt(mean_i(x[r][i]^2) + eps)`. `weight` has one row.
+    fn rms_norm(&mut self, x: &Self::Tensor, weight: &Self::Tensor, eps: f32, out: &mut Self::Tensor);
+
+    /// `residual[r] += delta[r]`, then `out[r] = rms_norm(residual[r])`.
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut Self::Tensor,
+        delta: &Self::Tensor,
+        weight: &Self::Tensor,
+        eps: f32,
+        out: &mut Self::Tensor,
+    );
+
+    /// `out[r][o] = bias[o] + sum_i x[r][i] * w[o][i]`, the sum over `i` in one fixed order (C1).
+    /// Block-quantized formats multiply with activations quantized to int8 per row and block of 32; F32, F16
+    /// and BF16 multiply in f32.
+    fn matmul(&mut self, w: &Self::Linear, x: &Self::Tensor, out: &mut Self::Tensor);
+
+    /// Rotates queries and keys of `qkv` in place (after the optional per-head RMSNorm) and writes keys and
+    /// values to `kv` rounded to bf16 (nearest even):
+    /// `(a, b) -> (a cos - b sin, b cos + a sin)` for each pair of the table's style.
+    fn rope_store(
+        &mut self,
+        qkv: &mut Self::Tensor,
+        rope: &RopeTable,
+        store: &RopeStore<'_, Self::Tensor>,
+        kv: &mut Self::Kv,
+    );
+
+    /// Prepares `plan` for `rows`: who shares which pages, how the work is cut. Costs no heap once warm.
+    fn plan_attention(
+        &mut self,
+        kv: &Self::Kv,
+        heads: HeadLayout,
+        rows: AttentionRows<'_>,
+        plan: &mut Self::AttentionPlan,
+    );
+
+    /// For every query head `h` of row `r`, over the tokens `t` below the row's limit:
+    /// `out[r][h] = sum_t softmax_t(q[r][h] . k[t][g] / sqrt(head_dim)) v[t][g]`,
+    /// `g = h / (n_heads / n_kv_heads)`, as a left fold over absolute blocks (C2). `qkv` rows are packed
+    /// as in [`HeadLayout`]; `out` is `[rows, n_heads * head_dim]`.
+    fn attention(
+        &mut self,
+        qkv: &Self::Tensor,
+        kv: &Self::Kv,
+        layer: usize,
+        plan: &Self::AttentionPlan,
+        out: &mut Self::Tensor,
+    );
+
+    /// `out[r][i] = silu(x[r][i]) * x[r][n + i]`, `silu(a) = a / (1 + exp(-a))`; `x` is `[rows, 2n]`
+    /// (gate, up).
+    fn silu_mul(&mut self, x: &Self::Tensor, out: &mut Self::Tensor);
+
+    /// `out[i] = x[rows[i]]`.
+    fn gather(&mut self, x: &Self::Tensor, rows: &[u32], out: &mut Self::Tensor);
+
+    /// One token per row of `logits`, `None` where a row has no finite logit. Order: temperature, top-k,
+    /// top-p, min-p, then the inverse of the cumulative distribution (likeliest first, then token id) at
+    /// `noise / 2^64`.
+    fn sample(&mut self, logits: &Self::Tensor, rows: &[SampleRow], out: &mut Vec<Option<u32>>);
+
+    /// Copies page `from` to page `to` in every layer, keys and values.
+    fn copy_page(&mut self, kv: &mut Self::Kv, from: u32, to: u32);
+
+    /// Fills a page with NaN in every layer, so that a read of a page nobody owns shows up. For tests and
+    /// debug builds.
+    fn poison_page(&mut self, kv: &mut Self::Kv, page: u32);
+}

@@ -1,0 +1,419 @@
+//! What every op means, in plain loops over f64: the specification the fast backends are compared with.
+//!
+//! Nothing here is fast, blocked or shared between ops on purpose. Keys and values are rounded to bf16, and
+//! the activations of block-quantized layers to int8, because the trait says so; everything else is rounded
+//! to f32 once, where a result is stored.
+//!
+//! ```text
+//! keys, values: [layer][page][kv head][token of the page][element]
+//! ```
+
+use crate::cpu::CpuTensor;
+use crate::quant::{BLOCK, bf16_from_f32, dequantize_row, f32_from_bf16};
+use crate::{
+    AttentionRows, Backend, BackendError, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle, RopeTable,
+    SampleRow,
+};
+
+/// The executable specification of [`Backend`].
+#[derive(Debug, Default)]
+pub struct ReferenceBackend;
+
+impl ReferenceBackend {
+    /// There is nothing to set up.
+    pub fn new() -> Self {
+        ReferenceBackend
+    }
+}
+
+/// Dequantized weights, one row per output.
+pub struct ReferenceLinear {
+    weights: Vec<f32>,
+    /// Of each output: whether its activations are quantized.
+    quantized: Vec<bool>,
+    bias: Vec<f32>,
+    n_in: usize,
+}
+
+impl ReferenceLinear {
+    fn row(&self, output: usize) -> &[f32] {
+        &self.weights[output * self.n_in..][..self.n_in]
+    }
+}
+
+/// Keys and values as f32 that bf16 holds exactly.
+pub struct ReferenceKv {
+    shape: KvShape,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl ReferenceKv {
+    /// Where the elements of one token of one head start.
+    fn token(&self, layer: usize, kv_head: usize, page: u32, offset: usize) -> usize {
+        let shape = &self.shape;
+        let page = page as usize;
+        assert!(
+            layer < shape.n_layers && page < shape.n_pages && offset < shape.page_size,
+            "layer {layer}, page {page}, token {offset} of {shape:?}"
+        );
+        let head = (layer * shape.n_pages + page) * shape.n_kv_heads + kv_head;
+        (head * shape.page_size + offset) * shape.head_dim
+    }
+
+    /// The elements of one page of one layer.
+    fn page(&self, layer: usize, page: u32) -> std::ops::Range<usize> {
+        let start = self.token(layer, 0, page, 0);
+        start..start + self.shape.n_kv_heads * self.shape.page_size * self.shape.head_dim
+    }
+}
+
+/// The page table and KV limit of every row.
+#[derive(Default)]
+pub struct ReferencePlan {
+    rows: Vec<(Vec<u32>, usize)>,
+    heads: Option<HeadLayout>,
+}
+
+/// Activations as a block-quantized layer sees them: per block of 32, int8 times a scale.
+fn through_int8(x: &[f32]) -> Vec<f64> {
+    let mut rounded = Vec::with_capacity(x.len());
+    for block in x.chunks(BLOCK) {
+        let largest = block.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let scale = f64::from(largest / 127.0);
+        rounded.extend(
+            block
+                .iter()
+                .map(|x| f64::from((x * inverse).round_ties_even()) * scale),
+        );
+    }
+    rounded
+}
+
+fn normalized(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / x.len() as f64;
+    let factor = 1.0 / (mean + f64::from(eps)).sqrt();
+    let scaled = |(&x, &weight): (&f32, &f32)| (f64::from(x) * factor * f64::from(weight)) as f32;
+    x.iter().zip(weight).map(scaled).collect()
+}
+
+fn rotate(head: &mut [f32], rope: &RopeTable, position: usize) {
+    let n_pairs = rope.rope_dim / 2;
+    for pair in 0..n_pairs {
+        let (first, second) = match rope.style {
+            RopeStyle::Interleaved => (2 * pair, 2 * pair + 1),
+            RopeStyle::Halves => (pair, pair + n_pairs),
+        };
+        let at = (position * n_pairs + pair) * 2;
+        let (cos, sin) = (f64::from(rope.cos_sin[at]), f64::from(rope.cos_sin[at + 1]));
+        let (a, b) = (f64::from(head[first]), f64::from(head[second]));
+        head[first] = (a * cos - b * sin) as f32;
+        head[second] = (b * cos + a * sin) as f32;
+    }
+}
+
+/// The token of one row of logits.
+fn sampled(logits: &[f32], row: &SampleRow) -> Option<u32> {
+    let mut tokens: Vec<(f64, u32)> = (0..)
+        .zip(logits)
+        .filter(|(_, logit)| logit.is_finite())
+        .map(|(id, &logit)| (f64::from(logit), id))
+        .collect();
+    // Not the total order, in which the two zeros differ.
+    let likelier = |a: f64, b: f64| b.partial_cmp(&a).expect("finite logits compare");
+    tokens.sort_by(|a, b| likelier(a.0, b.0).then(a.1.cmp(&b.1)));
+    let &(largest, likeliest) = tokens.first()?;
+    if row.temperature == 0.0 {
+        return Some(likeliest);
+    }
+    let weight = |logit: f64| ((logit - largest) / f64::from(row.temperature)).exp();
+    if row.top_k > 0 {
+        tokens.truncate(row.top_k as usize);
+    }
+    let total: f64 = tokens.iter().map(|token| weight(token.0)).sum();
+    let mut before = 0.0;
+    // A token stays while those before it have not reached top_p; the likeliest always does.
+    let n_kept = tokens.iter().position(|token| {
+        let reached = before > 0.0 && before >= f64::from(row.top_p) * total;
+        before += weight(token.0);
+        reached
+    });
+    tokens.truncate(n_kept.unwrap_or(tokens.len()));
+    tokens.retain(|token| token.1 == likeliest || weight(token.0) >= f64::from(row.min_p));
+    let total: f64 = tokens.iter().map(|token| weight(token.0)).sum();
+    let goal = row.noise as f64 / 2f64.powi(64) * total;
+    let mut sum = 0.0;
+    let drawn = tokens.iter().find(|token| {
+        sum += weight(token.0);
+        sum > goal
+    });
+    // Rounding can leave the sum at the goal; the last token is then the one meant.
+    drawn.or(tokens.last()).map(|token| token.1)
+}
+
+impl Backend for ReferenceBackend {
+    type Tensor = CpuTensor;
+    type Linear = ReferenceLinear;
+    type Kv = ReferenceKv;
+    type AttentionPlan = ReferencePlan;
+
+    fn tensor(&mut self, capacity: usize, width: usize) -> Result<CpuTensor, BackendError> {
+        CpuTensor::new(capacity, width)
+    }
+
+    fn upload(&mut self, values: &[f32]) -> Result<CpuTensor, BackendError> {
+        let mut tensor = CpuTensor::new(1, values.len())?;
+        tensor.output(1, values.len()).copy_from_slice(values);
+        Ok(tensor)
+    }
+
+    fn download(&mut self, tensor: &CpuTensor, out: &mut [f32]) {
+        out.copy_from_slice(tensor.values());
+    }
+
+    fn linear(
+        &mut self,
+        parts: &[MatrixSource<'_>],
+        bias: Option<&[f32]>,
+    ) -> Result<ReferenceLinear, BackendError> {
+        let n_in = parts[0].n_in;
+        let mut linear = ReferenceLinear {
+            weights: Vec::new(),
+            quantized: Vec::new(),
+            bias: Vec::new(),
+            n_in,
+        };
+        for source in parts {
+            let (format, n_out) = (source.format, source.n_out);
+            let bad = |reason| BackendError::BadMatrix {
+                format,
+                n_out,
+                n_in: source.n_in,
+                reason,
+            };
+            let row_bytes = format
+                .row_bytes(n_in)
+                .ok_or(bad("a row is not a whole number of blocks"))?;
+            if source.n_in != n_in || n_in == 0 || n_out == 0 || source.bytes.len() != n_out * row_bytes {
+                return Err(bad("its bytes or inputs are not those of its shape"));
+            }
+            for row in source.bytes.chunks_exact(row_bytes) {
+                let start = linear.weights.len();
+                linear.weights.resize(start + n_in, 0.0);
+                dequantize_row(format, row, &mut linear.weights[start..]);
+                linear.quantized.push(format.is_quantized());
+            }
+        }
+        let n_out = linear.quantized.len();
+        linear.bias = bias.map_or(vec![0.0; n_out], <[f32]>::to_vec);
+        assert_eq!(linear.bias.len(), n_out, "one bias an output");
+        Ok(linear)
+    }
+
+    fn kv(&mut self, shape: KvShape) -> Result<ReferenceKv, BackendError> {
+        let n = shape.n_layers * shape.n_pages * shape.n_kv_heads * shape.page_size * shape.head_dim;
+        Ok(ReferenceKv {
+            shape,
+            keys: vec![0.0; n],
+            values: vec![0.0; n],
+        })
+    }
+
+    fn embed(&mut self, table: &ReferenceLinear, ids: &[u32], out: &mut CpuTensor) {
+        let rows = out.output(ids.len(), table.n_in).chunks_exact_mut(table.n_in);
+        for (&id, row) in ids.iter().zip(rows) {
+            row.copy_from_slice(table.row(id as usize));
+        }
+    }
+
+    fn rms_norm(&mut self, x: &CpuTensor, weight: &CpuTensor, eps: f32, out: &mut CpuTensor) {
+        let width = x.width();
+        let rows = out.output(x.n_rows(), width).chunks_exact_mut(width);
+        for (row, out) in rows.enumerate() {
+            out.copy_from_slice(&normalized(x.row(row), weight.vector(width), eps));
+        }
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut CpuTensor,
+        delta: &CpuTensor,
+        weight: &CpuTensor,
+        eps: f32,
+        out: &mut CpuTensor,
+    ) {
+        assert_eq!(
+            residual.values().len(),
+            delta.values().len(),
+            "shapes of the addends"
+        );
+        for (residual, delta) in residual.values_mut().iter_mut().zip(delta.values()) {
+            *residual += delta;
+        }
+        self.rms_norm(residual, weight, eps, out);
+    }
+
+    fn matmul(&mut self, w: &ReferenceLinear, x: &CpuTensor, out: &mut CpuTensor) {
+        assert_eq!(x.width(), w.n_in, "width of the input of a linear layer");
+        let n_out = w.quantized.len();
+        let rows = out.output(x.n_rows(), n_out).chunks_exact_mut(n_out);
+        for (row, out) in rows.enumerate() {
+            let plain: Vec<f64> = x.row(row).iter().map(|&x| f64::from(x)).collect();
+            let rounded = through_int8(x.row(row));
+            for (output, out) in out.iter_mut().enumerate() {
+                let x = if w.quantized[output] { &rounded } else { &plain };
+                let products = x.iter().zip(w.row(output)).map(|(x, &w)| x * f64::from(w));
+                *out = (products.sum::<f64>() + f64::from(w.bias[output])) as f32;
+            }
+        }
+    }
+
+    fn rope_store(
+        &mut self,
+        qkv: &mut CpuTensor,
+        rope: &RopeTable,
+        store: &RopeStore<'_, CpuTensor>,
+        kv: &mut ReferenceKv,
+    ) {
+        let HeadLayout {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+        } = store.heads;
+        let width = store.heads.qkv_width();
+        assert_eq!(qkv.width(), width, "width of a qkv row");
+        for (row, qkv) in qkv.values_mut().chunks_exact_mut(width).enumerate() {
+            let (page_size, slot) = (kv.shape.page_size, store.slots[row] as usize);
+            for (head_idx, head) in qkv.chunks_exact_mut(head_dim).enumerate() {
+                if head_idx < n_heads + n_kv_heads {
+                    if let Some((query, key, eps)) = store.qk_norm {
+                        let weight = if head_idx < n_heads { query } else { key };
+                        head.copy_from_slice(&normalized(head, weight.vector(head_dim), eps));
+                    }
+                    rotate(head, rope, store.positions[row] as usize);
+                }
+                if head_idx >= n_heads {
+                    let kv_head = (head_idx - n_heads) % n_kv_heads;
+                    let page = (slot / page_size) as u32;
+                    let at = kv.token(store.layer, kv_head, page, slot % page_size);
+                    let is_key = head_idx < n_heads + n_kv_heads;
+                    let target = if is_key { &mut kv.keys } else { &mut kv.values };
+                    for (target, &value) in target[at..].iter_mut().zip(&*head) {
+                        *target = f32_from_bf16(bf16_from_f32(value));
+                    }
+                }
+            }
+        }
+    }
+
+    fn plan_attention(
+        &mut self,
+        kv: &ReferenceKv,
+        heads: HeadLayout,
+        rows: AttentionRows<'_>,
+        plan: &mut ReferencePlan,
+    ) {
+        plan.heads = Some(heads);
+        plan.rows.clear();
+        for sequence in rows.sequences {
+            assert_eq!(sequence.first_row, plan.rows.len(), "rows without gaps");
+            let pages = &rows.page_tables[sequence.first_page..][..sequence.n_pages];
+            for row in 0..sequence.n_rows {
+                let limit = sequence.first_position + row + 1;
+                assert!(limit <= pages.len() * kv.shape.page_size, "pages up to the limit");
+                plan.rows.push((pages.to_vec(), limit));
+            }
+        }
+    }
+
+    fn attention(
+        &mut self,
+        qkv: &CpuTensor,
+        kv: &ReferenceKv,
+        layer: usize,
+        plan: &ReferencePlan,
+        out: &mut CpuTensor,
+    ) {
+        let heads = plan.heads.expect("the plan was made");
+        let (n_heads, head_dim) = (heads.n_heads, heads.head_dim);
+        let group = n_heads / heads.n_kv_heads;
+        let scale = 1.0 / (head_dim as f64).sqrt();
+        let width = n_heads * head_dim;
+        let out = out.output(plan.rows.len(), width);
+        for (row, (pages, limit)) in plan.rows.iter().enumerate() {
+            for head in 0..n_heads {
+                let query = &qkv.row(row)[head * head_dim..][..head_dim];
+                let page_size = kv.shape.page_size;
+                let starts: Vec<usize> = (0..*limit)
+                    .map(|t| kv.token(layer, head / group, pages[t / page_size], t % page_size))
+                    .collect();
+                let dot = |&start: &usize| {
+                    let products = query.iter().zip(&kv.keys[start..]);
+                    products.map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * scale
+                };
+                let scores: Vec<f64> = starts.iter().map(dot).collect();
+                let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for i in 0..head_dim {
+                    let terms = starts.iter().zip(&weights);
+                    let sum: f64 = terms.map(|(start, w)| w * f64::from(kv.values[start + i])).sum();
+                    out[row * width + head * head_dim + i] = (sum / total) as f32;
+                }
+            }
+        }
+    }
+
+    fn silu_mul(&mut self, x: &CpuTensor, out: &mut CpuTensor) {
+        let n = x.width() / 2;
+        let rows = out.output(x.n_rows(), n).chunks_exact_mut(n);
+        for (row, out) in rows.enumerate() {
+            let (gate, up) = x.row(row).split_at(n);
+            for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+                let gate = f64::from(gate);
+                *out = (gate / (1.0 + (-gate).exp()) * f64::from(up)) as f32;
+            }
+        }
+    }
+
+    fn gather(&mut self, x: &CpuTensor, rows: &[u32], out: &mut CpuTensor) {
+        let width = x.width();
+        for (&row, out) in rows
+            .iter()
+            .zip(out.output(rows.len(), width).chunks_exact_mut(width))
+        {
+            out.copy_from_slice(x.row(row as usize));
+        }
+    }
+
+    fn sample(&mut self, logits: &CpuTensor, rows: &[SampleRow], out: &mut Vec<Option<u32>>) {
+        assert_eq!(
+            logits.n_rows(),
+            rows.len(),
+            "one way to sample for each row of logits"
+        );
+        out.clear();
+        out.extend(
+            rows.iter()
+                .enumerate()
+                .map(|(i, row)| sampled(logits.row(i), row)),
+        );
+    }
+
+    fn copy_page(&mut self, kv: &mut ReferenceKv, from: u32, to: u32) {
+        for layer in 0..kv.shape.n_layers {
+            let (from, to) = (kv.page(layer, from), kv.page(layer, to).start);
+            kv.keys.copy_within(from.clone(), to);
+            kv.values.copy_within(from, to);
+        }
+    }
+
+    fn poison_page(&mut self, kv: &mut ReferenceKv, page: u32) {
+        for layer in 0..kv.shape.n_layers {
+            let page = kv.page(layer, page);
+            kv.keys[page.clone()].fill(f32::NAN);
+            kv.values[page].fill(f32::NAN);
+        }
+    }
+}

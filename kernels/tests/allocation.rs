@@ -1,0 +1,218 @@
+//! A forward pass of ops costs no heap once it has run (C6).
+
+#![expect(unsafe_code, reason = "an allocator that counts is one")]
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arbora_kernels::cpu::{AttentionPlan, CpuBackend, CpuConfig, CpuTensor, Isa, Pinning};
+use arbora_kernels::quant::Format;
+use arbora_kernels::{
+    AttentionRows, Backend, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle, RopeTable, SampleRow,
+    SequenceRows,
+};
+use support::{Random, random_matrix, random_rows};
+
+static N_ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        N_ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's obligations are the callee's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
+        // SAFETY: the caller's obligations are the callee's.
+        unsafe { System.dealloc(start, layout) }
+    }
+
+    unsafe fn realloc(&self, start: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        N_ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's obligations are the callee's.
+        unsafe { System.realloc(start, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const HEADS: HeadLayout = HeadLayout {
+    n_heads: 4,
+    n_kv_heads: 2,
+    head_dim: 16,
+};
+const N_VOCAB: usize = 300;
+const N_ROWS: usize = 35;
+/// Two prompts that share their first page, and a single row.
+const SEQUENCES: [SequenceRows; 3] = [
+    SequenceRows {
+        first_row: 0,
+        n_rows: 20,
+        first_position: 0,
+        first_page: 0,
+        n_pages: 2,
+    },
+    SequenceRows {
+        first_row: 20,
+        n_rows: 14,
+        first_position: 16,
+        first_page: 2,
+        n_pages: 2,
+    },
+    SequenceRows {
+        first_row: 34,
+        n_rows: 1,
+        first_position: 5,
+        first_page: 4,
+        n_pages: 1,
+    },
+];
+const PAGE_TABLES: [u32; 5] = [0, 1, 0, 2, 3];
+
+/// One layer, once through.
+struct Step {
+    backend: CpuBackend,
+    embedding: <CpuBackend as Backend>::Linear,
+    qkv: <CpuBackend as Backend>::Linear,
+    gate_up: <CpuBackend as Backend>::Linear,
+    kv: <CpuBackend as Backend>::Kv,
+    norm: CpuTensor,
+    rope: RopeTable,
+    plan: AttentionPlan,
+    x: CpuTensor,
+    h: CpuTensor,
+    normed: CpuTensor,
+    packed: CpuTensor,
+    gated: CpuTensor,
+    logits: CpuTensor,
+    samples: Vec<SampleRow>,
+    tokens: Vec<Option<u32>>,
+}
+
+impl Step {
+    fn new(isa: Isa, n_threads: usize, random: &mut Random) -> Step {
+        let mut backend = CpuBackend::new(CpuConfig {
+            n_threads,
+            isa: Some(isa),
+            pinning: Pinning::Free,
+        })
+        .expect("an available instruction set");
+        let mut linear = |backend: &mut CpuBackend, format, n_out| {
+            let bytes = random_matrix(format, n_out, 64, random);
+            let source = MatrixSource {
+                format,
+                n_out,
+                n_in: 64,
+                bytes: &bytes,
+            };
+            backend.linear(&[source], None).expect("a good matrix")
+        };
+        let embedding = linear(&mut backend, Format::Q8_0, N_VOCAB);
+        let qkv = linear(&mut backend, Format::Q4_1, HEADS.qkv_width());
+        let gate_up = linear(&mut backend, Format::Bf16, 128);
+        let kv = KvShape {
+            n_layers: 1,
+            n_kv_heads: HEADS.n_kv_heads,
+            head_dim: HEADS.head_dim,
+            page_size: 16,
+            n_pages: 4,
+        };
+        let tensor = |backend: &mut CpuBackend, width| backend.tensor(N_ROWS, width).expect("small");
+        Step {
+            embedding,
+            qkv,
+            gate_up,
+            kv: backend.kv(kv).expect("a small pool"),
+            norm: backend.upload(&random_rows(1, 64, random)).expect("small"),
+            rope: RopeTable {
+                style: RopeStyle::Halves,
+                rope_dim: 16,
+                cos_sin: random_rows(1, 32 * 16, random),
+            },
+            plan: AttentionPlan::default(),
+            x: tensor(&mut backend, 64),
+            h: tensor(&mut backend, 64),
+            normed: tensor(&mut backend, 64),
+            packed: tensor(&mut backend, HEADS.qkv_width()),
+            gated: tensor(&mut backend, 128),
+            logits: tensor(&mut backend, N_VOCAB),
+            samples: samples(),
+            tokens: Vec::with_capacity(N_ROWS),
+            backend,
+        }
+    }
+
+    fn run(&mut self, ids: &[u32], positions: &[u32], slots: &[u32]) {
+        let b = &mut self.backend;
+        let rows = AttentionRows {
+            sequences: &SEQUENCES,
+            page_tables: &PAGE_TABLES,
+        };
+        b.plan_attention(&self.kv, HEADS, rows, &mut self.plan);
+        b.embed(&self.embedding, ids, &mut self.x);
+        b.rms_norm(&self.x, &self.norm, 1e-5, &mut self.h);
+        b.matmul(&self.qkv, &self.h, &mut self.packed);
+        let store = RopeStore {
+            heads: HEADS,
+            layer: 0,
+            positions,
+            slots,
+            qk_norm: None,
+        };
+        b.rope_store(&mut self.packed, &self.rope, &store, &mut self.kv);
+        b.attention(&self.packed, &self.kv, 0, &self.plan, &mut self.h);
+        b.matmul(&self.gate_up, &self.h, &mut self.gated);
+        b.silu_mul(&self.gated, &mut self.h);
+        b.add_rms_norm(&mut self.x, &self.h, &self.norm, 1e-5, &mut self.normed);
+        b.gather(&self.x, ids, &mut self.h);
+        b.matmul(&self.embedding, &self.h, &mut self.logits);
+        b.sample(&self.logits, &self.samples, &mut self.tokens);
+    }
+}
+
+/// Every way to sample, one after the other.
+fn samples() -> Vec<SampleRow> {
+    (0..N_ROWS)
+        .map(|row| SampleRow {
+            temperature: [0.0, 0.7, 1.5][row % 3],
+            top_k: [0, 5][row / 3 % 2],
+            top_p: [1.0, 0.8][row / 6 % 2],
+            min_p: [0.0, 0.05][row / 12 % 2],
+            noise: row as u64 * 0x0101_0101_0101_0101,
+        })
+        .collect()
+}
+
+#[test]
+fn a_warm_step_allocates_nothing() {
+    let mut random = Random(9);
+    // Tokens of the embedding, and rows to gather.
+    let ids: Vec<u32> = (0..N_ROWS).map(|_| random.below(N_ROWS) as u32).collect();
+    let (mut positions, mut slots) = (Vec::new(), Vec::new());
+    for sequence in SEQUENCES {
+        for i in 0..sequence.n_rows {
+            let position = sequence.first_position + i;
+            positions.push(position as u32);
+            slots.push(PAGE_TABLES[sequence.first_page + position / 16] * 16 + position as u32 % 16);
+        }
+    }
+    for isa in Isa::available() {
+        for n_threads in [1, 3] {
+            let mut step = Step::new(isa, n_threads, &mut random);
+            step.run(&ids, &positions, &slots);
+            let warm = N_ALLOCATIONS.load(Ordering::Relaxed);
+            for _ in 0..3 {
+                step.run(&ids, &positions, &slots);
+            }
+            let n = N_ALLOCATIONS.load(Ordering::Relaxed) - warm;
+            assert_eq!(n, 0, "{} with {n_threads} threads", isa.name());
+            assert!(step.tokens.iter().all(Option::is_some));
+        }
+    }
+}

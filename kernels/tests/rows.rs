@@ -1,0 +1,182 @@
+//! Ops that treat every row by itself give a row the same bits alone and in any batch, with any number of
+//! threads and on every instruction set.
+
+#[expect(dead_code, reason = "these tests need random rows only")]
+mod support;
+
+use arbora_kernels::cpu::{CpuBackend, CpuConfig, CpuKv, CpuTensor, Isa, Pinning};
+use arbora_kernels::{Backend, HeadLayout, KvShape, RopeStore, RopeStyle, RopeTable, SampleRow};
+use support::{Random, random_rows};
+
+fn backend(isa: Isa, n_threads: usize) -> CpuBackend {
+    CpuBackend::new(CpuConfig {
+        n_threads,
+        isa: Some(isa),
+        pinning: Pinning::Free,
+    })
+    .expect("the machine has the instruction set")
+}
+
+fn tensor(width: usize, rows: &[f32]) -> CpuTensor {
+    let n_rows = rows.len() / width;
+    let mut tensor = CpuTensor::new(n_rows, width).expect("small tensors fit");
+    tensor.output(n_rows, width).copy_from_slice(rows);
+    tensor
+}
+
+fn bits(tensor: &CpuTensor) -> Vec<Vec<u32>> {
+    let rows = tensor.values().chunks_exact(tensor.width());
+    rows.map(|row| row.iter().map(|value| value.to_bits()).collect())
+        .collect()
+}
+
+/// Runs `op` on each row alone on the plain backend, then on batches on all others. `op` gives one result a
+/// row.
+fn rows_agree<T: PartialEq + std::fmt::Debug>(
+    width: usize,
+    op: impl Fn(&mut CpuBackend, &CpuTensor, &[usize]) -> Vec<T>,
+) {
+    let seed = 40 + width as u64;
+    let mut random = Random(seed);
+    let rows = random_rows(70, width, &mut random);
+    let mut plain = backend(Isa::Scalar, 1);
+    let alone: Vec<T> = rows
+        .chunks_exact(width)
+        .enumerate()
+        .flat_map(|(row, values)| op(&mut plain, &tensor(width, values), &[row]))
+        .collect();
+    for isa in Isa::available() {
+        for n_threads in 1..=4 {
+            let mut backend = backend(isa, n_threads);
+            for (first, n_rows) in [(0, 70), (0, 1), (1, 2), (3, 40), (69, 1), (5, 33)] {
+                let batch = tensor(width, &rows[first * width..][..n_rows * width]);
+                let places: Vec<usize> = (first..first + n_rows).collect();
+                let together = op(&mut backend, &batch, &places);
+                assert_eq!(
+                    together,
+                    alone[first..first + n_rows],
+                    "rows from {first} of width {width}, {isa:?}, {n_threads} threads, seed {seed}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn norms_of_a_row_do_not_depend_on_the_batch() {
+    for width in [1, 31, 64, 576, 4099] {
+        let weight = tensor(width, &random_rows(1, width, &mut Random(9)));
+        rows_agree(width, |backend, x, _| {
+            let mut out = tensor(width, &vec![f32::NAN; x.values().len()]);
+            backend.rms_norm(x, &weight, 1e-5, &mut out);
+            bits(&out)
+        });
+        rows_agree(width, |backend, x, _| {
+            let mut residual = tensor(width, x.values());
+            let mut out = tensor(width, &vec![f32::NAN; x.values().len()]);
+            backend.add_rms_norm(&mut residual, x, &weight, 1e-5, &mut out);
+            bits(&out).into_iter().zip(bits(&residual)).collect::<Vec<_>>()
+        });
+    }
+}
+
+#[test]
+fn silu_of_a_row_does_not_depend_on_the_batch() {
+    for width in [2, 62, 3072, 40_000] {
+        rows_agree(width, |backend, x, _| {
+            let mut out = tensor(width / 2, &vec![f32::NAN; x.values().len() / 2]);
+            backend.silu_mul(x, &mut out);
+            bits(&out)
+        });
+    }
+}
+
+#[test]
+fn a_sampled_token_does_not_depend_on_the_batch() {
+    for n_vocab in [5, 300, 5003] {
+        rows_agree(n_vocab, |backend, logits, places| {
+            let row = |place: &usize| SampleRow {
+                temperature: [0.0, 0.7, 1.5][place % 3],
+                top_k: [0, 40, 0][place / 3 % 3],
+                top_p: [1.0, 0.9, 0.5][place / 9 % 3],
+                min_p: [0.0, 0.05][place % 2],
+                noise: (*place as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            };
+            let rows: Vec<SampleRow> = places.iter().map(row).collect();
+            let mut out = vec![None; 3];
+            backend.sample(logits, &rows, &mut out);
+            assert!(
+                out.iter()
+                    .all(|token| token.is_some_and(|token| (token as usize) < n_vocab))
+            );
+            out
+        });
+    }
+}
+
+struct Rotation {
+    heads: HeadLayout,
+    rope: RopeTable,
+    norms: Option<(CpuTensor, CpuTensor)>,
+}
+
+impl Rotation {
+    fn new(style: RopeStyle, rope_dim: usize, with_norms: bool) -> Rotation {
+        let heads = HeadLayout {
+            n_heads: 6,
+            n_kv_heads: 2,
+            head_dim: 20,
+        };
+        let mut random = Random(17);
+        let angles = random_rows(200, rope_dim / 2, &mut random);
+        let norm = |random: &mut Random| tensor(heads.head_dim, &random_rows(1, heads.head_dim, random));
+        Rotation {
+            heads,
+            rope: RopeTable {
+                style,
+                rope_dim,
+                cos_sin: angles
+                    .iter()
+                    .flat_map(|angle| [angle.cos(), angle.sin()])
+                    .collect(),
+            },
+            norms: with_norms.then(|| (norm(&mut random), norm(&mut random))),
+        }
+    }
+
+    fn store(&self, backend: &mut CpuBackend, x: &CpuTensor, places: &[usize], kv: &mut CpuKv) -> CpuTensor {
+        let mut qkv = tensor(x.width(), x.values());
+        let store = RopeStore {
+            heads: self.heads,
+            layer: 0,
+            positions: &places.iter().map(|place| 2 * *place as u32).collect::<Vec<_>>(),
+            slots: &places
+                .iter()
+                .map(|place| (*place * 37 % 96) as u32)
+                .collect::<Vec<_>>(),
+            qk_norm: self.norms.as_ref().map(|(query, key)| (query, key, 1e-6)),
+        };
+        backend.rope_store(&mut qkv, &self.rope, &store, kv);
+        qkv
+    }
+}
+
+#[test]
+fn rotation_of_a_row_does_not_depend_on_the_batch() {
+    for style in [RopeStyle::Halves, RopeStyle::Interleaved] {
+        for (rope_dim, with_norms) in [(20, false), (12, true), (20, true)] {
+            let rotation = Rotation::new(style, rope_dim, with_norms);
+            let shape = KvShape {
+                n_layers: 1,
+                n_kv_heads: 2,
+                head_dim: 20,
+                page_size: 32,
+                n_pages: 3,
+            };
+            rows_agree(rotation.heads.qkv_width(), |backend, x, places| {
+                let mut kv = backend.kv(shape).expect("a small pool fits");
+                bits(&rotation.store(backend, x, places, &mut kv))
+            });
+        }
+    }
+}
