@@ -1,0 +1,530 @@
+//! The engine: one thread, one loop, all state.
+//!
+//! ```text
+//! turn:  inbox -> queue          step:  end what is aborted or late
+//!        step, panics caught            plan      scheduler: rows, evictions, preemptions, admissions
+//!        metrics                        prepare   poison (debug), copy pages, build the batch
+//!                                       forward, sample
+//!                                       commit    push tokens, endings, checkpoint, events
+//! ```
+//!
+//! Without work it blocks on the inbox. A test drives [`Engine::turn`] itself, with a clock of its own: no
+//! decision reads the real time.
+//!
+//! A panic inside a step ends every running request with an error and keeps the weights: the tree and the
+//! page tables start afresh, requests that wait and hold nothing stay. Who panics too often gives up.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arbora_kernels::{Backend, BackendError, KvShape, SampleRow};
+use crossbeam::channel::{Receiver, TryRecvError, bounded};
+
+use crate::batch::{BatchEntry, ForwardBatch};
+use crate::cache::PrefixCache;
+pub use crate::config::{ConfigError, EngineConfig, SchedulePolicy};
+pub use crate::handle::EngineHandle;
+use crate::handle::{Message, RequestLimits, Shared};
+use crate::kv::KvPool;
+use crate::model::decoder::Decoder;
+use crate::request::{FinishReason, RequestError};
+use crate::sampler::sample_row;
+use crate::scheduler::{Plan, Scheduler};
+use crate::sequence::{Gone, SequenceSlot, Stage};
+use crate::token_bytes::TokenBytes;
+
+/// Inbox slots beyond the waiting requests: wake-ups.
+const N_WAKE_SLOTS: usize = 16;
+
+/// Panics are counted over this time.
+const REBUILD_WINDOW: Duration = Duration::from_secs(60);
+
+/// How often the rate at which the queue drains is measured.
+const DRAIN_WINDOW: Duration = Duration::from_secs(1);
+
+/// Why an engine could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Limits that contradict each other or the decoder.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The KV pool could not be had.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The engine's thread could not be started.
+    #[error("cannot start the engine thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Why an engine's thread returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineExit {
+    /// It was asked to drain, or nobody holds a handle any more.
+    Drained,
+    /// It panicked too often. Every request got its error.
+    Failed,
+}
+
+/// What a turn came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// There is more to do.
+    Busy,
+    /// There is nothing to do until somebody calls the handle.
+    Idle,
+    /// The engine is over; further turns change nothing.
+    Over(EngineExit),
+}
+
+/// Starts an engine on a thread of its own.
+pub fn spawn<B: Backend>(
+    backend: B,
+    decoder: Decoder<B>,
+    token_bytes: Arc<TokenBytes>,
+    config: EngineConfig,
+) -> Result<(EngineHandle, JoinHandle<EngineExit>), EngineError>
+where
+    Decoder<B>: Send,
+{
+    let (engine, handle) = Engine::new(backend, decoder, token_bytes, config)?;
+    let thread = std::thread::Builder::new()
+        .name("engine".to_owned())
+        .spawn(move || engine.run())?;
+    Ok((handle, thread))
+}
+
+/// All state of the server's model side.
+pub struct Engine<B: Backend> {
+    backend: B,
+    decoder: Decoder<B>,
+    kv: KvPool<B>,
+    cache: PrefixCache,
+    scheduler: Scheduler,
+    token_bytes: Arc<TokenBytes>,
+    config: EngineConfig,
+    inbox: Receiver<Message>,
+    shared: Arc<Shared>,
+    plan: Plan,
+    batch: ForwardBatch,
+    sample_rows: Vec<SampleRow>,
+    sampled: Vec<Option<u32>>,
+    ending: Vec<(SequenceSlot, FinishReason)>,
+    /// When the drain asked for must be over.
+    drain_deadline: Option<Instant>,
+    is_draining: bool,
+    exit: Option<EngineExit>,
+    n_flushes: u64,
+    panics: VecDeque<Instant>,
+    drain_window: Option<Instant>,
+    /// Prompt tokens that left the queue in this window.
+    n_drained_tokens: usize,
+}
+
+impl<B: Backend> Engine<B> {
+    /// An engine and the first handle to it. All KV memory is allocated here.
+    pub fn new(
+        mut backend: B,
+        decoder: Decoder<B>,
+        token_bytes: Arc<TokenBytes>,
+        config: EngineConfig,
+    ) -> Result<(Self, EngineHandle), EngineError> {
+        config.validate(decoder.limits())?;
+        let model = decoder.config();
+        let kv = KvPool::new(
+            &mut backend,
+            KvShape {
+                n_layers: model.n_layers,
+                n_kv_heads: model.heads.n_kv_heads,
+                head_dim: model.heads.head_dim,
+                page_size: config.page_size,
+                n_pages: config.n_pages,
+            },
+        )?;
+        let limits = RequestLimits {
+            n_vocab: model.n_vocab,
+            context: config.context.min(model.context).min(config.pool_tokens()),
+            n_pages: config.n_pages,
+            page_size: config.page_size,
+            max_waiting: config.max_waiting,
+            max_waiting_tokens: config.max_waiting_tokens,
+        };
+        let shared = Arc::new(Shared::new(limits));
+        let (sender, inbox) = bounded(config.max_waiting + N_WAKE_SLOTS);
+        let handle = EngineHandle::new(Arc::clone(&shared), sender);
+        let epoch = shared.epoch();
+        let engine = Engine {
+            backend,
+            decoder,
+            kv,
+            cache: PrefixCache::new(&config),
+            scheduler: Scheduler::new(&config, epoch),
+            token_bytes,
+            inbox,
+            shared,
+            plan: Plan::default(),
+            batch: ForwardBatch::default(),
+            sample_rows: Vec::with_capacity(config.max_running),
+            sampled: Vec::with_capacity(config.max_running),
+            ending: Vec::new(),
+            drain_deadline: None,
+            is_draining: false,
+            exit: None,
+            n_flushes: 0,
+            panics: VecDeque::new(),
+            drain_window: None,
+            n_drained_tokens: 0,
+            config,
+        };
+        engine.publish();
+        Ok((engine, handle))
+    }
+
+    /// Serves until it is drained or fails too often.
+    pub fn run(mut self) -> EngineExit {
+        loop {
+            match self.turn(&Instant::now) {
+                Turn::Busy => {}
+                Turn::Idle => match self.inbox.recv() {
+                    Ok(message) => self.receive(message),
+                    Err(_) => self.start_draining(),
+                },
+                Turn::Over(exit) => return exit,
+            }
+        }
+    }
+
+    /// Takes in what handles sent and runs one step, if there is anything to run it for.
+    pub fn turn(&mut self, clock: &dyn Fn() -> Instant) -> Turn {
+        if let Some(exit) = self.exit {
+            return Turn::Over(exit);
+        }
+        self.poll_inbox(clock());
+        if self.scheduler.sequences.is_empty() {
+            self.publish();
+            return match self.is_draining {
+                true => self.shut_down(EngineExit::Drained),
+                false => Turn::Idle,
+            };
+        }
+        let started = clock();
+        let stepped = catch_unwind(AssertUnwindSafe(|| self.step(clock)));
+        let now = clock();
+        let turn = match stepped {
+            Ok(()) => Turn::Busy,
+            Err(_) => self.recover(now),
+        };
+        self.shared.metrics().step_time.record(now - started);
+        self.shared.stepped(now);
+        self.measure_drain(now);
+        self.publish();
+        turn
+    }
+
+    /// Panics unless every page is in exactly one place (contract C4) and every sequence's state is
+    /// consistent.
+    pub fn check(&self) {
+        let tables = self
+            .scheduler
+            .sequences
+            .iter()
+            .filter_map(|(_, s)| s.table.as_ref());
+        self.cache.check(tables);
+        for (_, sequence) in self.scheduler.sequences.iter() {
+            assert_eq!(
+                sequence.table.is_some(),
+                sequence.stage != Stage::Waiting,
+                "who runs holds pages"
+            );
+            assert!(
+                sequence.n_computed < sequence.tokens.len(),
+                "the last token was never fed"
+            );
+        }
+    }
+
+    fn step(&mut self, clock: &dyn Fn() -> Instant) {
+        let now = clock();
+        self.end_unwanted(now);
+        self.scheduler.plan(&mut self.cache, &mut self.plan);
+        self.note_plan(now);
+        if self.plan.rows.is_empty() {
+            return;
+        }
+        self.prepare_pages();
+        self.build_batch();
+        let logits = self
+            .decoder
+            .forward(&mut self.backend, self.kv.kv_mut(), &self.batch);
+        self.backend.sample(logits, &self.sample_rows, &mut self.sampled);
+        self.commit(clock());
+        if cfg!(debug_assertions) {
+            self.check();
+        }
+    }
+
+    /// Ends requests that were aborted or are late, waiting ones too.
+    fn end_unwanted(&mut self, now: Instant) {
+        let is_over = self.drain_deadline.is_some_and(|deadline| now >= deadline);
+        for (slot, sequence) in self.scheduler.sequences.iter() {
+            let due = sequence.ending_due(now);
+            let due = due.or(is_over.then_some(FinishReason::Error(RequestError::ShuttingDown)));
+            self.ending.extend(due.map(|reason| (slot, reason)));
+        }
+        self.end_all();
+    }
+
+    /// Does what the plan decided besides rows: endings, and the accounts of who starts.
+    fn note_plan(&mut self, now: Instant) {
+        let metrics = self.shared.metrics();
+        metrics.preemptions.add(self.plan.n_preempted);
+        metrics.evicted_pages.add(self.cache.take_n_evicted());
+        for &slot in &self.plan.started {
+            let sequence = &mut self.scheduler.sequences[slot];
+            metrics.queue_time.record(sequence.start(now));
+            let usage = sequence.usage();
+            metrics.prompt_tokens.add(usage.prompt_tokens);
+            metrics.cached_tokens.add(usage.cached_tokens);
+            metrics.copied_tokens.add(usage.copied_tokens);
+            self.n_drained_tokens += sequence.n_prompt;
+            if std::mem::take(&mut sequence.holds_reservation) {
+                self.shared.leave_queue(sequence.n_prompt);
+            }
+        }
+        assert!(
+            !(self.plan.rows.is_empty() && self.plan.failed.is_empty())
+                || self.scheduler.sequences.is_empty(),
+            "sequences wait and nothing moves"
+        );
+        let failed = self.plan.failed.drain(..);
+        self.ending
+            .extend(failed.map(|(slot, error)| (slot, FinishReason::Error(error))));
+        self.end_all();
+    }
+
+    /// Copies come after the poison: a page may have been freed and taken again by the same plan.
+    fn prepare_pages(&mut self) {
+        for page in self.cache.take_freed() {
+            self.kv.poison_page(&mut self.backend, page);
+        }
+        while let Some(copy) = self.plan.copies.pop() {
+            self.kv.copy_page(&mut self.backend, copy.from, copy.to);
+            self.cache.release_donor(copy);
+        }
+    }
+
+    fn build_batch(&mut self) {
+        self.batch.clear();
+        self.sample_rows.clear();
+        for rows in &self.plan.rows {
+            let sequence = &self.scheduler.sequences[rows.slot];
+            let table = sequence.table.as_ref().expect("a planned sequence holds pages");
+            let end = rows.first_position + rows.n_rows;
+            let entry = BatchEntry {
+                ids: &sequence.tokens[rows.first_position..end],
+                first_position: rows.first_position,
+                pages: table.pages(),
+                logit_rows: rows.logit_rows.clone(),
+            };
+            self.batch.push(&entry, self.config.page_size);
+            let request = sequence.request();
+            for row in rows.logit_rows.clone() {
+                let position = rows.first_position + row + 1;
+                self.sample_rows
+                    .push(sample_row(&request.sampling, request.choice_idx, position));
+            }
+            if sequence.stage == Stage::Prefill {
+                self.shared.metrics().prefill_tokens.add(rows.n_rows);
+            }
+        }
+    }
+
+    /// Takes the step's results in: tokens, endings, shared prefixes.
+    fn commit(&mut self, now: Instant) {
+        let metrics = self.shared.metrics();
+        metrics.steps.add(1);
+        let mut sampled = self.sampled.iter().copied();
+        for rows in &self.plan.rows {
+            let sequence = &mut self.scheduler.sequences[rows.slot];
+            sequence.n_computed = rows.first_position + rows.n_rows;
+            if sequence.stage == Stage::Prefill {
+                let table = sequence.table.take().expect("a planned sequence holds pages");
+                sequence.table = Some(self.cache.checkpoint(table, sequence.computed()));
+            }
+            if rows.logit_rows.is_empty() {
+                continue;
+            }
+            let Some(token) = sampled.next().expect("one sample per logit row") else {
+                let position = sequence.n_computed;
+                let error = RequestError::NotFinite { position };
+                self.ending.push((rows.slot, FinishReason::Error(error)));
+                continue;
+            };
+            sequence.stage = Stage::Decode;
+            let ends = sequence.push(token, &self.token_bytes, &self.config.model_stop_tokens);
+            metrics.generated_tokens.add(1);
+            if let Some(time) = sequence.first_token(now) {
+                metrics.time_to_first_token.record(time);
+            }
+            if sequence.send_token() == Err(Gone) {
+                self.ending.push((rows.slot, FinishReason::Aborted));
+            } else if let Some(reason) = ends {
+                self.ending.push((rows.slot, reason));
+            }
+        }
+        self.end_all();
+    }
+
+    fn end_all(&mut self) {
+        while let Some((slot, reason)) = self.ending.pop() {
+            self.end(slot, reason);
+        }
+    }
+
+    /// The one way out for a sequence: what it computed stays in the tree, its pages are free or cached.
+    fn end(&mut self, slot: SequenceSlot, reason: FinishReason) {
+        let mut sequence = self.scheduler.remove(slot);
+        let is_natural = matches!(
+            reason,
+            FinishReason::StopToken(_) | FinishReason::StopString(_) | FinishReason::Length
+        );
+        if is_natural {
+            self.scheduler.learn(&sequence);
+        }
+        self.shared.metrics().count_finished(&reason);
+        let n_reserved = std::mem::take(&mut sequence.holds_reservation).then_some(sequence.n_prompt);
+        // The ending goes out before anything that could fail.
+        sequence.end(reason);
+        self.shared.leave();
+        if let Some(n_tokens) = n_reserved {
+            self.shared.leave_queue(n_tokens);
+        }
+        if let Some(table) = sequence.table.take() {
+            self.cache.finish(table, sequence.computed(), sequence.n_prompt);
+        }
+    }
+
+    fn poll_inbox(&mut self, now: Instant) {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(message) => self.receive(message),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    self.start_draining();
+                    break;
+                }
+            }
+        }
+        if let Some(limit) = self.shared.drain_limit() {
+            self.start_draining();
+            self.drain_deadline.get_or_insert(now + limit);
+        }
+        let n_flushes = self.shared.n_flushes();
+        if n_flushes != self.n_flushes {
+            self.n_flushes = n_flushes;
+            self.cache.flush();
+        }
+    }
+
+    fn receive(&mut self, message: Message) {
+        match message {
+            Message::Submit(request) => self.scheduler.accept(*request),
+            Message::Wake => {}
+        }
+    }
+
+    fn start_draining(&mut self) {
+        self.shared.stop_accepting();
+        self.is_draining = true;
+    }
+
+    /// Everything in flight gets its error; weights stay, tree and page tables start afresh.
+    fn recover(&mut self, now: Instant) -> Turn {
+        tracing::error!("a step panicked; running requests end with an error");
+        self.shared.metrics().panics.add(1);
+        self.plan.abandon();
+        self.ending.clear();
+        self.scheduler.forget_order();
+        let slots: Vec<SequenceSlot> = self.scheduler.sequences.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            let sequence = &mut self.scheduler.sequences[slot];
+            let table = sequence.table.take();
+            if sequence.stage != Stage::Waiting || table.is_some() {
+                let engine_failed = FinishReason::Error(RequestError::EngineFailed);
+                self.end(slot, engine_failed);
+            }
+            if let Some(table) = table {
+                table.abandon();
+            }
+        }
+        self.cache.reset();
+        self.scheduler.requeue();
+        self.panics.push_back(now);
+        while self
+            .panics
+            .front()
+            .is_some_and(|&panic| now - panic >= REBUILD_WINDOW)
+        {
+            self.panics.pop_front();
+        }
+        if self.panics.len() > self.config.max_rebuilds_per_minute {
+            tracing::error!(n_panics = self.panics.len(), "the engine gives up");
+            return self.shut_down(EngineExit::Failed);
+        }
+        Turn::Busy
+    }
+
+    /// Ends whatever is left, requests that are on their way into the inbox included.
+    fn shut_down(&mut self, exit: EngineExit) -> Turn {
+        self.start_draining();
+        let error = match exit {
+            EngineExit::Drained => RequestError::ShuttingDown,
+            EngineExit::Failed => RequestError::EngineFailed,
+        };
+        while self.shared.n_waiting() > 0 || !self.scheduler.sequences.is_empty() {
+            let slots: Vec<SequenceSlot> = self.scheduler.sequences.iter().map(|(slot, _)| slot).collect();
+            for slot in slots {
+                self.end(slot, FinishReason::Error(error.clone()));
+            }
+            if let Ok(message) = self.inbox.recv_timeout(Duration::from_millis(1)) {
+                self.receive(message);
+            }
+        }
+        self.exit = Some(exit);
+        self.publish();
+        Turn::Over(exit)
+    }
+
+    /// Averages the rate at which prompt tokens leave a queue that is not empty.
+    fn measure_drain(&mut self, now: Instant) {
+        let Some(start) = self.drain_window else {
+            self.drain_window = Some(now);
+            return;
+        };
+        let elapsed = now - start;
+        if elapsed < DRAIN_WINDOW {
+            return;
+        }
+        if self.shared.n_waiting() > 0 && self.n_drained_tokens > 0 {
+            let rate = self.n_drained_tokens as f64 / elapsed.as_secs_f64();
+            self.shared.average_drain_rate(rate as u64);
+        }
+        self.n_drained_tokens = 0;
+        self.drain_window = Some(now);
+    }
+
+    fn publish(&self) {
+        let metrics = self.shared.metrics();
+        metrics.waiting.set(self.shared.n_waiting());
+        metrics.waiting_tokens.set(self.shared.waiting_tokens());
+        metrics.running.set(self.scheduler.n_running());
+        let (total, free, cached) = (self.cache.n_total(), self.cache.n_free(), self.cache.n_cached());
+        metrics.pages_total.set(total);
+        metrics.pages_free.set(free);
+        metrics.pages_cached.set(cached);
+        metrics.pages_evictable.set(self.cache.n_evictable());
+        metrics.pages_owned.set(total - free - cached);
+    }
+}

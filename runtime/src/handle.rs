@@ -1,0 +1,339 @@
+//! The other threads' side of the engine: submit, drain, look at metrics.
+//!
+//! A handle never waits for the engine. What it shares with it are counters and flags; requests travel
+//! through one bounded inbox that cannot overflow, because a submit first reserves a place among the waiting:
+//!
+//! ```text
+//! submit:   reserve (n_waiting + 1)  ->  accepting?  ->  inbox      no: take the reservation back
+//! shutdown: accepting = false        ->  end every request until n_waiting == 0
+//! ```
+//!
+//! So whoever reserved before the engine stopped is heard, and an accepted request is never lost (C5).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Sender, TrySendError};
+
+use crate::metrics::Metrics;
+use crate::request::{Request, RequestId, SubmitError};
+
+/// What travels to the engine thread.
+#[derive(Debug)]
+pub(crate) enum Message {
+    Submit(Box<Request>),
+    /// Look at the flags.
+    Wake,
+}
+
+/// Limits a request is checked against before it is accepted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestLimits {
+    pub(crate) n_vocab: usize,
+    pub(crate) context: usize,
+    pub(crate) n_pages: usize,
+    pub(crate) page_size: usize,
+    pub(crate) max_waiting: usize,
+    pub(crate) max_waiting_tokens: usize,
+}
+
+/// Counters and flags between handles and engine.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    limits: RequestLimits,
+    metrics: Arc<Metrics>,
+    next_id: AtomicU64,
+    epoch: Instant,
+    /// Requests that are accepted and not ended.
+    n_in_flight: AtomicUsize,
+    /// Requests in the inbox and in the waiting queue that never ran, and their prompt tokens.
+    n_waiting: AtomicUsize,
+    waiting_tokens: AtomicUsize,
+    /// Prompt tokens leaving the waiting queue per second; 0 while unknown.
+    drain_rate: AtomicU64,
+    accepting: AtomicBool,
+    /// Milliseconds a drain may take; `u64::MAX` while nobody asked for one.
+    drain_ms: AtomicU64,
+    /// Flushes asked for so far.
+    n_flushes: AtomicU64,
+    /// End of the latest step, microseconds after `epoch`.
+    stepped_us: AtomicU64,
+}
+
+const NOT_DRAINING: u64 = u64::MAX;
+
+impl Shared {
+    pub(crate) fn new(limits: RequestLimits) -> Self {
+        Shared {
+            limits,
+            metrics: Arc::default(),
+            next_id: AtomicU64::new(0),
+            epoch: Instant::now(),
+            n_in_flight: AtomicUsize::new(0),
+            n_waiting: AtomicUsize::new(0),
+            waiting_tokens: AtomicUsize::new(0),
+            drain_rate: AtomicU64::new(0),
+            accepting: AtomicBool::new(true),
+            drain_ms: AtomicU64::new(NOT_DRAINING),
+            n_flushes: AtomicU64::new(0),
+            stepped_us: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Places reserved by accepted requests that neither ran nor ended.
+    pub(crate) fn n_waiting(&self) -> usize {
+        self.n_waiting.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn waiting_tokens(&self) -> usize {
+        self.waiting_tokens.load(Ordering::SeqCst)
+    }
+
+    /// A request with `n_tokens` prompt tokens left the queue, to run or to end.
+    pub(crate) fn leave_queue(&self, n_tokens: usize) {
+        self.n_waiting.fetch_sub(1, Ordering::SeqCst);
+        self.waiting_tokens.fetch_sub(n_tokens, Ordering::SeqCst);
+    }
+
+    /// A request ended.
+    pub(crate) fn leave(&self) {
+        self.n_in_flight.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn stop_accepting(&self) {
+        self.accepting.store(false, Ordering::SeqCst);
+    }
+
+    /// How long the drain asked for may take, if one was.
+    pub(crate) fn drain_limit(&self) -> Option<Duration> {
+        let ms = self.drain_ms.load(Ordering::SeqCst);
+        (ms != NOT_DRAINING).then(|| Duration::from_millis(ms))
+    }
+
+    pub(crate) fn n_flushes(&self) -> u64 {
+        self.n_flushes.load(Ordering::SeqCst)
+    }
+
+    /// Takes a newly measured rate in; half of it is the new value, so that one odd second does not decide.
+    pub(crate) fn average_drain_rate(&self, tokens_per_second: u64) {
+        let average = match self.drain_rate.load(Ordering::Relaxed) {
+            0 => tokens_per_second,
+            old => old.midpoint(tokens_per_second),
+        };
+        self.drain_rate.store(average, Ordering::Relaxed);
+    }
+
+    pub(crate) fn epoch(&self) -> Instant {
+        self.epoch
+    }
+
+    pub(crate) fn stepped(&self, now: Instant) {
+        let us = now.saturating_duration_since(self.epoch).as_micros();
+        self.stepped_us
+            .store(u64::try_from(us).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+/// A way to the engine. Cheap to clone; the engine drains when the last one is gone.
+#[derive(Clone, Debug)]
+pub struct EngineHandle {
+    shared: Arc<Shared>,
+    inbox: Sender<Message>,
+}
+
+impl EngineHandle {
+    pub(crate) fn new(shared: Arc<Shared>, inbox: Sender<Message>) -> Self {
+        EngineHandle { shared, inbox }
+    }
+
+    /// An id no request of this engine had before.
+    pub fn next_id(&self) -> RequestId {
+        RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Hands `request` to the engine, or says why not. Never waits.
+    ///
+    /// # Panics
+    /// Where the event channel has less room than [`Request::event_capacity`] asks for.
+    pub fn submit(&self, request: Request) -> Result<(), SubmitError> {
+        assert!(
+            request.events.max_capacity() >= Request::event_capacity(request.max_tokens),
+            "event channel of {} slots for {} output tokens",
+            request.events.max_capacity(),
+            request.max_tokens
+        );
+        self.check(&request)?;
+        let n_tokens = request.prompt.len();
+        self.reserve(n_tokens)?;
+        if !self.shared.accepting.load(Ordering::SeqCst) {
+            self.shared.leave_queue(n_tokens);
+            return Err(SubmitError::ShuttingDown);
+        }
+        self.shared.n_in_flight.fetch_add(1, Ordering::SeqCst);
+        match self.inbox.try_send(Message::Submit(Box::new(request))) {
+            Ok(()) => {
+                self.shared.metrics.requests_accepted.add(1);
+                Ok(())
+            }
+            Err(TrySendError::Full(_)) => panic!("the inbox has a slot for every reservation"),
+            Err(TrySendError::Disconnected(_)) => {
+                self.shared.leave();
+                self.shared.leave_queue(n_tokens);
+                Err(SubmitError::ShuttingDown)
+            }
+        }
+    }
+
+    /// Refuses new requests from now on. The engine finishes those it has, ends what is left after `limit`
+    /// with [`crate::request::RequestError::ShuttingDown`], and then its thread returns.
+    pub fn drain(&self, limit: Duration) {
+        self.shared.stop_accepting();
+        let ms = u64::try_from(limit.as_millis()).unwrap_or(NOT_DRAINING);
+        self.shared
+            .drain_ms
+            .store(ms.min(NOT_DRAINING - 1), Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Empties the prefix cache, but for what running sequences use.
+    pub fn flush_cache(&self) {
+        self.shared.n_flushes.fetch_add(1, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// What the engine has done and holds.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.shared.metrics)
+    }
+
+    /// Whether requests are still accepted.
+    pub fn is_accepting(&self) -> bool {
+        self.shared.accepting.load(Ordering::SeqCst)
+    }
+
+    /// Accepted requests that have not ended.
+    pub fn n_in_flight(&self) -> usize {
+        self.shared.n_in_flight.load(Ordering::SeqCst)
+    }
+
+    /// Time since the latest step ended, while there is work to step for.
+    pub fn stalled_for(&self, now: Instant) -> Option<Duration> {
+        if self.n_in_flight() == 0 {
+            return None;
+        }
+        let stepped = Duration::from_micros(self.shared.stepped_us.load(Ordering::Relaxed));
+        Some(
+            now.saturating_duration_since(self.shared.epoch)
+                .saturating_sub(stepped),
+        )
+    }
+
+    /// Size of the vocabulary: every prompt token is below it.
+    pub fn n_vocab(&self) -> usize {
+        self.shared.limits.n_vocab
+    }
+
+    /// Most tokens of prompt and output together.
+    pub fn context(&self) -> usize {
+        self.shared.limits.context
+    }
+
+    // A full inbox needs no wake-up: the engine has messages to look at.
+    fn wake(&self) {
+        drop(self.inbox.try_send(Message::Wake));
+    }
+
+    fn check(&self, request: &Request) -> Result<(), SubmitError> {
+        let limits = &self.shared.limits;
+        let prompt_tokens = request.prompt.len();
+        let max_tokens = request.max_tokens;
+        if prompt_tokens == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        if max_tokens == 0 {
+            return Err(SubmitError::NoOutput);
+        }
+        request.sampling.validate()?;
+        if prompt_tokens.saturating_add(max_tokens) > limits.context {
+            return Err(SubmitError::ContextExceeded {
+                prompt_tokens,
+                max_tokens,
+                context: limits.context,
+            });
+        }
+        // The last output token is never fed back, so it needs no slot.
+        let needed = (prompt_tokens + max_tokens - 1).div_ceil(limits.page_size);
+        if needed > limits.n_pages {
+            return Err(SubmitError::NeverFits {
+                prompt_tokens,
+                max_tokens,
+                needed,
+                total: limits.n_pages,
+                page_size: limits.page_size,
+            });
+        }
+        if prompt_tokens > limits.max_waiting_tokens {
+            return Err(self.queue_full(self.shared.n_waiting(), self.shared.waiting_tokens()));
+        }
+        let out_of_range = |&token: &u32| token as usize >= limits.n_vocab;
+        match request.prompt.iter().position(out_of_range) {
+            Some(position) => Err(SubmitError::TokenOutOfRange {
+                token: request.prompt[position],
+                position,
+                n_vocab: limits.n_vocab,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    // Both counters are raised first and checked after: two submits that race for the last place may both be
+    // refused, but never both accepted.
+    fn reserve(&self, n_tokens: usize) -> Result<(), SubmitError> {
+        let limits = &self.shared.limits;
+        let n_before = self.shared.n_waiting.fetch_add(1, Ordering::SeqCst);
+        let tokens_before = self.shared.waiting_tokens.fetch_add(n_tokens, Ordering::SeqCst);
+        let fits = n_before < limits.max_waiting
+            && tokens_before.saturating_add(n_tokens) <= limits.max_waiting_tokens;
+        if fits {
+            return Ok(());
+        }
+        self.shared.leave_queue(n_tokens);
+        Err(self.queue_full(n_before, tokens_before))
+    }
+
+    fn queue_full(&self, n_waiting: usize, waiting_tokens: usize) -> SubmitError {
+        self.shared.metrics.requests_refused.add(1);
+        SubmitError::QueueFull {
+            n_waiting,
+            waiting_tokens,
+            retry_after: retry_after(waiting_tokens, self.shared.drain_rate.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+/// Time until half of the waiting tokens are gone: by then a retry finds room, while waiting for all of them
+/// would leave the engine idle.
+fn retry_after(waiting_tokens: usize, tokens_per_second: u64) -> Duration {
+    let seconds = (waiting_tokens as u64 / 2)
+        .checked_div(tokens_per_second)
+        .unwrap_or(1);
+    Duration::from_secs(seconds.clamp(1, 60))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_the_time_half_the_queue_takes() {
+        assert_eq!(retry_after(10_000, 500), Duration::from_secs(10));
+        assert_eq!(retry_after(10_000, 0), Duration::from_secs(1));
+        assert_eq!(retry_after(10, 500), Duration::from_secs(1));
+        assert_eq!(retry_after(usize::MAX, 1), Duration::from_secs(60));
+    }
+}

@@ -1,0 +1,23 @@
+//! The engine of Arbora: requests in, events out, one thread that owns all state.
+//!
+//! No HTTP, no async functions, no JSON of requests. A caller parses its wire format into a
+//! [`request::Request`], hands it to an engine handle and reads [`request::Event`]s.
+
+pub mod batch;
+mod cache;
+pub mod config;
+pub mod engine;
+pub mod handle;
+mod kv;
+pub mod metrics;
+pub mod model;
+mod queue;
+pub mod request;
+pub mod sampler;
+mod scheduler;
+mod sequence;
+pub mod stop;
+pub mod token_bytes;
+pub mod tokenizer;
+
+pub use arbora_radix::EvictionPolicy;

@@ -1,0 +1,170 @@
+//! Counters, gauges and histograms. The engine thread fills them once per step, anybody reads them at any
+//! time. Values may lag a step behind each other; each on its own is exact.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::request::FinishReason;
+
+/// Only ever grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Its value.
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add(&self, n: usize) {
+        self.0.fetch_add(n as u64, Ordering::Relaxed);
+    }
+}
+
+/// Goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Its value.
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set(&self, value: usize) {
+        self.0.store(value as u64, Ordering::Relaxed);
+    }
+}
+
+/// Times sorted into fixed buckets.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    buckets: [AtomicU64; Histogram::BOUNDS_US.len() + 1],
+    sum_us: AtomicU64,
+}
+
+impl Histogram {
+    /// Upper bounds of all buckets but the last, which is open, in microseconds.
+    pub const BOUNDS_US: [u64; 16] = [
+        1_000,
+        2_500,
+        5_000,
+        10_000,
+        25_000,
+        50_000,
+        100_000,
+        250_000,
+        500_000,
+        1_000_000,
+        2_500_000,
+        5_000_000,
+        10_000_000,
+        30_000_000,
+        60_000_000,
+        300_000_000,
+    ];
+
+    /// Entries per bucket; entry `i` is at most `BOUNDS_US[i]` and more than the bound before.
+    pub fn buckets(&self) -> [u64; Histogram::BOUNDS_US.len() + 1] {
+        std::array::from_fn(|i| self.buckets[i].load(Ordering::Relaxed))
+    }
+
+    /// Sum of all entries in microseconds.
+    pub fn sum_us(&self) -> u64 {
+        self.sum_us.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn record(&self, time: Duration) {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let bucket = Self::BOUNDS_US.partition_point(|&bound| bound < us);
+        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum_us.fetch_add(us, Ordering::Relaxed);
+    }
+}
+
+/// What one engine has done and holds.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Requests accepted by `submit`.
+    pub requests_accepted: Counter,
+    /// Requests refused because the queue was full.
+    pub requests_refused: Counter,
+    /// Requests ended, by reason: see [`Metrics::FINISH_REASONS`].
+    pub requests_finished: [Counter; Metrics::FINISH_REASONS.len()],
+    /// Prompt tokens of admitted requests, counted once per request.
+    pub prompt_tokens: Counter,
+    /// Of those, taken from the cache: whole pages and copied parts.
+    pub cached_tokens: Counter,
+    /// Of those, taken from a copied page.
+    pub copied_tokens: Counter,
+    /// Rows computed for prompts and for output recomputed after a preemption.
+    pub prefill_tokens: Counter,
+    /// Tokens sent to clients.
+    pub generated_tokens: Counter,
+    /// Sequences sent back to waiting because pages ran out.
+    pub preemptions: Counter,
+    /// Cached pages given up for new ones.
+    pub evicted_pages: Counter,
+    /// Forward passes.
+    pub steps: Counter,
+    /// Steps that panicked.
+    pub panics: Counter,
+    /// Requests waiting, those in the inbox included.
+    pub waiting: Gauge,
+    /// Prompt tokens of those.
+    pub waiting_tokens: Gauge,
+    /// Sequences that hold pages.
+    pub running: Gauge,
+    /// Pages in the pool: free + cached + owned.
+    pub pages_total: Gauge,
+    /// Pages nobody holds.
+    pub pages_free: Gauge,
+    /// Pages in the tree.
+    pub pages_cached: Gauge,
+    /// Of those, pages no running sequence needs.
+    pub pages_evictable: Gauge,
+    /// Pages that belong to one running sequence.
+    pub pages_owned: Gauge,
+    /// Time of one step.
+    pub step_time: Histogram,
+    /// Arrival to first step.
+    pub queue_time: Histogram,
+    /// Arrival to first token.
+    pub time_to_first_token: Histogram,
+}
+
+impl Metrics {
+    /// Labels of [`Metrics::requests_finished`], in its order.
+    pub const FINISH_REASONS: [&'static str; 6] =
+        ["stop", "length", "deadline", "queue_deadline", "abort", "error"];
+
+    pub(crate) fn count_finished(&self, reason: &FinishReason) {
+        let idx = match reason {
+            FinishReason::StopToken(_) | FinishReason::StopString(_) => 0,
+            FinishReason::Length => 1,
+            FinishReason::Deadline => 2,
+            FinishReason::QueueDeadline => 3,
+            FinishReason::Aborted => 4,
+            FinishReason::Error(_) => 5,
+        };
+        self.requests_finished[idx].add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_lands_in_the_bucket_whose_bound_it_does_not_exceed() {
+        let histogram = Histogram::default();
+        for us in [0, 1_000, 1_001, 300_000_000, 300_000_001] {
+            histogram.record(Duration::from_micros(us));
+        }
+        let buckets = histogram.buckets();
+        assert_eq!(buckets[0], 2, "0 and 1,000 us");
+        assert_eq!(buckets[1], 1, "1,001 us");
+        assert_eq!((buckets[15], buckets[16]), (1, 1), "the last bound and beyond");
+        assert_eq!(histogram.sum_us(), 600_002_002);
+    }
+}

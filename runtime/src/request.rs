@@ -1,0 +1,277 @@
+//! What a caller asks of the engine and what it hears back.
+//!
+//! A [`Request`] is complete and valid when built: everything a client may leave out has been decided by the
+//! caller. Per accepted request the engine sends any number of [`Event::Tokens`] and exactly one
+//! [`Event::Finished`], always last (contract C5).
+
+use std::time::{Duration, Instant};
+
+pub use arbora_radix::Namespace;
+use tokio::sync::mpsc;
+
+/// Identifies a request in events, logs and metrics. Unique for the life of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// How tokens are drawn. Ranges are checked by [`SamplingParams::validate`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SamplingParams {
+    /// 0 is greedy; at most 100.
+    pub temperature: f32,
+    /// Keep the `top_k` likeliest tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Nucleus: in (0, 1].
+    pub top_p: f32,
+    /// In [0, 1).
+    pub min_p: f32,
+    /// Same seed, same request: same tokens (contract C3). A caller without a wish draws one.
+    pub seed: u64,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        SamplingParams {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: 0,
+        }
+    }
+}
+
+/// A sampling parameter out of range.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{param} must be {expected}, got {value}")]
+pub struct BadParam {
+    /// Name of the parameter as clients spell it.
+    pub param: &'static str,
+    /// The range in words.
+    pub expected: &'static str,
+    /// What was given.
+    pub value: f64,
+}
+
+impl SamplingParams {
+    /// Checks every range; NaN is out of every range.
+    pub fn validate(&self) -> Result<(), BadParam> {
+        let check = |ok: bool, param, expected, value: f32| {
+            if ok {
+                Ok(())
+            } else {
+                Err(BadParam {
+                    param,
+                    expected,
+                    value: f64::from(value),
+                })
+            }
+        };
+        check(
+            (0.0..=100.0).contains(&self.temperature),
+            "temperature",
+            "in [0, 100]",
+            self.temperature,
+        )?;
+        check(
+            self.top_p > 0.0 && self.top_p <= 1.0,
+            "top_p",
+            "in (0, 1]",
+            self.top_p,
+        )?;
+        check((0.0..1.0).contains(&self.min_p), "min_p", "in [0, 1)", self.min_p)
+    }
+}
+
+/// What ends a request besides its length.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StopConditions {
+    /// The request's own stop token ids, besides the model's.
+    pub token_ids: Vec<u32>,
+    /// Texts that end the output; the output is cut before the first of them.
+    pub strings: Vec<String>,
+    /// Do not end at the model's end-of-sequence tokens.
+    pub ignore_eos: bool,
+}
+
+/// One completion to compute.
+#[derive(Debug)]
+pub struct Request {
+    /// Chosen by the caller through the handle's counter.
+    pub id: RequestId,
+    /// At least one token, each below the vocabulary's size.
+    pub prompt: Vec<u32>,
+    /// Which part of the prefix cache this request may read and fill.
+    pub namespace: Namespace,
+    /// How tokens are drawn.
+    pub sampling: SamplingParams,
+    /// Which of the `n` completions of one prompt this is; part of the noise key.
+    pub choice_idx: u32,
+    /// Most output tokens: at least 1, and prompt + max_tokens fits the context.
+    pub max_tokens: usize,
+    /// What ends it early.
+    pub stop: StopConditions,
+    /// Larger is sooner; 0 by default. Only the `priority` schedule policy looks at it.
+    pub priority: i32,
+    /// When it came in; queue time and time to first token count from here.
+    pub arrived: Instant,
+    /// Give up while still waiting for its first step after this long.
+    pub queue_timeout: Option<Duration>,
+    /// Give up altogether after this long; what was made so far stands.
+    pub total_timeout: Option<Duration>,
+    /// Where events go. Bounded, with room for everything the request can ever produce
+    /// ([`Request::event_capacity`]), so that the engine never waits. A closed channel is the abort.
+    pub events: mpsc::Sender<Event>,
+}
+
+impl Request {
+    /// Slots an event channel needs: one per output token and one for the ending.
+    pub fn event_capacity(max_tokens: usize) -> usize {
+        max_tokens + 1
+    }
+}
+
+/// What the engine tells a request's owner.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Tokens committed by one step, in order, stop tokens included.
+    Tokens(Vec<u32>),
+    /// The one ending.
+    Finished(Finished),
+}
+
+/// Why and how a request ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finished {
+    /// Why it ended.
+    pub reason: FinishReason,
+    /// What it cost.
+    pub usage: Usage,
+}
+
+/// Why a request ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token (an end-of-sequence token or one of the request's own).
+    StopToken(u32),
+    /// The stop string with this index in [`StopConditions::strings`].
+    StopString(usize),
+    /// `max_tokens` reached.
+    Length,
+    /// The total deadline passed; partial output stands.
+    Deadline,
+    /// The queue deadline passed before the first step.
+    QueueDeadline,
+    /// The owner closed its event channel.
+    Aborted,
+    /// Something failed; the request's output so far stands but is incomplete.
+    Error(RequestError),
+}
+
+/// Failures that end one request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The request needs more KV pages than the whole pool has.
+    #[error("the request needs {needed} KV pages, the pool has {total}")]
+    TooLarge {
+        /// Pages for prompt plus one token.
+        needed: usize,
+        /// Pages in the pool.
+        total: usize,
+    },
+    /// The model's logits held no finite number.
+    #[error("the model produced no finite logits at position {position}")]
+    NotFinite {
+        /// Position of the row.
+        position: usize,
+    },
+    /// The engine panicked in a step this request was part of, or its state was rebuilt.
+    #[error("the engine failed while serving this request")]
+    EngineFailed,
+    /// The server is shutting down and the drain time is over.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}
+
+/// Counts and times of one request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Prompt tokens whose keys and values came from the cache (whole pages and copied parts of pages), as
+    /// found at first admission.
+    pub cached_tokens: usize,
+    /// Of those, the ones that came from a copied page.
+    pub copied_tokens: usize,
+    /// Output tokens, stop token included.
+    pub completion_tokens: usize,
+    /// Times the request was preempted.
+    pub n_preemptions: usize,
+    /// Time from arrival to the first step it was part of, in microseconds.
+    pub queue_us: u64,
+    /// Time from arrival to its first token, in microseconds; 0 where there was none.
+    pub ttft_us: u64,
+}
+
+/// Why a request was not accepted. Nothing of it remains in the engine, no event is sent.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum SubmitError {
+    /// The waiting queue is full.
+    #[error("the queue is full: {n_waiting} requests with {waiting_tokens} prompt tokens are waiting")]
+    QueueFull {
+        /// Requests waiting.
+        n_waiting: usize,
+        /// Their prompt tokens.
+        waiting_tokens: usize,
+        /// When to try again, from the measured drain rate.
+        retry_after: Duration,
+    },
+    /// An empty prompt.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// A token id outside the vocabulary.
+    #[error("token id {token} at prompt position {position} is outside the vocabulary of {n_vocab}")]
+    TokenOutOfRange {
+        /// The id.
+        token: u32,
+        /// Where it stands.
+        position: usize,
+        /// Vocabulary size.
+        n_vocab: usize,
+    },
+    /// Prompt and output do not fit the context.
+    #[error("prompt of {prompt_tokens} tokens + max_tokens {max_tokens} exceed the context of {context}")]
+    ContextExceeded {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// Output tokens asked for.
+        max_tokens: usize,
+        /// The model's context, or the server's lower limit.
+        context: usize,
+    },
+    /// The request alone needs more pages than the pool has.
+    #[error(
+        "prompt of {prompt_tokens} tokens + max_tokens {max_tokens} need {needed} KV pages of {page_size} \
+         tokens, the pool has {total}"
+    )]
+    NeverFits {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// Output tokens asked for.
+        max_tokens: usize,
+        /// Pages needed.
+        needed: usize,
+        /// Pages in the pool.
+        total: usize,
+        /// Tokens per page.
+        page_size: usize,
+    },
+    /// A sampling parameter out of range.
+    #[error(transparent)]
+    BadParam(#[from] BadParam),
+    /// `max_tokens` is 0.
+    #[error("max_tokens must be at least 1")]
+    NoOutput,
+    /// The engine drains or has stopped.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}

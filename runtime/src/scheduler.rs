@@ -1,0 +1,497 @@
+//! Which rows the next step computes.
+//!
+//! ```text
+//! a step:  decode rows of running sequences | prefill chunks of running, then of newly admitted sequences
+//!          <----------------------------- at most max_batch_tokens ------------------------------------->
+//! ```
+//!
+//! * Admission is in the queue's order and stops at the first sequence that does not fit, so a large request
+//!   is not passed by smaller ones for ever.
+//! * A waiting sequence that would compute the same prefix as one being prefilled follows it: it holds
+//!   nothing and is looked at again when the common part is in the tree or the leader no longer prefills.
+//!   Only running sequences lead, so there is no cycle.
+//! * A sequence that decodes and finds no page preempts; in every step at least one sequence keeps its pages
+//!   and gets its token, so the whole always ends.
+
+use std::time::Instant;
+
+use crate::cache::{AdmissionWish, PageCopy, PrefixCache};
+use crate::config::EngineConfig;
+use crate::queue::WaitingQueue;
+use crate::request::{Request, RequestError};
+use crate::sequence::{Following, Sequence, SequenceSlot, Sequences, Stage};
+
+/// A sequence follows at most this often.
+const MAX_FOLLOWS: usize = 8;
+
+/// Prefixes looked up at the head of the queue per step.
+const MAX_LOOKUPS: usize = 256;
+
+/// The rows of one sequence in a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PlannedRows {
+    pub(crate) slot: SequenceSlot,
+    pub(crate) first_position: usize,
+    pub(crate) n_rows: usize,
+    /// The rows whose logits are wanted, counted from the sequence's first row.
+    pub(crate) logit_rows: std::ops::Range<usize>,
+}
+
+/// One step, and what has to be done before it.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) rows: Vec<PlannedRows>,
+    /// Pages to copy before any row is computed.
+    pub(crate) copies: Vec<PageCopy>,
+    /// Sequences whose first step this is.
+    pub(crate) started: Vec<SequenceSlot>,
+    /// Sequences that cannot go on.
+    pub(crate) failed: Vec<(SequenceSlot, RequestError)>,
+    pub(crate) n_preempted: usize,
+}
+
+impl Plan {
+    fn clear(&mut self) {
+        assert!(self.copies.is_empty(), "the last step's copies were made");
+        self.rows.clear();
+        self.started.clear();
+        self.failed.clear();
+        self.n_preempted = 0;
+    }
+
+    /// Forgets what it holds of a cache that is thrown away.
+    pub(crate) fn abandon(&mut self) {
+        self.copies.drain(..).for_each(PageCopy::abandon);
+    }
+}
+
+/// Guess of the share of `max_tokens` an output will take, from those that ended.
+struct OutputEstimate(f64);
+
+impl OutputEstimate {
+    const FLOOR: f64 = 0.1;
+    const WEIGHT_OF_ONE: f64 = 0.05;
+    const RAISE: f64 = 0.2;
+
+    fn learn(&mut self, n_output: usize, max_tokens: usize) {
+        let share = n_output as f64 / max_tokens as f64;
+        self.0 = (self.0 + (share - self.0) * Self::WEIGHT_OF_ONE).max(Self::FLOOR);
+    }
+
+    fn raise(&mut self) {
+        self.0 = (self.0 + Self::RAISE).min(1.0);
+    }
+
+    fn tokens(&self, n_output_left: usize) -> usize {
+        (n_output_left as f64 * self.0).ceil() as usize
+    }
+}
+
+/// All sequences and the order in which they are served.
+pub(crate) struct Scheduler {
+    pub(crate) sequences: Sequences,
+    /// In order of admission.
+    running: Vec<SequenceSlot>,
+    queue: WaitingQueue,
+    followers: Vec<SequenceSlot>,
+    estimate: OutputEstimate,
+    max_running: usize,
+    max_batch_tokens: usize,
+    page_size: usize,
+    n_accepted: u64,
+}
+
+impl Scheduler {
+    pub(crate) fn new(config: &EngineConfig, epoch: Instant) -> Self {
+        Scheduler {
+            sequences: Sequences::default(),
+            running: Vec::with_capacity(config.max_running),
+            queue: WaitingQueue::new(config, epoch),
+            followers: Vec::new(),
+            estimate: OutputEstimate(config.expected_output),
+            max_running: config.max_running,
+            max_batch_tokens: config.max_batch_tokens,
+            page_size: config.page_size,
+            n_accepted: 0,
+        }
+    }
+
+    pub(crate) fn n_running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Puts a new request into the queue.
+    pub(crate) fn accept(&mut self, request: Request) {
+        self.n_accepted += 1;
+        let slot = self.sequences.insert(Sequence::new(request, self.n_accepted));
+        self.queue.insert(slot, &mut self.sequences[slot]);
+    }
+
+    /// Takes a sequence out for its ending. It still holds its pages if it was running.
+    pub(crate) fn remove(&mut self, slot: SequenceSlot) -> Sequence {
+        let mut sequence = self.sequences.remove(slot);
+        self.queue.remove(&mut sequence);
+        self.running.retain(|&other| other != slot);
+        self.followers.retain(|&other| other != slot);
+        sequence
+    }
+
+    /// An output came to its natural end.
+    pub(crate) fn learn(&mut self, sequence: &Sequence) {
+        self.estimate
+            .learn(sequence.n_output(), sequence.request().max_tokens);
+    }
+
+    /// Forgets the order, which a panic may have left half changed. Until [`Scheduler::requeue`] sequences
+    /// can only be removed.
+    pub(crate) fn forget_order(&mut self) {
+        self.running.clear();
+        self.followers.clear();
+        self.queue.clear();
+        for sequence in self.sequences.iter_mut() {
+            sequence.rank = None;
+            sequence.following = None;
+            sequence.matched_generation = None;
+        }
+    }
+
+    /// Puts every sequence into the queue.
+    pub(crate) fn requeue(&mut self) {
+        let slots: Vec<SequenceSlot> = self.sequences.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            self.queue.insert(slot, &mut self.sequences[slot]);
+        }
+    }
+
+    /// Decides the next step. Evicts, preempts and admits as needed.
+    pub(crate) fn plan(&mut self, cache: &mut PrefixCache, plan: &mut Plan) {
+        plan.clear();
+        self.secure_decode_pages(cache, plan);
+        let mut budget = self.max_batch_tokens;
+        for stage in [Stage::Decode, Stage::Prefill] {
+            for &slot in &self.running {
+                if self.sequences[slot].stage == stage && budget > 0 {
+                    budget -= plan_rows(plan, slot, &self.sequences[slot], budget);
+                }
+            }
+        }
+        self.return_followers();
+        self.queue.refresh(&mut self.sequences, cache);
+        self.admit(cache, plan, budget);
+    }
+
+    /// A page for every decode row, at the price of preemptions where there is none.
+    fn secure_decode_pages(&mut self, cache: &mut PrefixCache, plan: &mut Plan) {
+        let mut idx = 0;
+        while idx < self.running.len() {
+            let slot = self.running[idx];
+            let sequence = &mut self.sequences[slot];
+            let n_tokens = sequence.tokens.len();
+            let table = sequence.table.as_mut().expect("a running sequence holds pages");
+            if sequence.stage != Stage::Decode || cache.grow(table, n_tokens) {
+                idx += 1;
+                continue;
+            }
+            if self.running.len() == 1 {
+                // Refused at submit; should one get here, it alone ends.
+                let needed = n_tokens.div_ceil(self.page_size);
+                let total = cache.n_total();
+                plan.failed.push((slot, RequestError::TooLarge { needed, total }));
+                self.running.clear();
+                return;
+            }
+            let victim_idx = self.victim();
+            self.preempt(victim_idx, cache, plan);
+            idx -= usize::from(victim_idx < idx);
+        }
+    }
+
+    /// The running sequence with the least progress per page; of equals the one admitted last.
+    fn victim(&self) -> usize {
+        let progress = |&slot: &SequenceSlot| {
+            let sequence = &self.sequences[slot];
+            let n_pages = sequence.tokens.len().div_ceil(self.page_size);
+            sequence.n_output() as f64 / n_pages as f64
+        };
+        let by_progress = |(i, a): &(usize, &SequenceSlot), (j, b): &(usize, &SequenceSlot)| {
+            progress(a).total_cmp(&progress(b)).then(j.cmp(i))
+        };
+        let (idx, _) = self
+            .running
+            .iter()
+            .enumerate()
+            .min_by(by_progress)
+            .expect("somebody runs");
+        idx
+    }
+
+    fn preempt(&mut self, running_idx: usize, cache: &mut PrefixCache, plan: &mut Plan) {
+        let slot = self.running.remove(running_idx);
+        let sequence = &mut self.sequences[slot];
+        let table = sequence.preempt();
+        cache.finish(table, sequence.computed(), sequence.n_prompt);
+        sequence.n_computed = 0;
+        self.queue.insert(slot, sequence);
+        self.estimate.raise();
+        plan.n_preempted += 1;
+    }
+
+    /// Followers whose leader got far enough, or leads no more, wait like all others.
+    fn return_followers(&mut self) {
+        let Scheduler {
+            sequences,
+            followers,
+            queue,
+            ..
+        } = self;
+        followers.retain(|&slot| {
+            let following = sequences[slot].following.expect("a follower follows");
+            let leads = sequences.find(following.leader).is_some_and(|leader| {
+                leader.request().id == following.leader_id
+                    && leader.stage == Stage::Prefill
+                    && leader.n_computed < following.n_tokens
+            });
+            if !leads {
+                let sequence = &mut sequences[slot];
+                sequence.following = None;
+                queue.insert(slot, sequence);
+            }
+            leads
+        });
+    }
+
+    fn admit(&mut self, cache: &mut PrefixCache, plan: &mut Plan, mut budget: usize) {
+        let mut n_lookups = 0;
+        while budget > 0 && self.running.len() < self.max_running {
+            let Some(rank) = self.queue.first() else {
+                return;
+            };
+            let slot = rank.slot();
+            if n_lookups < MAX_LOOKUPS {
+                n_lookups += 1;
+                if self.queue.update(rank, &mut self.sequences, cache) {
+                    continue;
+                }
+            }
+            if let Some(following) = self.leader_of(slot) {
+                let sequence = &mut self.sequences[slot];
+                self.queue.remove(sequence);
+                sequence.following = Some(following);
+                sequence.n_follows += 1;
+                self.followers.push(slot);
+                continue;
+            }
+            if !self.try_admit(slot, cache, plan) {
+                return;
+            }
+            if let Some(last) = self.running.last().filter(|&&last| last == slot) {
+                budget -= plan_rows(plan, *last, &self.sequences[slot], budget);
+            }
+        }
+    }
+
+    /// A running sequence that is about to compute at least a page this one needs and the tree lacks.
+    fn leader_of(&self, slot: SequenceSlot) -> Option<Following> {
+        let sequence = &self.sequences[slot];
+        if sequence.n_follows == MAX_FOLLOWS {
+            return None;
+        }
+        let wanted = &sequence.tokens[..sequence.tokens.len() - 1];
+        self.running.iter().find_map(|&leader_slot| {
+            let leader = &self.sequences[leader_slot];
+            if leader.stage != Stage::Prefill || leader.namespace() != sequence.namespace() {
+                return None;
+            }
+            let n_common = common_prefix(wanted, &leader.tokens);
+            let n_tokens = n_common / self.page_size * self.page_size;
+            let is_new = n_tokens > leader.n_computed && n_tokens > sequence.n_matched;
+            is_new.then(|| Following {
+                leader: leader_slot,
+                leader_id: leader.request().id,
+                n_tokens,
+            })
+        })
+    }
+
+    /// False where it has to wait for pages.
+    fn try_admit(&mut self, slot: SequenceSlot, cache: &mut PrefixCache, plan: &mut Plan) -> bool {
+        let n_spare = if self.running.is_empty() {
+            0
+        } else {
+            let expected = |&slot: &SequenceSlot| self.expected_growth(slot);
+            self.running.iter().map(expected).sum::<usize>() + self.expected_growth(slot)
+        };
+        let sequence = &mut self.sequences[slot];
+        let wish = AdmissionWish {
+            namespace: sequence.namespace(),
+            tokens: &sequence.tokens,
+            priority: sequence.request().priority,
+            n_spare,
+        };
+        match cache.admit(&wish) {
+            Some(admission) => {
+                self.queue.remove(sequence);
+                plan.copies.extend(admission.copy);
+                if sequence.admit(admission.table, admission.n_cached, admission.n_copied) {
+                    plan.started.push(slot);
+                }
+                self.running.push(slot);
+                true
+            }
+            None if self.running.is_empty() => {
+                // Refused at submit; should one get here, it alone ends.
+                let needed = sequence.tokens.len().div_ceil(self.page_size);
+                let total = cache.n_total();
+                self.queue.remove(sequence);
+                plan.failed.push((slot, RequestError::TooLarge { needed, total }));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Pages the output still to come will probably take.
+    fn expected_growth(&self, slot: SequenceSlot) -> usize {
+        let sequence = &self.sequences[slot];
+        let expected = sequence.tokens.len() + self.estimate.tokens(sequence.n_output_left());
+        let now = sequence.tokens.len().div_ceil(self.page_size);
+        expected.div_ceil(self.page_size) - now
+    }
+}
+
+/// Plans the rows `sequence` is due, as far as `budget` goes; returns their number.
+fn plan_rows(plan: &mut Plan, slot: SequenceSlot, sequence: &Sequence, budget: usize) -> usize {
+    let n_due = sequence.n_uncomputed();
+    let n_rows = n_due.min(budget);
+    let first_logit_row = if n_rows == n_due { n_rows - 1 } else { n_rows };
+    plan.rows.push(PlannedRows {
+        slot,
+        first_position: sequence.n_computed,
+        n_rows,
+        logit_rows: first_logit_row..n_rows,
+    });
+    n_rows
+}
+
+/// Number of equal tokens at the start.
+fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use arbora_radix::Namespace;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::request::{RequestId, SamplingParams, StopConditions};
+
+    /// A scheduler and a cache of `n_pages` pages of 4 tokens.
+    fn scheduler(n_pages: usize) -> (Scheduler, PrefixCache) {
+        let mut config = EngineConfig::new(n_pages, 1024);
+        config.page_size = 4;
+        config.max_running = 4;
+        config.max_batch_tokens = 8;
+        (Scheduler::new(&config, Instant::now()), PrefixCache::new(&config))
+    }
+
+    fn request(id: u64, prompt: Vec<u32>) -> Request {
+        Request {
+            id: RequestId(id),
+            prompt,
+            namespace: Namespace::default(),
+            sampling: SamplingParams::default(),
+            choice_idx: 0,
+            max_tokens: 8,
+            stop: StopConditions::default(),
+            priority: 0,
+            arrived: Instant::now(),
+            queue_timeout: None,
+            total_timeout: None,
+            events: mpsc::channel(9).0,
+        }
+    }
+
+    /// Gives everything back, so that no lock is dropped.
+    fn end_all(scheduler: &mut Scheduler, cache: &mut PrefixCache) {
+        let slots: Vec<SequenceSlot> = scheduler.sequences.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            let mut sequence = scheduler.remove(slot);
+            if let Some(table) = sequence.table.take() {
+                cache.finish(table, sequence.computed(), sequence.n_prompt);
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_larger_than_the_pool_fails_alone() {
+        let (mut scheduler, mut cache) = scheduler(2);
+        scheduler.accept(request(0, vec![1; 9]));
+        scheduler.accept(request(1, vec![2; 3]));
+        let mut plan = Plan::default();
+        scheduler.plan(&mut cache, &mut plan);
+        let failed: Vec<&RequestError> = plan.failed.iter().map(|(_, error)| error).collect();
+        assert_eq!(failed, [&RequestError::TooLarge { needed: 3, total: 2 }]);
+        assert_eq!(plan.rows.len(), 1, "the other one runs");
+        assert_eq!(plan.rows[0].n_rows, 3);
+        end_all(&mut scheduler, &mut cache);
+        cache.check(std::iter::empty());
+    }
+
+    #[test]
+    fn an_output_that_outgrows_the_pool_fails_alone() {
+        let (mut scheduler, mut cache) = scheduler(1);
+        scheduler.accept(request(0, vec![1; 4]));
+        let mut plan = Plan::default();
+        scheduler.plan(&mut cache, &mut plan);
+        let slot = plan.rows[0].slot;
+        let sequence = &mut scheduler.sequences[slot];
+        sequence.n_computed = 4;
+        sequence.tokens.push(5);
+        sequence.stage = Stage::Decode;
+        scheduler.plan(&mut cache, &mut plan);
+        assert_eq!(
+            plan.failed,
+            [(slot, RequestError::TooLarge { needed: 2, total: 1 })]
+        );
+        assert!(plan.rows.is_empty());
+        end_all(&mut scheduler, &mut cache);
+        cache.check(std::iter::empty());
+    }
+
+    #[test]
+    fn a_step_stays_within_its_budget_and_asks_logits_of_the_last_row_only() {
+        let (mut scheduler, mut cache) = scheduler(64);
+        for id in 0..3 {
+            scheduler.accept(request(id, vec![id as u32; 5]));
+        }
+        let mut plan = Plan::default();
+        scheduler.plan(&mut cache, &mut plan);
+        let rows: Vec<(usize, usize)> = plan
+            .rows
+            .iter()
+            .map(|rows| (rows.n_rows, rows.logit_rows.len()))
+            .collect();
+        assert_eq!(rows, [(5, 1), (3, 0)], "8 rows; the second prompt is not through");
+        assert_eq!(plan.rows[0].logit_rows, 4..5);
+        end_all(&mut scheduler, &mut cache);
+    }
+
+    #[test]
+    fn the_estimate_learns_from_endings_and_rises_with_preemptions() {
+        let mut estimate = OutputEstimate(0.7);
+        for _ in 0..200 {
+            estimate.learn(20, 100);
+        }
+        assert!((estimate.0 - 0.2).abs() < 0.01, "{}", estimate.0);
+        assert_eq!(estimate.tokens(100), (100.0 * estimate.0).ceil() as usize);
+        estimate.raise();
+        assert!(estimate.0 > 0.39);
+        for _ in 0..10 {
+            estimate.raise();
+        }
+        assert_eq!(estimate.0, 1.0);
+    }
+}

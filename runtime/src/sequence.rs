@@ -1,0 +1,322 @@
+//! One request on its way through the engine.
+//!
+//! ```text
+//! tokens:  prompt ............ | output ........ last
+//!          ^0                  ^n_prompt
+//! computed: 0 .. n_computed                            keys and values exist
+//!
+//! n_computed <= tokens.len() - 1 between steps: the last sampled token was never fed back
+//! table is Some  <=>  stage is Prefill or Decode
+//! ```
+//!
+//! Prefill and decode differ only in how much is left to compute: rows `n_computed..tokens.len()` are due,
+//! and the last of them gives the next token. A preempted sequence starts over with its output as part of
+//! what is to be computed, so it goes on with the same text.
+
+use std::time::{Duration, Instant};
+
+use arbora_radix::Namespace;
+use tokio::sync::mpsc::error::TrySendError;
+
+use crate::cache::PageTable;
+use crate::queue::Rank;
+use crate::request::{Event, FinishReason, Finished, Request, RequestError, RequestId, Usage};
+use crate::stop::TextStream;
+use crate::token_bytes::TokenBytes;
+
+/// Where a sequence stands. An ended one is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Holds nothing.
+    Waiting,
+    /// Holds pages; more than one token may be left to compute.
+    Prefill,
+    /// Holds pages; one token is left to compute.
+    Decode,
+}
+
+/// The owner of a request no longer listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gone;
+
+/// A waiting sequence lets another compute their common prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Following {
+    pub(crate) leader: SequenceSlot,
+    pub(crate) leader_id: RequestId,
+    /// Tokens the leader must have computed.
+    pub(crate) n_tokens: usize,
+}
+
+/// Index of a sequence in [`Sequences`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SequenceSlot(usize);
+
+pub(crate) struct Sequence {
+    request: Request,
+    /// Prompt and output.
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) n_prompt: usize,
+    pub(crate) n_computed: usize,
+    pub(crate) stage: Stage,
+    pub(crate) table: Option<PageTable>,
+    pub(crate) following: Option<Following>,
+    /// How often it has followed: bounded, so that a chain of leaders cannot hold it back for ever.
+    pub(crate) n_follows: usize,
+    /// Tokens the tree held for it at `matched_generation`.
+    pub(crate) n_matched: usize,
+    pub(crate) matched_generation: Option<u64>,
+    /// Its place among the waiting while it is in the queue.
+    pub(crate) rank: Option<Rank>,
+    /// How many were accepted before it.
+    pub(crate) number: u64,
+    /// Still counts among the waiting that `submit` bounds.
+    pub(crate) holds_reservation: bool,
+    usage: Usage,
+    /// Follows the text where stop strings are asked for.
+    text: Option<TextStream>,
+    span: tracing::Span,
+    ended: bool,
+}
+
+impl Sequence {
+    pub(crate) fn new(mut request: Request, number: u64) -> Self {
+        let mut tokens = std::mem::take(&mut request.prompt);
+        let n_prompt = tokens.len();
+        tokens.reserve_exact(request.max_tokens);
+        let stops = &request.stop.strings;
+        Sequence {
+            n_prompt,
+            n_computed: 0,
+            stage: Stage::Waiting,
+            table: None,
+            following: None,
+            n_follows: 0,
+            n_matched: 0,
+            matched_generation: None,
+            rank: None,
+            number,
+            holds_reservation: true,
+            usage: Usage {
+                prompt_tokens: n_prompt,
+                ..Usage::default()
+            },
+            text: (!stops.is_empty()).then(|| TextStream::new(stops)),
+            span: tracing::info_span!("request", id = request.id.0),
+            ended: false,
+            tokens,
+            request,
+        }
+    }
+
+    pub(crate) fn request(&self) -> &Request {
+        &self.request
+    }
+
+    pub(crate) fn namespace(&self) -> &Namespace {
+        &self.request.namespace
+    }
+
+    pub(crate) fn n_output(&self) -> usize {
+        self.tokens.len() - self.n_prompt
+    }
+
+    /// Output tokens it may still produce.
+    pub(crate) fn n_output_left(&self) -> usize {
+        self.request.max_tokens - self.n_output()
+    }
+
+    /// Rows due.
+    pub(crate) fn n_uncomputed(&self) -> usize {
+        self.tokens.len() - self.n_computed
+    }
+
+    pub(crate) fn computed(&self) -> &[u32] {
+        &self.tokens[..self.n_computed]
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// What ends it from outside, if anything does.
+    pub(crate) fn ending_due(&self, now: Instant) -> Option<FinishReason> {
+        if self.request.events.is_closed() {
+            return Some(FinishReason::Aborted);
+        }
+        let waited = now.saturating_duration_since(self.request.arrived);
+        let passed = |limit: Option<Duration>| limit.is_some_and(|limit| waited >= limit);
+        if passed(self.request.total_timeout) {
+            return Some(FinishReason::Deadline);
+        }
+        let never_ran = self.stage == Stage::Waiting && self.usage.n_preemptions == 0;
+        (never_ran && passed(self.request.queue_timeout)).then_some(FinishReason::QueueDeadline)
+    }
+
+    /// Becomes a running sequence with `n_cached` tokens computed. True where it is its first time.
+    pub(crate) fn admit(&mut self, table: PageTable, n_cached: usize, n_copied: usize) -> bool {
+        assert!(self.table.is_none(), "a waiting sequence holds no pages");
+        assert!(n_cached < self.tokens.len(), "one token is always computed");
+        self.table = Some(table);
+        self.stage = Stage::Prefill;
+        self.n_computed = n_cached;
+        let is_first = self.usage.n_preemptions == 0;
+        if is_first {
+            self.usage.cached_tokens = n_cached;
+            self.usage.copied_tokens = n_copied;
+        }
+        is_first
+    }
+
+    /// Gives its pages up; what it computed is nobody's until the caller has put `table` into the tree.
+    pub(crate) fn preempt(&mut self) -> PageTable {
+        self.stage = Stage::Waiting;
+        self.matched_generation = None;
+        self.usage.n_preemptions += 1;
+        self.table.take().expect("a running sequence holds pages")
+    }
+
+    /// Notes the start of its first step and returns the time it waited.
+    pub(crate) fn start(&mut self, now: Instant) -> Duration {
+        let waited = now.saturating_duration_since(self.request.arrived);
+        self.usage.queue_us = whole_micros(waited);
+        waited
+    }
+
+    /// Appends a sampled token and tells what it ends.
+    pub(crate) fn push(
+        &mut self,
+        token: u32,
+        bytes: &TokenBytes,
+        model_stops: &[u32],
+    ) -> Option<FinishReason> {
+        self.tokens.push(token);
+        self.usage.completion_tokens += 1;
+        let stop = &self.request.stop;
+        let is_model_stop = !stop.ignore_eos && model_stops.contains(&token);
+        if is_model_stop || stop.token_ids.contains(&token) {
+            return Some(FinishReason::StopToken(token));
+        }
+        if let Some(text) = &mut self.text {
+            text.push(bytes.of(token));
+            if let Some(idx) = text.stopped() {
+                return Some(FinishReason::StopString(idx));
+            }
+        }
+        (self.n_output_left() == 0).then_some(FinishReason::Length)
+    }
+
+    /// Notes the time of its first token and returns it, once.
+    pub(crate) fn first_token(&mut self, now: Instant) -> Option<Duration> {
+        if self.n_output() != 1 {
+            return None;
+        }
+        let time = now.saturating_duration_since(self.request.arrived);
+        self.usage.ttft_us = whole_micros(time);
+        Some(time)
+    }
+
+    /// Sends the newest token.
+    pub(crate) fn send_token(&mut self) -> Result<(), Gone> {
+        let token = *self.tokens.last().expect("a token was pushed");
+        match self.request.events.try_send(Event::Tokens(vec![token])) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Closed(_)) => Err(Gone),
+            Err(TrySendError::Full(_)) => panic!("the event channel holds the whole output"),
+        }
+    }
+
+    /// Sends the one ending. The flag goes first: whatever happens later, there is no second.
+    pub(crate) fn end(&mut self, reason: FinishReason) {
+        assert!(!self.ended, "one ending per request");
+        self.ended = true;
+        let usage = self.usage;
+        tracing::info!(
+            parent: &self.span,
+            prompt = usage.prompt_tokens,
+            cached = usage.cached_tokens,
+            output = usage.completion_tokens,
+            preemptions = usage.n_preemptions,
+            queue_ms = usage.queue_us / 1000,
+            ttft_ms = usage.ttft_us / 1000,
+            ?reason,
+            "request ended"
+        );
+        // Fails only where the owner is gone, which is no loss.
+        drop(
+            self.request
+                .events
+                .try_send(Event::Finished(Finished { reason, usage })),
+        );
+    }
+}
+
+impl Drop for Sequence {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.end(FinishReason::Error(RequestError::EngineFailed));
+        }
+    }
+}
+
+/// All sequences of the engine. They stay where they are from acceptance to ending, so that a panic in the
+/// middle of a step loses none.
+#[derive(Default)]
+pub(crate) struct Sequences {
+    slots: Vec<Option<Sequence>>,
+    free: Vec<usize>,
+}
+
+impl Sequences {
+    pub(crate) fn insert(&mut self, sequence: Sequence) -> SequenceSlot {
+        let idx = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.slots[idx] = Some(sequence);
+        SequenceSlot(idx)
+    }
+
+    pub(crate) fn remove(&mut self, slot: SequenceSlot) -> Sequence {
+        let sequence = self.slots[slot.0].take().expect("the slot is taken");
+        self.free.push(slot.0);
+        sequence
+    }
+
+    pub(crate) fn find(&self, slot: SequenceSlot) -> Option<&Sequence> {
+        self.slots[slot.0].as_ref()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.len() == self.free.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (SequenceSlot, &Sequence)> {
+        self.slots
+            .iter()
+            .enumerate()
+            .filter_map(|(idx, slot)| slot.as_ref().map(|sequence| (SequenceSlot(idx), sequence)))
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
+        self.slots.iter_mut().flatten()
+    }
+}
+
+impl std::ops::Index<SequenceSlot> for Sequences {
+    type Output = Sequence;
+
+    fn index(&self, slot: SequenceSlot) -> &Sequence {
+        self.slots[slot.0].as_ref().expect("the slot is taken")
+    }
+}
+
+impl std::ops::IndexMut<SequenceSlot> for Sequences {
+    fn index_mut(&mut self, slot: SequenceSlot) -> &mut Sequence {
+        self.slots[slot.0].as_mut().expect("the slot is taken")
+    }
+}
+
+fn whole_micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
