@@ -1,0 +1,63 @@
+//! `POST /v1/completions`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+
+use super::{App, Asked, PreparedPrompt};
+use crate::reply::Format;
+use crate::route::RequestBody;
+use crate::wire::completion::{CompletionRequest, Echo, Prompt};
+use crate::wire::error::ApiError;
+
+/// Continues texts.
+pub async fn completions(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: RequestBody,
+) -> Result<Response, ApiError> {
+    let CompletionRequest {
+        prompts,
+        echo,
+        options,
+    } = CompletionRequest::parse(&body.0)?;
+    app.check_model(options.model.as_deref())?;
+    let mut prepared = Vec::with_capacity(prompts.len());
+    for prompt in prompts {
+        prepared.push(prepare(&app, prompt, echo).await?);
+    }
+    let generation = app.generate(prepared, &options)?;
+    let asked = Asked {
+        format: Format::Text,
+        options: &options,
+        headers: &headers,
+    };
+    app.answer(generation, asked).await
+}
+
+async fn prepare(app: &App, prompt: Prompt, echo: Echo) -> Result<PreparedPrompt, ApiError> {
+    match prompt {
+        Prompt::Text(text) => {
+            let opening = match echo {
+                Echo::Output => String::new(),
+                Echo::PromptAndOutput => text.clone(),
+            };
+            let tokens = app.encode(text.len(), move |encoder| encoder.text(&text)).await?;
+            Ok(PreparedPrompt { tokens, opening })
+        }
+        Prompt::Tokens(tokens) => {
+            let bytes: Vec<u8> = match echo {
+                Echo::Output => Vec::new(),
+                Echo::PromptAndOutput => tokens
+                    .iter()
+                    .flat_map(|&id| app.token_bytes.of(id))
+                    .copied()
+                    .collect(),
+            };
+            let opening = String::from_utf8_lossy(&bytes).into_owned();
+            Ok(PreparedPrompt { tokens, opening })
+        }
+    }
+}

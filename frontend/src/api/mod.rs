@@ -1,0 +1,220 @@
+//! The handlers: parse, ask the engine, answer.
+
+pub mod admin;
+pub mod chat;
+pub mod completions;
+pub mod models;
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use arbora_runtime::engine::EngineHandle;
+use arbora_runtime::request::{Namespace, Request};
+use arbora_runtime::stop::TextStream;
+use arbora_runtime::token_bytes::TokenBytes;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use tokio::sync::mpsc;
+
+use crate::auth::ApiKeys;
+use crate::metrics::HttpMetrics;
+use crate::prompt::{PromptEncoder, PromptError};
+use crate::reply::{Format, Reply};
+use crate::stream::{Choice, Explain, Generation};
+use crate::template::TemplateError;
+use crate::wire::error::ApiError;
+use crate::wire::options::{Delivery, Options};
+use crate::wire::response::{Head, UsageField};
+
+/// Streams that have nothing to say speak up this often, so that nobody on the way gives up on them.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Texts longer than this are encoded aside, so that no other connection waits for them.
+const LONG_TEXT: usize = 16 << 10;
+
+/// What handlers share.
+#[derive(Debug)]
+pub struct App {
+    /// The way to the engine.
+    pub engine: EngineHandle,
+    /// From messages and texts to tokens.
+    pub encoder: Arc<PromptEncoder>,
+    /// From tokens to text.
+    pub token_bytes: Arc<TokenBytes>,
+    /// Tokens that end an output of this model.
+    pub stop_tokens: Vec<u32>,
+    /// Name clients use for the model.
+    pub model: String,
+    /// When the server started, in seconds since 1970.
+    pub started: u64,
+    /// Who may ask.
+    pub api_keys: ApiKeys,
+    /// Largest request body in bytes.
+    pub body_limit: usize,
+    /// What was answered.
+    pub http: HttpMetrics,
+}
+
+/// Seconds since 1970.
+pub fn unix_seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
+}
+
+/// A prompt and what its completions start with.
+#[derive(Debug)]
+struct PreparedPrompt {
+    tokens: Vec<u32>,
+    opening: String,
+}
+
+impl App {
+    /// Refuses models that are not served; no name means the one there is.
+    fn check_model(&self, asked: Option<&str>) -> Result<(), ApiError> {
+        match asked {
+            Some(name) if name != self.model => Err(ApiError::ModelNotFound {
+                model: name.chars().take(100).collect(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs `encode`, on a thread of its own where the text is long.
+    async fn encode<T: Send + 'static>(
+        &self,
+        n_bytes: usize,
+        encode: impl FnOnce(&PromptEncoder) -> Result<T, PromptError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let encoded = if n_bytes <= LONG_TEXT {
+            encode(&self.encoder)
+        } else {
+            let encoder = Arc::clone(&self.encoder);
+            let task = tokio::task::spawn_blocking(move || encode(&encoder));
+            task.await.map_err(|panic| {
+                tracing::error!(%panic, "encoding a prompt failed");
+                ApiError::Failed
+            })?
+        };
+        encoded.map_err(prompt_error)
+    }
+
+    /// Submits `options.n` completions of every prompt. If one is refused, those before it are aborted: their
+    /// channels close with the error.
+    fn generate(&self, prompts: Vec<PreparedPrompt>, options: &Options) -> Result<Generation, ApiError> {
+        let arrived = Instant::now();
+        let mut choices = Vec::with_capacity(prompts.len() * options.n);
+        for prompt in prompts {
+            let room = self.engine.context().saturating_sub(prompt.tokens.len()).max(1);
+            let max_tokens = options.max_tokens.unwrap_or(room);
+            if max_tokens > self.engine.context() {
+                return Err(self.context_exceeded(prompt.tokens.len(), max_tokens));
+            }
+            for choice_idx in 0..options.n {
+                let (sender, events) = mpsc::channel(Request::event_capacity(max_tokens));
+                let request = Request {
+                    id: self.engine.next_id(),
+                    prompt: prompt.tokens.clone(),
+                    namespace: Namespace {
+                        salt: options.salt,
+                        ..Namespace::default()
+                    },
+                    sampling: options.sampling,
+                    choice_idx: choice_idx as u32,
+                    max_tokens,
+                    stop: options.stop.clone(),
+                    priority: options.priority,
+                    arrived,
+                    queue_timeout: None,
+                    total_timeout: None,
+                    events: sender,
+                };
+                self.engine.submit(request)?;
+                choices.push(Choice {
+                    events,
+                    text: TextStream::new(&options.stop.strings),
+                    stop_tokens: self.ending_tokens(options),
+                    opening: prompt.opening.clone(),
+                });
+            }
+        }
+        Ok(Generation::new(choices, options.n, Arc::clone(&self.token_bytes)))
+    }
+
+    /// Refused here and not by the engine, because an event channel that large could not be made.
+    fn context_exceeded(&self, prompt_tokens: usize, max_tokens: usize) -> ApiError {
+        let context = self.engine.context();
+        ApiError::from(arbora_runtime::request::SubmitError::ContextExceeded {
+            prompt_tokens,
+            max_tokens,
+            context,
+        })
+    }
+
+    fn ending_tokens(&self, options: &Options) -> Vec<u32> {
+        let mut tokens = options.stop.token_ids.clone();
+        if !options.stop.ignore_eos {
+            tokens.extend_from_slice(&self.stop_tokens);
+        }
+        tokens
+    }
+
+    async fn answer(&self, generation: Generation, asked: Asked<'_>) -> Result<Response, ApiError> {
+        let (prefix, whole, chunk) = match asked.format {
+            Format::Chat => ("chatcmpl", "chat.completion", "chat.completion.chunk"),
+            Format::Text => ("cmpl", "text_completion", "text_completion"),
+        };
+        let is_whole = asked.options.delivery == Delivery::Whole;
+        let head = Head {
+            id: format!("{prefix}-{}", random_id()),
+            object: if is_whole { whole } else { chunk },
+            created: unix_seconds(),
+            model: self.model.clone(),
+        };
+        let wants_more = asked
+            .headers
+            .get("x-arbora-usage")
+            .is_some_and(|value| value == "1");
+        let reply = Reply {
+            head,
+            format: asked.format,
+            explain: if wants_more { Explain::Yes } else { Explain::No },
+            generation,
+        };
+        match asked.options.delivery {
+            Delivery::Whole => reply.whole().await,
+            Delivery::Stream { include_usage: true } => Ok(reply.stream(UsageField::Null, KEEP_ALIVE)),
+            Delivery::Stream { include_usage: false } => Ok(reply.stream(UsageField::Missing, KEEP_ALIVE)),
+        }
+    }
+}
+
+/// What decides the shape of an answer.
+#[derive(Clone, Copy, Debug)]
+struct Asked<'a> {
+    format: Format,
+    options: &'a Options,
+    headers: &'a HeaderMap,
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape map_err wants")]
+fn prompt_error(error: PromptError) -> ApiError {
+    match &error {
+        PromptError::Encode(source) => {
+            tracing::error!(%source, "a prompt could not be encoded");
+            ApiError::Failed
+        }
+        PromptError::Template(TemplateError::Failed(source)) => {
+            tracing::warn!(%source, "the chat template failed");
+            ApiError::invalid("messages", format!("{error}."))
+        }
+        _ => ApiError::invalid("messages", format!("{error}.")),
+    }
+}
+
+/// 32 hexadecimal digits nobody can guess or will see twice.
+pub(crate) fn random_id() -> String {
+    let keys = RandomState::new();
+    format!("{:016x}{:016x}", keys.hash_one(0), keys.hash_one(1))
+}

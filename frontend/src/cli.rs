@@ -1,0 +1,109 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{ByteSize, Options};
+
+/// Arbora serves language models over an OpenAI-compatible API, computing shared prefixes once.
+#[derive(Debug, Parser)]
+#[command(name = "arbora", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the binary can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a model over HTTP
+    Serve(Box<Options>),
+    /// Answer one prompt on the terminal
+    Generate(Box<GenerateOptions>),
+}
+
+/// Options of `arbora generate`.
+#[derive(Clone, Debug, Args)]
+pub struct GenerateOptions {
+    /// The prompt; standard input where it is missing
+    pub prompt: Option<String>,
+    /// A system message before the prompt
+    #[arg(long, conflicts_with = "raw")]
+    pub system: Option<String>,
+    /// Continue the prompt as it is, without the model's chat template
+    #[arg(long)]
+    pub raw: bool,
+    /// Most tokens of the answer [default: what fits]
+    #[arg(long)]
+    pub max_tokens: Option<usize>,
+    /// 0 always takes the likeliest token
+    #[arg(long, default_value_t = 1.0)]
+    pub temperature: f32,
+    /// Draw from the likeliest tokens that together have this probability
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Draw from this many likeliest tokens; 0 for all
+    #[arg(long, default_value_t = 0)]
+    pub top_k: u32,
+    /// Same seed, same answer [default: random]
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// End the answer before this text; may be repeated
+    #[arg(long)]
+    pub stop: Vec<String>,
+    /// GGUF file, or smollm2:135m, which is fetched once [default: smollm2:135m]
+    #[arg(long, env = "ARBORA_MODEL")]
+    pub model: Option<String>,
+    /// Most tokens of prompt and answer together [default: the model's]
+    #[arg(long, env = "ARBORA_CONTEXT")]
+    pub context: Option<usize>,
+    /// Memory for keys and values, such as 2GiB [default: one context]
+    #[arg(long, env = "ARBORA_KV_MEMORY")]
+    pub kv_memory: Option<ByteSize>,
+    /// Threads that compute [default: the cores this process may use]
+    #[arg(long, env = "ARBORA_THREADS")]
+    pub threads: Option<usize>,
+    /// Instruction set: avx512, avx2 or scalar [default: the best there is]
+    #[arg(long, env = "ARBORA_ISA")]
+    pub isa: Option<String>,
+    /// What to log [default: warn]
+    #[arg(long, env = "ARBORA_LOG")]
+    pub log: Option<String>,
+}
+
+impl GenerateOptions {
+    /// The options it shares with `arbora serve`.
+    pub fn shared(&self) -> Options {
+        Options {
+            model: self.model.clone(),
+            context: self.context,
+            kv_memory: self.kv_memory,
+            threads: self.threads,
+            isa: self.isa.clone(),
+            log: Some(self.log.clone().unwrap_or_else(|| "warn".to_owned())),
+            ..Options::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_short() {
+        let mut command = Cli::command();
+        command.clone().debug_assert();
+        command.build();
+        for name in ["serve", "generate"] {
+            let subcommand = command.find_subcommand(name).expect("there is one");
+            let n = subcommand
+                .get_arguments()
+                .filter(|a| a.get_id() != "help")
+                .count();
+            assert!(n <= 25, "{name} has {n} options");
+        }
+    }
+}

@@ -1,0 +1,543 @@
+//! What the operator decided: file, then environment, then flags, the later over the earlier. Decided once,
+//! before anything starts. The only module that reads the environment.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use arbora_kernels::cpu::Isa;
+use arbora_runtime::EvictionPolicy;
+use arbora_runtime::config::SchedulePolicy;
+use serde::{Deserialize, Deserializer};
+
+use crate::models::DEFAULT_MODEL;
+
+const EVICTION_POLICIES: [(&str, EvictionPolicy); 4] = [
+    ("lru", EvictionPolicy::Lru),
+    ("lfu", EvictionPolicy::Lfu),
+    ("slru", EvictionPolicy::Slru),
+    ("priority", EvictionPolicy::Priority),
+];
+
+/// Every option, each perhaps not given. Flags, environment and file all fill this one struct, so they cannot
+/// disagree about what there is.
+#[derive(Clone, Debug, Default, PartialEq, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Options {
+    /// GGUF file, or smollm2:135m, which is fetched once [default: smollm2:135m]
+    #[arg(long, env = "ARBORA_MODEL")]
+    pub model: Option<String>,
+    /// Address to listen on [default: 127.0.0.1]
+    #[arg(long, env = "ARBORA_HOST")]
+    pub host: Option<String>,
+    /// Port to listen on; 0 takes a free one [default: 8000]
+    #[arg(long, env = "ARBORA_PORT")]
+    pub port: Option<u16>,
+    /// Key that clients must send as a bearer token; may be repeated
+    #[arg(
+        long = "api-key",
+        env = "ARBORA_API_KEY",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub api_key: Vec<String>,
+    /// Listen beyond this machine without any API key
+    #[arg(long, env = "ARBORA_ALLOW_UNAUTHENTICATED", num_args = 0..=1, default_missing_value = "true")]
+    pub allow_unauthenticated: Option<bool>,
+    /// Name clients use for the model [default: the alias or the file's name]
+    #[arg(long, env = "ARBORA_SERVED_MODEL_NAME")]
+    pub served_model_name: Option<String>,
+    /// Most tokens of prompt and output together [default: the model's]
+    #[arg(long, env = "ARBORA_CONTEXT")]
+    pub context: Option<usize>,
+    /// Memory for keys and values, such as 2GiB [default: 8 contexts, at most a quarter of the free memory]
+    #[arg(long, env = "ARBORA_KV_MEMORY", conflicts_with = "kv_pages")]
+    pub kv_memory: Option<ByteSize>,
+    /// The same in pages
+    #[arg(long, env = "ARBORA_KV_PAGES")]
+    pub kv_pages: Option<usize>,
+    /// Tokens per page: 16, 32 or 64 [default: 16]
+    #[arg(long, env = "ARBORA_PAGE_SIZE")]
+    pub page_size: Option<usize>,
+    /// Most tokens computed in one step [default: 256]
+    #[arg(long, env = "ARBORA_MAX_BATCH_TOKENS")]
+    pub max_batch_tokens: Option<usize>,
+    /// Most requests computed at a time [default: 32]
+    #[arg(long, env = "ARBORA_MAX_RUNNING")]
+    pub max_running: Option<usize>,
+    /// Most requests waiting; more get a 429 [default: 1024]
+    #[arg(long, env = "ARBORA_MAX_WAITING")]
+    pub max_waiting: Option<usize>,
+    /// Most prompt tokens waiting; more get a 429 [default: 1048576]
+    #[arg(long, env = "ARBORA_MAX_WAITING_TOKENS")]
+    pub max_waiting_tokens: Option<usize>,
+    /// Who is next: prefix (longest cached prefix, with aging), fcfs or priority [default: prefix]
+    #[arg(long, env = "ARBORA_SCHEDULE_POLICY")]
+    pub schedule_policy: Option<String>,
+    /// Which cached prefixes go first: lru, lfu, slru or priority [default: lru]
+    #[arg(long, env = "ARBORA_EVICTION_POLICY")]
+    pub eviction_policy: Option<String>,
+    /// Threads that compute [default: the cores this process may use]
+    #[arg(long, env = "ARBORA_THREADS")]
+    pub threads: Option<usize>,
+    /// Instruction set: avx512, avx2 or scalar [default: the best there is]
+    #[arg(long, env = "ARBORA_ISA")]
+    pub isa: Option<String>,
+    /// Seconds that running requests get when the server is told to stop [default: 30]
+    #[arg(long, env = "ARBORA_DRAIN_TIMEOUT")]
+    pub drain_timeout: Option<u64>,
+    /// Largest request body [default: 8MiB]
+    #[arg(long, env = "ARBORA_BODY_LIMIT")]
+    pub body_limit: Option<ByteSize>,
+    /// TOML file with these options by their long names
+    #[arg(long, env = "ARBORA_CONFIG")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// What to log: error, warn, info, debug, or a filter like arbora=debug [default: RUST_LOG or info]
+    #[arg(long, env = "ARBORA_LOG")]
+    pub log: Option<String>,
+}
+
+/// Every option, decided.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Path or alias.
+    pub model: String,
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// Keys of which clients must send one; empty asks for none.
+    pub api_keys: Vec<String>,
+    /// Name clients use, where the operator chose one.
+    pub served_model_name: Option<String>,
+    /// Most tokens of prompt and output; the model's where absent.
+    pub context: Option<usize>,
+    /// Size of the KV pool.
+    pub kv: KvSize,
+    /// Tokens per page.
+    pub page_size: usize,
+    /// Limit of one step; the engine's default where absent.
+    pub max_batch_tokens: Option<usize>,
+    /// Limit of running requests; the engine's default where absent.
+    pub max_running: Option<usize>,
+    /// Limit of waiting requests; the engine's default where absent.
+    pub max_waiting: Option<usize>,
+    /// Limit of waiting prompt tokens; the engine's default where absent.
+    pub max_waiting_tokens: Option<usize>,
+    /// Who is next.
+    pub schedule_policy: SchedulePolicy,
+    /// What is evicted first.
+    pub eviction_policy: EvictionPolicy,
+    /// Threads that compute.
+    pub n_threads: usize,
+    /// Instruction set; the best there is where absent.
+    pub isa: Option<Isa>,
+    /// What running requests get at shutdown.
+    pub drain_timeout: Duration,
+    /// Largest request body in bytes.
+    pub body_limit: usize,
+    /// Log filter.
+    pub log: String,
+}
+
+/// How large the KV pool is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvSize {
+    /// Room for this many of the longest sequences, but at most a quarter of the free memory.
+    Contexts(usize),
+    /// As many pages as fit.
+    Bytes(usize),
+    /// As many pages.
+    Pages(usize),
+}
+
+/// A size in bytes, written as `512MiB`, `2g` or plain bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteSize(pub usize);
+
+/// An option nobody can use.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no valid TOML or has an unknown key or a wrong type.
+    #[error("{}: {source}", path.display())]
+    BadFile {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A value that is not one of the choices.
+    #[error("--{option} must be {expected}, got '{value}'")]
+    BadValue {
+        /// The option's long name.
+        option: &'static str,
+        /// What it must be.
+        expected: String,
+        /// What was given.
+        value: String,
+    },
+    /// The host has no address.
+    #[error("--host '{host}' is no address of this machine: {source}")]
+    BadHost {
+        /// As given.
+        host: String,
+        /// What the resolver said.
+        source: std::io::Error,
+    },
+    /// Open to everybody by accident.
+    #[error(
+        "--host {host} lets other machines in: set --api-key KEY (or ARBORA_API_KEY), or say \
+         --allow-unauthenticated if that is meant"
+    )]
+    Unprotected {
+        /// As given.
+        host: String,
+    },
+    /// Two ways to say how large the KV pool is.
+    #[error("--kv-memory and --kv-pages exclude each other")]
+    KvTwice,
+}
+
+impl Options {
+    /// Completes flags and environment (which clap has merged) with the file they name, checks and decides.
+    pub fn resolve(self) -> Result<Config, ConfigError> {
+        match self.config.clone() {
+            None => self.decide(),
+            Some(path) => {
+                let file = Options::from_file(&path)?;
+                self.over(file).decide()
+            }
+        }
+    }
+
+    fn from_file(path: &Path) -> Result<Options, ConfigError> {
+        let path = path.to_owned();
+        match std::fs::read_to_string(&path) {
+            Err(source) => Err(ConfigError::Unreadable { path, source }),
+            Ok(text) => toml::from_str(&text).map_err(|source| ConfigError::BadFile {
+                path,
+                source: Box::new(source),
+            }),
+        }
+    }
+
+    /// These options, and `under` where they say nothing.
+    fn over(self, under: Options) -> Options {
+        // A size in pages replaces one in bytes and the other way round.
+        let (kv_memory, kv_pages) = match (self.kv_memory, self.kv_pages) {
+            (None, None) => (under.kv_memory, under.kv_pages),
+            given => given,
+        };
+        Options {
+            model: self.model.or(under.model),
+            host: self.host.or(under.host),
+            port: self.port.or(under.port),
+            api_key: if self.api_key.is_empty() {
+                under.api_key
+            } else {
+                self.api_key
+            },
+            allow_unauthenticated: self.allow_unauthenticated.or(under.allow_unauthenticated),
+            served_model_name: self.served_model_name.or(under.served_model_name),
+            context: self.context.or(under.context),
+            kv_memory,
+            kv_pages,
+            page_size: self.page_size.or(under.page_size),
+            max_batch_tokens: self.max_batch_tokens.or(under.max_batch_tokens),
+            max_running: self.max_running.or(under.max_running),
+            max_waiting: self.max_waiting.or(under.max_waiting),
+            max_waiting_tokens: self.max_waiting_tokens.or(under.max_waiting_tokens),
+            schedule_policy: self.schedule_policy.or(under.schedule_policy),
+            eviction_policy: self.eviction_policy.or(under.eviction_policy),
+            threads: self.threads.or(under.threads),
+            isa: self.isa.or(under.isa),
+            drain_timeout: self.drain_timeout.or(under.drain_timeout),
+            body_limit: self.body_limit.or(under.body_limit),
+            config: None,
+            log: self.log.or(under.log),
+        }
+    }
+
+    fn decide(self) -> Result<Config, ConfigError> {
+        let page_size = self.page_size.unwrap_or(16);
+        if ![16, 32, 64].contains(&page_size) {
+            return Err(bad_value("page-size", "16, 32 or 64", page_size));
+        }
+        let n_threads = self.threads.unwrap_or_else(usable_cores);
+        if !(1..=1024).contains(&n_threads) {
+            return Err(bad_value("threads", "in [1, 1024]", n_threads));
+        }
+        let kv = match (self.kv_memory, self.kv_pages) {
+            (None, None) => KvSize::Contexts(8),
+            (Some(ByteSize(bytes)), None) => KvSize::Bytes(bytes),
+            (None, Some(pages)) => KvSize::Pages(pages),
+            (Some(_), Some(_)) => return Err(ConfigError::KvTwice),
+        };
+        if let Some(empty) = self.api_key.iter().find(|key| key.trim().is_empty()) {
+            return Err(bad_value("api-key", "a key that is not empty", empty));
+        }
+        Ok(Config {
+            address: self.address()?,
+            model: self.model.unwrap_or_else(|| DEFAULT_MODEL.to_owned()),
+            api_keys: self.api_key,
+            served_model_name: self.served_model_name,
+            context: self.context,
+            kv,
+            page_size,
+            max_batch_tokens: self.max_batch_tokens,
+            max_running: self.max_running,
+            max_waiting: self.max_waiting,
+            max_waiting_tokens: self.max_waiting_tokens,
+            schedule_policy: choice("schedule-policy", &SchedulePolicy::NAMES, self.schedule_policy)?
+                .unwrap_or_default(),
+            eviction_policy: choice("eviction-policy", &EVICTION_POLICIES, self.eviction_policy)?
+                .unwrap_or_default(),
+            n_threads,
+            isa: choice("isa", &isa_names(), self.isa)?,
+            drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(30)),
+            body_limit: self.body_limit.map_or(8 << 20, |size| size.0),
+            log: self.log.or_else(rust_log).unwrap_or_else(|| "info".to_owned()),
+        })
+    }
+
+    fn address(&self) -> Result<SocketAddr, ConfigError> {
+        let host = self.host.as_deref().unwrap_or("127.0.0.1").to_owned();
+        let resolved = (host.as_str(), self.port.unwrap_or(8000)).to_socket_addrs();
+        let found = resolved.and_then(|mut addresses| {
+            let none = || std::io::Error::other("it resolves to nothing");
+            addresses.next().ok_or_else(none)
+        });
+        match found {
+            Err(source) => Err(ConfigError::BadHost { host, source }),
+            Ok(address) => {
+                let is_private = address.ip().is_loopback() || !self.api_key.is_empty();
+                if is_private || self.allow_unauthenticated == Some(true) {
+                    Ok(address)
+                } else {
+                    Err(ConfigError::Unprotected { host })
+                }
+            }
+        }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "an error takes what it names")]
+fn bad_value(option: &'static str, expected: impl Into<String>, value: impl ToString) -> ConfigError {
+    ConfigError::BadValue {
+        option,
+        expected: expected.into(),
+        value: value.to_string(),
+    }
+}
+
+/// The choice with the given name, where one was given.
+fn choice<T: Copy>(
+    option: &'static str,
+    choices: &[(&'static str, T)],
+    given: Option<String>,
+) -> Result<Option<T>, ConfigError> {
+    let Some(given) = given else { return Ok(None) };
+    let found = choices
+        .iter()
+        .find(|(name, _)| *name == given)
+        .map(|(_, value)| *value);
+    let names = || {
+        choices
+            .iter()
+            .map(|(name, _)| *name)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    found
+        .map(Some)
+        .ok_or_else(|| bad_value(option, format!("one of {}", names()), given))
+}
+
+fn isa_names() -> Vec<(&'static str, Isa)> {
+    Isa::available()
+        .into_iter()
+        .map(|isa| (isa.name(), isa))
+        .collect()
+}
+
+/// Cores this process may use: the standard library looks at the affinity mask and at cgroup quotas.
+fn usable_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("'{text}' is no size: write bytes or a number with KiB, MiB or GiB");
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let number: usize = text[..digits].parse().map_err(|_| wrong())?;
+        let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 0,
+            "k" | "kb" | "kib" => 10,
+            "m" | "mb" | "mib" => 20,
+            "g" | "gb" | "gib" => 30,
+            _ => return Err(wrong()),
+        };
+        number.checked_mul(1 << unit).map(ByteSize).ok_or_else(wrong)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Bytes(usize),
+            Text(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Bytes(bytes) => Ok(ByteSize(bytes)),
+            Written::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+/// Where fetched models are kept: `$XDG_CACHE_HOME`, else `$HOME/.cache`. Absent where neither is an absolute
+/// path.
+pub fn cache_directory() -> Option<PathBuf> {
+    let absolute = |name| environment(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))
+}
+
+fn rust_log() -> Option<String> {
+    environment("RUST_LOG").and_then(|value| value.into_string().ok())
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one module that reads the environment"
+)]
+fn environment(name: &str) -> Option<std::ffi::OsString> {
+    std::env::var_os(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Result<Options, ConfigError> {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("arbora.toml");
+        std::fs::write(&path, text).expect("writable");
+        Options::from_file(&path)
+    }
+
+    #[test]
+    fn a_server_that_was_told_nothing_is_private() {
+        let config = Options::default().resolve().expect("valid");
+        assert_eq!(config.model, "smollm2:135m");
+        assert_eq!(config.address.to_string(), "127.0.0.1:8000");
+        assert_eq!((config.page_size, config.kv), (16, KvSize::Contexts(8)));
+        assert!(config.n_threads >= 1);
+    }
+
+    #[test]
+    fn flags_go_over_the_file() {
+        let under = file("port = 1\nmodel = 'a.gguf'\nkv-pages = 5\napi-key = ['k']\nbody-limit = '1KiB'")
+            .expect("valid");
+        let flags = Options {
+            port: Some(2),
+            kv_memory: Some(ByteSize(1 << 20)),
+            ..Options::default()
+        };
+        let config = flags.over(under).decide().expect("valid");
+        assert_eq!((config.address.port(), config.model.as_str()), (2, "a.gguf"));
+        assert_eq!(config.kv, KvSize::Bytes(1 << 20));
+        assert_eq!(
+            (config.api_keys.as_slice(), config.body_limit),
+            (["k".to_owned()].as_slice(), 1024)
+        );
+    }
+
+    #[test]
+    fn unknown_keys_and_wrong_types_in_the_file_are_refused_by_name() {
+        let unknown = file("modle = 'x'").expect_err("unknown key").to_string();
+        assert!(
+            unknown.contains("modle") && unknown.contains("served-model-name"),
+            "{unknown}"
+        );
+        let wrong = file("port = 'x'").expect_err("wrong type").to_string();
+        assert!(wrong.contains("port"), "{wrong}");
+        assert!(file("body-limit = '1 parsec'").is_err());
+    }
+
+    #[test]
+    fn bad_values_name_option_and_choices() {
+        let refused = |change: &dyn Fn(&mut Options)| {
+            let mut options = Options::default();
+            change(&mut options);
+            options.resolve().expect_err("invalid").to_string()
+        };
+        let policy = refused(&|o| o.schedule_policy = Some("best".to_owned()));
+        assert!(
+            policy.contains("--schedule-policy") && policy.contains("prefix, fcfs"),
+            "{policy}"
+        );
+        assert!(refused(&|o| o.eviction_policy = Some("x".to_owned())).contains("lru"));
+        assert!(refused(&|o| o.isa = Some("mmx".to_owned())).contains("scalar"));
+        assert!(refused(&|o| o.page_size = Some(17)).contains("16, 32 or 64"));
+        assert!(refused(&|o| o.threads = Some(0)).contains("--threads"));
+        assert!(refused(&|o| o.host = Some("no such host".to_owned())).contains("--host"));
+        assert!(refused(&|o| o.api_key = vec![String::new()]).contains("--api-key"));
+        let both = |o: &mut Options| (o.kv_memory, o.kv_pages) = (Some(ByteSize(1)), Some(1));
+        assert!(refused(&both).contains("exclude each other"));
+    }
+
+    #[test]
+    fn listening_to_the_world_takes_a_key_or_a_word() {
+        let open = Options {
+            host: Some("0.0.0.0".to_owned()),
+            ..Options::default()
+        };
+        let error = open.clone().resolve().expect_err("unprotected");
+        assert!(matches!(error, ConfigError::Unprotected { .. }), "{error}");
+        let with_key = Options {
+            api_key: vec!["secret".to_owned()],
+            ..open.clone()
+        };
+        with_key.resolve().expect("protected");
+        let on_purpose = Options {
+            allow_unauthenticated: Some(true),
+            ..open
+        };
+        on_purpose.resolve().expect("on purpose");
+    }
+
+    #[test]
+    fn sizes_are_read_in_the_usual_spellings() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("512", 512),
+            ("4k", 4096),
+            ("3MiB", 3 << 20),
+            ("2 GB", 2 << 30),
+        ] {
+            assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
+        }
+        for text in [
+            "",
+            "MiB",
+            "-1",
+            "1.5GiB",
+            "1TB",
+            "99999999999999999999",
+            "9999999999999999g",
+        ] {
+            assert!(text.parse::<ByteSize>().is_err(), "{text}");
+        }
+    }
+}

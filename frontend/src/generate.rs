@@ -1,0 +1,128 @@
+//! `arbora generate`: one answer on the terminal.
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::sync::Arc;
+use std::time::Instant;
+
+use arbora_runtime::request::{
+    FinishReason, Namespace, Request, SamplingParams, StopConditions, SubmitError,
+};
+use arbora_runtime::stop::TextStream;
+use tokio::sync::mpsc;
+
+use crate::cli::GenerateOptions;
+use crate::load::Started;
+use crate::prompt::PromptError;
+use crate::stream::{Choice, Generation};
+use crate::template::Chat;
+use crate::wire::chat::{Message, Role};
+use crate::wire::options::random_seed;
+
+/// Why there was no answer, or not all of it.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// Neither argument nor standard input held a prompt.
+    #[error("no prompt: pass one as an argument or on standard input")]
+    NoPrompt,
+    /// The prompt has no tokens.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    /// The engine does not take it.
+    #[error(transparent)]
+    Refused(#[from] SubmitError),
+    /// Reading or writing failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The engine gave up.
+    #[error("generation failed: {0:?}")]
+    Failed(FinishReason),
+}
+
+/// Prints the answer to `out` as it comes.
+pub async fn generate(
+    options: &GenerateOptions,
+    started: &Started,
+    out: &mut impl Write,
+) -> Result<(), GenerateError> {
+    let prompt = tokens(options, started)?;
+    let room = started.engine.context().saturating_sub(prompt.len()).max(1);
+    let max_tokens = options.max_tokens.unwrap_or(room);
+    if prompt.len().saturating_add(max_tokens) > started.engine.context() {
+        return Err(GenerateError::Refused(SubmitError::ContextExceeded {
+            prompt_tokens: prompt.len(),
+            max_tokens,
+            context: started.engine.context(),
+        }));
+    }
+    let (sender, events) = mpsc::channel(Request::event_capacity(max_tokens));
+    started.engine.submit(Request {
+        id: started.engine.next_id(),
+        prompt,
+        namespace: Namespace::default(),
+        sampling: SamplingParams {
+            temperature: options.temperature,
+            top_k: options.top_k,
+            top_p: options.top_p,
+            min_p: 0.0,
+            seed: options.seed.unwrap_or_else(random_seed),
+        },
+        choice_idx: 0,
+        max_tokens,
+        stop: StopConditions {
+            strings: options.stop.clone(),
+            ..StopConditions::default()
+        },
+        priority: 0,
+        arrived: Instant::now(),
+        queue_timeout: None,
+        total_timeout: None,
+        events: sender,
+    })?;
+    let choice = Choice {
+        events,
+        text: TextStream::new(&options.stop),
+        stop_tokens: started.stop_tokens.clone(),
+        opening: String::new(),
+    };
+    let mut generation = Generation::new(vec![choice], 1, Arc::clone(&started.token_bytes));
+    while let Some(piece) = generation.next().await {
+        out.write_all(piece.text.as_bytes())?;
+        out.flush()?;
+        match piece.finish {
+            None | Some(FinishReason::StopToken(_) | FinishReason::StopString(_) | FinishReason::Length) => {}
+            Some(reason) => return Err(GenerateError::Failed(reason)),
+        }
+    }
+    writeln!(out)?;
+    Ok(())
+}
+
+fn tokens(options: &GenerateOptions, started: &Started) -> Result<Vec<u32>, GenerateError> {
+    let text = match &options.prompt {
+        Some(text) => text.clone(),
+        None if io::stdin().is_terminal() => return Err(GenerateError::NoPrompt),
+        None => {
+            let mut text = String::new();
+            io::stdin().read_to_string(&mut text)?;
+            text
+        }
+    };
+    if text.is_empty() {
+        return Err(GenerateError::NoPrompt);
+    }
+    if options.raw {
+        return Ok(started.encoder.text(&text)?);
+    }
+    let message = |role, text| Message {
+        role,
+        content: Some(text),
+        extra: serde_json::Map::new(),
+    };
+    let system = options.system.clone().map(|text| message(Role::System, text));
+    let messages: Vec<_> = system.into_iter().chain([message(Role::User, text)]).collect();
+    Ok(started.encoder.chat(&Chat {
+        messages: &messages,
+        add_generation_prompt: true,
+        values: &serde_json::Map::new(),
+    })?)
+}

@@ -1,0 +1,23 @@
+//! The Arbora server: command line, HTTP, wire types, chat templates and model download.
+//!
+//! ```text
+//! server ─► route ─► auth ─► api ─► wire (parse) ─► prompt ─► EngineHandle::submit
+//!                              └◄─ reply ◄─ stream ◄─ events
+//! ```
+
+pub mod api;
+pub mod auth;
+pub mod cli;
+pub mod config;
+pub mod generate;
+pub mod load;
+pub mod memory;
+pub mod metrics;
+pub mod models;
+pub mod prompt;
+pub mod reply;
+pub mod route;
+pub mod server;
+pub mod stream;
+pub mod template;
+pub mod wire;

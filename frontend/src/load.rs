@@ -1,0 +1,193 @@
+//! From a model file to a running engine.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use arbora_kernels::{Backend, KvShape};
+use arbora_runtime::engine::{self, EngineConfig, EngineError, EngineExit, EngineHandle};
+use arbora_runtime::model::decoder::Decoder;
+use arbora_runtime::model::{LoadError, ModelFile};
+use arbora_runtime::token_bytes::TokenBytes;
+use arbora_runtime::tokenizer::Tokenizer;
+
+use crate::config::{Config, KvSize};
+use crate::memory;
+use crate::models::DEFAULT_MODEL;
+use crate::prompt::PromptEncoder;
+use crate::template::{ChatTemplate, TemplateError, TemplateTokens};
+
+/// Of the memory that is free, the pool takes at most this part unless told otherwise.
+const POOL_SHARE: usize = 4;
+
+/// A model that can be asked.
+#[derive(Debug)]
+pub struct Started {
+    /// The way to the engine.
+    pub engine: EngineHandle,
+    /// Ends with the engine.
+    pub thread: JoinHandle<EngineExit>,
+    /// From messages and texts to tokens.
+    pub encoder: Arc<PromptEncoder>,
+    /// From tokens to text.
+    pub token_bytes: Arc<TokenBytes>,
+    /// Tokens that end an output.
+    pub stop_tokens: Vec<u32>,
+    /// Name for clients.
+    pub name: String,
+}
+
+/// Why a model did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The file is not what it should be.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Its chat template is not.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The limits are not.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Not even the shortest conversation would fit.
+    #[error("a KV pool of {bytes} bytes holds no page: one takes {page_bytes} bytes")]
+    PoolTooSmall {
+        /// Given or found.
+        bytes: usize,
+        /// Bytes of a page over all layers.
+        page_bytes: usize,
+    },
+}
+
+/// Reads weights and tokenizer of `file`, allocates the KV pool and starts the engine.
+pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> Result<Started, StartError> {
+    let context = config.context.unwrap_or(file.config().context);
+    let mut limits = engine_config(config, kv_pages(file, config, context)?, context);
+    // The tokenizer's tables and the weights are both made from the file; neither needs the other.
+    let (tokenizer, decoder) = std::thread::scope(|scope| {
+        let tokenizer = scope.spawn(|| file.tokenizer());
+        let decoder = file.load_decoder(&mut backend, context, limits.forward_limits());
+        (
+            tokenizer.join().expect("building a tokenizer does not panic"),
+            decoder,
+        )
+    });
+    let (tokenizer, decoder): (Tokenizer, Decoder<B>) = (tokenizer?, decoder?);
+    let template = match file.chat_template()? {
+        None => None,
+        Some(source) => Some(ChatTemplate::new(source, template_tokens(&tokenizer))?),
+    };
+    let token_bytes = Arc::new(text_of_tokens(&tokenizer));
+    let stop_tokens = tokenizer.stop_token_ids().to_vec();
+    limits.model_stop_tokens.clone_from(&stop_tokens);
+    let (n_pages, page_size) = (limits.n_pages, limits.page_size);
+    let (engine, thread) = engine::spawn(backend, decoder, Arc::clone(&token_bytes), limits)?;
+    tracing::info!(
+        model = file.name(),
+        parameters = file.n_params(),
+        quantization = file.quantization(),
+        context = engine.context(),
+        chat_template = template.is_some(),
+        "model loaded"
+    );
+    tracing::info!(
+        pages = n_pages,
+        tokens = n_pages * page_size,
+        mebibytes = (n_pages * page_bytes(file, page_size)) >> 20,
+        "KV pool"
+    );
+    if engine.context() < context {
+        tracing::warn!(
+            asked = context,
+            given = engine.context(),
+            "the KV pool limits the context"
+        );
+    }
+    Ok(Started {
+        engine,
+        thread,
+        encoder: Arc::new(PromptEncoder::new(Arc::new(tokenizer), template)),
+        token_bytes,
+        stop_tokens,
+        name: served_name(config, file.path()),
+    })
+}
+
+fn engine_config(config: &Config, n_pages: usize, context: usize) -> EngineConfig {
+    let defaults = EngineConfig::new(n_pages, context);
+    EngineConfig {
+        page_size: config.page_size,
+        max_batch_tokens: config.max_batch_tokens.unwrap_or(defaults.max_batch_tokens),
+        max_running: config.max_running.unwrap_or(defaults.max_running),
+        max_waiting: config.max_waiting.unwrap_or(defaults.max_waiting),
+        max_waiting_tokens: config.max_waiting_tokens.unwrap_or(defaults.max_waiting_tokens),
+        schedule_policy: config.schedule_policy,
+        eviction_policy: config.eviction_policy,
+        ..defaults
+    }
+}
+
+fn page_bytes(file: &ModelFile, page_size: usize) -> usize {
+    let model = file.config();
+    let shape = KvShape {
+        n_layers: model.n_layers,
+        n_kv_heads: model.heads.n_kv_heads,
+        head_dim: model.heads.head_dim,
+        page_size,
+        n_pages: 1,
+    };
+    shape.page_bytes()
+}
+
+fn kv_pages(file: &ModelFile, config: &Config, context: usize) -> Result<usize, StartError> {
+    let page_bytes = page_bytes(file, config.page_size);
+    let bytes = match config.kv {
+        KvSize::Pages(pages) => return Ok(pages),
+        KvSize::Bytes(bytes) => bytes,
+        KvSize::Contexts(n) => {
+            let wanted = context
+                .div_ceil(config.page_size)
+                .saturating_mul(n)
+                .saturating_mul(page_bytes);
+            let free = memory::available_bytes().unwrap_or(usize::MAX);
+            wanted.min(free / POOL_SHARE)
+        }
+    };
+    match bytes / page_bytes {
+        0 => Err(StartError::PoolTooSmall { bytes, page_bytes }),
+        pages => Ok(pages),
+    }
+}
+
+fn template_tokens(tokenizer: &Tokenizer) -> TemplateTokens {
+    let name = |id: Option<u32>| {
+        let bytes = id.map(|id| tokenizer.token_bytes(id)).unwrap_or_default();
+        String::from_utf8_lossy(bytes).into_owned()
+    };
+    TemplateTokens {
+        bos: name(tokenizer.bos()),
+        eos: name(tokenizer.eos()),
+    }
+}
+
+/// What every token adds to an answer: control tokens add nothing.
+fn text_of_tokens(tokenizer: &Tokenizer) -> TokenBytes {
+    let ids = 0..tokenizer.n_vocab() as u32;
+    TokenBytes::new(ids.map(|id| match tokenizer.is_special(id) {
+        true => &[],
+        false => tokenizer.token_bytes(id),
+    }))
+}
+
+/// What the operator chose, else what was asked for: the alias, or the file's name.
+fn served_name(config: &Config, path: &Path) -> String {
+    match &config.served_model_name {
+        Some(name) => name.clone(),
+        None if config.model == DEFAULT_MODEL => config.model.clone(),
+        None => path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
+    }
+}

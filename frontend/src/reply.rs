@@ -1,0 +1,430 @@
+//! Answers to completions: one JSON object, or server-sent events.
+//!
+//! ```text
+//! chat:   {delta: {role, content: ""}} per choice
+//! both:   pieces of text, one event per engine step;  ": keep-alive" when nothing came for a while
+//!         {finish_reason} per choice
+//!         {choices: [], usage}         if asked for
+//!         [DONE]
+//! failed: {"error": …}                 and nothing after it
+//! ```
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use arbora_runtime::request::FinishReason;
+use axum::Json;
+use axum::body::Body;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::stream::{Explain, Generation, Piece};
+use crate::wire::error::ApiError;
+use crate::wire::response::{
+    Answer, AssistantMessage, ChatChoice, ChatDelta, Delta, Head, TextChoice, UsageField,
+};
+
+/// Which API's objects an answer is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Chat completions.
+    Chat,
+    /// Text completions.
+    Text,
+}
+
+/// An answer in the making.
+#[derive(Debug)]
+pub struct Reply {
+    /// Id, kind, time, model.
+    pub head: Head,
+    /// Chat or text.
+    pub format: Format,
+    /// Whether usage explains itself.
+    pub explain: Explain,
+    /// Where it comes from.
+    pub generation: Generation,
+}
+
+/// The word for an ending, or the error it was.
+fn finish_reason(reason: &FinishReason) -> Result<&'static str, ApiError> {
+    match reason {
+        FinishReason::StopToken(_) | FinishReason::StopString(_) => Ok("stop"),
+        FinishReason::Length | FinishReason::Deadline => Ok("length"),
+        FinishReason::QueueDeadline => Err(ApiError::QueueTimeout),
+        FinishReason::Error(error) => Err(ApiError::from(error.clone())),
+        // The engine aborts only what nobody listens to.
+        FinishReason::Aborted => Err(ApiError::Failed),
+    }
+}
+
+impl Reply {
+    /// Waits for everything and answers at once.
+    pub async fn whole(mut self) -> Result<Response, ApiError> {
+        let n_choices = self.generation.n_choices();
+        let mut texts: Vec<_> = (0..n_choices).map(|i| self.generation.take_opening(i)).collect();
+        let mut reasons = vec![""; n_choices];
+        while let Some(piece) = self.generation.next().await {
+            texts[piece.choice].push_str(&piece.text);
+            if let Some(reason) = &piece.finish {
+                reasons[piece.choice] = finish_reason(reason)?;
+            }
+        }
+        let usage = UsageField::Given(self.generation.usage(self.explain));
+        let head = &self.head;
+        let ended = texts.into_iter().zip(reasons).enumerate();
+        Ok(match self.format {
+            Format::Chat => {
+                let choices = ended
+                    .map(|(index, (text, reason))| chat_choice(index, text, reason))
+                    .collect();
+                Json(Answer { head, choices, usage }).into_response()
+            }
+            Format::Text => {
+                let choices = ended.map(|(index, (text, reason))| text_choice(index, text, Some(reason)));
+                let choices = choices.collect();
+                Json(Answer { head, choices, usage }).into_response()
+            }
+        })
+    }
+
+    /// Answers with server-sent events, one per engine event, and a comment whenever nothing came for
+    /// `keep_alive`.
+    pub fn stream(self, usage: UsageField, keep_alive: Duration) -> Response {
+        let events = EventStream {
+            reply: self,
+            usage,
+            keep_alive,
+            phase: Phase::Opening,
+        };
+        let chunks = futures_util::stream::unfold(events, |mut events| async move {
+            let chunk = events.next().await?;
+            Some((Ok::<_, Infallible>(chunk), events))
+        });
+        let mut response = Body::from_stream(chunks).into_response();
+        let headers = response.headers_mut();
+        let event_stream = HeaderValue::from_static("text/event-stream; charset=utf-8");
+        headers.insert(header::CONTENT_TYPE, event_stream);
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        // Proxies that collect an answer before they pass it on would undo the streaming.
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        response
+    }
+}
+
+fn chat_choice(index: usize, content: String, finish_reason: &'static str) -> ChatChoice {
+    let message = AssistantMessage {
+        role: "assistant",
+        content,
+        refusal: None,
+    };
+    ChatChoice {
+        index,
+        message,
+        logprobs: None,
+        finish_reason,
+    }
+}
+
+fn chat_delta(index: usize, delta: Delta, finish_reason: Option<&'static str>) -> ChatDelta {
+    ChatDelta {
+        index,
+        delta,
+        logprobs: None,
+        finish_reason,
+    }
+}
+
+fn text_choice(index: usize, text: String, finish_reason: Option<&'static str>) -> TextChoice {
+    TextChoice {
+        text,
+        index,
+        logprobs: None,
+        finish_reason,
+    }
+}
+
+#[derive(Debug)]
+enum Phase {
+    Opening,
+    Running,
+    Over,
+}
+
+/// The body of a streamed answer.
+#[derive(Debug)]
+struct EventStream {
+    reply: Reply,
+    usage: UsageField,
+    keep_alive: Duration,
+    phase: Phase,
+}
+
+impl EventStream {
+    /// The next bytes to send, at least one whole event or comment.
+    async fn next(&mut self) -> Option<Bytes> {
+        let mut out = Vec::new();
+        if matches!(self.phase, Phase::Opening) {
+            self.phase = Phase::Running;
+            self.open(&mut out);
+        }
+        while out.is_empty() && matches!(self.phase, Phase::Running) {
+            match tokio::time::timeout(self.keep_alive, self.reply.generation.next()).await {
+                Err(_) => out.extend_from_slice(b": keep-alive\n\n"),
+                Ok(Some(piece)) => self.piece(piece, &mut out),
+                Ok(None) => self.close(&mut out),
+            }
+        }
+        (!out.is_empty()).then(|| out.into())
+    }
+
+    fn open(&mut self, out: &mut Vec<u8>) {
+        for index in 0..self.reply.generation.n_choices() {
+            let opening = self.reply.generation.take_opening(index);
+            match self.reply.format {
+                Format::Chat => {
+                    let delta = Delta {
+                        role: Some("assistant"),
+                        content: Some(opening),
+                    };
+                    self.event(chat_delta(index, delta, None), out);
+                }
+                Format::Text if opening.is_empty() => {}
+                Format::Text => self.event(text_choice(index, opening, None), out),
+            }
+        }
+    }
+
+    fn piece(&mut self, piece: Piece, out: &mut Vec<u8>) {
+        let reason = match piece.finish.as_ref().map(finish_reason).transpose() {
+            Ok(reason) => reason,
+            Err(error) => {
+                event(&error.body(), out);
+                self.phase = Phase::Over;
+                return;
+            }
+        };
+        let index = piece.choice;
+        match self.reply.format {
+            Format::Chat => {
+                if !piece.text.is_empty() {
+                    let delta = Delta {
+                        role: None,
+                        content: Some(piece.text),
+                    };
+                    self.event(chat_delta(index, delta, None), out);
+                }
+                if reason.is_some() {
+                    self.event(chat_delta(index, Delta::default(), reason), out);
+                }
+            }
+            Format::Text if piece.text.is_empty() && reason.is_none() => {}
+            Format::Text => self.event(text_choice(index, piece.text, reason), out),
+        }
+    }
+
+    fn close(&mut self, out: &mut Vec<u8>) {
+        if let UsageField::Null = self.usage {
+            let usage = self.reply.generation.usage(self.reply.explain);
+            let head = &self.reply.head;
+            let (choices, usage) = (Vec::<()>::new(), UsageField::Given(usage));
+            event(&Answer { head, choices, usage }, out);
+        }
+        out.extend_from_slice(b"data: [DONE]\n\n");
+        self.phase = Phase::Over;
+    }
+
+    fn event<C: Serialize>(&self, choice: C, out: &mut Vec<u8>) {
+        let (head, usage) = (&self.reply.head, self.usage);
+        let choices = vec![choice];
+        event(&Answer { head, choices, usage }, out);
+    }
+}
+
+/// One server-sent event. JSON holds no raw line breaks, so one `data` line is enough.
+fn event(data: &impl Serialize, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"data: ");
+    serde_json::to_writer(&mut *out, data).expect("plain structs serialize and a vector takes any bytes");
+    out.extend_from_slice(b"\n\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arbora_runtime::request::{Event, Finished, RequestError, Usage};
+    use arbora_runtime::stop::TextStream;
+    use arbora_runtime::token_bytes::TokenBytes;
+    use http_body_util::BodyExt;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::stream::Choice;
+
+    const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+    fn reply(format: Format, opening: &str, n: usize) -> (Reply, Vec<mpsc::Sender<Event>>) {
+        let (senders, choices) = (0..n)
+            .map(|_| {
+                let (sender, events) = mpsc::channel(16);
+                let choice = Choice {
+                    events,
+                    text: TextStream::new(&[]),
+                    stop_tokens: Vec::new(),
+                    opening: opening.to_owned(),
+                };
+                (sender, choice)
+            })
+            .unzip();
+        let token_bytes = Arc::new(TokenBytes::new([
+            b"Hi".as_slice(),
+            b"!\n\"",
+            b"\xe2\x82",
+            b"\xac",
+        ]));
+        let head = Head {
+            id: "id".to_owned(),
+            object: "o",
+            created: 7,
+            model: "m".to_owned(),
+        };
+        let generation = Generation::new(choices, n, token_bytes);
+        let reply = Reply {
+            head,
+            format,
+            explain: Explain::No,
+            generation,
+        };
+        (reply, senders)
+    }
+
+    fn finished(reason: FinishReason) -> Event {
+        let usage = Usage {
+            prompt_tokens: 5,
+            cached_tokens: 4,
+            completion_tokens: 2,
+            ..Usage::default()
+        };
+        Event::Finished(Finished { reason, usage })
+    }
+
+    async fn body(response: Response) -> String {
+        let bytes = response
+            .into_body()
+            .collect()
+            .await
+            .expect("no errors in it")
+            .to_bytes();
+        String::from_utf8(bytes.to_vec()).expect("UTF-8")
+    }
+
+    #[tokio::test]
+    async fn a_chat_stream_is_openais_byte_for_byte() {
+        let (reply, senders) = reply(Format::Chat, "", 1);
+        for event in [
+            Event::Tokens(vec![0]),
+            Event::Tokens(vec![2]),
+            Event::Tokens(vec![3, 1]),
+        ] {
+            senders[0].try_send(event).expect("there is room");
+        }
+        senders[0]
+            .try_send(finished(FinishReason::Length))
+            .expect("there is room");
+        let response = reply.stream(UsageField::Null, KEEP_ALIVE);
+        assert_eq!(
+            response.headers()[header::CONTENT_TYPE],
+            "text/event-stream; charset=utf-8"
+        );
+        let head = r#"data: {"id":"id","object":"o","created":7,"model":"m","choices":["#;
+        let expected = [
+            r#"{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"usage":null}"#,
+            r#"{"index":0,"delta":{"content":"Hi"},"logprobs":null,"finish_reason":null}],"usage":null}"#,
+            r#"{"index":0,"delta":{"content":"€!\n\""},"logprobs":null,"finish_reason":null}],"usage":null}"#,
+            r#"{"index":0,"delta":{},"logprobs":null,"finish_reason":"length"}],"usage":null}"#,
+            r#"],"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7,"prompt_tokens_details":{"cached_tokens":4}}}"#,
+        ];
+        let expected: String = expected.iter().map(|rest| format!("{head}{rest}\n\n")).collect();
+        assert_eq!(body(response).await, expected + "data: [DONE]\n\n");
+    }
+
+    #[tokio::test]
+    async fn a_text_stream_has_no_opening_unless_it_echoes_and_no_usage_unless_asked() {
+        for (opening, n_events) in [("", 2), ("Once", 3)] {
+            let (reply, senders) = reply(Format::Text, opening, 1);
+            senders[0]
+                .try_send(Event::Tokens(vec![0]))
+                .expect("there is room");
+            senders[0]
+                .try_send(finished(FinishReason::StopToken(9)))
+                .expect("there is room");
+            let body = body(reply.stream(UsageField::Missing, KEEP_ALIVE)).await;
+            let events: Vec<_> = body.split_terminator("\n\n").collect();
+            assert_eq!(events.len(), n_events + 1, "{body}");
+            assert!(!body.contains("usage"), "{body}");
+            let last = r#"data: {"id":"id","object":"o","created":7,"model":"m","choices":[{"text":"","index":0,"logprobs":null,"finish_reason":"stop"}]}"#;
+            assert_eq!(events[n_events - 1], last);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failure_half_way_is_the_last_thing_said() {
+        let (reply, senders) = reply(Format::Chat, "", 2);
+        senders[0]
+            .try_send(finished(FinishReason::Error(RequestError::EngineFailed)))
+            .expect("room");
+        let body = body(reply.stream(UsageField::Null, KEEP_ALIVE)).await;
+        let last = body.split_terminator("\n\n").last().expect("there is one");
+        assert!(
+            last.starts_with(r#"data: {"error":{"#) && last.contains("internal_error"),
+            "{body}"
+        );
+        assert!(senders[1].is_closed(), "the other choice is aborted");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_clients_hear_comments() {
+        let (reply, senders) = reply(Format::Text, "", 1);
+        let started = tokio::time::Instant::now();
+        let stream = reply.stream(UsageField::Missing, KEEP_ALIVE);
+        let mut body = stream.into_body();
+        for n in 1..=2 {
+            let frame = body.frame().await.expect("a frame").expect("no error");
+            assert_eq!(frame.into_data().expect("data"), ": keep-alive\n\n");
+            assert_eq!(started.elapsed().as_secs(), n * KEEP_ALIVE.as_secs());
+        }
+        drop(body);
+        assert!(senders[0].is_closed());
+    }
+
+    #[tokio::test]
+    async fn a_whole_answer_says_what_the_stream_says() {
+        let (reply, senders) = reply(Format::Chat, "", 2);
+        for sender in &senders {
+            sender.try_send(Event::Tokens(vec![0, 1])).expect("there is room");
+            sender
+                .try_send(finished(FinishReason::StopToken(0)))
+                .expect("there is room");
+        }
+        let body = body(reply.whole().await.expect("no failure")).await;
+        let choice = |i| {
+            format!(
+                r#"{{"index":{i},"message":{{"role":"assistant","content":"Hi!\n\"","refusal":null}},"logprobs":null,"finish_reason":"stop"}}"#
+            )
+        };
+        let (a, b) = (choice(0), choice(1));
+        assert_eq!(
+            body,
+            format!(
+                r#"{{"id":"id","object":"o","created":7,"model":"m","choices":[{a},{b}],"usage":{{"prompt_tokens":5,"completion_tokens":4,"total_tokens":9,"prompt_tokens_details":{{"cached_tokens":4}}}}}}"#
+            )
+        );
+        let (failed, senders) = super::tests::reply(Format::Chat, "", 1);
+        senders[0]
+            .try_send(finished(FinishReason::Error(RequestError::ShuttingDown)))
+            .expect("room");
+        assert_eq!(failed.whole().await.err(), Some(ApiError::ShuttingDown));
+    }
+}

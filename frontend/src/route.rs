@@ -1,0 +1,94 @@
+//! Which handler serves which URL, and what stands before all of them.
+//!
+//! ```text
+//! request id, count, log  ->  panic becomes a 500  ->  API key  ->  handler
+//! ```
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, Request, State};
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::FutureExt;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use crate::api::{App, admin, chat, completions, models, random_id};
+use crate::auth::require_key;
+use crate::wire::error::ApiError;
+
+/// A body that takes longer than this to arrive is given up.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longer ids of clients are replaced.
+const MAX_REQUEST_ID: usize = 128;
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// All routes of the server.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat::chat_completions))
+        .route("/v1/completions", post(completions::completions))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/health", get(admin::health))
+        .route("/ready", get(admin::ready))
+        .route("/version", get(admin::version))
+        .route("/metrics", get(admin::metrics))
+        .route("/flush_cache", post(admin::flush_cache))
+        .fallback(async || ApiError::NotFound)
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .layer(from_fn_with_state(Arc::clone(&app), require_key))
+        .layer(from_fn_with_state(Arc::clone(&app), observe))
+        .with_state(app)
+}
+
+/// Names, counts and logs an exchange.
+async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let is_fit = |id: &&HeaderValue| id.len() <= MAX_REQUEST_ID && id.to_str().is_ok() && !id.is_empty();
+    let id = match request.headers().get(&REQUEST_ID).filter(is_fit) {
+        Some(id) => id.clone(),
+        None => HeaderValue::from_str(&random_id()).expect("hexadecimal digits"),
+    };
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    // A handler that panics costs its client a 500 and nobody else anything.
+    let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let mut response = handled.unwrap_or_else(|_| ApiError::Failed.into_response());
+    let status = response.status().as_u16();
+    app.http.count(status);
+    tracing::debug!(%method, path, status, id = id.to_str().unwrap_or_default(), "answered");
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// A request's body, all of it, within the limits of size and time.
+#[derive(Debug)]
+pub struct RequestBody(pub Bytes);
+
+impl FromRequest<Arc<App>> for RequestBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        let limit = app.body_limit;
+        let body = Limited::new(request.into_body(), limit);
+        match tokio::time::timeout(BODY_TIMEOUT, collect(body)).await {
+            Ok(Ok(bytes)) => Ok(RequestBody(bytes)),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge { limit }),
+            Ok(Err(_)) => Err(ApiError::Invalid {
+                param: None,
+                message: "The request body could not be read.".to_owned(),
+            }),
+            Err(_) => Err(ApiError::BodyTimeout {
+                seconds: BODY_TIMEOUT.as_secs(),
+            }),
+        }
+    }
+}
+
+async fn collect(body: Limited<Body>) -> Result<Bytes, axum::BoxError> {
+    Ok(body.collect().await?.to_bytes())
+}

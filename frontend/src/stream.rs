@@ -1,0 +1,282 @@
+//! From the engine's events to pieces of text.
+//!
+//! A whole answer and a streamed one are made of the same pieces, so they say the same. Dropping a
+//! [`Generation`] closes its channels, which is how the engine learns that nobody listens any more.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+use arbora_runtime::request::{Event, FinishReason, Finished, RequestError};
+use arbora_runtime::stop::TextStream;
+use arbora_runtime::token_bytes::TokenBytes;
+use tokio::sync::mpsc;
+
+use crate::wire::response::{Explanation, PromptTokensDetails, UsageBody};
+
+/// One completion on its way.
+#[derive(Debug)]
+pub struct Choice {
+    /// What the engine says.
+    pub events: mpsc::Receiver<Event>,
+    /// Turns bytes into text and cuts it at stop strings.
+    pub text: TextStream,
+    /// Tokens that end this output; they are not part of its text.
+    pub stop_tokens: Vec<u32>,
+    /// What the text starts with: the prompt, if it is to be repeated.
+    pub opening: String,
+}
+
+/// All completions of one HTTP request.
+#[derive(Debug)]
+pub struct Generation {
+    choices: Vec<Choice>,
+    finished: Vec<Option<Finished>>,
+    /// Completions per prompt; those of one prompt are neighbours.
+    n: usize,
+    token_bytes: Arc<TokenBytes>,
+    /// Where to look first, so that a fast choice cannot hide the others.
+    next: usize,
+}
+
+/// What one event added to one completion.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Piece {
+    /// Which completion.
+    pub choice: usize,
+    /// New text, perhaps none.
+    pub text: String,
+    /// Why it ended, if it did.
+    pub finish: Option<FinishReason>,
+}
+
+impl Generation {
+    /// `choices` are in the order of their index, `n` of each prompt.
+    pub fn new(choices: Vec<Choice>, n: usize, token_bytes: Arc<TokenBytes>) -> Self {
+        assert!(
+            n > 0 && choices.len().is_multiple_of(n),
+            "{} choices, {n} per prompt",
+            choices.len()
+        );
+        Generation {
+            finished: vec![None; choices.len()],
+            choices,
+            n,
+            token_bytes,
+            next: 0,
+        }
+    }
+
+    /// Number of completions.
+    pub fn n_choices(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// Takes what the text of completion `idx` starts with.
+    pub fn take_opening(&mut self, idx: usize) -> String {
+        std::mem::take(&mut self.choices[idx].opening)
+    }
+
+    /// The next piece of any completion; `None` when all have ended. Loses nothing if it is dropped half-way.
+    pub async fn next(&mut self) -> Option<Piece> {
+        if self.finished.iter().all(Option::is_some) {
+            return None;
+        }
+        let (choice, event) = poll_fn(|context| {
+            for i in 0..self.choices.len() {
+                let choice = (self.next + i) % self.choices.len();
+                if self.finished[choice].is_some() {
+                    continue;
+                }
+                if let Poll::Ready(event) = self.choices[choice].events.poll_recv(context) {
+                    return Poll::Ready((choice, event));
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+        self.next = choice + 1;
+        Some(self.take(choice, event))
+    }
+
+    fn take(&mut self, idx: usize, event: Option<Event>) -> Piece {
+        let choice = &mut self.choices[idx];
+        let mut text = String::new();
+        let finish = match event {
+            Some(Event::Tokens(tokens)) => {
+                for token in tokens {
+                    if !choice.stop_tokens.contains(&token) {
+                        text.push_str(choice.text.push(self.token_bytes.of(token)));
+                    }
+                }
+                None
+            }
+            ended => {
+                text.push_str(choice.text.finish());
+                let finished = match ended {
+                    Some(Event::Finished(finished)) => finished,
+                    // An engine that is gone without a word.
+                    _ => Finished {
+                        reason: FinishReason::Error(RequestError::EngineFailed),
+                        usage: arbora_runtime::request::Usage::default(),
+                    },
+                };
+                let reason = finished.reason.clone();
+                self.finished[idx] = Some(finished);
+                Some(reason)
+            }
+        };
+        Piece {
+            choice: idx,
+            text,
+            finish,
+        }
+    }
+
+    /// Counts over all completions that have ended.
+    pub fn usage(&self, explain: Explain) -> UsageBody {
+        let ended = || self.finished.iter().flatten().map(|f| &f.usage);
+        let prompts = || self.finished.iter().step_by(self.n).flatten().map(|f| &f.usage);
+        let prompt_tokens: usize = prompts().map(|u| u.prompt_tokens).sum();
+        let cached_tokens: usize = prompts().map(|u| u.cached_tokens).sum();
+        let completion_tokens: usize = ended().map(|u| u.completion_tokens).sum();
+        let first = prompts().next().copied().unwrap_or_default();
+        let explanation = Explanation {
+            cached_tokens,
+            copied_tokens: prompts().map(|u| u.copied_tokens).sum(),
+            computed_tokens: prompt_tokens - cached_tokens,
+            preemptions: ended().map(|u| u.n_preemptions).sum(),
+            queue_ms: first.queue_us as f64 / 1e3,
+            ttft_ms: first.ttft_us as f64 / 1e3,
+        };
+        UsageBody {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptTokensDetails { cached_tokens },
+            arbora: (explain == Explain::Yes).then_some(explanation),
+        }
+    }
+}
+
+/// Whether `usage` carries the `arbora` object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Explain {
+    /// Only what every client knows.
+    No,
+    /// The client asked for more.
+    Yes,
+}
+
+#[cfg(test)]
+mod tests {
+    use arbora_runtime::request::Usage;
+
+    use super::*;
+
+    fn finished(reason: FinishReason, prompt_tokens: usize, cached_tokens: usize) -> Event {
+        let usage = Usage {
+            prompt_tokens,
+            cached_tokens,
+            completion_tokens: 2,
+            ..Usage::default()
+        };
+        Event::Finished(Finished { reason, usage })
+    }
+
+    /// A generation over channels that already hold all events.
+    fn generation(scripts: Vec<Vec<Event>>, stops: &[&str], n: usize) -> Generation {
+        let bytes: [&[u8]; 6] = [b"a", b"b", b"\xe2\x82", b"\xac", b"", b"stop"];
+        let stops: Vec<String> = stops.iter().map(|&s| s.to_owned()).collect();
+        let choice = |script: Vec<Event>| {
+            let (sender, events) = mpsc::channel(16);
+            script
+                .into_iter()
+                .for_each(|event| sender.try_send(event).expect("there is room"));
+            Choice {
+                events,
+                text: TextStream::new(&stops),
+                stop_tokens: vec![5],
+                opening: String::new(),
+            }
+        };
+        Generation::new(
+            scripts.into_iter().map(choice).collect(),
+            n,
+            Arc::new(TokenBytes::new(bytes)),
+        )
+    }
+
+    async fn pieces(mut generation: Generation) -> (Vec<Piece>, Generation) {
+        let mut pieces = Vec::new();
+        while let Some(piece) = generation.next().await {
+            pieces.push(piece);
+        }
+        (pieces, generation)
+    }
+
+    fn text_of(pieces: &[Piece], choice: usize) -> String {
+        pieces
+            .iter()
+            .filter(|p| p.choice == choice)
+            .map(|p| p.text.as_str())
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn characters_arrive_whole_and_stop_tokens_not_at_all() {
+        let script = vec![
+            Event::Tokens(vec![0, 2]),
+            Event::Tokens(vec![3, 1]),
+            Event::Tokens(vec![5]),
+            finished(FinishReason::StopToken(5), 3, 1),
+        ];
+        let (pieces, _) = pieces(generation(vec![script], &[], 1)).await;
+        let texts: Vec<_> = pieces.iter().map(|p| p.text.as_str()).collect();
+        assert_eq!(texts, ["a", "\u{20ac}b", "", ""]);
+        assert_eq!(pieces[3].finish, Some(FinishReason::StopToken(5)));
+    }
+
+    #[tokio::test]
+    async fn text_is_cut_before_a_stop_string_and_what_was_held_comes_at_the_end() {
+        let cut = vec![
+            Event::Tokens(vec![0, 1, 0, 1]),
+            finished(FinishReason::StopString(0), 3, 1),
+        ];
+        let held = vec![Event::Tokens(vec![1, 1]), finished(FinishReason::Length, 3, 1)];
+        let (pieces, _) = pieces(generation(vec![cut, held], &["ba"], 2)).await;
+        assert_eq!(text_of(&pieces, 0), "a");
+        assert_eq!(text_of(&pieces, 1), "bb");
+    }
+
+    #[tokio::test]
+    async fn every_choice_is_heard_and_prompts_are_counted_once() {
+        let script = |n| vec![Event::Tokens(vec![0; n]), finished(FinishReason::Length, 10, 4)];
+        let (pieces, generation) = pieces(generation((1..=4).map(script).collect(), &[], 2)).await;
+        for choice in 0..4 {
+            assert_eq!(text_of(&pieces, choice).len(), choice + 1);
+            assert_eq!(
+                pieces
+                    .iter()
+                    .filter(|p| p.choice == choice && p.finish.is_some())
+                    .count(),
+                1
+            );
+        }
+        let usage = generation.usage(Explain::Yes);
+        assert_eq!(
+            (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens),
+            (20, 8, 28)
+        );
+        assert_eq!(usage.prompt_tokens_details.cached_tokens, 8);
+        assert_eq!(usage.arbora.expect("asked for").computed_tokens, 12);
+        assert!(generation.usage(Explain::No).arbora.is_none());
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_vanishes_is_an_error() {
+        let (pieces, _) = pieces(generation(vec![vec![Event::Tokens(vec![0])]], &[], 1)).await;
+        let last = pieces.last().expect("there is an end");
+        assert_eq!(last.finish, Some(FinishReason::Error(RequestError::EngineFailed)));
+    }
+}

@@ -1,0 +1,320 @@
+//! `POST /v1/chat/completions`: the request.
+
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use super::fields::{Fields, wrong_type};
+use super::options::Options;
+
+/// Most messages in one request.
+pub const MAX_MESSAGES: usize = 2048;
+/// Most parts of one message's content.
+pub const MAX_PARTS: usize = 256;
+
+/// A chat to be continued.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatRequest {
+    /// What was said so far, at least one message.
+    pub messages: Vec<Message>,
+    /// Whether the prompt ends with the opening of an answer; yes unless the client says no.
+    pub add_generation_prompt: bool,
+    /// Values for the template, from a short list of names.
+    pub template_values: Map<String, Value>,
+    /// Everything else.
+    pub options: Options,
+}
+
+/// One message of a chat.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said; absent only in an assistant's message that called tools.
+    pub content: Option<String>,
+    /// Fields that some templates look at and the server does not: `name`, `tool_calls`, `tool_call_id`.
+    pub extra: Map<String, Value>,
+}
+
+/// Who speaks. A closed set, because templates print it between control tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The operator; OpenAI's newer `developer` is the same to a template.
+    System,
+    /// The human.
+    User,
+    /// The model.
+    Assistant,
+    /// The result of a tool call; also the older `function`.
+    Tool,
+}
+
+impl Role {
+    /// The word templates expect.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+            Role::Tool => "tool",
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        match name {
+            "system" | "developer" => Some(Role::System),
+            "user" => Some(Role::User),
+            "assistant" => Some(Role::Assistant),
+            "tool" | "function" => Some(Role::Tool),
+            _ => None,
+        }
+    }
+}
+
+impl ChatRequest {
+    /// Reads a request body.
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let mut f = Fields::parse(body)?;
+        refuse_tools(&mut f)?;
+        f.refuse_unless("continue_final_message", |v| v == &Value::Bool(false))?;
+        f.refuse_unless("echo", |v| v == &Value::Bool(false))?;
+        f.refuse_unless("audio", |_| false)?;
+        f.refuse_unless("web_search_options", |_| false)?;
+        let only_text = |v: &Value| v.as_array().is_some_and(|list| list.iter().all(|m| m == "text"));
+        f.refuse_unless("modalities", only_text)?;
+        let request = ChatRequest {
+            messages: messages(&mut f)?,
+            add_generation_prompt: f.optional("add_generation_prompt")?.unwrap_or(true),
+            template_values: template_values(&mut f)?,
+            options: Options::read(&mut f)?,
+        };
+        f.finish();
+        Ok(request)
+    }
+}
+
+/// Until tool calls are parsed and constrained, offering tools would be a promise the server does not keep.
+fn refuse_tools(f: &mut Fields) -> Result<(), ApiError> {
+    let choice = f.raw("tool_choice");
+    let forbidden = choice.as_ref().is_some_and(|c| c == "none");
+    let is_empty = |v: &Value| v.as_array().is_some_and(Vec::is_empty);
+    for name in ["tools", "functions"] {
+        f.refuse_unless(name, |v| forbidden || is_empty(v))?;
+    }
+    f.refuse_unless("function_call", |v| v == "none" || v == "auto")?;
+    match choice {
+        Some(choice) if choice != "none" && choice != "auto" => {
+            let message = "'tool_choice' is not supported by this server except as \"none\" or \"auto\".";
+            Err(ApiError::invalid("tool_choice", message))
+        }
+        _ => f.optional::<bool>("parallel_tool_calls").map(|_| ()),
+    }
+}
+
+fn template_values(f: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    const ALLOWED: [&str; 3] = ["enable_thinking", "thinking", "reasoning_effort"];
+    let mut values = Map::new();
+    if let Some(effort) = f.optional::<String>("reasoning_effort")? {
+        values.insert("reasoning_effort".to_owned(), effort.into());
+    }
+    let path = f.path_of("chat_template_kwargs");
+    match f.raw("chat_template_kwargs") {
+        None => {}
+        Some(Value::Object(given)) => {
+            for (name, value) in given {
+                let path = format!("{path}.{name}");
+                if !ALLOWED.contains(&name.as_str()) {
+                    let message = format!("'{path}' is not one of {}.", ALLOWED.join(", "));
+                    return Err(ApiError::invalid(path, message));
+                }
+                if !matches!(value, Value::Bool(_) | Value::String(_)) {
+                    return Err(wrong_type(&path, "a boolean or a string", &value));
+                }
+                values.insert(name, value);
+            }
+        }
+        Some(other) => return Err(wrong_type(&path, "an object", &other)),
+    }
+    Ok(values)
+}
+
+fn messages(f: &mut Fields) -> Result<Vec<Message>, ApiError> {
+    let Some(list) = f.list("messages", MAX_MESSAGES)? else {
+        return Err(ApiError::invalid(
+            "messages",
+            "Missing required parameter: 'messages'.",
+        ));
+    };
+    if list.is_empty() {
+        return Err(ApiError::invalid(
+            "messages",
+            "'messages' must hold at least one message.",
+        ));
+    }
+    list.into_iter()
+        .map(|(path, value)| message(Fields::nested(value, path)?))
+        .collect()
+}
+
+fn message(mut f: Fields) -> Result<Message, ApiError> {
+    let name = f.required::<String>("role")?;
+    let Some(role) = Role::parse(&name) else {
+        let expected = "one of system, developer, user, assistant, tool";
+        return Err(wrong_type(&f.path_of("role"), expected, &Value::String(name)));
+    };
+    let content = content(&mut f)?;
+    let mut extra = Map::new();
+    for name in ["name", "tool_call_id"] {
+        if let Some(text) = f.optional::<String>(name)? {
+            extra.insert(name.to_owned(), text.into());
+        }
+    }
+    if let Some(calls) = f.list("tool_calls", MAX_PARTS)? {
+        let calls = calls.into_iter().map(|(_, call)| call).collect();
+        extra.insert("tool_calls".to_owned(), Value::Array(calls));
+    }
+    let may_be_silent = role == Role::Assistant && extra.contains_key("tool_calls");
+    if content.is_none() && !may_be_silent {
+        let path = f.path_of("content");
+        let message = format!("Missing required parameter: '{path}'.");
+        return Err(ApiError::invalid(path, message));
+    }
+    f.finish();
+    Ok(Message { role, content, extra })
+}
+
+fn content(f: &mut Fields) -> Result<Option<String>, ApiError> {
+    let path = f.path_of("content");
+    let parts = match f.raw("content") {
+        None => return Ok(None),
+        Some(Value::String(text)) => return Ok(Some(text)),
+        Some(Value::Array(parts)) => parts,
+        Some(other) => return Err(wrong_type(&path, "a string or an array of text parts", &other)),
+    };
+    if parts.len() > MAX_PARTS {
+        let message = format!(
+            "'{path}' has {} parts, at most {MAX_PARTS} are allowed.",
+            parts.len()
+        );
+        return Err(ApiError::invalid(path, message));
+    }
+    let mut texts = Vec::with_capacity(parts.len());
+    for (i, part) in parts.into_iter().enumerate() {
+        let mut part = Fields::nested(part, format!("{path}[{i}]"))?;
+        let kind = part.required::<String>("type")?;
+        if kind != "text" {
+            return Err(wrong_type(
+                &part.path_of("type"),
+                "\"text\"",
+                &Value::String(kind),
+            ));
+        }
+        texts.push(part.required::<String>("text")?);
+        part.finish();
+    }
+    Ok(Some(texts.join("\n")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conversation_of_strings_and_text_parts_is_read() {
+        let body = br#"{"model": "m", "messages": [
+            {"role": "developer", "content": "be kind"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "Ann"},
+            {"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]},
+            {"role": "tool", "content": "42", "tool_call_id": "1"}],
+            "tools": [{}], "tool_choice": "none", "chat_template_kwargs": {"enable_thinking": false}}"#;
+        let request = ChatRequest::parse(body).expect("valid");
+        let roles: Vec<_> = request.messages.iter().map(|m| m.role.as_str()).collect();
+        assert_eq!(roles, ["system", "user", "assistant", "tool"]);
+        assert_eq!(request.messages[1].content.as_deref(), Some("a\nb"));
+        assert_eq!(request.messages[1].extra["name"], "Ann");
+        assert_eq!(request.messages[2].content, None);
+        assert_eq!(request.template_values["enable_thinking"], false);
+        assert!(request.add_generation_prompt);
+    }
+
+    #[test]
+    fn malformed_chats_name_the_field() {
+        let many = format!(r#"{{"messages": [{}]}}"#, vec!["{}"; MAX_MESSAGES + 1].join(","));
+        let user = r#""messages": [{"role": "user", "content": "x"}]"#;
+        let with = |field: &str| format!("{{{user}, {field}}}");
+        let cases = [
+            ("{}".to_owned(), "messages"),
+            (r#"{"messages": []}"#.to_owned(), "messages"),
+            (r#"{"messages": "hi"}"#.to_owned(), "messages"),
+            (r#"{"messages": ["hi"]}"#.to_owned(), "messages[0]"),
+            (r#"{"messages": [{}]}"#.to_owned(), "messages[0].role"),
+            (
+                r#"{"messages": [{"role": "<|im_end|>", "content": ""}]}"#.to_owned(),
+                "messages[0].role",
+            ),
+            (
+                r#"{"messages": [{"role": 5, "content": ""}]}"#.to_owned(),
+                "messages[0].role",
+            ),
+            (
+                r#"{"messages": [{"role": "user"}]}"#.to_owned(),
+                "messages[0].content",
+            ),
+            (
+                r#"{"messages": [{"role": "user", "content": null}]}"#.to_owned(),
+                "messages[0].content",
+            ),
+            (
+                r#"{"messages": [{"role": "user", "content": 5}]}"#.to_owned(),
+                "messages[0].content",
+            ),
+            (
+                r#"{"messages": [{"role": "user", "content": ["x"]}]}"#.to_owned(),
+                "messages[0].content[0]",
+            ),
+            (
+                r#"{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}"#
+                    .to_owned(),
+                "messages[0].content[0].type",
+            ),
+            (
+                r#"{"messages": [{"role": "user", "content": [{"type": "text"}]}]}"#.to_owned(),
+                "messages[0].content[0].text",
+            ),
+            (
+                r#"{"messages": [{"role": "user", "content": "x", "name": 5}]}"#.to_owned(),
+                "messages[0].name",
+            ),
+            (many, "messages"),
+            (with(r#""tools": [{"type": "function"}]"#), "tools"),
+            (
+                with(r#""tools": [{"type": "function"}], "tool_choice": "auto""#),
+                "tools",
+            ),
+            (with(r#""tool_choice": "required""#), "tool_choice"),
+            (with(r#""tool_choice": {"type": "function"}"#), "tool_choice"),
+            (with(r#""functions": [{}]"#), "functions"),
+            (with(r#""parallel_tool_calls": 1"#), "parallel_tool_calls"),
+            (with(r#""modalities": ["text", "audio"]"#), "modalities"),
+            (
+                with(r#""continue_final_message": true"#),
+                "continue_final_message",
+            ),
+            (
+                with(r#""chat_template_kwargs": {"evil": 1}"#),
+                "chat_template_kwargs.evil",
+            ),
+            (
+                with(r#""chat_template_kwargs": {"thinking": [1]}"#),
+                "chat_template_kwargs.thinking",
+            ),
+        ];
+        for (json, expected) in cases {
+            match ChatRequest::parse(json.as_bytes()).expect_err(&json) {
+                ApiError::Invalid {
+                    param: Some(param), ..
+                } => assert_eq!(param, expected, "{json}"),
+                other => panic!("{json}: {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! `POST /v1/completions`: the request.
+
+use serde_json::Value;
+
+use super::error::ApiError;
+use super::fields::{Fields, FromJson, wrong_type};
+use super::options::{MAX_CHOICES, Options};
+
+/// Most prompts in one request.
+pub const MAX_PROMPTS: usize = 32;
+
+/// Texts to be continued.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CompletionRequest {
+    /// At least one.
+    pub prompts: Vec<Prompt>,
+    /// What comes before the output in the answer.
+    pub echo: Echo,
+    /// Everything else.
+    pub options: Options,
+}
+
+/// What a completion continues.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    /// Text; control tokens spelled out in it count as such.
+    Text(String),
+    /// Token ids, taken as they are.
+    Tokens(Vec<u32>),
+}
+
+/// Whether the answer repeats the prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Echo {
+    /// Output only.
+    Output,
+    /// Prompt and output.
+    PromptAndOutput,
+}
+
+impl CompletionRequest {
+    /// Reads a request body.
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let mut f = Fields::parse(body)?;
+        f.refuse_unless("suffix", |v| v == "")?;
+        let prompts = prompts(&mut f)?;
+        let echo = match f.optional("echo")? {
+            Some(true) => Echo::PromptAndOutput,
+            _ => Echo::Output,
+        };
+        let best_of = f.optional::<usize>("best_of")?;
+        let options = Options::read(&mut f)?;
+        if best_of.is_some_and(|b| b != options.n) {
+            return Err(ApiError::invalid(
+                "best_of",
+                "'best_of' is only supported where it equals 'n'.",
+            ));
+        }
+        let n_choices = prompts.len() * options.n;
+        let most = MAX_PROMPTS.max(MAX_CHOICES);
+        if n_choices > most {
+            let message = format!("prompts times n is {n_choices}, at most {most} are allowed.");
+            return Err(ApiError::invalid("n", message));
+        }
+        f.finish();
+        Ok(CompletionRequest {
+            prompts,
+            echo,
+            options,
+        })
+    }
+}
+
+fn prompts(f: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
+    let list = match f.raw("prompt") {
+        None => {
+            return Err(ApiError::invalid(
+                "prompt",
+                "Missing required parameter: 'prompt'.",
+            ));
+        }
+        Some(Value::String(text)) => return Ok(vec![Prompt::Text(text)]),
+        Some(Value::Array(list)) => list,
+        Some(other) => return Err(wrong_type("prompt", "a string or an array", &other)),
+    };
+    if list.first().is_some_and(Value::is_number) {
+        return Ok(vec![Prompt::Tokens(tokens("prompt", list)?)]);
+    }
+    if list.is_empty() || list.len() > MAX_PROMPTS {
+        let message = format!(
+            "'prompt' has {} prompts, must have 1 to {MAX_PROMPTS}.",
+            list.len()
+        );
+        return Err(ApiError::invalid("prompt", message));
+    }
+    let one = |(i, value)| match value {
+        Value::String(text) => Ok(Prompt::Text(text)),
+        Value::Array(ids) => Ok(Prompt::Tokens(tokens(&format!("prompt[{i}]"), ids)?)),
+        other => Err(wrong_type(
+            &format!("prompt[{i}]"),
+            "a string or an array of token ids",
+            &other,
+        )),
+    };
+    list.into_iter().enumerate().map(one).collect()
+}
+
+fn tokens(path: &str, list: Vec<Value>) -> Result<Vec<u32>, ApiError> {
+    let one = |(i, value)| {
+        let wrong = wrong_type(&format!("{path}[{i}]"), "a token id", &value);
+        u32::from_json(value).ok_or(wrong)
+    };
+    list.into_iter().enumerate().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shape_of_prompt_is_read() {
+        let text = |t: &str| Prompt::Text(t.to_owned());
+        let cases = [
+            (r#""a""#, vec![text("a")]),
+            (r#"["a", "b"]"#, vec![text("a"), text("b")]),
+            ("[1, 2]", vec![Prompt::Tokens(vec![1, 2])]),
+            (
+                "[[1], [2, 3]]",
+                vec![Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])],
+            ),
+        ];
+        for (json, expected) in cases {
+            let request = CompletionRequest::parse(format!("{{\"prompt\": {json}}}").as_bytes());
+            assert_eq!(request.expect(json).prompts, expected);
+        }
+    }
+
+    #[test]
+    fn malformed_completions_name_the_field() {
+        let cases = [
+            ("{}", "prompt"),
+            (r#"{"prompt": []}"#, "prompt"),
+            (r#"{"prompt": {}}"#, "prompt"),
+            (r#"{"prompt": 5}"#, "prompt"),
+            (r#"{"prompt": [1, "a"]}"#, "prompt[1]"),
+            (r#"{"prompt": [1, -1]}"#, "prompt[1]"),
+            (r#"{"prompt": [1, 1.5]}"#, "prompt[1]"),
+            (r#"{"prompt": ["a", 1]}"#, "prompt[1]"),
+            (r#"{"prompt": [[1], [4294967296]]}"#, "prompt[1][0]"),
+            (r#"{"prompt": "x", "suffix": "y"}"#, "suffix"),
+            (r#"{"prompt": "x", "best_of": 2}"#, "best_of"),
+            (r#"{"prompt": "x", "echo": "y"}"#, "echo"),
+            (r#"{"prompt": ["1", "2", "3", "4", "5"], "n": 8}"#, "n"),
+        ];
+        for (json, expected) in cases {
+            match CompletionRequest::parse(json.as_bytes()).expect_err(json) {
+                ApiError::Invalid {
+                    param: Some(param), ..
+                } => assert_eq!(param, expected, "{json}"),
+                other => panic!("{json}: {other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Every error the API can answer with. HTTP status, type and code are decided here and nowhere else.
+
+use std::time::Duration;
+
+use arbora_runtime::request::{RequestError, SubmitError};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+/// An error as clients see it. Texts come from this closed set: nothing internal leaks.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ApiError {
+    /// A field is wrong, or the request as a whole where `param` is absent.
+    #[error("{message}")]
+    Invalid {
+        /// The field, as a path like `messages[0].content`.
+        param: Option<String>,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// Prompt and output do not fit.
+    #[error("{message}")]
+    ContextExceeded {
+        /// The numbers.
+        message: String,
+    },
+    /// No or a wrong API key.
+    #[error("Incorrect or missing API key: send it as 'Authorization: Bearer KEY'.")]
+    Unauthorized,
+    /// A model that is not served here.
+    #[error("The model '{model}' does not exist.")]
+    ModelNotFound {
+        /// What was asked for.
+        model: String,
+    },
+    /// No such route.
+    #[error("There is nothing at this URL.")]
+    NotFound,
+    /// The route exists, for other methods.
+    #[error("This URL does not take this method.")]
+    MethodNotAllowed,
+    /// The body exceeds the limit.
+    #[error("The request body is larger than {limit} bytes.")]
+    BodyTooLarge {
+        /// Most bytes of a body.
+        limit: usize,
+    },
+    /// The body did not arrive in time.
+    #[error("The request body did not arrive within {seconds} seconds.")]
+    BodyTimeout {
+        /// How long the server waits.
+        seconds: u64,
+    },
+    /// The waiting queue is full.
+    #[error("The server is busy: {n_waiting} requests are waiting.")]
+    QueueFull {
+        /// Requests waiting.
+        n_waiting: usize,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The request waited longer than allowed.
+    #[error("The server is busy: the request waited too long.")]
+    QueueTimeout,
+    /// The server drains.
+    #[error("The server is shutting down.")]
+    ShuttingDown,
+    /// The engine failed while serving the request.
+    #[error("The server failed while serving this request.")]
+    Failed,
+}
+
+impl ApiError {
+    /// A 400 about the field at `param`.
+    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        ApiError::Invalid {
+            param: Some(param.into()),
+            message: message.into(),
+        }
+    }
+
+    /// HTTP status, OpenAI error type and code.
+    fn kind(&self) -> (StatusCode, &'static str, Option<&'static str>) {
+        const REQUEST: &str = "invalid_request_error";
+        const SERVER: &str = "server_error";
+        match self {
+            ApiError::Invalid { .. } => (StatusCode::BAD_REQUEST, REQUEST, None),
+            ApiError::ContextExceeded { .. } => {
+                (StatusCode::BAD_REQUEST, REQUEST, Some("context_length_exceeded"))
+            }
+            ApiError::Unauthorized => (StatusCode::UNAUTHORIZED, REQUEST, Some("invalid_api_key")),
+            ApiError::ModelNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("model_not_found")),
+            ApiError::NotFound => (StatusCode::NOT_FOUND, REQUEST, Some("unknown_url")),
+            ApiError::MethodNotAllowed => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                REQUEST,
+                Some("method_not_supported"),
+            ),
+            ApiError::BodyTooLarge { .. } => {
+                (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, Some("request_too_large"))
+            }
+            ApiError::BodyTimeout { .. } => (StatusCode::REQUEST_TIMEOUT, REQUEST, Some("request_timeout")),
+            ApiError::QueueFull { .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                Some("rate_limit_exceeded"),
+            ),
+            ApiError::QueueTimeout => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("queue_timeout")),
+            ApiError::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("shutting_down")),
+            ApiError::Failed => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, Some("internal_error")),
+        }
+    }
+
+    /// The JSON body; all four keys are always there.
+    pub fn body(&self) -> Value {
+        let (_, kind, code) = self.kind();
+        let param = match self {
+            ApiError::Invalid { param, .. } => param.as_deref(),
+            ApiError::ModelNotFound { .. } => Some("model"),
+            _ => None,
+        };
+        json!({"error": {"message": self.to_string(), "type": kind, "param": param, "code": code}})
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            ApiError::QueueFull { retry_after, .. } => Some(*retry_after),
+            ApiError::QueueTimeout | ApiError::ShuttingDown => Some(Duration::from_secs(5)),
+            _ => None,
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.kind().0, axum::Json(self.body())).into_response();
+        let headers = response.headers_mut();
+        if let Some(wait) = self.retry_after() {
+            // Whole seconds, rounded up: a client that waits less comes back too early.
+            let seconds = wait.as_millis().div_ceil(1000).max(1) as u64;
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if self == ApiError::Unauthorized {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if matches!(
+            self,
+            ApiError::BodyTooLarge { .. } | ApiError::BodyTimeout { .. } | ApiError::ShuttingDown
+        ) {
+            // What is left of the body would be read as the next request.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        let message = error.to_string();
+        match error {
+            SubmitError::QueueFull {
+                n_waiting,
+                retry_after,
+                ..
+            } => ApiError::QueueFull {
+                n_waiting,
+                retry_after,
+            },
+            SubmitError::EmptyPrompt | SubmitError::TokenOutOfRange { .. } => ApiError::Invalid {
+                param: Some("prompt".to_owned()),
+                message,
+            },
+            SubmitError::ContextExceeded { .. } | SubmitError::NeverFits { .. } => {
+                ApiError::ContextExceeded { message }
+            }
+            SubmitError::BadParam(bad) => ApiError::invalid(bad.param, message),
+            SubmitError::NoOutput => ApiError::invalid("max_tokens", message),
+            SubmitError::ShuttingDown => ApiError::ShuttingDown,
+        }
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::TooLarge { .. } => ApiError::ContextExceeded {
+                message: error.to_string(),
+            },
+            RequestError::NotFinite { .. } | RequestError::EngineFailed => ApiError::Failed,
+            RequestError::ShuttingDown => ApiError::ShuttingDown,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_four_keys_are_always_there() {
+        let errors = [
+            ApiError::invalid("temperature", "too hot"),
+            ApiError::Invalid {
+                param: None,
+                message: "not JSON".to_owned(),
+            },
+            ApiError::Unauthorized,
+            ApiError::ModelNotFound {
+                model: "x".to_owned(),
+            },
+            ApiError::QueueFull {
+                n_waiting: 3,
+                retry_after: Duration::from_millis(1500),
+            },
+            ApiError::ShuttingDown,
+            ApiError::Failed,
+        ];
+        for error in errors {
+            let body = error.body();
+            let keys: Vec<_> = body["error"]
+                .as_object()
+                .expect("an object")
+                .keys()
+                .cloned()
+                .collect();
+            for key in ["message", "type", "param", "code"] {
+                assert!(keys.iter().any(|k| k == key), "{key} is missing in {body}");
+            }
+            assert_eq!(keys.len(), 4, "{body}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_whole_seconds_rounded_up() {
+        let busy = ApiError::QueueFull {
+            n_waiting: 3,
+            retry_after: Duration::from_millis(1001),
+        };
+        let response = busy.into_response();
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+    }
+}

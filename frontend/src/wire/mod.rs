@@ -1,0 +1,12 @@
+//! The JSON of the API: requests are read field by field and are valid afterwards, responses are plain
+//! structs.
+//!
+//! Three rules: a known field of the wrong type or range is a 400 that names it; a field that would constrain
+//! the output and is not enforced is a 400 that names it; any other field is ignored (routers add some).
+
+pub mod chat;
+pub mod completion;
+pub mod error;
+pub mod fields;
+pub mod options;
+pub mod response;

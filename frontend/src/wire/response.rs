@@ -1,0 +1,221 @@
+//! What the API answers with. Field order and presence are those of OpenAI's responses.
+
+use serde::{Serialize, Serializer};
+
+/// What every answer and every chunk starts with.
+#[derive(Clone, Debug, Serialize)]
+pub struct Head {
+    /// `chatcmpl-…` or `cmpl-…`.
+    pub id: String,
+    /// What kind of object this is.
+    pub object: &'static str,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// The model as the client named it.
+    pub model: String,
+}
+
+/// A whole answer or one chunk of a stream.
+#[derive(Debug, Serialize)]
+pub struct Answer<'a, C> {
+    /// Id, kind, time, model.
+    #[serde(flatten)]
+    pub head: &'a Head,
+    /// Completions, or pieces of them.
+    pub choices: Vec<C>,
+    /// Token counts: missing, `null` or given.
+    #[serde(skip_serializing_if = "UsageField::is_missing")]
+    pub usage: UsageField,
+}
+
+/// The three states of `usage` in a stream.
+#[derive(Clone, Copy, Debug)]
+pub enum UsageField {
+    /// The client did not ask: no such key.
+    Missing,
+    /// The client asked and the last chunk will tell.
+    Null,
+    /// The counts.
+    Given(UsageBody),
+}
+
+impl UsageField {
+    fn is_missing(&self) -> bool {
+        matches!(self, UsageField::Missing)
+    }
+}
+
+impl Serialize for UsageField {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            UsageField::Missing | UsageField::Null => serializer.serialize_none(),
+            UsageField::Given(usage) => usage.serialize(serializer),
+        }
+    }
+}
+
+/// Token counts.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct UsageBody {
+    /// Tokens of all prompts, each counted once however many completions it got.
+    pub prompt_tokens: usize,
+    /// Tokens of all outputs, stop tokens included.
+    pub completion_tokens: usize,
+    /// Their sum.
+    pub total_tokens: usize,
+    /// How many of the prompt tokens were cheap.
+    pub prompt_tokens_details: PromptTokensDetails,
+    /// What happened inside, for those who asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arbora: Option<Explanation>,
+}
+
+/// Part of [`UsageBody`].
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct PromptTokensDetails {
+    /// Prompt tokens whose keys and values were in the cache.
+    pub cached_tokens: usize,
+}
+
+/// The extension object `arbora` in `usage`; times are those of the first completion.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Explanation {
+    /// Prompt tokens found in the cache.
+    pub cached_tokens: usize,
+    /// Of those, copied out of a page that was shared in part.
+    pub copied_tokens: usize,
+    /// Prompt tokens that were computed.
+    pub computed_tokens: usize,
+    /// Times a completion had to give up its pages and resume.
+    pub preemptions: usize,
+    /// Arrival to first step.
+    pub queue_ms: f64,
+    /// Arrival to first token.
+    pub ttft_ms: f64,
+}
+
+/// One completion of a chat.
+#[derive(Debug, Serialize)]
+pub struct ChatChoice {
+    /// Which of the completions.
+    pub index: usize,
+    /// The answer.
+    pub message: AssistantMessage,
+    /// Always `null`: log-probabilities are refused at the door.
+    pub logprobs: Option<()>,
+    /// Why it ended.
+    pub finish_reason: &'static str,
+}
+
+/// What the model said.
+#[derive(Debug, Serialize)]
+pub struct AssistantMessage {
+    /// Always `assistant`.
+    pub role: &'static str,
+    /// The text.
+    pub content: String,
+    /// Always `null`.
+    pub refusal: Option<()>,
+}
+
+/// A piece of one completion of a chat.
+#[derive(Debug, Serialize)]
+pub struct ChatDelta {
+    /// Which of the completions.
+    pub index: usize,
+    /// What is new.
+    pub delta: Delta,
+    /// Always `null`.
+    pub logprobs: Option<()>,
+    /// Why it ended, in its last piece.
+    pub finish_reason: Option<&'static str>,
+}
+
+/// The new part of a chat message.
+#[derive(Debug, Default, Serialize)]
+pub struct Delta {
+    /// In the first piece only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'static str>,
+    /// New text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+}
+
+/// One text completion, or a piece of it.
+#[derive(Debug, Serialize)]
+pub struct TextChoice {
+    /// The text, or what is new of it.
+    pub text: String,
+    /// Which of the completions.
+    pub index: usize,
+    /// Always `null`.
+    pub logprobs: Option<()>,
+    /// Why it ended; `null` in all pieces but the last.
+    pub finish_reason: Option<&'static str>,
+}
+
+/// One served model.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelCard {
+    /// Its name.
+    pub id: String,
+    /// Always `model`.
+    pub object: &'static str,
+    /// When the server started, in seconds since 1970.
+    pub created: u64,
+    /// Always `arbora`.
+    pub owned_by: &'static str,
+    /// Most tokens of prompt and output together.
+    pub max_model_len: usize,
+}
+
+/// `GET /v1/models`.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelList {
+    /// Always `list`.
+    pub object: &'static str,
+    /// The models.
+    pub data: Vec<ModelCard>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_is_missing_null_or_given() {
+        let head = Head {
+            id: "cmpl-1".to_owned(),
+            object: "text_completion",
+            created: 1,
+            model: "m".to_owned(),
+        };
+        let choices = || {
+            vec![TextChoice {
+                text: "a".to_owned(),
+                index: 0,
+                logprobs: None,
+                finish_reason: None,
+            }]
+        };
+        let shown = |usage| {
+            let answer = Answer {
+                head: &head,
+                choices: choices(),
+                usage,
+            };
+            serde_json::to_string(&answer).expect("serializable")
+        };
+        let start = r#"{"id":"cmpl-1","object":"text_completion","created":1,"model":"m","choices":[{"text":"a","index":0,"logprobs":null,"finish_reason":null}]"#;
+        assert_eq!(shown(UsageField::Missing), format!("{start}}}"));
+        assert_eq!(shown(UsageField::Null), format!("{start},\"usage\":null}}"));
+        assert_eq!(
+            shown(UsageField::Given(UsageBody::default())),
+            format!(
+                "{start},\"usage\":{{\"prompt_tokens\":0,\"completion_tokens\":0,\"total_tokens\":0,\
+                 \"prompt_tokens_details\":{{\"cached_tokens\":0}}}}}}"
+            )
+        );
+    }
+}
