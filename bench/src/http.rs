@@ -1,0 +1,192 @@
+//! HTTP/1.1 as far as a load generator on the same machine needs it: one connection per request, bodies by
+//! length or in chunks, handed on as they arrive.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+/// Longer than any step of a server that still works.
+const READ_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Why a bench could not go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BenchError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("{url} is no http://host:port")]
+    BadUrl { url: String },
+    #[error("not HTTP: {line:?}")]
+    NotHttp { line: String },
+    #[error("{path} answered {status}: {body}")]
+    Status { path: String, status: u16, body: String },
+    #[error("the answer has no {field}: {body}")]
+    Answer { field: &'static str, body: String },
+    #[error(transparent)]
+    Backend(#[from] arbora_kernels::BackendError),
+    #[error("{0}")]
+    Check(String),
+}
+
+/// `host:port` of `http://host:port`.
+pub(crate) fn authority(url: &str) -> Result<&str, BenchError> {
+    let rest = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
+    rest.filter(|rest| rest.contains(':'))
+        .ok_or_else(|| BenchError::BadUrl { url: url.to_owned() })
+}
+
+/// Status and headers of an answer.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub(crate) status: u16,
+    headers: Vec<(String, String)>,
+}
+
+impl Head {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let found = self
+            .headers
+            .iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+/// Sends a request (a POST where there is a `body`) and hands the answer's body to `on_data` piece by piece.
+/// Breaking off closes the connection.
+pub(crate) fn request(
+    authority: &str,
+    path: &str,
+    body: Option<&str>,
+    mut on_data: impl FnMut(&[u8]) -> ControlFlow<()>,
+) -> Result<Head, BenchError> {
+    let mut stream = TcpStream::connect(authority)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(READ_TIMEOUT))?;
+    let method = if body.is_some() { "POST" } else { "GET" };
+    let body = body.unwrap_or_default();
+    let n_bytes = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\n\
+         content-type: application/json\r\ncontent-length: {n_bytes}\r\n\r\n"
+    );
+    stream.write_all(format!("{head}{body}").as_bytes())?;
+    let mut reader = BufReader::new(stream);
+    let head = read_head(&mut reader)?;
+    read_body(&mut reader, &head, &mut on_data)?;
+    Ok(head)
+}
+
+/// The whole body of an answer with status 200.
+pub(crate) fn fetch(authority: &str, path: &str, body: Option<&str>) -> Result<(Head, String), BenchError> {
+    let mut bytes = Vec::new();
+    let head = request(authority, path, body, |data| {
+        bytes.extend_from_slice(data);
+        ControlFlow::Continue(())
+    })?;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    if head.status != 200 {
+        return Err(BenchError::Status {
+            path: path.to_owned(),
+            status: head.status,
+            body: text,
+        });
+    }
+    Ok((head, text))
+}
+
+fn read_line(reader: &mut impl BufRead) -> Result<String, BenchError> {
+    let mut line = String::new();
+    if reader.read_line(&mut line)? == 0 {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
+    Ok(line.trim_end().to_owned())
+}
+
+fn read_head(reader: &mut impl BufRead) -> Result<Head, BenchError> {
+    let line = read_line(reader)?;
+    let status = line.split(' ').nth(1).and_then(|word| word.parse().ok());
+    let status = status.ok_or(BenchError::NotHttp { line })?;
+    let mut headers = Vec::new();
+    loop {
+        let line = read_line(reader)?;
+        if line.is_empty() {
+            return Ok(Head { status, headers });
+        }
+        let (key, value) = line
+            .split_once(':')
+            .ok_or_else(|| BenchError::NotHttp { line: line.clone() })?;
+        headers.push((key.to_owned(), value.trim().to_owned()));
+    }
+}
+
+fn read_body(
+    reader: &mut impl BufRead,
+    head: &Head,
+    on_data: &mut impl FnMut(&[u8]) -> ControlFlow<()>,
+) -> Result<(), BenchError> {
+    if head.header("transfer-encoding").is_none() {
+        let n_bytes = head
+            .header("content-length")
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(u64::MAX);
+        let mut bytes = Vec::new();
+        reader.take(n_bytes).read_to_end(&mut bytes)?;
+        let _ = on_data(&bytes);
+        return Ok(());
+    }
+    loop {
+        let line = read_line(reader)?;
+        let n_bytes = usize::from_str_radix(&line, 16).map_err(|_| BenchError::NotHttp { line })?;
+        let mut bytes = vec![0; n_bytes];
+        reader.read_exact(&mut bytes)?;
+        read_line(reader)?;
+        if n_bytes == 0 || on_data(&bytes).is_break() {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(text: &str) -> Result<(Head, String), BenchError> {
+        let mut reader = text.as_bytes();
+        let head = read_head(&mut reader)?;
+        let mut body = Vec::new();
+        read_body(&mut reader, &head, &mut |data| {
+            body.extend_from_slice(data);
+            ControlFlow::Continue(())
+        })?;
+        Ok((head, String::from_utf8(body).expect("the samples are text")))
+    }
+
+    #[test]
+    fn bodies_are_read_by_length_and_in_chunks() {
+        let (head, body) = answer("HTTP/1.1 404 No\r\nContent-Length: 3\r\n\r\nabcdef").expect("valid");
+        assert_eq!((head.status, body.as_str()), (404, "abc"));
+        let chunked =
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\nA\r\n0123456789\r\n0\r\n\r\n";
+        assert_eq!(answer(chunked).expect("valid").1, "ab0123456789");
+    }
+
+    #[test]
+    fn a_cut_answer_is_an_error() {
+        assert!(matches!(
+            answer("HTTP/1.1 200 OK\r\nconte"),
+            Err(BenchError::NotHttp { .. } | BenchError::Io(_))
+        ));
+        let cut = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab";
+        assert!(matches!(answer(cut), Err(BenchError::Io(_))));
+    }
+
+    #[test]
+    fn urls_are_host_and_port() {
+        assert_eq!(
+            authority("http://127.0.0.1:8000/").expect("valid"),
+            "127.0.0.1:8000"
+        );
+        assert!(authority("https://example").is_err());
+    }
+}

@@ -1,0 +1,61 @@
+//! `arbora-bench`: figures of a running server over HTTP, a soak that watches its memory, and kernel benches.
+//!
+//! Every report names the machine and the date, and quotes ratios beside absolute figures: on shared machines
+//! the latter move by tens of percent from one run to the next.
+
+mod attention;
+mod completion;
+mod figures;
+mod http;
+mod kernels;
+mod machine;
+mod random;
+mod rows;
+mod soak;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Benches of Arbora.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Paged attention against the machine's bf16 peak and read bandwidth.
+    Attention(attention::Arguments),
+    /// Time to first token cold and after a hit, tokens per second at several batch sizes, start to ready.
+    Figures(figures::Arguments),
+    /// Linear layers against the machine's int8 peak and read bandwidth.
+    Kernels(kernels::Arguments),
+    /// Norms, rotation, SiLU and sampling: time per row.
+    Rows(rows::Arguments),
+    /// Thousands of mixed requests (streams, cancellations, errors); fails when memory grows or pages leak.
+    Soak(soak::Arguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let mut out = io::stdout().lock();
+    let outcome = match &arguments.command {
+        Command::Attention(arguments) => attention::run(arguments, &mut out),
+        Command::Figures(arguments) => figures::run(arguments, &mut out),
+        Command::Kernels(arguments) => kernels::run(arguments, &mut out),
+        Command::Rows(arguments) => rows::run(arguments, &mut out),
+        Command::Soak(arguments) => soak::run(arguments, &mut out),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to tell if stderr is gone too.
+            let _ = writeln!(io::stderr(), "arbora-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
