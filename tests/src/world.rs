@@ -1,0 +1,287 @@
+//! An engine on the toy model, driven step by step with a clock of its own, and the clients that talk to it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arbora_radix::Namespace;
+use arbora_runtime::engine::{Engine, EngineConfig, EngineHandle, Turn};
+use arbora_runtime::request::{
+    Event, FinishReason, Finished, Request, RequestId, SamplingParams, StopConditions, SubmitError,
+};
+use arbora_runtime::token_bytes::TokenBytes;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
+
+use crate::oracle::{Expected, expected, token_bytes};
+use crate::toy::{Fuse, N_VOCAB, ToyBackend};
+
+/// One step on the world's clock.
+pub const TICK: Duration = Duration::from_millis(1);
+
+/// What a client asks for; the rest of a request is filled in.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// The prompt.
+    pub prompt: Vec<u32>,
+    /// Most output tokens.
+    pub max_tokens: usize,
+    /// Its part of the cache.
+    pub namespace: Namespace,
+    /// How tokens are drawn.
+    pub sampling: SamplingParams,
+    /// What ends it early.
+    pub stop: StopConditions,
+    /// For the `priority` policy.
+    pub priority: i32,
+    /// Queue deadline.
+    pub queue_timeout: Option<Duration>,
+    /// Total deadline.
+    pub total_timeout: Option<Duration>,
+}
+
+impl Ask {
+    /// A greedy request that only ends by its length.
+    pub fn new(prompt: &[u32], max_tokens: usize) -> Self {
+        Ask {
+            prompt: prompt.to_vec(),
+            max_tokens,
+            namespace: Namespace::default(),
+            sampling: SamplingParams {
+                temperature: 0.0,
+                ..SamplingParams::default()
+            },
+            stop: StopConditions {
+                ignore_eos: true,
+                ..StopConditions::default()
+            },
+            priority: 0,
+            queue_timeout: None,
+            total_timeout: None,
+        }
+    }
+}
+
+/// One accepted request and what came of it.
+#[derive(Debug)]
+pub struct Client {
+    /// The engine's name for it.
+    pub id: RequestId,
+    /// What the plain evaluation says.
+    pub expected: Expected,
+    /// The output so far.
+    pub tokens: Vec<u32>,
+    /// The ending.
+    pub finished: Option<Finished>,
+    /// Tokens asked for at most.
+    pub max_tokens: usize,
+    /// When it was submitted.
+    pub submitted: Instant,
+    events: Option<mpsc::Receiver<Event>>,
+}
+
+impl Client {
+    /// Whether nothing more is to come.
+    pub fn is_over(&self) -> bool {
+        self.finished.is_some() || self.events.is_none()
+    }
+
+    /// Closes the event channel: the abort.
+    pub fn hang_up(&mut self) {
+        self.events = None;
+    }
+
+    /// How it ended.
+    ///
+    /// # Panics
+    /// Where it has not ended.
+    pub fn reason(&self) -> &FinishReason {
+        &self.finished.as_ref().expect("the request ended").reason
+    }
+
+    /// Takes in what the engine sent; nothing may follow an ending.
+    fn listen(&mut self) {
+        let Some(events) = &mut self.events else { return };
+        loop {
+            match events.try_recv() {
+                Ok(Event::Tokens(tokens)) => {
+                    assert!(self.finished.is_none(), "tokens after the ending");
+                    assert!(!tokens.is_empty(), "an event without tokens");
+                    self.tokens.extend(tokens);
+                }
+                Ok(Event::Finished(finished)) => {
+                    assert!(self.finished.is_none(), "a second ending");
+                    assert_eq!(finished.usage.completion_tokens, self.tokens.len());
+                    self.finished = Some(finished);
+                }
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    assert!(self.finished.is_some(), "the engine let go without an ending");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Compares with the plain evaluation: equal where the request ended by itself, a beginning otherwise.
+    pub fn verify(&self) {
+        let n = self.tokens.len();
+        let expected = &self.expected;
+        assert!(n <= expected.tokens.len(), "{n} tokens, expected {expected:?}");
+        assert_eq!(self.tokens, expected.tokens[..n], "request {:?}", self.id);
+        let Some(finished) = &self.finished else { return };
+        match &finished.reason {
+            reason @ (FinishReason::StopToken(_) | FinishReason::StopString(_) | FinishReason::Length) => {
+                assert_eq!(Some(reason), expected.reason.as_ref());
+                assert_eq!(n, expected.tokens.len());
+            }
+            FinishReason::Error(arbora_runtime::request::RequestError::NotFinite { .. }) => {
+                assert_eq!(None, expected.reason);
+                assert_eq!(n, expected.tokens.len());
+            }
+            _ => {}
+        }
+        let usage = finished.usage;
+        assert!(
+            usage.cached_tokens < usage.prompt_tokens,
+            "one token is always computed"
+        );
+        assert!(usage.copied_tokens <= usage.cached_tokens);
+    }
+}
+
+/// The engine and its clients.
+pub struct World {
+    /// The engine under test.
+    pub engine: Engine<ToyBackend>,
+    /// The way to it.
+    pub handle: EngineHandle,
+    /// Makes the backend panic.
+    pub fuse: Fuse,
+    /// All clients ever accepted.
+    pub clients: Vec<Client>,
+    now: Instant,
+    config: EngineConfig,
+    not_finite_one_in: u64,
+}
+
+impl World {
+    /// An engine with `config` on a model of any context.
+    pub fn new(config: EngineConfig) -> Self {
+        World::with_not_finite(config, 0)
+    }
+
+    /// The same on a model that fails once in `not_finite_one_in` rows.
+    pub fn with_not_finite(config: EngineConfig, not_finite_one_in: u64) -> Self {
+        let (mut backend, fuse) = ToyBackend::new(not_finite_one_in);
+        let decoder = backend.decoder(config.context, config.forward_limits());
+        let table: Vec<Vec<u8>> = (0..N_VOCAB as u32).map(token_bytes).collect();
+        let bytes = Arc::new(TokenBytes::new(table.iter().map(Vec::as_slice)));
+        let (engine, handle) =
+            Engine::new(backend, decoder, bytes, config.clone()).expect("the configuration is valid");
+        World {
+            engine,
+            handle,
+            fuse,
+            clients: Vec::new(),
+            now: Instant::now(),
+            config,
+            not_finite_one_in,
+        }
+    }
+
+    /// The world's time.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// Lets time pass without a step.
+    pub fn wait(&mut self, time: Duration) {
+        self.now += time;
+    }
+
+    /// Submits a request; returns its index among the clients.
+    pub fn submit(&mut self, ask: &Ask) -> Result<usize, SubmitError> {
+        let (sender, events) = mpsc::channel(Request::event_capacity(ask.max_tokens));
+        let request = Request {
+            id: self.handle.next_id(),
+            prompt: ask.prompt.clone(),
+            namespace: ask.namespace,
+            sampling: ask.sampling,
+            choice_idx: 0,
+            max_tokens: ask.max_tokens,
+            stop: ask.stop.clone(),
+            priority: ask.priority,
+            arrived: self.now,
+            queue_timeout: ask.queue_timeout,
+            total_timeout: ask.total_timeout,
+            events: sender,
+        };
+        let (id, max_tokens) = (request.id, request.max_tokens);
+        let expected = expected(&request, &self.config.model_stop_tokens, self.not_finite_one_in);
+        self.handle.submit(request)?;
+        self.clients.push(Client {
+            id,
+            expected,
+            tokens: Vec::new(),
+            finished: None,
+            max_tokens,
+            submitted: self.now,
+            events: Some(events),
+        });
+        Ok(self.clients.len() - 1)
+    }
+
+    /// One turn of the engine; all clients listen.
+    pub fn turn(&mut self) -> Turn {
+        let now = self.now;
+        let turn = self.engine.turn(&|| now);
+        self.now += TICK;
+        for client in &mut self.clients {
+            client.listen();
+        }
+        turn
+    }
+
+    /// Turns until nothing is left to do, at most `max_turns` times.
+    pub fn run(&mut self, max_turns: usize) -> Turn {
+        for _ in 0..max_turns {
+            let turn = self.turn();
+            if turn != Turn::Busy {
+                return turn;
+            }
+        }
+        panic!("still busy after {max_turns} turns");
+    }
+
+    /// Checks every client's output, and that nothing is left behind where all are over.
+    pub fn verify(&self) {
+        self.clients.iter().for_each(Client::verify);
+        self.engine.check();
+    }
+
+    /// Checks that a quiet engine holds nothing but its cache.
+    pub fn verify_quiet(&self) {
+        self.verify();
+        assert!(
+            self.clients.iter().all(Client::is_over),
+            "everybody heard an ending"
+        );
+        let metrics = self.handle.metrics();
+        assert_eq!(metrics.pages_owned.value(), 0, "no page is owned");
+        assert_eq!(
+            metrics.pages_cached.value(),
+            metrics.pages_evictable.value(),
+            "no page is locked"
+        );
+        assert_eq!(metrics.running.value(), 0);
+        assert_eq!(metrics.waiting.value(), 0);
+        assert_eq!(metrics.waiting_tokens.value(), 0);
+        assert_eq!(self.handle.n_in_flight(), 0);
+        let ended: u64 = metrics
+            .requests_finished
+            .iter()
+            .map(|counter| counter.value())
+            .sum();
+        assert_eq!(ended, metrics.requests_accepted.value(), "one ending per request");
+    }
+}

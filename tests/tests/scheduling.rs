@@ -1,0 +1,271 @@
+//! Who is served when: order, followers, starvation, deadlines, draining.
+
+use std::time::Duration;
+
+use arbora_runtime::engine::{EngineConfig, EngineExit, SchedulePolicy, Turn};
+use arbora_runtime::request::{FinishReason, RequestError, SubmitError};
+use arbora_tests::world::{Ask, TICK, World};
+
+const MAX_TURNS: usize = 5_000;
+
+fn config() -> EngineConfig {
+    let mut config = EngineConfig::new(64, 128);
+    config.page_size = 4;
+    config.max_running = 4;
+    config.max_batch_tokens = 8;
+    config
+}
+
+fn prompt(seed: u32, n_tokens: usize) -> Vec<u32> {
+    (0..n_tokens as u32)
+        .map(|i| (seed * 7 + i * i * (seed + 3)) % 48)
+        .collect()
+}
+
+/// Order in which the clients got their first token.
+fn order_of_first_tokens(world: &mut World) -> Vec<usize> {
+    let mut order = Vec::new();
+    for _ in 0..MAX_TURNS {
+        let turn = world.turn();
+        for (i, client) in world.clients.iter().enumerate() {
+            if !client.tokens.is_empty() && !order.contains(&i) {
+                order.push(i);
+            }
+        }
+        if turn == Turn::Idle {
+            world.verify_quiet();
+            return order;
+        }
+    }
+    panic!("still busy after {MAX_TURNS} turns");
+}
+
+/// A cold and a hot request wait while a third runs alone; returns who of them starts first.
+fn cold_then_hot(policy: SchedulePolicy, head_start: Duration) -> Vec<usize> {
+    let mut config = config();
+    config.max_running = 1;
+    config.schedule_policy = policy;
+    config.cached_token_worth = Duration::from_millis(2);
+    let mut world = World::new(config);
+    world.submit(&Ask::new(&prompt(1, 40), 1)).expect("it fits");
+    world.run(MAX_TURNS);
+    world.submit(&Ask::new(&prompt(2, 10), 30)).expect("it fits");
+    world.turn();
+    let cold = Ask {
+        priority: 1,
+        ..Ask::new(&prompt(3, 40), 2)
+    };
+    world.submit(&cold).expect("it fits");
+    world.wait(head_start);
+    world.submit(&Ask::new(&prompt(1, 40), 2)).expect("it fits");
+    order_of_first_tokens(&mut world)
+}
+
+#[test]
+fn the_prefix_policy_serves_the_cached_prompt_first() {
+    assert_eq!(cold_then_hot(SchedulePolicy::Prefix, TICK)[1..], [1, 3, 2]);
+}
+
+#[test]
+fn a_cached_prompt_does_not_pass_one_that_waited_longer_than_it_saves() {
+    // 39 cached tokens at 2 ms each.
+    assert_eq!(
+        cold_then_hot(SchedulePolicy::Prefix, Duration::from_millis(90))[1..],
+        [1, 2, 3]
+    );
+}
+
+#[test]
+fn fcfs_serves_in_order_of_arrival() {
+    assert_eq!(cold_then_hot(SchedulePolicy::Fcfs, TICK)[1..], [1, 2, 3]);
+}
+
+#[test]
+fn priority_serves_the_larger_priority_first() {
+    assert_eq!(cold_then_hot(SchedulePolicy::Priority, TICK)[1..], [1, 2, 3]);
+    let mut config = config();
+    config.max_running = 1;
+    config.schedule_policy = SchedulePolicy::Priority;
+    let mut world = World::new(config);
+    for priority in [0, -1, 5] {
+        let ask = Ask {
+            priority,
+            ..Ask::new(&prompt(4, 10), 2)
+        };
+        world.submit(&ask).expect("it fits");
+    }
+    assert_eq!(order_of_first_tokens(&mut world), [2, 0, 1]);
+}
+
+#[test]
+fn nobody_starves_under_a_stream_of_hits() {
+    let mut config = config();
+    config.max_running = 2;
+    let worth = config.cached_token_worth;
+    let context = config.context as u32;
+    let mut world = World::new(config);
+    let hot = prompt(1, 60);
+    world.submit(&Ask::new(&hot, 1)).expect("it fits");
+    world.run(MAX_TURNS);
+    let cold = world.submit(&Ask::new(&prompt(2, 60), 1)).expect("it fits");
+    // More hits than the engine can serve, for ever. Those that came before the cold one's claim is worth
+    // more than any prefix may pass it; then it is served.
+    let bound = context * worth;
+    let n_before = (bound.as_millis() / TICK.as_millis()) as usize;
+    let mut n_turns = 0;
+    while world.clients[cold].tokens.is_empty() {
+        if n_turns % 2 == 0 {
+            // A full queue refuses, which is the point of the stream.
+            drop(world.submit(&Ask::new(&hot, 4)));
+        }
+        world.turn();
+        n_turns += 1;
+        assert!(n_turns < 8 * n_before, "the cold request waits for ever");
+    }
+    world.verify();
+}
+
+#[test]
+fn a_common_prefix_is_computed_once() {
+    let mut world = World::new(config());
+    let common = prompt(1, 40);
+    for i in 0..4 {
+        let mut prompt = common.clone();
+        prompt.extend([i, i + 1, i + 2]);
+        world.submit(&Ask::new(&prompt, 5)).expect("it fits");
+    }
+    assert_eq!(world.run(MAX_TURNS), Turn::Idle);
+    world.verify_quiet();
+    assert_eq!(world.handle.metrics().prefill_tokens.value(), 43 + 3 * 3);
+}
+
+#[test]
+fn followers_do_not_wait_for_a_leader_that_is_gone() {
+    for turn in 1..6 {
+        let mut world = World::new(config());
+        let leader = world.submit(&Ask::new(&prompt(1, 40), 5)).expect("it fits");
+        world.turn();
+        for _ in 0..3 {
+            world.submit(&Ask::new(&prompt(1, 40), 5)).expect("it fits");
+        }
+        for _ in 0..turn {
+            world.turn();
+        }
+        world.clients[leader].hang_up();
+        assert_eq!(world.run(60), Turn::Idle);
+        world.verify_quiet();
+        let computed = world.handle.metrics().prefill_tokens.value();
+        assert!(computed < 60, "{computed} tokens computed, 40 were common");
+    }
+}
+
+#[test]
+fn different_namespaces_share_nothing() {
+    let mut world = World::new(config());
+    for adapter in 0..3 {
+        let mut ask = Ask::new(&prompt(1, 20), 2);
+        ask.namespace.adapter = adapter;
+        world.submit(&ask).expect("it fits");
+        world.run(MAX_TURNS);
+    }
+    world.verify_quiet();
+    assert_eq!(world.handle.metrics().cached_tokens.value(), 0);
+}
+
+#[test]
+fn the_next_turn_of_a_chat_computes_only_what_is_new() {
+    let mut world = World::new(config());
+    let first = world.submit(&Ask::new(&prompt(1, 21), 6)).expect("it fits");
+    world.run(MAX_TURNS);
+    let mut chat = prompt(1, 21);
+    chat.extend(&world.clients[first].tokens);
+    chat.extend([1, 2, 3]);
+    let second = world.submit(&Ask::new(&chat, 4)).expect("it fits");
+    world.run(MAX_TURNS);
+    world.verify_quiet();
+    let usage = world.clients[second].finished.as_ref().expect("it ended").usage;
+    // 21 + 6 tokens, of which the last was never fed back; 26 is no whole number of pages.
+    assert_eq!((usage.cached_tokens, usage.copied_tokens), (26, 2));
+}
+
+#[test]
+fn a_flush_empties_the_cache() {
+    let mut world = World::new(config());
+    world.submit(&Ask::new(&prompt(1, 30), 2)).expect("it fits");
+    world.run(MAX_TURNS);
+    assert!(world.handle.metrics().pages_cached.value() > 0);
+    world.handle.flush_cache();
+    assert_eq!(world.turn(), Turn::Idle);
+    assert_eq!(world.handle.metrics().pages_cached.value(), 0);
+    assert_eq!(world.handle.metrics().pages_free.value(), 64);
+}
+
+#[test]
+fn a_queue_deadline_ends_only_who_never_ran() {
+    let mut config = config();
+    config.max_running = 1;
+    let mut world = World::new(config);
+    let ask = Ask {
+        queue_timeout: Some(5 * TICK),
+        ..Ask::new(&prompt(1, 4), 30)
+    };
+    let runs = world.submit(&ask).expect("it fits");
+    let waits = world.submit(&ask).expect("it fits");
+    assert_eq!(world.run(MAX_TURNS), Turn::Idle);
+    world.verify_quiet();
+    assert_eq!(world.clients[runs].reason(), &FinishReason::Length);
+    assert_eq!(world.clients[waits].reason(), &FinishReason::QueueDeadline);
+    assert!(world.clients[waits].tokens.is_empty());
+}
+
+#[test]
+fn a_total_deadline_leaves_what_was_made() {
+    let mut world = World::new(config());
+    let ask = Ask {
+        total_timeout: Some(10 * TICK),
+        ..Ask::new(&prompt(1, 4), 30)
+    };
+    let client = world.submit(&ask).expect("it fits");
+    assert_eq!(world.run(MAX_TURNS), Turn::Idle);
+    world.verify_quiet();
+    assert_eq!(world.clients[client].reason(), &FinishReason::Deadline);
+    assert_eq!(world.clients[client].tokens.len(), 10);
+}
+
+#[test]
+fn a_drain_finishes_what_was_accepted_and_refuses_the_rest() {
+    let mut world = World::new(config());
+    for seed in 0..6 {
+        world.submit(&Ask::new(&prompt(seed, 20), 6)).expect("it fits");
+    }
+    world.turn();
+    world.handle.drain(Duration::from_secs(60));
+    assert_eq!(world.submit(&Ask::new(&[1], 1)), Err(SubmitError::ShuttingDown));
+    assert_eq!(world.run(MAX_TURNS), Turn::Over(EngineExit::Drained));
+    world.verify_quiet();
+    assert!(
+        world
+            .clients
+            .iter()
+            .all(|client| client.reason() == &FinishReason::Length)
+    );
+}
+
+#[test]
+fn a_drain_that_takes_too_long_ends_what_is_left() {
+    let mut world = World::new(config());
+    for seed in 0..6 {
+        world.submit(&Ask::new(&prompt(seed, 20), 100)).expect("it fits");
+    }
+    world.turn();
+    world.handle.drain(20 * TICK);
+    assert_eq!(world.run(25), Turn::Over(EngineExit::Drained));
+    world.verify_quiet();
+    let shutting_down = FinishReason::Error(RequestError::ShuttingDown);
+    assert!(
+        world
+            .clients
+            .iter()
+            .all(|client| client.reason() == &shutting_down)
+    );
+}

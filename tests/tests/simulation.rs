@@ -1,0 +1,182 @@
+//! Seeded random schedules on the toy model: whatever the engine does to serve them, the text is the one of a
+//! plain evaluation, pages are conserved at every step, and every request ends once.
+
+#![expect(clippy::print_stdout, reason = "a simulation says what it covered")]
+
+use std::time::Duration;
+
+use arbora_radix::{EvictionPolicy, Namespace};
+use arbora_runtime::engine::{EngineConfig, SchedulePolicy, Turn};
+use arbora_runtime::request::{SamplingParams, StopConditions, SubmitError};
+use arbora_tests::random::Random;
+use arbora_tests::toy::N_VOCAB;
+use arbora_tests::world::{Ask, World};
+
+const N_SCHEDULES: u64 = 10_000;
+
+fn random_config(random: &mut Random) -> EngineConfig {
+    let page_size = random.pick(&[1, 2, 4, 4, 16]);
+    let pool_tokens = random.pick(&[24, 48, 96, 200, 400]);
+    let n_pages = (pool_tokens / page_size).max(2);
+    let max_running = random.between(1, 8);
+    let mut config = EngineConfig::new(n_pages, 80);
+    config.page_size = page_size;
+    config.max_running = max_running;
+    config.max_batch_tokens = max_running + random.pick(&[1, 2, 5, 16, 64]);
+    config.max_waiting = random.pick(&[3, 8, 64]);
+    config.max_waiting_tokens = random.pick(&[60, 4000]);
+    config.schedule_policy = random.pick(&SchedulePolicy::NAMES).1;
+    config.eviction_policy = random.pick(&[
+        EvictionPolicy::Lru,
+        EvictionPolicy::Lfu,
+        EvictionPolicy::Slru,
+        EvictionPolicy::Priority,
+    ]);
+    config.expected_output = random.pick(&[0.0, 0.0, 0.3, 0.7, 1.0]);
+    config.model_stop_tokens = vec![7];
+    config
+}
+
+/// Prompts grow from a few common beginnings, so that they share, diverge inside pages and repeat.
+struct Prompts {
+    known: Vec<Vec<u32>>,
+    n_tokens: usize,
+}
+
+impl Prompts {
+    fn draw(&mut self, random: &mut Random) -> Vec<u32> {
+        let mut prompt = if self.known.is_empty() || random.one_in(4) {
+            Vec::new()
+        } else {
+            let base = &self.known[random.below(self.known.len())];
+            base[..random.between(0, base.len())].to_vec()
+        };
+        for _ in 0..random.between(1, 20) {
+            prompt.push(random.below(self.n_tokens) as u32);
+        }
+        prompt.truncate(50);
+        self.known.push(prompt.clone());
+        prompt
+    }
+}
+
+fn random_ask(random: &mut Random, prompts: &mut Prompts) -> Ask {
+    let mut ask = Ask::new(&prompts.draw(random), random.between(1, 30));
+    ask.namespace = Namespace {
+        adapter: u32::from(random.one_in(5)),
+        ..Namespace::default()
+    };
+    if random.one_in(2) {
+        ask.sampling = SamplingParams {
+            temperature: 1.0,
+            seed: random.bits() % 4,
+            ..SamplingParams::default()
+        };
+    }
+    let strings = ["ab", "é", "bca", "abab", "c"];
+    ask.stop = StopConditions {
+        token_ids: if random.one_in(3) {
+            vec![random.below(N_VOCAB) as u32]
+        } else {
+            Vec::new()
+        },
+        strings: strings
+            .iter()
+            .filter(|_| random.one_in(8))
+            .map(|&s| s.to_owned())
+            .collect(),
+        ignore_eos: random.one_in(2),
+    };
+    ask.priority = random.below(3) as i32;
+    ask.queue_timeout = random
+        .one_in(8)
+        .then(|| Duration::from_millis(random.below(40) as u64));
+    ask.total_timeout = random
+        .one_in(8)
+        .then(|| Duration::from_millis(random.below(60) as u64));
+    ask
+}
+
+/// Runs one schedule; returns the number of preemptions, cached tokens and copied tokens seen.
+fn simulate(seed: u64) -> [u64; 3] {
+    let mut random = Random::new(seed);
+    let config = random_config(&mut random);
+    let not_finite_one_in = if random.one_in(4) { 50 } else { 0 };
+    let mut world = World::with_not_finite(config, not_finite_one_in);
+    let mut prompts = Prompts {
+        known: Vec::new(),
+        n_tokens: random.pick(&[2, 3, 40]),
+    };
+    let n_requests = random.between(1, 16);
+    let mut n_submitted = 0;
+    let mut n_turns = 0;
+    loop {
+        while n_submitted < n_requests && random.one_in(3) {
+            n_submitted += 1;
+            match world.submit(&random_ask(&mut random, &mut prompts)) {
+                Ok(_)
+                | Err(SubmitError::QueueFull { .. })
+                | Err(SubmitError::NeverFits { .. })
+                | Err(SubmitError::ContextExceeded { .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        if random.one_in(30) && !world.clients.is_empty() {
+            let victim = random.below(world.clients.len());
+            world.clients[victim].hang_up();
+        }
+        if random.one_in(40) {
+            world.handle.flush_cache();
+        }
+        let turn = world.turn();
+        if turn == Turn::Idle && n_submitted == n_requests {
+            break;
+        }
+        n_turns += 1;
+        assert!(
+            n_turns < 3000,
+            "requests of at most 80 tokens take no {n_turns} turns"
+        );
+    }
+    world.verify_quiet();
+    let metrics = world.handle.metrics();
+    [
+        &metrics.preemptions,
+        &metrics.cached_tokens,
+        &metrics.copied_tokens,
+    ]
+    .map(|counter| counter.value())
+}
+
+fn simulate_range(first: u64, n: u64) {
+    let mut seen = [0; 3];
+    for seed in first..first + n {
+        let result = std::panic::catch_unwind(|| simulate(seed));
+        let counts = result.unwrap_or_else(|_| panic!("schedule with seed {seed} failed"));
+        for (sum, count) in seen.iter_mut().zip(counts) {
+            *sum += count;
+        }
+    }
+    let [n_preemptions, n_cached, n_copied] = seen;
+    println!(
+        "{n} schedules: {n_preemptions} preemptions, {n_cached} cached tokens, {n_copied} of them copied"
+    );
+    assert!(
+        n_preemptions > n / 20,
+        "the schedules are tight enough to preempt"
+    );
+    assert!(
+        n_cached > n && n_copied > n / 10,
+        "the schedules share enough to be hit"
+    );
+}
+
+#[test]
+fn random_schedules_give_the_plain_text_first_half() {
+    simulate_range(0, N_SCHEDULES / 2);
+}
+
+#[test]
+fn random_schedules_give_the_plain_text_second_half() {
+    simulate_range(N_SCHEDULES / 2, N_SCHEDULES / 2);
+}
