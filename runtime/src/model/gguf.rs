@@ -388,13 +388,11 @@ fn read_tensor_info<R: Read>(cursor: &mut Cursor<R>, alignment: u64) -> Result<T
     let n_bytes = match kind.format() {
         None => None,
         Some(format) => {
-            let row_bytes = usize::try_from(dimensions[0])
-                .ok()
-                .and_then(|n| format.row_bytes(n));
-            let Some(row_bytes) = row_bytes else {
+            let block_len = format.block_len() as u64;
+            if dimensions[0] % block_len != 0 {
                 return bad("has rows that are no whole number of blocks");
-            };
-            match (row_bytes as u64).checked_mul(n_elements / dimensions[0]) {
+            }
+            match (n_elements / block_len).checked_mul(format.block_bytes() as u64) {
                 Some(n_bytes) => Some(n_bytes),
                 None => return bad("has too many bytes"),
             }
