@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{ByteSize, Options};
+use crate::config::{ModelOptions, Options};
 
 /// Arbora serves language models over an OpenAI-compatible API, computing shared prefixes once.
 #[derive(Debug, Parser)]
@@ -51,39 +51,9 @@ pub struct GenerateOptions {
     /// End the answer before this text; may be repeated
     #[arg(long)]
     pub stop: Vec<String>,
-    /// GGUF file, or smollm2:135m, which is fetched once [default: smollm2:135m]
-    #[arg(long, env = "ARBORA_MODEL")]
-    pub model: Option<String>,
-    /// Most tokens of prompt and answer together [default: the model's]
-    #[arg(long, env = "ARBORA_CONTEXT")]
-    pub context: Option<usize>,
-    /// Memory for keys and values, such as 2GiB [default: one context]
-    #[arg(long, env = "ARBORA_KV_MEMORY")]
-    pub kv_memory: Option<ByteSize>,
-    /// Threads that compute [default: the cores this process may use]
-    #[arg(long, env = "ARBORA_THREADS")]
-    pub threads: Option<usize>,
-    /// Instruction set: avx512, avx2 or scalar [default: the best there is]
-    #[arg(long, env = "ARBORA_ISA")]
-    pub isa: Option<String>,
-    /// What to log [default: warn]
-    #[arg(long, env = "ARBORA_LOG")]
-    pub log: Option<String>,
-}
-
-impl GenerateOptions {
-    /// The options it shares with `arbora serve`.
-    pub fn shared(&self) -> Options {
-        Options {
-            model: self.model.clone(),
-            context: self.context,
-            kv_memory: self.kv_memory,
-            threads: self.threads,
-            isa: self.isa.clone(),
-            log: Some(self.log.clone().unwrap_or_else(|| "warn".to_owned())),
-            ..Options::default()
-        }
-    }
+    /// Which model, and on what.
+    #[command(flatten)]
+    pub model: ModelOptions,
 }
 
 #[cfg(test)]

@@ -99,6 +99,43 @@ pub struct Options {
     pub log: Option<String>,
 }
 
+/// The options that `arbora generate` shares with the server.
+#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
+pub struct ModelOptions {
+    /// GGUF file, or smollm2:135m, which is fetched once [default: smollm2:135m]
+    #[arg(long, env = "ARBORA_MODEL")]
+    pub model: Option<String>,
+    /// Most tokens of prompt and answer together [default: the model's]
+    #[arg(long, env = "ARBORA_CONTEXT")]
+    pub context: Option<usize>,
+    /// Memory for keys and values, such as 2GiB [default: one context]
+    #[arg(long, env = "ARBORA_KV_MEMORY")]
+    pub kv_memory: Option<ByteSize>,
+    /// Threads that compute [default: the cores this process may use]
+    #[arg(long, env = "ARBORA_THREADS")]
+    pub threads: Option<usize>,
+    /// Instruction set: avx512, avx2 or scalar [default: the best there is]
+    #[arg(long, env = "ARBORA_ISA")]
+    pub isa: Option<String>,
+    /// What to log [default: warn]
+    #[arg(long, env = "ARBORA_LOG")]
+    pub log: Option<String>,
+}
+
+impl From<ModelOptions> for Options {
+    fn from(options: ModelOptions) -> Self {
+        Options {
+            model: options.model,
+            context: options.context,
+            kv_memory: options.kv_memory,
+            threads: options.threads,
+            isa: options.isa,
+            log: Some(options.log.unwrap_or_else(|| "warn".to_owned())),
+            ..Options::default()
+        }
+    }
+}
+
 /// Every option, decided.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {

@@ -105,9 +105,9 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
 }
 
 async fn answer(options: &GenerateOptions) -> Result<ExitCode, Failure> {
-    let mut config = options.shared().resolve()?;
+    let mut config = Options::from(options.model.clone()).resolve()?;
     start_log(&config)?;
-    if options.kv_memory.is_none() {
+    if options.model.kv_memory.is_none() {
         config.kv = KvSize::Contexts(1);
     }
     let path = fetch(&config.model).await?;

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arbora_runtime::metrics::{Histogram, Metrics};
+use arbora_runtime::metrics::{Counter, Gauge, Histogram, Metrics};
 
 /// Answers sent, by the first digit of their status.
 #[derive(Debug, Default)]
@@ -42,7 +42,27 @@ pub fn prometheus(engine: &Metrics, http: &HttpMetrics) -> String {
             n.value(),
         );
     }
-    for (name, help, counter) in [
+    for (name, help, counter) in counters(engine) {
+        page.family(name, "counter", help);
+        page.sample(name, "", counter.value());
+    }
+    for (name, help, gauge) in gauges(engine) {
+        page.family(name, "gauge", help);
+        page.sample(name, "", gauge.value());
+    }
+    page.histogram("step_seconds", "Time of one step.", &engine.step_time);
+    page.histogram("queue_seconds", "Arrival to first step.", &engine.queue_time);
+    page.histogram(
+        "time_to_first_token_seconds",
+        "Arrival to first token.",
+        &engine.time_to_first_token,
+    );
+    page.text
+}
+
+/// Name, help and value of what only grows.
+fn counters(engine: &Metrics) -> [(&'static str, &'static str, &Counter); 11] {
+    [
         (
             "requests_accepted_total",
             "Requests taken in.",
@@ -90,11 +110,12 @@ pub fn prometheus(engine: &Metrics, http: &HttpMetrics) -> String {
         ),
         ("steps_total", "Forward passes.", &engine.steps),
         ("panics_total", "Steps that panicked.", &engine.panics),
-    ] {
-        page.family(name, "counter", help);
-        page.sample(name, "", counter.value());
-    }
-    for (name, help, gauge) in [
+    ]
+}
+
+/// Name, help and value of what goes up and down.
+fn gauges(engine: &Metrics) -> [(&'static str, &'static str, &Gauge); 8] {
+    [
         ("waiting", "Requests waiting.", &engine.waiting),
         ("waiting_tokens", "Their prompt tokens.", &engine.waiting_tokens),
         ("running", "Requests that hold pages.", &engine.running),
@@ -119,18 +140,7 @@ pub fn prometheus(engine: &Metrics, http: &HttpMetrics) -> String {
             "KV pages that belong to one running request.",
             &engine.pages_owned,
         ),
-    ] {
-        page.family(name, "gauge", help);
-        page.sample(name, "", gauge.value());
-    }
-    page.histogram("step_seconds", "Time of one step.", &engine.step_time);
-    page.histogram("queue_seconds", "Arrival to first step.", &engine.queue_time);
-    page.histogram(
-        "time_to_first_token_seconds",
-        "Arrival to first token.",
-        &engine.time_to_first_token,
-    );
-    page.text
+    ]
 }
 
 #[derive(Default)]

