@@ -1,9 +1,9 @@
 """The default model's vocabulary in tokenizers built by Hugging Face's own library.
 
-SmolLM2's `tokenizer.json` (not in the GGUF) is byte-level BPE that first splits every digit off; transformers'
-GGUF conversion leaves the digit split out, so it is given here by hand. The other pre-tokenizers are those of
-transformers (`GGUF_PRE_TOKENIZER_SPLITS`, and Qwen2's NFC), applied to the same vocabulary and merges: what is
-compared is how text is cut, and for that any vocabulary will do.
+SmolLM2's `tokenizer.json` (not in the GGUF) is byte-level BPE that first splits every digit off;
+transformers' GGUF conversion leaves the digit split out, so it is given here by hand. The other
+pre-tokenizers are those of transformers (`GGUF_PRE_TOKENIZER_SPLITS`, and Qwen2's NFC), applied to the same
+vocabulary and merges: what is compared is how text is cut, and for that any vocabulary will do.
 """
 
 import gguf

@@ -4,6 +4,9 @@
 
 Writes `tiny-NAME.gguf` and `tiny-NAME.json` (`ids`, and `logits` of some positions rounded to 1e-4). Shapes
 are awkward on purpose: head sizes the fast kernels do not know, untied and tied heads, groups of three.
+
+Everything is f32 but keys and values, which are rounded to bf16 as Arbora keeps them, so that little is left
+between the two but the order of sums.
 """
 
 import json
@@ -12,7 +15,7 @@ import pathlib
 import gguf
 import torch
 from tokenizers import pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 here = pathlib.Path(__file__).parent
 ROWS = [0, 1, 15, 16, 63, 64, 65, 127, 128, 149]
@@ -27,6 +30,13 @@ NAMES = {
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }
+
+
+class Bf16Cache(DynamicCache):
+    """Keeps keys (after their rotation) and values in bf16."""
+
+    def update(self, keys, values, *args, **kwargs):
+        return super().update(keys.bfloat16().float(), values.bfloat16().float(), *args, **kwargs)
 
 
 def interleaved(weight, n_heads):
@@ -90,7 +100,7 @@ def write(name, shape, seed):
     writer.close()
     ids = torch.randint(0, config.vocab_size, (1, 150))
     with torch.no_grad():
-        logits = model(ids).logits[0]
+        logits = model(ids, past_key_values=Bf16Cache(), use_cache=True).logits[0]
     rows = {row: [round(float(value), 4) for value in logits[row]] for row in ROWS}
     text = json.dumps({"ids": ids[0].tolist(), "logits": rows}, separators=(",", ":"))
     (here / f"tiny-{name}.json").write_text(text + "\n")
