@@ -39,7 +39,16 @@ impl Classes {
 
     /// The classes of both.
     pub(crate) fn refine(&self, other: &Self) -> Self {
-        Self::by(|byte| (self.of(byte), other.of(byte)))
+        let mut ids = vec![None; self.len() * other.len()];
+        let (mut of, mut members) = ([0; 256], Vec::new());
+        for byte in 0..=255u8 {
+            let id = &mut ids[self.of(byte) * other.len() + other.of(byte)];
+            of[usize::from(byte)] = *id.get_or_insert_with(|| {
+                members.push(byte);
+                u8::try_from(members.len() - 1).expect("256 bytes make at most 256 classes")
+            });
+        }
+        Self { of, members }
     }
 
     pub(crate) fn of(&self, byte: u8) -> usize {
@@ -82,6 +91,18 @@ impl Dfa {
         accept: impl Fn(&S) -> bool,
         max_states: usize,
     ) -> Result<Self, TooManyStates> {
+        let raw = Self::explore_unreduced(classes, start, step, accept, max_states)?;
+        Ok(raw.trimmed(&[true; 256]).minimal())
+    }
+
+    /// The same for a `step` that neither reaches dead ends nor tells equal states apart.
+    pub(crate) fn explore_unreduced<S: Clone + Eq + Hash>(
+        classes: Classes,
+        start: S,
+        step: impl Fn(&S, u8) -> Option<S>,
+        accept: impl Fn(&S) -> bool,
+        max_states: usize,
+    ) -> Result<Self, TooManyStates> {
         let mut ids: Map<S, u32> = Map::default();
         let mut states = vec![start.clone()];
         ids.insert(start, 1);
@@ -110,7 +131,7 @@ impl Dfa {
             accepts,
             start: 1,
         };
-        Ok(raw.trimmed(&[true; 256]).minimal())
+        Ok(raw)
     }
 
     /// Accepts exactly the given strings.

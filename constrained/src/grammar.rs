@@ -42,7 +42,7 @@ impl Grammar {
         } else {
             0
         };
-        let mut ir = Ir::new(*vocabulary.is_spelled(), limits, max_whitespace);
+        let mut ir = Ir::new(vocabulary, limits, max_whitespace);
         let root = schema::compile(&mut ir, schema, options, limits)?;
         Self::new(ir, root, vocabulary, limits)
     }
@@ -57,7 +57,7 @@ impl Grammar {
         limits: &Limits,
     ) -> Result<Self, CompileError> {
         check_source(regex, limits)?;
-        let mut ir = Ir::new(*vocabulary.is_spelled(), limits, 0);
+        let mut ir = Ir::new(vocabulary, limits, 0);
         let root = match pattern::compile(regex, limits.max_automaton_states) {
             Ok(dfa) => ir.dfa(dfa),
             Err(CompileError::Limit { .. }) => pattern::nodes(&mut ir, regex)?,
@@ -79,7 +79,7 @@ impl Grammar {
         if n_bytes > limits.max_source_bytes {
             return Err(source_limit(limits));
         }
-        let mut ir = Ir::new(*vocabulary.is_spelled(), limits, 0);
+        let mut ir = Ir::new(vocabulary, limits, 0);
         let choices = choices.iter().map(|choice| choice.as_bytes());
         let root = ir.dfa(crate::dfa::Dfa::of_strings(choices));
         Self::new(ir, root, vocabulary, limits)

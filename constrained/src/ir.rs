@@ -15,6 +15,7 @@ use crate::hash::Map;
 use crate::keys::KeyTrie;
 use crate::limits::Limits;
 use crate::text::TextSpec;
+use crate::vocabulary::Vocabulary;
 
 pub(crate) type NodeId = u32;
 pub(crate) type RuleId = u32;
@@ -96,14 +97,16 @@ pub(crate) struct Ir {
     pub(crate) is_productive: Vec<bool>,
     pub(crate) classes: Classes,
     is_spelled: [bool; 256],
+    /// Any string at all.
+    pub(crate) any_text: Arc<TextSpec>,
     max_nodes: usize,
     max_automaton_states: usize,
 }
 
 impl Ir {
-    /// An empty grammar whose output is spelled with the bytes of `is_spelled`; `max_whitespace` characters
+    /// An empty grammar whose output is spelled with the bytes of `vocabulary`; `max_whitespace` characters
     /// may stand around punctuation.
-    pub(crate) fn new(is_spelled: [bool; 256], limits: &Limits, max_whitespace: usize) -> Self {
+    pub(crate) fn new(vocabulary: &Vocabulary, limits: &Limits, max_whitespace: usize) -> Self {
         let none = Punctuation {
             open_object: 0,
             close_object: 0,
@@ -127,7 +130,8 @@ impl Ir {
             root: 0,
             is_productive: Vec::new(),
             classes: Classes::by(|_| ()),
-            is_spelled,
+            is_spelled: *vocabulary.is_spelled(),
+            any_text: vocabulary.any_text().clone(),
             max_nodes: limits.max_nodes,
             max_automaton_states: limits.max_automaton_states,
         };
@@ -180,6 +184,9 @@ impl Ir {
     }
 
     pub(crate) fn text(&mut self, text: Arc<TextSpec>) -> NodeId {
+        if let Some(known) = self.texts.iter().position(|known| Arc::ptr_eq(known, &text)) {
+            return self.node(Node::Text(known as u32));
+        }
         self.texts.push(text);
         self.node(Node::Text(self.texts.len() as u32 - 1))
     }
@@ -466,5 +473,5 @@ fn punctuation(before: usize, byte: u8, after: usize) -> Dfa {
         }
         (b == byte && !is_after).then_some((true, 0))
     };
-    Dfa::explore(classes, (false, 0), step, |state| state.0, usize::MAX).expect("no limit is set")
+    Dfa::explore_unreduced(classes, (false, 0), step, |state| state.0, usize::MAX).expect("no limit is set")
 }

@@ -368,9 +368,7 @@ fn is_first(byte: u8) -> bool {
 fn spelled_content(is_spelled: &[bool; 256]) -> [bool; 256] {
     let mut spelled = *is_spelled;
     let has = |text: &[u8]| text.iter().all(|byte| is_spelled[usize::from(*byte)]);
-    for byte in 0..0x20 {
-        spelled[byte] = has(b"\\u0123456789abcdef");
-    }
+    spelled[..0x20].fill(has(b"\\u0123456789abcdef"));
     for (byte, escape) in [(8, b'b'), (12, b'f'), (10, b'n'), (13, b'r'), (9, b't')] {
         spelled[byte] = has(&[b'\\', escape]);
     }
@@ -401,7 +399,7 @@ pub(crate) fn step_utf8(state: u8, byte: u8) -> Option<u8> {
 
 /// All texts.
 pub(crate) fn any_content() -> Arc<Dfa> {
-    let classes = Classes::by(|byte| (0..8).map(|state| step_utf8(state, byte)).collect::<Vec<_>>());
+    let classes = Classes::by(|byte| std::array::from_fn::<_, 8, _>(|state| step_utf8(state as u8, byte)));
     let dfa = Dfa::explore(
         classes,
         0,

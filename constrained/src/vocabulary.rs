@@ -4,7 +4,10 @@
 //! ready-made sets, by their number of characters, so that a mask inside a string is a copy and a short walk
 //! over the rest.
 
+use std::sync::Arc;
+
 use crate::error::VocabularyError;
+use crate::text::{TextSpec, any_content};
 use crate::trie::Trie;
 
 /// A model's tokens. Built once per model and shared by all its grammars.
@@ -17,6 +20,8 @@ pub struct Vocabulary {
     /// Bytes that are a token by themselves: text of these bytes can be produced from anywhere.
     is_spelled: [bool; 256],
     strings: StringTokens,
+    /// The constraint of a string that has none; most grammars need it.
+    any_text: Arc<TextSpec>,
 }
 
 /// Tokens sorted by what they do inside a JSON string.
@@ -78,12 +83,14 @@ impl Vocabulary {
         let mut eos = eos.to_vec();
         eos.sort_unstable();
         eos.dedup();
+        let any_text = Arc::new(TextSpec::new(&any_content(), 0, None, &is_spelled));
         Ok(Self {
             bytes,
             eos,
             trie,
             is_spelled,
             strings,
+            any_text,
         })
     }
 
@@ -108,6 +115,10 @@ impl Vocabulary {
 
     pub(crate) fn is_spelled(&self) -> &[bool; 256] {
         &self.is_spelled
+    }
+
+    pub(crate) fn any_text(&self) -> &Arc<TextSpec> {
+        &self.any_text
     }
 
     pub(crate) fn strings(&self) -> &StringTokens {

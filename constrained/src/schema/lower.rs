@@ -225,12 +225,12 @@ impl Compiler<'_> {
                 contents: Vec::new(),
                 has_compound: false,
             };
-            return self.lower_types(plain, merged);
+            return self.lower_types(plain, &merged);
         }
         let merged = self.merge(plain)?;
         let lists: Vec<Vec<JsonId>> = plain.iter().filter_map(|id| self.listed_values(*id)).collect();
         let Some((values, others)) = lists.split_first() else {
-            return self.lower_types(plain, merged);
+            return self.lower_types(plain, &merged);
         };
         let in_all = |value: &&JsonId| {
             let is_in = |list: &Vec<JsonId>| list.iter().any(|other| self.document.is_equal(**value, *other));
@@ -240,7 +240,7 @@ impl Compiler<'_> {
         self.lower_values(&values, &merged)
     }
 
-    fn lower_types(&mut self, plain: &[JsonId], merged: Merged) -> Result<NodeId, CompileError> {
+    fn lower_types(&mut self, plain: &[JsonId], merged: &Merged) -> Result<NodeId, CompileError> {
         let mut nodes = Vec::new();
         if merged.types & NULL != 0 {
             nodes.push(self.ir.literal("null"));
@@ -260,7 +260,7 @@ impl Compiler<'_> {
             nodes.push(node);
         }
         if merged.types & STRING != 0 {
-            nodes.push(self.lower_string(&merged)?);
+            nodes.push(self.lower_string(merged)?);
         }
         if merged.types & ARRAY != 0 {
             nodes.push(self.lower_array(plain)?);
@@ -272,6 +272,9 @@ impl Compiler<'_> {
     }
 
     fn lower_string(&mut self, merged: &Merged) -> Result<NodeId, CompileError> {
+        if merged.contents.is_empty() && merged.min_length == 0 && merged.max_length.is_none() {
+            return Ok(self.ir.text(self.ir.any_text.clone()));
+        }
         let max = self.ir.max_automaton_states();
         let mut content = (*any_content()).clone();
         for (i, other) in merged.contents.iter().enumerate() {
@@ -397,6 +400,9 @@ impl Compiler<'_> {
         names: &[&str],
         values: Conjunction,
     ) -> Result<(NodeId, NodeId), CompileError> {
+        if names.is_empty() {
+            return Ok((self.ir.text(self.ir.any_text.clone()), self.rule(values)));
+        }
         let declared = Dfa::of_strings(names.iter().map(|name| name.as_bytes()));
         let max = self.ir.max_automaton_states();
         self.spend(declared.n_states() as u64 * 64)?;
