@@ -3,8 +3,8 @@
     python compare.py CONSTRAINED_BENCH FOLDER schemas.jsonl       FOLDER: what vocabulary.py wrote
 
 Needs the packages tokenizers and numpy, and for the peers llguidance and xgrammar; a peer that cannot be
-imported is left out. A schema is right when it compiles, its valid instances are accepted and its invalid ones
-are not, each as `json.dumps` writes it with and without escapes for what is not ASCII.
+imported is left out. A schema is right when it compiles, its valid instances are accepted and its
+invalid ones are not, each as `json.dumps` writes it with and without escapes for what is not ASCII.
 """
 
 import json

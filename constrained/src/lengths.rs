@@ -1,7 +1,7 @@
 //! Which content states can still be completed after so many characters.
 //!
-//! Going down from the longest allowed text, a state is alive when it accepts (and the text is long enough) or
-//! a byte leads to one that is alive. The rows soon repeat, and only the ones before that are kept.
+//! Going down from the longest allowed text, a state is alive when it accepts (and the text is long enough)
+//! or a byte leads to one that is alive. The rows soon repeat, and only the ones before that are kept.
 
 use crate::dfa::{DEAD, Dfa};
 

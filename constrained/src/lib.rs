@@ -33,16 +33,17 @@
 //!
 //! How it works: everything is translated to one graph of nodes. Its leaves are byte automata and JSON
 //! strings; objects and arrays stay single nodes. A state of a running grammar is a set of readings (leaf,
-//! place in it, stack of what is still to come); states, stacks and transitions are built when an output first
-//! reaches them and kept with the grammar, so later outputs find them. A mask walks the vocabulary's prefix
-//! tree through the states; inside a string the plain text tokens are a ready-made set.
+//! place in it, stack of what is still to come); states, stacks and transitions are built when an output
+//! first reaches them and kept with the grammar, so later outputs find them. A mask walks the vocabulary's
+//! prefix tree through the states; inside a string the plain text tokens are a ready-made set.
 //!
-//! What the output looks like: members come in the schema's order, extra ones last; a character that can stand
-//! for itself in a string does; integers have no fraction. This is a choice among spellings of a value, not a
-//! restriction of values, with one exception: members without a declared name could repeat, so that
+//! What the output looks like: members come in the schema's order, extra ones last; a character that can
+//! stand for itself in a string does; integers have no fraction. This is a choice among spellings of a value,
+//! not a restriction of values, with one exception: members without a declared name could repeat, so that
 //! `minProperties` beyond the declared names is refused.
 //!
-//! Costs: a state known already costs a lookup, a new one the work on its readings. Each grammar keeps at most
+//! Costs: a state known already costs a lookup, a new one the work on its readings. Each grammar keeps at
+//! most
 //! `max_lazy_states` states and `max_cache_bytes` bytes; beyond that its tables start anew and running
 //! matchers move over. The tables are behind one lock per grammar, taken once per call. Where the schema's
 //! text is nested, recursion is bounded by `max_source_depth`; nothing recurses over the output.

@@ -185,16 +185,14 @@ pub(crate) fn automaton(spec: &NumberSpec, max_states: usize) -> Result<Dfa, Opt
         .filter_map(|(bound, refused)| Some((bound.as_ref()?, refused)))
         .collect();
     let is_plain = bounds.is_empty() && divisors.is_empty();
+    let equal = Comparison {
+        order: Ordering::Equal,
+        n: 0,
+    };
     let start = State {
         is_negative: false,
         phase: Phase::Begin,
-        bounds: vec![
-            Comparison {
-                order: Ordering::Equal,
-                n: 0
-            };
-            bounds.len()
-        ],
+        bounds: vec![equal; bounds.len()],
         remainders: vec![(0, 0); divisors.len()],
     };
     let step = |state: &State, byte: u8| {

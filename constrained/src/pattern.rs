@@ -60,8 +60,8 @@ pub(crate) fn compile(pattern: &str, max_states: usize) -> Result<Dfa, CompileEr
 }
 
 /// The same language as nodes, for expressions whose automaton is too large: counted repetitions stay counts,
-/// and the states are built as an output reaches them. Anchors within are refused. Recursion is as deep as the
-/// parser's nesting limit.
+/// and the states are built as an output reaches them. Anchors within are refused. Recursion is as deep as
+/// the parser's nesting limit.
 pub(crate) fn nodes(ir: &mut Ir, pattern: &str) -> Result<NodeId, CompileError> {
     let parser = regex_syntax::ParserBuilder::new().nest_limit(96).build();
     let hir = { parser }.parse(pattern).map_err(|error| CompileError::Regex {

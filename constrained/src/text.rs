@@ -5,8 +5,8 @@
 //! `\u` is for the other control characters, DEL and everything beyond ASCII, surrogates in pairs only. So
 //! constants have (nearly) one spelling and can be forced, and every output is valid Unicode.
 //!
-//! A reading's place in a string is content state, [`Mode`] and, when lengths matter, the number of characters
-//! begun. Invariant: from every place that [`TextSpec::step`] returns the string can be completed.
+//! A reading's place in a string is content state, [`Mode`] and, when lengths matter, the number of
+//! characters begun. Invariant: from every place that [`TextSpec::step`] returns the string can be completed.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! `constrained-bench`: times compilation, masks and advances of the grammar engine. One JSON request a line on
-//! stdin, one JSON reply a line on stdout, in order: `init`, `compile`, `walk`, `quit`. A bad request is
+//! `constrained-bench`: times compilation, masks and advances of the grammar engine. One JSON request a line
+//! on stdin, one JSON reply a line on stdout, in order: `init`, `compile`, `walk`, `quit`. A bad request is
 //! answered with `{"ok":false,"error":…}`.
 
 use std::io::{self, BufRead, Read, Write};

@@ -1,5 +1,5 @@
-//! Schema text, then an output of it: compiling never fails but by error, and an output that follows the masks
-//! never comes to a dead end. From `constrained/`, with the stable toolchain:
+//! Schema text, then an output of it: compiling never fails but by error, and an output that follows the
+//! masks never comes to a dead end. From `constrained/`, with the stable toolchain:
 //!
 //! ```text
 //! RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none schema -- -max_len=2048 -max_total_time=60

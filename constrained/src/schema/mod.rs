@@ -1,9 +1,9 @@
 //! JSON Schema to the grammar form.
 //!
-//! A set of schema objects that must all hold becomes one rule; sets are remembered, so recursion ends. Within
-//! a set references and `allOf` are collected, `anyOf` and `oneOf` multiply into alternatives, and what is left
-//! is merged per JSON type. Keywords that assert something and are not handled are refused by name. Keywords
-//! that the specification does not know are annotations and assert nothing.
+//! A set of schema objects that must all hold becomes one rule; sets are remembered, so recursion ends.
+//! Within a set references and `allOf` are collected, `anyOf` and `oneOf` multiply into alternatives, and
+//! what is left is merged per JSON type. Keywords that assert something and are not handled are refused by
+//! name. Keywords that the specification does not know are annotations and assert nothing.
 
 mod format;
 mod lower;
@@ -134,7 +134,8 @@ fn named_draft(uri: &str) -> Option<Draft> {
     }
 }
 
-/// Alternatives being collected: schemas to look at, each with those it was reached through, and schemas seen.
+/// Alternatives being collected: schemas to look at, each with those it was reached through, and schemas
+/// seen.
 #[derive(Clone, Default)]
 struct Partial {
     todo: Vec<(JsonId, Vec<JsonId>)>,
