@@ -116,7 +116,8 @@ fn check(grammar: &Grammar, what: &str) {
     }
 }
 
-const SCHEMAS: [&str; 14] = [
+const SCHEMAS: [&str; 15] = [
+    r#"{"type":"array","items":{"enum":["a","ab",1,1.0,null]},"uniqueItems":true,"minItems":2}"#,
     "{}",
     r#"{"type":"object","properties":{"name":{"type":"string"},"a":{"type":"integer"}},"required":["a"],"additionalProperties":false}"#,
     r#"{"type":"object","properties":{"ab":{"const":1},"abc":{"type":"boolean"}},"minProperties":2}"#,
@@ -215,6 +216,28 @@ fn a_refused_token_changes_nothing_and_special_tokens_are_never_allowed() {
 }
 
 #[test]
+fn distinct_items_never_repeat() {
+    let schema = r#"{"type":"array","items":{"enum":["a","b",1,1.0]},"uniqueItems":true,"minItems":2}"#;
+    let options = SchemaOptions::default();
+    let grammar = Grammar::compile_json_schema(&vocabulary(), schema, &options, &Limits::default());
+    let grammar = grammar.expect("three values");
+    let accepts = |text: &str| {
+        let mut matcher = grammar.matcher();
+        text.bytes().all(|byte| matcher.advance(byte_token(byte)).is_ok()) && matcher.is_accepting()
+    };
+    assert!(accepts("[\"b\", \"a\"]") && accepts("[\"a\", 1, \"b\"]"));
+    for text in [
+        "[\"a\"]",
+        "[\"a\", \"a\"]",
+        "[1, 1.0]",
+        "[\"a\", 1, \"a\"]",
+        "[\"a\", 1, \"b\", 1]",
+    ] {
+        assert!(!accepts(text), "{text}");
+    }
+}
+
+#[test]
 fn forced_text_is_proposed_up_to_where_tokens_may_differ() {
     let vocabulary = vocabulary();
     let schema = r#"{"type":"object","properties":{"name":{"enum":["abc"]}},"required":["name"],"additionalProperties":false}"#;
@@ -247,7 +270,7 @@ fn what_cannot_be_spelled_or_satisfied_is_refused_when_compiling() {
     let error = Grammar::compile_choice(&vocabulary, &["a1"], &Limits::default()).expect_err("there is no 1");
     assert!(error.to_string().contains("no output"), "{error}");
     let refused = [
-        (r#"{"type":"string","uniqueItems":true}"#, "uniqueItems"),
+        (r#"{"items":{"type":"string"},"uniqueItems":true}"#, "uniqueItems"),
         (r#"{"properties":{"a/b":{"not":{}}}}"#, "#/properties/a~1b: `not`"),
         (r#"{"oneOf":[{"type":"string"},{"maxLength":3}]}"#, "oneOf"),
         (r##"{"$ref":"#"}"##, "$ref"),

@@ -325,7 +325,16 @@ impl Compiler<'_> {
         }
         let n_prefix = layers.iter().map(|(prefix, _)| prefix.len()).max().unwrap_or(0);
         let at = |(prefix, rest): &(Vec<JsonId>, Option<JsonId>), i: usize| prefix.get(i).copied().or(*rest);
-        let conjunction = |i: usize| layers.iter().filter_map(|layer| at(layer, i)).collect();
+        let conjunction =
+            |i: usize| -> Conjunction { layers.iter().filter_map(|layer| at(layer, i)).collect() };
+        let unique = |id: &&JsonId| {
+            let value = document.member(**id, "uniqueItems").map(|value| &document[value]);
+            value.is_some_and(|value| *value != Json::Bool(false))
+        };
+        let distinct = match plain.iter().find(unique) {
+            Some(id) if max.is_none_or(|max| max > 1) => self.distinct(*id, n_prefix, &conjunction(0))?,
+            _ => Vec::new(),
+        };
         let prefix = (0..n_prefix).map(|i| self.rule(conjunction(i))).collect();
         let rest = Some(self.rule(conjunction(usize::MAX)));
         Ok(self.ir.array(Array {
@@ -333,8 +342,47 @@ impl Compiler<'_> {
             rest,
             min,
             max,
-            distinct: Vec::new(),
+            distinct,
         }))
+    }
+
+    /// The values that the items of an array with `uniqueItems` (at `id`) are distinct ones of: they must be
+    /// listed by one schema that says nothing else, or repetitions could not be kept out.
+    fn distinct(
+        &mut self,
+        id: JsonId,
+        n_prefix: usize,
+        items: &[JsonId],
+    ) -> Result<Vec<NodeId>, CompileError> {
+        const MAX_DISTINCT: usize = 32;
+        const HARMLESS: [&str; 5] = ["enum", "const", "type", "title", "description"];
+        let refused =
+            "only items of one `enum` with up to 32 values and nothing beside it can be kept distinct";
+        let [item] = *items else {
+            return Err(self.unsupported(id, "uniqueItems", refused));
+        };
+        let item = self.followed(item);
+        let Json::Object(members) = &self.document[item] else {
+            return Err(self.unsupported(id, "uniqueItems", refused));
+        };
+        let is_plain = members.iter().all(|(name, _)| HARMLESS.contains(&name.as_str()));
+        let Some(values) = self.listed_values(item).filter(|_| is_plain && n_prefix == 0) else {
+            return Err(self.unsupported(id, "uniqueItems", refused));
+        };
+        let (types, is_integer) = self.types(item)?;
+        let mut kept: Vec<JsonId> = Vec::new();
+        for value in values {
+            let json = &self.document[value];
+            let is_fraction = matches!(json, Json::Number(number) if is_integer && !number.is_integer());
+            let is_known = kept.iter().any(|known| self.document.is_equal(*known, value));
+            if types & type_of(json) != 0 && !is_fraction && !is_known {
+                kept.push(value);
+            }
+        }
+        if kept.is_empty() || kept.len() > MAX_DISTINCT {
+            return Err(self.unsupported(id, "uniqueItems", refused));
+        }
+        kept.into_iter().map(|value| self.value_node(value)).collect()
     }
 
     fn lower_object(&mut self, plain: &[JsonId]) -> Result<NodeId, CompileError> {

@@ -296,11 +296,6 @@ impl<'a> Compiler<'a> {
         if id != 0 && has("$id") {
             return Err(self.unsupported(id, "$id", "references would change their base here"));
         }
-        if let Some(unique) = self.document.member(id, "uniqueItems")
-            && self.document[unique] != Json::Bool(false)
-        {
-            return Err(self.unsupported(id, "uniqueItems", "it would not be enforced"));
-        }
         Ok(())
     }
 

@@ -82,7 +82,7 @@ impl Compiler<'_> {
     }
 
     /// Exactly `value`. Recursion is as deep as the document, which `max_source_depth` bounds.
-    fn value_node(&mut self, value: JsonId) -> Result<NodeId, CompileError> {
+    pub(super) fn value_node(&mut self, value: JsonId) -> Result<NodeId, CompileError> {
         let document = self.document;
         Ok(match &document[value] {
             Json::Null => self.ir.literal("null"),
