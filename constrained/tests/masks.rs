@@ -278,6 +278,7 @@ fn what_cannot_be_spelled_or_satisfied_is_refused_when_compiling() {
             r##"{"properties":{"a":{"$ref":"#"}},"required":["a"],"type":"object"}"##,
             "no output",
         ),
+        (r#"{"required":"a"}"#, "`required` is malformed"),
         (r#"{"type":"integer","minimum":3,"maximum":2}"#, "no output"),
     ];
     for (schema, word) in refused {

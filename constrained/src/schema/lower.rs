@@ -404,6 +404,19 @@ impl Compiler<'_> {
                 Some(_) => return Err(self.malformed(*id, "properties", "it is not an object")),
             }
         }
+        for id in plain {
+            let listed = document
+                .member(*id, "required")
+                .map(|required| &document[required]);
+            let n_listed = match listed {
+                None => 0,
+                Some(Json::Array(items)) => items.len(),
+                Some(_) => return Err(self.malformed(*id, "required", "it is not a list")),
+            };
+            if n_listed != self.required_names(*id).len() {
+                return Err(self.malformed(*id, "required", "a name is not a string"));
+            }
+        }
         let required: Vec<&str> = plain.iter().flat_map(|id| self.required_names(*id)).collect();
         required.iter().for_each(|name| note(name));
         self.spend(names.len() as u64 * (4 + plain.len() as u64))?;
