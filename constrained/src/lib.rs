@@ -1,5 +1,77 @@
-//! Grammar-constrained decoding (JSON Schema, regex, EBNF) as token masks and forced text.
+//! Grammar-constrained decoding: JSON Schema, regular expressions and choices as token masks and forced text.
 //!
-//! Nothing lives here yet: requests that ask for constrained output are refused by the frontend with a 400
-//! that names the field. The crate exists so that its place in the dependency graph is fixed: it depends on
-//! no other crate of the workspace.
+//! A grammar says which texts are allowed; a matcher follows one output through it and says, before each
+//! token, which tokens may come next. Nothing that violates the grammar is ever allowed, and whatever would
+//! not be enforced is refused when the grammar is compiled, with its place and keyword. The crate sees bytes
+//! and token numbers only: no tokenizer, no model, no I/O, no thread, no clock.
+//!
+//! * [`Vocabulary`] holds a model's tokens as bytes.
+//! * [`Grammar`] is compiled once, is immutable and cheap to clone.
+//! * [`Matcher`] is one output: [`Matcher::mask`], [`Matcher::advance`], [`Matcher::rollback`], and
+//!   [`Matcher::forced`] for text that must come whatever the model wants. A clone is a fork.
+//! * [`Limits`] bounds both; the error of what exceeds one names it.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use arbora_constrained::{Grammar, Limits, SchemaOptions, Vocabulary};
+//!
+//! // Every byte is a token, and token 256 ends the text.
+//! let tokens = (0..=255u8).map(|byte| Some(vec![byte])).chain([None]);
+//! let vocabulary = Arc::new(Vocabulary::new(tokens, &[256])?);
+//! let schema = r#"{"type": "integer", "minimum": 10, "maximum": 19}"#;
+//! let options = SchemaOptions::default();
+//! let grammar = Grammar::compile_json_schema(&vocabulary, schema, &options, &Limits::default())?;
+//!
+//! let mut matcher = grammar.matcher();
+//! assert_eq!(matcher.mask()?.ids(), Some(&[u32::from(b'1')][..]));
+//! matcher.advance(u32::from(b'1'))?;
+//! assert!(!matcher.is_accepting());
+//! matcher.advance(u32::from(b'7'))?;
+//! assert_eq!(matcher.mask()?.ids(), Some(&[256][..]));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! How it works: everything is translated to one graph of nodes. Its leaves are byte automata and JSON
+//! strings; objects and arrays stay single nodes. A state of a running grammar is a set of readings (leaf,
+//! place in it, stack of what is still to come); states, stacks and transitions are built when an output
+//! first reaches them and kept with the grammar, so later outputs find them. A mask walks the vocabulary's
+//! prefix tree through the states; inside a string the plain text tokens are a ready-made set.
+//!
+//! What the output looks like: members come in the schema's order, extra ones last; a character that can
+//! stand for itself in a string does; integers have no fraction. This is a choice among spellings of a value,
+//! not a restriction of values, with one exception: members without a declared name could repeat, so that
+//! `minProperties` beyond the declared names is refused.
+//!
+//! Costs: a state known already costs a lookup, a new one the work on its readings. Each grammar keeps at
+//! most
+//! `max_lazy_states` states and `max_cache_bytes` bytes; beyond that its tables start anew and running
+//! matchers move over. The tables are behind one lock per grammar, taken once per call. Where the schema's
+//! text is nested, recursion is bounded by `max_source_depth`; nothing recurses over the output.
+
+mod dfa;
+mod error;
+mod grammar;
+mod hash;
+mod ir;
+mod json;
+mod keys;
+mod lengths;
+mod limits;
+mod mask;
+mod matcher;
+mod number;
+mod pattern;
+mod schema;
+mod step;
+mod tables;
+mod text;
+mod trie;
+mod vocabulary;
+
+pub use error::{CompileError, MatchError, VocabularyError};
+pub use grammar::Grammar;
+pub use limits::Limits;
+pub use mask::TokenMask;
+pub use matcher::Matcher;
+pub use schema::{Draft, FormatPolicy, SchemaOptions, Whitespace};
+pub use vocabulary::Vocabulary;

@@ -1,0 +1,186 @@
+"""Arbora, llguidance and XGrammar on the same schemas and tokens, one after the other; prints a table.
+
+    python compare.py CONSTRAINED_BENCH FOLDER schemas.jsonl       FOLDER: what vocabulary.py wrote
+
+Needs the packages tokenizers and numpy, and for the peers llguidance and xgrammar; a peer that cannot be
+imported is left out. A schema is right when it compiles, its valid instances are accepted and its
+invalid ones are not, each as `json.dumps` writes it with and without escapes for what is not ASCII.
+"""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy
+from tokenizers import Tokenizer
+
+EOS = 2
+
+
+def percentile(values, share):
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))] if values else float("nan")
+
+
+class Arbora:
+    name = "arbora"
+
+    def __init__(self, program, folder, n_vocab):
+        self.process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        paths = {"tokenizer": f"{folder}/tokenizer.json", "vocab": f"{folder}/vocab.jsonl"}
+        print(self.ask(op="init", n_vocab=n_vocab, eos=EOS, options={}, **paths), file=sys.stderr)
+
+    def ask(self, **request):
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+    def compile(self, schema):
+        reply = self.ask(op="compile", id="", schema=schema, options={})
+        return reply["compile_us"] if reply["ok"] else None
+
+    def walk(self, tokens):
+        reply = self.ask(op="walk", tokens=tokens, want=[])
+        is_whole = reply["ok"] and reply["accepted"] == len(tokens) and reply["eos"]
+        return is_whole, reply.get("mask_ns", []), reply.get("adv_ns", []), reply.get("ff", 0)
+
+
+class Peer:
+    """Common steps: a matcher with `fill`, `allows`, `take`."""
+
+    def walk(self, tokens):
+        masks, advances = [], []
+        self.begin()
+        for token in [*tokens, EOS]:
+            begin = time.perf_counter_ns()
+            self.fill()
+            masks.append(time.perf_counter_ns() - begin)
+            word = int(self.bits()[token // 32])
+            if not word >> token % 32 & 1:
+                return False, masks, advances, 0
+            if token != EOS:
+                begin = time.perf_counter_ns()
+                self.take(token)
+                advances.append(time.perf_counter_ns() - begin)
+        return True, masks, advances, 0
+
+
+class Llguidance(Peer):
+    name = "llguidance"
+
+    def __init__(self, folder, n_vocab):
+        import llguidance
+        import llguidance.numpy
+
+        self.module, self.numpy = llguidance, llguidance.numpy
+        self.tokenizer = llguidance.LLTokenizer(f"{folder}/tokenizer.json", n_vocab=n_vocab, eos_token=EOS)
+        self.bitmask = self.numpy.allocate_token_bitmask(1, n_vocab)
+
+    def compile(self, schema):
+        begin = time.perf_counter_ns()
+        grammar = self.module.LLMatcher.grammar_from_json_schema(schema)
+        self.matcher = self.module.LLMatcher(self.tokenizer, grammar)
+        return None if self.matcher.is_error() else (time.perf_counter_ns() - begin) / 1e3
+
+    def begin(self):
+        self.matcher.reset()
+
+    def fill(self):
+        self.numpy.fill_next_token_bitmask(self.matcher, self.bitmask, 0)
+
+    def bits(self):
+        return self.bitmask[0].view(numpy.uint32)
+
+    def take(self, token):
+        self.matcher.consume_token(token)
+
+
+class Xgrammar(Peer):
+    name = "xgrammar"
+
+    def __init__(self, folder, n_vocab):
+        import xgrammar
+
+        self.module = xgrammar
+        tokens = [json.loads(line) for line in open(f"{folder}/vocab.jsonl")]
+        texts = [bytes.fromhex(token["hex"]) for token in tokens]
+        info = xgrammar.TokenizerInfo(texts, xgrammar.VocabType.RAW, vocab_size=n_vocab, stop_token_ids=[EOS])
+        self.compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+        self.bitmask = xgrammar.allocate_token_bitmask(1, n_vocab)
+
+    def compile(self, schema):
+        begin = time.perf_counter_ns()
+        try:
+            self.grammar = self.compiler.compile_json_schema(schema, any_whitespace=True, strict_mode=False)
+        except RuntimeError:
+            return None
+        return (time.perf_counter_ns() - begin) / 1e3
+
+    def begin(self):
+        self.matcher = self.module.GrammarMatcher(self.grammar)
+
+    def fill(self):
+        self.bitmask.fill_(-1)
+        self.matcher.fill_next_token_bitmask(self.bitmask, 0)
+
+    def bits(self):
+        return self.bitmask[0].numpy().view(numpy.uint32)
+
+    def take(self, token):
+        self.matcher.accept_token(token)
+
+
+def run(engine, schemas, tokenizer):
+    compiles, firsts, masks, advances = [], [], [], []
+    n_right = n_unsound = n_tokens = n_forced = 0
+    for case in schemas:
+        took = engine.compile(json.dumps(case["schema"]))
+        if took is None:
+            continue
+        compiles.append(took)
+        is_right, is_first = True, True
+        for kind in ["valid", "invalid"]:
+            for value in case[kind]:
+                for is_ascii in [False, True]:
+                    text = json.dumps(value, ensure_ascii=is_ascii)
+                    tokens = tokenizer.encode(text, add_special_tokens=False).ids
+                    accepted, mask_ns, advance_ns, forced = engine.walk(tokens)
+                    is_right &= accepted == (kind == "valid")
+                    n_unsound += accepted and kind == "invalid"
+                    if not is_ascii and kind == "valid":
+                        if is_first:
+                            firsts.append(took + mask_ns[0] / 1e3)
+                        is_first = False
+                        masks += mask_ns
+                        advances += advance_ns
+                        n_tokens += len(tokens)
+                        n_forced += forced
+        n_right += is_right
+    row = [percentile(compiles, s) for s in (0.5, 0.95, 1)] + [percentile(firsts, 0.5)]
+    row += [percentile(masks, s) / 1e3 for s in (0.5, 0.9, 0.99, 1)] + [numpy.mean(masks) / 1e3]
+    row += [percentile(advances, 0.99) / 1e3]
+    figures = " | ".join(f"{value:,.1f}" for value in row)
+    share, jumped = 100 * n_right / len(schemas), 100 * n_forced / max(1, n_tokens)
+    print(f"| {engine.name} | {len(compiles)} | {figures} | {share:.1f} % | {n_unsound} | {jumped:.1f} % |", flush=True)
+
+
+def main():
+    program, folder, path = sys.argv[1:]
+    schemas = [json.loads(line) for line in open(path)]
+    tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+    n_vocab = sum(1 for _ in open(f"{folder}/vocab.jsonl"))
+    print(f"{len(schemas)} schemas, {time.strftime('%Y-%m-%d')}; all times in microseconds")
+    print("| engine | compiled | compile p50 | p95 | max | first mask p50 | mask p50 | p90 | p99 | max | mean |"
+          " advance p99 | right | unsound | jumped |")
+    print("|" + "---|" * 15)
+    makers = [lambda: Arbora(program, folder, n_vocab), lambda: Llguidance(folder, n_vocab)]
+    makers.append(lambda: Xgrammar(folder, n_vocab))
+    for make in makers:
+        try:
+            engine = make()
+        except (ImportError, ValueError) as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        run(engine, schemas, tokenizer)
+
+
+main()

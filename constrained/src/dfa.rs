@@ -1,0 +1,439 @@
+//! Byte automata: complete, minimal, small.
+//!
+//! Invariants: state 0 is dead and the only dead one, that is from every other state an accepting state can
+//! be reached; `table.len() == n_states × n_classes`; every entry is a state.
+
+use std::hash::Hash;
+
+use crate::hash::Map;
+
+pub(crate) const DEAD: u32 = 0;
+
+/// More states than the caller allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TooManyStates;
+
+/// Which bytes an automaton never tells apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Classes {
+    of: [u8; 256],
+    /// One byte of each class.
+    members: Vec<u8>,
+}
+
+impl Classes {
+    /// The coarsest classes within which `key` is constant.
+    pub(crate) fn by<K: Eq + Hash>(key: impl Fn(u8) -> K) -> Self {
+        let mut seen: Map<K, u8> = Map::default();
+        let (mut of, mut members) = ([0; 256], Vec::new());
+        for byte in 0..=255u8 {
+            let next = members.len();
+            let class = *seen.entry(key(byte)).or_insert_with(|| {
+                members.push(byte);
+                u8::try_from(next).expect("256 bytes make at most 256 classes")
+            });
+            of[usize::from(byte)] = class;
+        }
+        Self { of, members }
+    }
+
+    /// The classes of both.
+    pub(crate) fn refine(&self, other: &Self) -> Self {
+        let mut ids = vec![None; self.len() * other.len()];
+        let (mut of, mut members) = ([0; 256], Vec::new());
+        for byte in 0..=255u8 {
+            let id = &mut ids[self.of(byte) * other.len() + other.of(byte)];
+            of[usize::from(byte)] = *id.get_or_insert_with(|| {
+                members.push(byte);
+                u8::try_from(members.len() - 1).expect("256 bytes make at most 256 classes")
+            });
+        }
+        Self { of, members }
+    }
+
+    pub(crate) fn of(&self, byte: u8) -> usize {
+        usize::from(self.of[usize::from(byte)])
+    }
+
+    /// One byte of each class, by class.
+    pub(crate) fn members(&self) -> &[u8] {
+        &self.members
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.members.len()
+    }
+}
+
+/// An automaton over bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Dfa {
+    classes: Classes,
+    table: Vec<u32>,
+    accepts: Vec<bool>,
+    start: u32,
+}
+
+/// A product's rule for what it accepts, by what its two parts accept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Product {
+    Both,
+    FirstOnly,
+}
+
+impl Dfa {
+    /// The automaton whose states are the values that `step` reaches from `start`, at most `max_states`.
+    /// `step` must treat the bytes of one class alike.
+    pub(crate) fn explore<S: Clone + Eq + Hash>(
+        classes: Classes,
+        start: S,
+        step: impl Fn(&S, u8) -> Option<S>,
+        accept: impl Fn(&S) -> bool,
+        max_states: usize,
+    ) -> Result<Self, TooManyStates> {
+        let raw = Self::explore_unreduced(classes, start, step, accept, max_states)?;
+        Ok(raw.trimmed(&[true; 256]).minimal())
+    }
+
+    /// The same for a `step` that neither reaches dead ends nor tells equal states apart.
+    pub(crate) fn explore_unreduced<S: Clone + Eq + Hash>(
+        classes: Classes,
+        start: S,
+        step: impl Fn(&S, u8) -> Option<S>,
+        accept: impl Fn(&S) -> bool,
+        max_states: usize,
+    ) -> Result<Self, TooManyStates> {
+        let mut ids: Map<S, u32> = Map::default();
+        let mut states = vec![start.clone()];
+        ids.insert(start, 1);
+        let mut accepts = vec![false];
+        let mut table = vec![DEAD; classes.len()];
+        let mut at = 0;
+        while let Some(state) = states.get(at).cloned() {
+            at += 1;
+            accepts.push(accept(&state));
+            for byte in classes.members() {
+                let next = step(&state, *byte).map_or(DEAD, |next| {
+                    *ids.entry(next).or_insert_with_key(|key| {
+                        states.push(key.clone());
+                        u32::try_from(states.len()).expect("bounded by max_states")
+                    })
+                });
+                table.push(next);
+            }
+            if states.len() > max_states {
+                return Err(TooManyStates);
+            }
+        }
+        let raw = Self {
+            classes,
+            table,
+            accepts,
+            start: 1,
+        };
+        Ok(raw)
+    }
+
+    /// Accepts exactly the given strings.
+    pub(crate) fn of_strings<'a>(strings: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut children: Vec<Map<u8, u32>> = vec![Map::default(), Map::default()];
+        let mut accepts = vec![false, false];
+        let mut used = [false; 256];
+        for string in strings {
+            let mut at = 1;
+            for byte in string {
+                used[usize::from(*byte)] = true;
+                let fresh = children.len() as u32;
+                at = *children[at as usize].entry(*byte).or_insert(fresh);
+                if at == fresh {
+                    children.push(Map::default());
+                    accepts.push(false);
+                }
+            }
+            accepts[at as usize] = true;
+        }
+        let classes = Classes::by(|byte| used[usize::from(byte)].then_some(byte));
+        let mut table = vec![DEAD; classes.len() * children.len()];
+        for (state, edges) in children.iter().enumerate() {
+            for (byte, next) in edges {
+                table[state * classes.len() + classes.of(*byte)] = *next;
+            }
+        }
+        let raw = Self {
+            classes,
+            table,
+            accepts,
+            start: 1,
+        };
+        raw.trimmed(&[true; 256]).minimal()
+    }
+
+    /// Runs both at once.
+    pub(crate) fn product(&self, other: &Self, rule: Product, max: usize) -> Result<Self, TooManyStates> {
+        let is_accepting = |(a, b): &(u32, u32)| {
+            let (a, b) = (self.is_accepting(*a), other.is_accepting(*b));
+            match rule {
+                Product::Both => a && b,
+                Product::FirstOnly => a && !b,
+            }
+        };
+        let step = |(a, b): &(u32, u32), byte| {
+            let (a, b) = (self.step(*a, byte), other.step(*b, byte));
+            let alive = match rule {
+                Product::Both => a != DEAD && b != DEAD,
+                Product::FirstOnly => a != DEAD,
+            };
+            alive.then_some((a, b))
+        };
+        let classes = self.classes.refine(&other.classes);
+        Self::explore(classes, (self.start, other.start), step, is_accepting, max)
+    }
+
+    /// Without the states from which no accepting state can be reached over `usable` bytes alone. Edges over
+    /// other bytes stay where they lead to a state that is left.
+    pub(crate) fn trimmed(self, usable: &[bool; 256]) -> Self {
+        let n = self.n_states();
+        let n_classes = self.classes.len();
+        let usable = Classes::usable(&self.classes, usable);
+        let mut into: Vec<Vec<u32>> = vec![Vec::new(); n];
+        for state in 0..n {
+            for (class, is_usable) in usable.iter().enumerate() {
+                let next = self.table[state * n_classes + class];
+                if *is_usable && next != DEAD {
+                    into[next as usize].push(state as u32);
+                }
+            }
+        }
+        let mut alive = self.accepts.clone();
+        let mut queue: Vec<u32> = (0..n as u32).filter(|state| alive[*state as usize]).collect();
+        while let Some(state) = queue.pop() {
+            for from in &into[state as usize] {
+                if !std::mem::replace(&mut alive[*from as usize], true) {
+                    queue.push(*from);
+                }
+            }
+        }
+        self.renumbered(|state| alive[state as usize].then_some(state))
+    }
+
+    /// Keeps the states reachable from the start, one for each value of `representative`; `None` is dead.
+    fn renumbered(self, representative: impl Fn(u32) -> Option<u32>) -> Self {
+        let n_classes = self.classes.len();
+        let mut ids = vec![DEAD; self.n_states()];
+        let mut order = Vec::new();
+        let mut number = |state: u32, order: &mut Vec<u32>| {
+            let Some(state) = (state != DEAD).then(|| representative(state)).flatten() else {
+                return DEAD;
+            };
+            if ids[state as usize] == DEAD {
+                order.push(state);
+                ids[state as usize] = order.len() as u32;
+            }
+            ids[state as usize]
+        };
+        let start = number(self.start, &mut order);
+        let mut table = vec![DEAD; n_classes];
+        let mut accepts = vec![false];
+        let mut at = 0;
+        while at < order.len() {
+            let state = order[at] as usize;
+            at += 1;
+            accepts.push(self.accepts[state]);
+            for class in 0..n_classes {
+                table.push(number(self.table[state * n_classes + class], &mut order));
+            }
+        }
+        Self {
+            classes: self.classes,
+            table,
+            accepts,
+            start,
+        }
+    }
+
+    /// The smallest automaton of the same language. Needs a trimmed one.
+    fn minimal(self) -> Self {
+        let (n, n_classes) = (self.n_states(), self.classes.len());
+        let mut block = self.distances();
+        let mut n_blocks = 0;
+        loop {
+            let mut signatures: Map<Vec<u32>, u32> = Map::default();
+            let mut next = vec![0; n];
+            for state in 0..n {
+                let row = &self.table[state * n_classes..(state + 1) * n_classes];
+                let own = block[state];
+                let signature = std::iter::once(own).chain(row.iter().map(|to| block[*to as usize]));
+                let fresh = signatures.len() as u32;
+                next[state] = *signatures.entry(signature.collect()).or_insert(fresh);
+            }
+            block = next;
+            if signatures.len() == n_blocks || signatures.len() == n {
+                break;
+            }
+            n_blocks = signatures.len();
+        }
+        let mut first = vec![u32::MAX; n];
+        for state in (0..n as u32).rev() {
+            first[block[state as usize] as usize] = state;
+        }
+        self.renumbered(|state| Some(first[block[state as usize] as usize]))
+            .with_fewest_classes()
+    }
+
+    /// Bytes from each state to the nearest accepting one: a first partition that makes long chains cheap.
+    fn distances(&self) -> Vec<u32> {
+        let (n, n_classes) = (self.n_states(), self.classes.len());
+        let mut into: Vec<Vec<u32>> = vec![Vec::new(); n];
+        for state in 1..n {
+            for next in &self.table[state * n_classes..(state + 1) * n_classes] {
+                into[*next as usize].push(state as u32);
+            }
+        }
+        let mut distance = vec![u32::MAX; n];
+        let mut queue: Vec<u32> = (0..n as u32)
+            .filter(|state| self.accepts[*state as usize])
+            .collect();
+        for state in &queue {
+            distance[*state as usize] = 0;
+        }
+        let mut at = 0;
+        while at < queue.len() {
+            let state = queue[at] as usize;
+            at += 1;
+            for from in &into[state] {
+                if distance[*from as usize] == u32::MAX {
+                    distance[*from as usize] = distance[state] + 1;
+                    queue.push(*from);
+                }
+            }
+        }
+        distance
+    }
+
+    fn with_fewest_classes(self) -> Self {
+        let n_classes = self.classes.len();
+        let column = |class: usize| -> Vec<u32> {
+            self.table
+                .iter()
+                .skip(class)
+                .step_by(n_classes)
+                .copied()
+                .collect()
+        };
+        let mut seen: Map<Vec<u32>, usize> = Map::default();
+        let merged: Vec<usize> = (0..n_classes)
+            .map(|class| {
+                let fresh = seen.len();
+                *seen.entry(column(class)).or_insert(fresh)
+            })
+            .collect();
+        let classes = Classes::by(|byte| merged[self.classes.of(byte)]);
+        let rows = self.table.chunks_exact(n_classes);
+        let kept: Vec<usize> = classes
+            .members()
+            .iter()
+            .map(|byte| self.classes.of(*byte))
+            .collect();
+        let table = rows
+            .flat_map(|row| kept.iter().map(|class| row[*class]))
+            .collect();
+        Self {
+            classes,
+            table,
+            ..self
+        }
+    }
+
+    pub(crate) fn classes(&self) -> &Classes {
+        &self.classes
+    }
+
+    /// States, the dead one included.
+    pub(crate) fn n_states(&self) -> usize {
+        self.accepts.len()
+    }
+
+    /// `DEAD` when nothing is accepted.
+    pub(crate) fn start(&self) -> u32 {
+        self.start
+    }
+
+    pub(crate) fn step(&self, state: u32, byte: u8) -> u32 {
+        self.table[state as usize * self.classes.len() + self.classes.of(byte)]
+    }
+
+    pub(crate) fn is_accepting(&self, state: u32) -> bool {
+        self.accepts[state as usize]
+    }
+
+    /// Whether anything can follow.
+    pub(crate) fn has_edges(&self, state: u32) -> bool {
+        let n_classes = self.classes.len();
+        let row = &self.table[state as usize * n_classes..(state as usize + 1) * n_classes];
+        row.iter().any(|next| *next != DEAD)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn matches(&self, bytes: &[u8]) -> bool {
+        let end = bytes
+            .iter()
+            .fold(self.start, |state, byte| self.step(state, *byte));
+        self.is_accepting(end)
+    }
+}
+
+impl Classes {
+    /// By class, whether any of its bytes is usable.
+    fn usable(classes: &Self, bytes: &[bool; 256]) -> Vec<bool> {
+        let mut usable = vec![false; classes.len()];
+        for byte in 0..=255u8 {
+            usable[classes.of(byte)] |= bytes[usize::from(byte)];
+        }
+        usable
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(list: &[&str]) -> Dfa {
+        Dfa::of_strings(list.iter().map(|word| word.as_bytes()))
+    }
+
+    #[test]
+    fn a_set_of_strings_accepts_its_members_only() {
+        let dfa = words(&["red", "green", "reed", ""]);
+        for word in ["red", "green", "reed", ""] {
+            assert!(dfa.matches(word.as_bytes()), "{word}");
+        }
+        for word in ["re", "gree", "redd", "x"] {
+            assert!(!dfa.matches(word.as_bytes()), "{word}");
+        }
+    }
+
+    #[test]
+    fn suffixes_are_shared_after_minimising() {
+        // dead, start, after the first letter, i-n-g-end.
+        assert_eq!(words(&["aing", "bing", "cing"]).n_states(), 6);
+    }
+
+    #[test]
+    fn products_are_the_set_operations() {
+        let (a, b) = (words(&["a", "ab"]), words(&["ab", "c"]));
+        let run = |rule, word: &str| a.product(&b, rule, 99).expect("small").matches(word.as_bytes());
+        let accepted = |rule| ["a", "ab", "c", ""].map(|word| run(rule, word));
+        assert_eq!(accepted(Product::Both), [false, true, false, false]);
+        assert_eq!(accepted(Product::FirstOnly), [true, false, false, false]);
+        assert_eq!(a.product(&b, Product::Both, 1), Err(TooManyStates));
+    }
+
+    #[test]
+    fn what_needs_an_unusable_byte_is_dead() {
+        let mut usable = [true; 256];
+        usable[usize::from(b'x')] = false;
+        let dfa = words(&["ax", "by"]).trimmed(&usable);
+        assert!(dfa.matches(b"by") && !dfa.matches(b"ax"));
+        assert_eq!(words(&["x"]).trimmed(&usable).start(), DEAD);
+    }
+}

@@ -1,0 +1,477 @@
+//! The one form that schemas, regular expressions and grammars are translated to.
+//!
+//! A grammar is a graph of nodes. Leaves are byte automata, constant bytes and JSON strings; objects and
+//! arrays stay one node each, so that 300 optional properties cost 300 entries and not 2^300 paths. Rules are
+//! names for nodes and the only way to form a cycle.
+//!
+//! Invariants after [`Ir::finish`]: no rule reaches itself without consuming a byte; what `is_productive`
+//! says no to never matches anything and is never entered.
+
+use std::sync::Arc;
+
+use crate::dfa::{Classes, Dfa};
+use crate::error::CompileError;
+use crate::hash::Map;
+use crate::keys::KeyTrie;
+use crate::limits::Limits;
+use crate::text::TextSpec;
+use crate::vocabulary::Vocabulary;
+
+pub(crate) type NodeId = u32;
+pub(crate) type RuleId = u32;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Node {
+    Never,
+    Empty,
+    Dfa(u32),
+    /// A JSON string with its quotes.
+    Text(u32),
+    Seq(Box<[NodeId]>),
+    Alt(Box<[NodeId]>),
+    Repeat {
+        body: NodeId,
+        min: u32,
+        max: Option<u32>,
+    },
+    Rule(RuleId),
+    Object(u32),
+    Array(u32),
+}
+
+/// One declared property.
+#[derive(Clone, Debug)]
+pub(crate) struct Key {
+    pub(crate) name: String,
+    pub(crate) value: NodeId,
+    pub(crate) is_required: bool,
+}
+
+/// An object: its declared keys in order, then any number of extra ones.
+#[derive(Clone, Debug)]
+pub(crate) struct Object {
+    pub(crate) keys: Vec<Key>,
+    pub(crate) trie: KeyTrie,
+    /// Texts of further keys, disjoint from the declared ones, and their values.
+    pub(crate) extras: Vec<(NodeId, NodeId)>,
+    pub(crate) min: u32,
+    pub(crate) max: Option<u32>,
+}
+
+/// An array: the first items one by one, then any number alike.
+#[derive(Clone, Debug)]
+pub(crate) struct Array {
+    pub(crate) prefix: Vec<NodeId>,
+    pub(crate) rest: Option<NodeId>,
+    pub(crate) min: u32,
+    pub(crate) max: Option<u32>,
+    /// When not empty: the items are distinct ones of these, at most 32.
+    pub(crate) distinct: Vec<NodeId>,
+}
+
+/// Punctuation with the whitespace that may surround it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Punctuation {
+    pub(crate) open_object: NodeId,
+    pub(crate) close_object: NodeId,
+    pub(crate) close_empty_object: NodeId,
+    pub(crate) open_array: NodeId,
+    pub(crate) close_array: NodeId,
+    pub(crate) close_empty_array: NodeId,
+    pub(crate) comma: NodeId,
+    pub(crate) colon: NodeId,
+}
+
+#[derive(Debug)]
+pub(crate) struct Ir {
+    pub(crate) nodes: Vec<Node>,
+    node_ids: Map<Node, NodeId>,
+    pub(crate) rules: Vec<NodeId>,
+    pub(crate) dfas: Vec<Arc<Dfa>>,
+    dfa_ids: Map<Arc<Dfa>, u32>,
+    pub(crate) texts: Vec<Arc<TextSpec>>,
+    pub(crate) objects: Vec<Object>,
+    pub(crate) arrays: Vec<Array>,
+    pub(crate) punctuation: Punctuation,
+    pub(crate) root: NodeId,
+    pub(crate) is_productive: Vec<bool>,
+    pub(crate) classes: Classes,
+    is_spelled: [bool; 256],
+    /// Any string at all.
+    pub(crate) any_text: Arc<TextSpec>,
+    max_nodes: usize,
+    max_automaton_states: usize,
+}
+
+impl Ir {
+    /// An empty grammar whose output is spelled with the bytes of `vocabulary`; `max_whitespace` characters
+    /// may stand around punctuation.
+    pub(crate) fn new(vocabulary: &Vocabulary, limits: &Limits, max_whitespace: usize) -> Self {
+        let none = Punctuation {
+            open_object: 0,
+            close_object: 0,
+            close_empty_object: 0,
+            open_array: 0,
+            close_array: 0,
+            close_empty_array: 0,
+            comma: 0,
+            colon: 0,
+        };
+        let mut ir = Self {
+            nodes: vec![Node::Never],
+            node_ids: Map::default(),
+            rules: Vec::new(),
+            dfas: Vec::new(),
+            dfa_ids: Map::default(),
+            texts: Vec::new(),
+            objects: Vec::new(),
+            arrays: Vec::new(),
+            punctuation: none,
+            root: 0,
+            is_productive: Vec::new(),
+            classes: Classes::by(|_| ()),
+            is_spelled: *vocabulary.is_spelled(),
+            any_text: vocabulary.any_text().clone(),
+            max_nodes: limits.max_nodes,
+            max_automaton_states: limits.max_automaton_states,
+        };
+        let mut mark = |before: usize, byte: u8, after: usize| {
+            let dfa = punctuation(before, byte, after);
+            ir.dfa(dfa)
+        };
+        let n = max_whitespace;
+        ir.punctuation = Punctuation {
+            open_object: mark(0, b'{', n),
+            close_object: mark(n, b'}', 0),
+            close_empty_object: mark(0, b'}', 0),
+            open_array: mark(0, b'[', n),
+            close_array: mark(n, b']', 0),
+            close_empty_array: mark(0, b']', 0),
+            comma: mark(n, b',', n),
+            colon: mark(n, b':', n),
+        };
+        ir
+    }
+
+    pub(crate) fn node(&mut self, node: Node) -> NodeId {
+        if node == Node::Never {
+            return 0;
+        }
+        let fresh = self.nodes.len() as u32;
+        let id = *self.node_ids.entry(node.clone()).or_insert(fresh);
+        if id == fresh {
+            self.nodes.push(node);
+        }
+        id
+    }
+
+    /// A leaf for `dfa`, less what cannot be spelled.
+    pub(crate) fn dfa(&mut self, dfa: Dfa) -> NodeId {
+        let dfa = Arc::new(dfa.trimmed(&self.is_spelled));
+        let fresh = self.dfas.len() as u32;
+        let id = *self.dfa_ids.entry(dfa.clone()).or_insert(fresh);
+        if id == fresh {
+            self.dfas.push(dfa);
+        }
+        self.node(Node::Dfa(id))
+    }
+
+    pub(crate) fn literal(&mut self, text: &str) -> NodeId {
+        if text.is_empty() {
+            return self.node(Node::Empty);
+        }
+        self.dfa(Dfa::of_strings([text.as_bytes()]))
+    }
+
+    pub(crate) fn text(&mut self, text: Arc<TextSpec>) -> NodeId {
+        if let Some(known) = self.texts.iter().position(|known| Arc::ptr_eq(known, &text)) {
+            return self.node(Node::Text(known as u32));
+        }
+        self.texts.push(text);
+        self.node(Node::Text(self.texts.len() as u32 - 1))
+    }
+
+    pub(crate) fn seq(&mut self, parts: Vec<NodeId>) -> NodeId {
+        match parts.as_slice() {
+            [] => self.node(Node::Empty),
+            [one] => *one,
+            _ => self.node(Node::Seq(parts.into())),
+        }
+    }
+
+    pub(crate) fn alt(&mut self, mut parts: Vec<NodeId>) -> NodeId {
+        let mut seen = std::collections::BTreeSet::new();
+        parts.retain(|part| *part != 0 && seen.insert(*part));
+        match parts.as_slice() {
+            [] => 0,
+            [one] => *one,
+            _ => self.node(Node::Alt(parts.into())),
+        }
+    }
+
+    pub(crate) fn repeat(&mut self, body: NodeId, min: u32, max: Option<u32>) -> NodeId {
+        match (min, max) {
+            (_, Some(0)) => self.node(Node::Empty),
+            (1, Some(1)) => body,
+            _ => self.node(Node::Repeat { body, min, max }),
+        }
+    }
+
+    pub(crate) fn object(&mut self, object: Object) -> NodeId {
+        self.objects.push(object);
+        self.node(Node::Object(self.objects.len() as u32 - 1))
+    }
+
+    pub(crate) fn array(&mut self, array: Array) -> NodeId {
+        self.arrays.push(array);
+        self.node(Node::Array(self.arrays.len() as u32 - 1))
+    }
+
+    /// A name whose meaning is set later.
+    pub(crate) fn new_rule(&mut self) -> RuleId {
+        self.rules.push(0);
+        self.rules.len() as u32 - 1
+    }
+
+    pub(crate) fn define(&mut self, rule: RuleId, node: NodeId) {
+        self.rules[rule as usize] = node;
+    }
+
+    pub(crate) fn rule(&mut self, rule: RuleId) -> NodeId {
+        self.node(Node::Rule(rule))
+    }
+
+    pub(crate) fn is_spelled(&self) -> &[bool; 256] {
+        &self.is_spelled
+    }
+
+    pub(crate) fn max_automaton_states(&self) -> usize {
+        self.max_automaton_states
+    }
+
+    /// Refuses a grammar that has outgrown its limit.
+    pub(crate) fn check_size(&self, place: &str) -> Result<(), CompileError> {
+        if self.nodes.len() <= self.max_nodes {
+            return Ok(());
+        }
+        Err(CompileError::Limit {
+            name: "max_nodes",
+            limit: self.max_nodes as u64,
+            place: place.to_owned(),
+        })
+    }
+
+    /// Completes the grammar that begins at `root`.
+    pub(crate) fn finish(mut self, root: NodeId) -> Result<Self, CompileError> {
+        self.check_size("the whole grammar")?;
+        self.root = root;
+        self.is_productive = self.fixpoint(Self::produces);
+        for object in &mut self.objects {
+            let is_productive = &self.is_productive;
+            let is_open = |(key, value): &(NodeId, NodeId)| {
+                is_productive[*key as usize] && is_productive[*value as usize]
+            };
+            object.extras.retain(is_open);
+            object.keys.retain(|key| is_productive[key.value as usize]);
+            object.trie = KeyTrie::new(object.keys.iter().map(|key| key.name.as_str()));
+        }
+        if !self.is_productive[root as usize] {
+            return Err(CompileError::Empty {
+                why: "the constraints contradict each other, or need bytes that no token spells".to_owned(),
+            });
+        }
+        let is_nullable = self.fixpoint(Self::matches_nothing);
+        self.check_repeats(&is_nullable)?;
+        self.check_left_recursion(&is_nullable)?;
+        self.classes = self.all_classes();
+        Ok(self)
+    }
+
+    /// The least set of nodes closed under `holds`.
+    fn fixpoint(&self, holds: impl Fn(&Self, &Node, &[bool]) -> bool) -> Vec<bool> {
+        let mut known = vec![false; self.nodes.len()];
+        loop {
+            let mut changed = false;
+            // Parents follow their children in the array, cycles apart: one pass does nearly all.
+            for (id, node) in self.nodes.iter().enumerate() {
+                if !known[id] && holds(self, node, &known) {
+                    known[id] = true;
+                    changed = true;
+                }
+            }
+            if !changed {
+                return known;
+            }
+        }
+    }
+
+    fn produces(&self, node: &Node, known: &[bool]) -> bool {
+        let is = |id: &NodeId| known[*id as usize];
+        match node {
+            Node::Never => false,
+            Node::Empty => true,
+            Node::Dfa(dfa) => self.dfas[*dfa as usize].start() != crate::dfa::DEAD,
+            Node::Text(text) => self.texts[*text as usize].is_satisfiable(),
+            Node::Seq(parts) => parts.iter().all(is),
+            Node::Alt(parts) => parts.iter().any(is),
+            Node::Repeat { body, min, .. } => *min == 0 || is(body),
+            Node::Rule(rule) => is(&self.rules[*rule as usize]),
+            Node::Object(object) => self.objects[*object as usize].produces(is),
+            Node::Array(array) => self.arrays[*array as usize]
+                .max_items(is)
+                .is_none_or(|max| max >= self.arrays[*array as usize].min),
+        }
+    }
+
+    fn matches_nothing(&self, node: &Node, known: &[bool]) -> bool {
+        let is = |id: &NodeId| known[*id as usize];
+        match node {
+            Node::Never | Node::Text(_) | Node::Object(_) | Node::Array(_) => false,
+            Node::Empty => true,
+            Node::Dfa(dfa) => {
+                let dfa = &self.dfas[*dfa as usize];
+                dfa.is_accepting(dfa.start())
+            }
+            Node::Seq(parts) => parts.iter().all(is),
+            Node::Alt(parts) => parts.iter().any(is),
+            Node::Repeat { body, min, .. } => *min == 0 || is(body),
+            Node::Rule(rule) => is(&self.rules[*rule as usize]),
+        }
+    }
+
+    /// A counted repetition of something that may be empty would have to count nothing many times over.
+    fn check_repeats(&mut self, is_nullable: &[bool]) -> Result<(), CompileError> {
+        const MAX_EMPTY_REPEATS: u32 = 64;
+        for node in &mut self.nodes {
+            let Node::Repeat { body, min, max } = node else {
+                continue;
+            };
+            if !is_nullable[*body as usize] {
+                continue;
+            }
+            *min = 0;
+            if max.is_some_and(|max| max > MAX_EMPTY_REPEATS) {
+                return Err(CompileError::Syntax {
+                    line: 0,
+                    why: format!(
+                        "something that may be empty is repeated more than {MAX_EMPTY_REPEATS} times, counted"
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// What a node may begin with, without a byte in between.
+    fn left_children(&self, node: NodeId, is_nullable: &[bool]) -> Vec<NodeId> {
+        match &self.nodes[node as usize] {
+            Node::Seq(parts) => {
+                let n_empty = parts
+                    .iter()
+                    .take_while(|part| is_nullable[**part as usize])
+                    .count();
+                parts.iter().take(n_empty + 1).copied().collect()
+            }
+            Node::Alt(parts) => parts.to_vec(),
+            Node::Repeat { body, .. } => vec![*body],
+            Node::Rule(rule) => vec![self.rules[*rule as usize]],
+            _ => Vec::new(),
+        }
+    }
+
+    fn check_left_recursion(&self, is_nullable: &[bool]) -> Result<(), CompileError> {
+        #[derive(Clone, Copy, PartialEq)]
+        enum Mark {
+            New,
+            Open,
+            Done,
+        }
+        let mut marks = vec![Mark::New; self.nodes.len()];
+        for root in 0..self.nodes.len() as u32 {
+            let mut path = vec![(root, false)];
+            while let Some((node, is_exit)) = path.pop() {
+                let mark = &mut marks[node as usize];
+                if is_exit {
+                    *mark = Mark::Done;
+                    continue;
+                }
+                match *mark {
+                    Mark::Done => continue,
+                    Mark::Open => {
+                        return Err(CompileError::Syntax {
+                            line: 0,
+                            why: "a rule begins with itself (left recursion)".to_owned(),
+                        });
+                    }
+                    Mark::New => *mark = Mark::Open,
+                }
+                path.push((node, true));
+                let children = self.left_children(node, is_nullable);
+                // A node met again while open is its own ancestor; one merely waiting is not marked yet.
+                path.extend(children.into_iter().map(|child| (child, false)));
+            }
+        }
+        Ok(())
+    }
+
+    fn all_classes(&self) -> Classes {
+        let mut classes = Classes::by(|_| ());
+        for dfa in &self.dfas {
+            classes = classes.refine(dfa.classes());
+        }
+        for text in &self.texts {
+            classes = classes.refine(text.classes());
+        }
+        let mut is_alone = [false; 256];
+        for object in &self.objects {
+            object.trie.mark_bytes(&mut is_alone);
+        }
+        classes.refine(&Classes::by(|byte| is_alone[usize::from(byte)].then_some(byte)))
+    }
+}
+
+impl Object {
+    fn produces(&self, is: impl Fn(&NodeId) -> bool) -> bool {
+        let n_required = self.keys.iter().filter(|key| key.is_required).count();
+        let n_possible = self.keys.iter().filter(|key| is(&key.value)).count();
+        let is_open = self.extras.iter().any(|(key, value)| is(key) && is(value));
+        let all_required = self.keys.iter().all(|key| !key.is_required || is(&key.value));
+        let most = n_possible + usize::from(is_open);
+        all_required
+            && self
+                .max
+                .is_none_or(|max| n_required <= max as usize && self.min <= max)
+            && most >= self.min as usize
+    }
+}
+
+impl Array {
+    /// The most items it can have; `None` without a bound.
+    pub(crate) fn max_items(&self, is: impl Fn(&NodeId) -> bool) -> Option<u32> {
+        if !self.distinct.is_empty() {
+            let n = self.distinct.iter().filter(|value| is(value)).count() as u32;
+            return Some(self.max.map_or(n, |max| max.min(n)));
+        }
+        let n_prefix = self.prefix.iter().take_while(|item| is(item)).count();
+        let is_endless = n_prefix == self.prefix.len() && self.rest.as_ref().is_some_and(is);
+        let shape = (!is_endless).then_some(n_prefix as u32);
+        match (shape, self.max) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+}
+
+/// `byte` between up to `before` and up to `after` whitespace characters.
+fn punctuation(before: usize, byte: u8, after: usize) -> Dfa {
+    const WHITESPACE: [u8; 4] = *b" \t\r\n";
+    let classes = Classes::by(|b| (b == byte, WHITESPACE.contains(&b)));
+    let step = |(is_after, n): &(bool, usize), b: u8| {
+        if WHITESPACE.contains(&b) {
+            let max = if *is_after { after } else { before };
+            return (*n < max).then_some((*is_after, n + 1));
+        }
+        (b == byte && !is_after).then_some((true, 0))
+    };
+    Dfa::explore_unreduced(classes, (false, 0), step, |state| state.0, usize::MAX).expect("no limit is set")
+}

@@ -1,0 +1,138 @@
+//! The declared keys of one object as a prefix tree over their JSON spelling, quotes included.
+//!
+//! Keys are written in the schema's order. What may come next is therefore a range of key numbers, and every
+//! node knows the numbers below it.
+
+use std::fmt::Write;
+
+#[derive(Clone, Debug, Default)]
+struct KeyNode {
+    children: Vec<(u8, u32)>,
+    /// Numbers of the keys below and at this node, ascending.
+    keys: Vec<u32>,
+    key: Option<u32>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct KeyTrie {
+    nodes: Vec<KeyNode>,
+}
+
+impl KeyTrie {
+    pub(crate) fn new<'a>(names: impl Iterator<Item = &'a str>) -> Self {
+        let mut trie = Self {
+            nodes: vec![KeyNode::default()],
+        };
+        for (key, name) in names.enumerate() {
+            trie.insert(&quoted(name, Spelling::Raw), key as u32);
+            if !name.is_ascii() {
+                trie.insert(&quoted(name, Spelling::Ascii), key as u32);
+            }
+        }
+        trie
+    }
+
+    fn insert(&mut self, spelling: &str, key: u32) {
+        let mut at = 0;
+        self.nodes[0].note(key);
+        for byte in spelling.bytes() {
+            let found = self.nodes[at].children.iter().find(|(edge, _)| *edge == byte);
+            at = match found {
+                Some((_, child)) => *child as usize,
+                None => {
+                    self.nodes.push(KeyNode::default());
+                    let child = self.nodes.len() - 1;
+                    self.nodes[at].children.push((byte, child as u32));
+                    child
+                }
+            };
+            self.nodes[at].note(key);
+        }
+        self.nodes[at].key = Some(key);
+    }
+
+    /// The node after `byte`, when a key of number `first ..= last` lies below it.
+    pub(crate) fn step(&self, node: u32, byte: u8, first: u32, last: u32) -> Option<u32> {
+        let children = &self.nodes[node as usize].children;
+        let (_, child) = children.iter().find(|(edge, _)| *edge == byte)?;
+        let keys = &self.nodes[*child as usize].keys;
+        let at = keys.partition_point(|key| *key < first);
+        keys.get(at).is_some_and(|key| *key <= last).then_some(*child)
+    }
+
+    /// The key that ends at `node`, its closing quote included.
+    pub(crate) fn key_at(&self, node: u32) -> Option<u32> {
+        self.nodes[node as usize].key
+    }
+
+    pub(crate) fn mark_bytes(&self, is_used: &mut [bool; 256]) {
+        for node in &self.nodes {
+            for (byte, _) in &node.children {
+                is_used[usize::from(*byte)] = true;
+            }
+        }
+    }
+}
+
+impl KeyNode {
+    fn note(&mut self, key: u32) {
+        if self.keys.last() != Some(&key) {
+            self.keys.push(key);
+        }
+    }
+}
+
+/// How characters beyond ASCII are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spelling {
+    Raw,
+    /// As `\uXXXX`, in lower case.
+    Ascii,
+}
+
+/// `text` as a JSON string; nothing is escaped that need not be.
+pub(crate) fn quoted(text: &str, spelling: Spelling) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{c}' => out.push_str("\\f"),
+            c if c < ' ' || spelling == Spelling::Ascii && !c.is_ascii() => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    write!(out, "\\u{unit:04x}").expect("writing to a string never fails");
+                }
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_keys_in_range_are_reachable() {
+        let trie = KeyTrie::new(["ab", "ac", "b"].into_iter());
+        let walk = |text: &str, first, last| {
+            text.bytes()
+                .try_fold(0, |node, byte| trie.step(node, byte, first, last))
+        };
+        assert_eq!(walk("\"ac\"", 0, 2).and_then(|node| trie.key_at(node)), Some(1));
+        assert!(walk("\"a", 2, 2).is_none() && walk("\"ab", 1, 2).is_none());
+        assert!(walk("\"b\"", 2, 2).is_some());
+    }
+
+    #[test]
+    fn strings_are_spelled_as_json() {
+        assert_eq!(quoted("a\"\n\u{1}é", Spelling::Raw), "\"a\\\"\\n\\u0001é\"");
+        assert_eq!(quoted("é😀", Spelling::Ascii), "\"\\u00e9\\ud83d\\ude00\"");
+    }
+}

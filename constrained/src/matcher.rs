@@ -1,0 +1,201 @@
+//! One output on its way through a grammar.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::error::MatchError;
+use crate::grammar::Grammar;
+use crate::mask::TokenMask;
+use crate::tables::{NOTHING, StateId, Tables};
+
+/// Where one output stands in its grammar. Cloning it forks the output: the clone costs one number per token
+/// taken so far and shares the grammar's tables.
+///
+/// The tables are shared by the matchers of one grammar and guarded by one lock, taken once per call. An
+/// engine thread owns all its matchers, so that the lock is free whenever it asks.
+#[derive(Clone, Debug)]
+pub struct Matcher {
+    grammar: Grammar,
+    tables: Arc<Mutex<Tables>>,
+    /// The state at the beginning and after each token.
+    states: Vec<StateId>,
+    is_ended: bool,
+}
+
+impl Matcher {
+    pub(crate) fn new(grammar: Grammar, tables: Arc<Mutex<Tables>>) -> Self {
+        let start = lock(&tables).start(&grammar.0.ir);
+        Self {
+            grammar,
+            tables,
+            states: vec![start],
+            is_ended: false,
+        }
+    }
+
+    fn state(&self) -> StateId {
+        *self.states.last().expect("the first state is never taken back")
+    }
+
+    /// Tokens taken so far, the end of text included.
+    pub fn n_tokens(&self) -> usize {
+        self.states.len() - 1 + usize::from(self.is_ended)
+    }
+
+    /// Whether the output may end here.
+    pub fn is_accepting(&self) -> bool {
+        self.is_ended || lock(&self.tables).is_accepting(self.state())
+    }
+
+    /// The tokens that may come next; the tokens that end the text are among them exactly when the output may
+    /// end here. Nothing may come after the end.
+    ///
+    /// # Errors
+    /// When a limit keeps every continuation out, or the mask takes more work than is allowed.
+    pub fn mask(&mut self) -> Result<Arc<TokenMask>, MatchError> {
+        let parts = &self.grammar.0;
+        if self.is_ended {
+            let none = TokenMask::from_sorted_ids(Vec::new(), parts.vocabulary.n_vocab());
+            return Ok(Arc::new(none));
+        }
+        self.renew();
+        let parts = &self.grammar.0;
+        lock(&self.tables).mask(&parts.ir, &parts.limits, &parts.vocabulary, self.state())
+    }
+
+    /// Takes `token`.
+    ///
+    /// # Errors
+    /// When the grammar does not allow it here; then nothing has changed.
+    pub fn advance(&mut self, token: u32) -> Result<(), MatchError> {
+        let refused = MatchError::Refused { token };
+        if self.is_ended {
+            return Err(refused);
+        }
+        let parts = &self.grammar.0;
+        if parts.vocabulary.eos().contains(&token) {
+            self.is_ended = self.is_accepting();
+            return if self.is_ended { Ok(()) } else { Err(refused) };
+        }
+        let bytes = parts.vocabulary.token_bytes(token);
+        if bytes.is_empty() {
+            return Err(refused);
+        }
+        let next = lock(&self.tables).run(&parts.ir, &parts.limits, self.state(), bytes);
+        if next == NOTHING {
+            return Err(refused);
+        }
+        self.states.push(next);
+        Ok(())
+    }
+
+    /// Takes back the last `n` tokens.
+    ///
+    /// # Errors
+    /// When fewer were taken.
+    pub fn rollback(&mut self, n: usize) -> Result<(), MatchError> {
+        let n_taken = self.n_tokens();
+        if n > n_taken {
+            return Err(MatchError::Rollback { n, n_taken });
+        }
+        let n = if n > 0 && std::mem::take(&mut self.is_ended) {
+            n - 1
+        } else {
+            n
+        };
+        self.states.truncate(self.states.len() - n);
+        Ok(())
+    }
+
+    /// The bytes that must come next, whatever the model wants; empty where there is a choice or the output
+    /// may end. At most `max_forced_bytes`.
+    pub fn forced_bytes(&mut self) -> Vec<u8> {
+        self.forced_run().0
+    }
+
+    fn forced_run(&mut self) -> (Vec<u8>, StateId) {
+        let (mut bytes, mut state) = (Vec::new(), self.state());
+        if self.is_ended {
+            return (bytes, state);
+        }
+        self.renew();
+        state = self.state();
+        let parts = &self.grammar.0;
+        let mut tables = lock(&self.tables);
+        while bytes.len() < parts.limits.max_forced_bytes {
+            let Some(byte) = tables.only_byte(&parts.ir, &parts.limits, state) else {
+                break;
+            };
+            state = tables.step(&parts.ir, &parts.limits, state, byte);
+            bytes.push(byte);
+        }
+        (bytes, state)
+    }
+
+    /// Tokens to propose as a draft: the canonical tokenisation of the forced bytes, as far as no other
+    /// continuation could tokenise them differently. `recent` are the last committed tokens, fewer or more;
+    /// `tokenise` turns text into tokens.
+    ///
+    /// A draft only: the model verifies it, so that it never changes what is sampled.
+    pub fn forced(&mut self, recent: &[u32], tokenise: impl FnOnce(&[u8]) -> Vec<u32>) -> Vec<u32> {
+        let (forced, end) = self.forced_run();
+        if forced.is_empty() {
+            return Vec::new();
+        }
+        let parts = &self.grammar.0;
+        let vocabulary = &parts.vocabulary;
+        let mut text: Vec<u8> = recent
+            .iter()
+            .flat_map(|token| vocabulary.token_bytes(*token))
+            .copied()
+            .collect();
+        text.extend_from_slice(&forced);
+        let tokens = tokenise(&text);
+        let Some(draft) = tokens.strip_prefix(recent) else {
+            return Vec::new();
+        };
+        let spelled: Vec<u8> = draft
+            .iter()
+            .flat_map(|token| vocabulary.token_bytes(*token))
+            .copied()
+            .collect();
+        if spelled != forced {
+            return Vec::new();
+        }
+        let mut tables = lock(&self.tables);
+        let (mut n_kept, mut begin) = (draft.len(), forced.len());
+        while n_kept > 0 {
+            begin -= vocabulary.token_bytes(draft[n_kept - 1]).len();
+            let tail = &forced[begin..];
+            if !tables.can_span(&parts.ir, &parts.limits, vocabulary.trie(), tail, end) {
+                break;
+            }
+            n_kept -= 1;
+        }
+        draft[..n_kept].to_vec()
+    }
+
+    /// Moves to fresh tables when the current ones have reached their limit.
+    fn renew(&mut self) {
+        let parts = &self.grammar.0;
+        let exported: Vec<_> = {
+            let tables = lock(&self.tables);
+            if !tables.is_full(&parts.limits) {
+                return;
+            }
+            self.states.iter().map(|state| tables.export(*state)).collect()
+        };
+        let fresh = self.grammar.fresh_tables(&self.tables);
+        let mut tables = lock(&fresh);
+        self.states = exported
+            .iter()
+            .map(|state| tables.import(&parts.ir, state))
+            .collect();
+        drop(tables);
+        self.tables = fresh;
+    }
+}
+
+/// The tables stay consistent when a holder panics: entries are added whole and never changed.
+pub(crate) fn lock(tables: &Mutex<Tables>) -> MutexGuard<'_, Tables> {
+    tables.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,541 @@
+//! One byte further: what each reading of the output does, and what may follow where one ends.
+//!
+//! A reading is a leaf, a place in it, and the stack of what is still to come. Stacks are shared lists, kept
+//! once each; equal stacks have equal numbers, so readings compare as plain integers.
+
+use crate::dfa::DEAD;
+use crate::hash::Map;
+use crate::ir::{Ir, Node, NodeId};
+use crate::text::{Moved, Place};
+
+pub(crate) type StackId = u32;
+pub(crate) const BOTTOM: StackId = 0;
+
+/// What to do when the part above is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Frame {
+    /// The sequence's part `at` and those after it.
+    Seq {
+        seq: NodeId,
+        at: u32,
+    },
+    /// `n` bodies are complete.
+    Repeat {
+        node: NodeId,
+        n: u32,
+    },
+    Then(NodeId),
+    /// The object's brace is open and nothing else was written.
+    FirstKey {
+        object: u32,
+    },
+    /// A comma was written; keys from `at` on may follow.
+    Key {
+        object: u32,
+        at: u32,
+        n: u32,
+    },
+    /// A member is complete.
+    Member {
+        object: u32,
+        at: u32,
+        n: u32,
+    },
+    FirstItem {
+        array: u32,
+    },
+    Item {
+        array: u32,
+        n: u32,
+        used: u32,
+    },
+    /// An item is complete; `used` are the distinct values written so far.
+    AfterItem {
+        array: u32,
+        n: u32,
+        used: u32,
+    },
+}
+
+/// One way to read the output so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Reading {
+    pub(crate) leaf: Leaf,
+    pub(crate) stack: StackId,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Leaf {
+    /// The grammar is complete.
+    Done,
+    Dfa {
+        dfa: u32,
+        state: u32,
+    },
+    Text {
+        text: u32,
+        place: Place,
+    },
+    /// A declared key, one of `first ..= last`; `n` members precede it.
+    Key {
+        object: u32,
+        node: u32,
+        first: u32,
+        last: u32,
+        n: u32,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    frame: Frame,
+    below: StackId,
+    depth: u32,
+}
+
+/// All stacks seen so far. Number 0 is the empty one.
+#[derive(Debug)]
+pub(crate) struct Stacks {
+    entries: Vec<Entry>,
+    ids: Map<(Frame, StackId), StackId>,
+    max_depth: u32,
+    /// Whether a reading was dropped for its depth since this was last cleared.
+    pub(crate) is_too_deep: bool,
+    continuations: Vec<Option<Box<[Reading]>>>,
+}
+
+impl Stacks {
+    pub(crate) fn new(max_depth: u32) -> Self {
+        let bottom = Entry {
+            frame: Frame::Then(0),
+            below: BOTTOM,
+            depth: 0,
+        };
+        Self {
+            entries: vec![bottom],
+            ids: Map::default(),
+            max_depth,
+            is_too_deep: false,
+            continuations: vec![None],
+        }
+    }
+
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.entries.len() * 96
+    }
+
+    fn push(&mut self, frame: Frame, below: StackId) -> StackId {
+        let fresh = self.entries.len() as u32;
+        let id = *self.ids.entry((frame, below)).or_insert(fresh);
+        if id == fresh {
+            let depth = self.entries[below as usize].depth + 1;
+            self.entries.push(Entry { frame, below, depth });
+            self.continuations.push(None);
+        }
+        id
+    }
+
+    /// The frames of `stack`, the top first.
+    pub(crate) fn frames(&self, mut stack: StackId) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        while stack != BOTTOM {
+            let entry = self.entries[stack as usize];
+            frames.push(entry.frame);
+            stack = entry.below;
+        }
+        frames
+    }
+
+    /// The stack of `frames`, the top first.
+    pub(crate) fn of_frames(&mut self, frames: &[Frame]) -> StackId {
+        frames
+            .iter()
+            .rev()
+            .fold(BOTTOM, |stack, frame| self.push(*frame, stack))
+    }
+
+    /// The readings with which a grammar begins.
+    pub(crate) fn start(&mut self, ir: &Ir) -> Vec<Reading> {
+        let mut closure = Closure::new(self, ir);
+        closure.enter(ir.root, BOTTOM);
+        closure.finish()
+    }
+
+    /// Adds to `out` what `reading` becomes after `byte`.
+    pub(crate) fn step(&mut self, ir: &Ir, reading: &Reading, byte: u8, out: &mut Vec<Reading>) {
+        let stack = reading.stack;
+        let leaf = match reading.leaf {
+            Leaf::Done => return,
+            Leaf::Dfa { dfa, state } => {
+                let automaton = &ir.dfas[dfa as usize];
+                let state = automaton.step(state, byte);
+                if state == DEAD {
+                    return;
+                }
+                if automaton.is_accepting(state) {
+                    self.resume(ir, stack, out);
+                }
+                if !automaton.has_edges(state) {
+                    return;
+                }
+                Leaf::Dfa { dfa, state }
+            }
+            Leaf::Text { text, place } => match ir.texts[text as usize].step(place, byte) {
+                Moved::Dead => return,
+                Moved::To(place) => Leaf::Text { text, place },
+                Moved::End => return self.resume(ir, stack, out),
+            },
+            Leaf::Key {
+                object,
+                node,
+                first,
+                last,
+                n,
+            } => {
+                let shape = &ir.objects[object as usize];
+                let Some(node) = shape.trie.step(node, byte, first, last) else {
+                    return;
+                };
+                if let Some(key) = shape.trie.key_at(node) {
+                    let member = Frame::Member {
+                        object,
+                        at: key + 1,
+                        n: shape.counted(n + 1),
+                    };
+                    let member = self.push(member, stack);
+                    let value = self.push(Frame::Then(shape.keys[key as usize].value), member);
+                    let colon = self.push(Frame::Then(ir.punctuation.colon), value);
+                    return self.resume(ir, colon, out);
+                }
+                Leaf::Key {
+                    object,
+                    node,
+                    first,
+                    last,
+                    n,
+                }
+            }
+        };
+        out.push(Reading { leaf, stack });
+    }
+
+    /// Adds what may come once everything above `stack` is complete.
+    fn resume(&mut self, ir: &Ir, stack: StackId, out: &mut Vec<Reading>) {
+        if let Some(known) = &self.continuations[stack as usize] {
+            out.extend_from_slice(known);
+            return;
+        }
+        let was_too_deep = std::mem::replace(&mut self.is_too_deep, false);
+        let mut closure = Closure::new(self, ir);
+        closure.todo.push(Task::Pop(stack));
+        let readings = closure.finish();
+        out.extend_from_slice(&readings);
+        // What was cut at a limit must be cut, and noted, again.
+        if !self.is_too_deep {
+            self.continuations[stack as usize] = Some(readings.into());
+        }
+        self.is_too_deep |= was_too_deep;
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Task {
+    Enter(NodeId, StackId),
+    Pop(StackId),
+}
+
+/// Follows what needs no byte.
+struct Closure<'a> {
+    stacks: &'a mut Stacks,
+    ir: &'a Ir,
+    todo: Vec<Task>,
+    seen: Vec<Task>,
+    seen_set: Map<Task, ()>,
+    found: Vec<Reading>,
+}
+
+impl<'a> Closure<'a> {
+    fn new(stacks: &'a mut Stacks, ir: &'a Ir) -> Self {
+        Self {
+            stacks,
+            ir,
+            todo: Vec::new(),
+            seen: Vec::new(),
+            seen_set: Map::default(),
+            found: Vec::new(),
+        }
+    }
+
+    fn finish(mut self) -> Vec<Reading> {
+        while let Some(task) = self.todo.pop() {
+            if !self.is_new(task) {
+                continue;
+            }
+            match task {
+                Task::Enter(node, stack) => self.expand(node, stack),
+                Task::Pop(BOTTOM) => self.found.push(Reading {
+                    leaf: Leaf::Done,
+                    stack: BOTTOM,
+                }),
+                Task::Pop(stack) => self.pop(stack),
+            }
+        }
+        self.found.sort_unstable();
+        self.found.dedup();
+        self.found
+    }
+
+    /// A short list is searched faster than a table is built.
+    fn is_new(&mut self, task: Task) -> bool {
+        const MAX_LISTED: usize = 24;
+        if self.seen.len() < MAX_LISTED {
+            let is_new = !self.seen.contains(&task);
+            self.seen.push(task);
+            return is_new;
+        }
+        if self.seen_set.is_empty() {
+            self.seen_set.extend(self.seen.iter().map(|task| (*task, ())));
+        }
+        self.seen_set.insert(task, ()).is_none()
+    }
+
+    fn enter(&mut self, node: NodeId, stack: StackId) {
+        if self.ir.is_productive[node as usize] {
+            self.todo.push(Task::Enter(node, stack));
+        }
+    }
+
+    fn push(&mut self, frame: Frame, stack: StackId) -> Option<StackId> {
+        if self.stacks.entries[stack as usize].depth >= self.stacks.max_depth {
+            self.stacks.is_too_deep = true;
+            return None;
+        }
+        Some(self.stacks.push(frame, stack))
+    }
+
+    fn enter_above(&mut self, node: NodeId, frame: Frame, stack: StackId) {
+        if let Some(stack) = self.push(frame, stack) {
+            self.enter(node, stack);
+        }
+    }
+
+    fn expand(&mut self, node: NodeId, stack: StackId) {
+        let ir = self.ir;
+        match &ir.nodes[node as usize] {
+            Node::Never => {}
+            Node::Empty => self.todo.push(Task::Pop(stack)),
+            Node::Dfa(dfa) => {
+                let automaton = &ir.dfas[*dfa as usize];
+                let state = automaton.start();
+                if automaton.is_accepting(state) {
+                    self.todo.push(Task::Pop(stack));
+                }
+                if automaton.has_edges(state) {
+                    let leaf = Leaf::Dfa { dfa: *dfa, state };
+                    self.found.push(Reading { leaf, stack });
+                }
+            }
+            Node::Text(text) => {
+                let place = ir.texts[*text as usize].start();
+                let leaf = Leaf::Text { text: *text, place };
+                self.found.push(Reading { leaf, stack });
+            }
+            Node::Seq(parts) => self.enter_above(parts[0], Frame::Seq { seq: node, at: 1 }, stack),
+            Node::Alt(parts) => parts.iter().for_each(|part| self.enter(*part, stack)),
+            Node::Repeat { .. } => self.repeat(node, 0, stack),
+            Node::Rule(rule) => self.enter(ir.rules[*rule as usize], stack),
+            Node::Object(object) => {
+                let first = Frame::FirstKey { object: *object };
+                self.enter_above(ir.punctuation.open_object, first, stack);
+            }
+            Node::Array(array) => {
+                let first = Frame::FirstItem { array: *array };
+                self.enter_above(ir.punctuation.open_array, first, stack);
+            }
+        }
+    }
+
+    fn pop(&mut self, stack: StackId) {
+        let Entry { frame, below, .. } = self.stacks.entries[stack as usize];
+        let marks = self.ir.punctuation;
+        match frame {
+            Frame::Then(node) => self.enter(node, below),
+            Frame::Seq { seq, at } => {
+                let Node::Seq(parts) = &self.ir.nodes[seq as usize] else {
+                    unreachable!("the frame was made by a sequence");
+                };
+                match parts.get(at as usize + 1) {
+                    Some(_) => self.enter_above(parts[at as usize], Frame::Seq { seq, at: at + 1 }, below),
+                    None => self.enter(parts[at as usize], below),
+                }
+            }
+            Frame::Repeat { node, n } => self.repeat(node, n, below),
+            Frame::FirstKey { object } => {
+                self.keys(object, 0, 0, below);
+                if self.ir.objects[object as usize].can_close(0, 0) {
+                    self.enter(marks.close_empty_object, below);
+                }
+            }
+            Frame::Key { object, at, n } => self.keys(object, at, n, below),
+            Frame::Member { object, at, n } => {
+                let shape = &self.ir.objects[object as usize];
+                if shape.can_close(at, n) {
+                    self.enter(marks.close_object, below);
+                }
+                if shape.next_keys(at, n).is_some() || shape.allows_extra(at, n) {
+                    self.enter_above(marks.comma, Frame::Key { object, at, n }, below);
+                }
+            }
+            Frame::FirstItem { array } => {
+                self.item(array, 0, 0, below);
+                if self.ir.arrays[array as usize].min == 0 {
+                    self.enter(marks.close_empty_array, below);
+                }
+            }
+            Frame::Item { array, n, used } => self.item(array, n, used, below),
+            Frame::AfterItem { array, n, used } => {
+                if n >= self.ir.arrays[array as usize].min {
+                    self.enter(marks.close_array, below);
+                }
+                if self.can_hold(array, n + 1) {
+                    self.enter_above(marks.comma, Frame::Item { array, n, used }, below);
+                }
+            }
+        }
+    }
+
+    fn repeat(&mut self, node: NodeId, n: u32, stack: StackId) {
+        let Node::Repeat { body, min, max } = self.ir.nodes[node as usize] else {
+            unreachable!("the frame was made by a repetition");
+        };
+        if n >= min {
+            self.todo.push(Task::Pop(stack));
+        }
+        if max.is_none_or(|max| n < max) {
+            // Without a maximum only the way to the minimum matters.
+            let n = if max.is_none() { (n + 1).min(min) } else { n + 1 };
+            self.enter_above(body, Frame::Repeat { node, n }, stack);
+        }
+    }
+
+    fn keys(&mut self, object: u32, at: u32, n: u32, stack: StackId) {
+        let shape = &self.ir.objects[object as usize];
+        if let Some((first, last)) = shape.next_keys(at, n) {
+            let leaf = Leaf::Key {
+                object,
+                node: 0,
+                first,
+                last,
+                n,
+            };
+            self.found.push(Reading { leaf, stack });
+        }
+        if !shape.allows_extra(at, n) {
+            return;
+        }
+        let member = Frame::Member {
+            object,
+            at: shape.keys.len() as u32 + 1,
+            n: shape.counted(n + 1),
+        };
+        for (text, value) in &shape.extras {
+            let above = self.push(member, stack);
+            let above = above.and_then(|stack| self.push(Frame::Then(*value), stack));
+            if let Some(above) = above {
+                self.enter_above(*text, Frame::Then(self.ir.punctuation.colon), above);
+            }
+        }
+    }
+
+    fn can_hold(&self, array: u32, n: u32) -> bool {
+        let is = |node: &NodeId| self.ir.is_productive[*node as usize];
+        let shape = &self.ir.arrays[array as usize];
+        shape.max_items(is).is_none_or(|max| n <= max)
+    }
+
+    fn item(&mut self, array: u32, n: u32, used: u32, stack: StackId) {
+        if !self.can_hold(array, n + 1) {
+            return;
+        }
+        let shape = &self.ir.arrays[array as usize];
+        // Without a maximum, counts beyond the minimum and the first items are alike.
+        let bound = shape.min.max(shape.prefix.len() as u32);
+        let after = if shape.max.is_none() {
+            (n + 1).min(bound.max(1))
+        } else {
+            n + 1
+        };
+        for (i, value) in shape.distinct.iter().enumerate() {
+            if used >> i & 1 == 0 {
+                let used = used | 1 << i;
+                self.enter_above(
+                    *value,
+                    Frame::AfterItem {
+                        array,
+                        n: n + 1,
+                        used,
+                    },
+                    stack,
+                );
+            }
+        }
+        if shape.distinct.is_empty() {
+            let item = shape.prefix.get(n as usize).copied().or(shape.rest);
+            let frame = Frame::AfterItem {
+                array,
+                n: after,
+                used,
+            };
+            self.enter_above(item.expect("the array can hold it"), frame, stack);
+        }
+    }
+}
+
+impl crate::ir::Object {
+    /// `n` members, or as many as can matter.
+    pub(crate) fn counted(&self, n: u32) -> u32 {
+        if self.max.is_some() { n } else { n.min(self.min) }
+    }
+
+    fn n_required_from(&self, at: u32) -> u32 {
+        let rest = self.keys.iter().skip(at as usize);
+        rest.filter(|key| key.is_required).count() as u32
+    }
+
+    /// Whether the object may end before key `at` with `n` members. Where extra keys were written the
+    /// minimum was checked before: two extra keys may be the same, so only the first one counts.
+    fn can_close(&self, at: u32, n: u32) -> bool {
+        let has_extra = at > self.keys.len() as u32;
+        self.n_required_from(at) == 0 && (n >= self.min || has_extra)
+    }
+
+    fn allows_extra(&self, at: u32, n: u32) -> bool {
+        let has_extra = at > self.keys.len() as u32;
+        !self.extras.is_empty()
+            && self.n_required_from(at) == 0
+            && self.max.is_none_or(|max| n < max)
+            && (has_extra || n + 1 >= self.min)
+    }
+
+    /// The numbers of the keys that may come next, when all before `at` are past and `n` were written: no
+    /// required one is skipped, and both bounds on the number of members can still be met.
+    fn next_keys(&self, at: u32, n: u32) -> Option<(u32, u32)> {
+        let n_keys = self.keys.len() as u32;
+        let required = (at..n_keys).find(|key| self.keys[*key as usize].is_required);
+        let n_required = self.n_required_from(at);
+        let mut first = at;
+        if let Some(max) = self.max {
+            if n + n_required.max(1) > max {
+                return None;
+            }
+            if n + 1 + n_required > max {
+                first = required?;
+            }
+        }
+        let n_extra = u32::from(!self.extras.is_empty());
+        // Key k leaves n + 1 + (n_keys - k - 1) + n_extra members possible.
+        let last = (n + n_keys + n_extra).checked_sub(self.min)?;
+        let last = last.min(required.unwrap_or(n_keys)).min(n_keys.checked_sub(1)?);
+        (first <= last).then_some((first, last))
+    }
+}

@@ -1,0 +1,291 @@
+//! Masks against the stupid way: every token's bytes, one by one, on a fork of the matcher.
+
+use std::sync::Arc;
+
+use arbora_constrained::{Grammar, Limits, MatchError, Matcher, SchemaOptions, Vocabulary, Whitespace};
+
+const EOS: u32 = 0;
+
+/// Every byte, and longer tokens that cross the borders of strings, numbers and members.
+fn vocabulary() -> Arc<Vocabulary> {
+    let longer = [
+        "\"a",
+        "a\"",
+        "\",\"",
+        "\": ",
+        "\":",
+        "{\"",
+        "\"}",
+        "}}",
+        "[[",
+        "]]",
+        "true",
+        "null",
+        "12",
+        "-1",
+        "0.",
+        "ab",
+        "abc",
+        " \"",
+        ", ",
+        "\n  ",
+        "é",
+        "\\n",
+        "\\u",
+        "\\u00",
+        "name",
+        "\"name\":",
+        "\u{1f600}",
+        "a\",",
+        "0,1",
+        "e1",
+        "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz",
+        "<tool>",
+    ];
+    let bytes = (0..=255u8).map(|byte| Some(vec![byte]));
+    let partial = [Some(vec![0xf0, 0x9f]), Some(vec![0x80, b'"'])];
+    let longer = longer.map(|text| Some(text.as_bytes().to_vec()));
+    let tokens = [None]
+        .into_iter()
+        .chain(bytes)
+        .chain(longer)
+        .chain(partial)
+        .chain([None]);
+    Arc::new(Vocabulary::new(tokens, &[EOS]).expect("a few hundred tokens"))
+}
+
+fn byte_token(byte: u8) -> u32 {
+    1 + u32::from(byte)
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % n
+    }
+}
+
+fn brute_force(vocabulary: &Vocabulary, matcher: &Matcher) -> Vec<u32> {
+    let is_allowed = |token: &u32| {
+        if *token == EOS {
+            return matcher.is_accepting();
+        }
+        let bytes = vocabulary.token_bytes(*token);
+        let mut fork = matcher.clone();
+        !bytes.is_empty() && bytes.iter().all(|byte| fork.advance(byte_token(*byte)).is_ok())
+    };
+    (0..vocabulary.n_vocab()).filter(is_allowed).collect()
+}
+
+/// Random walks; at every step the mask is exact, something is allowed, and what is allowed can be taken.
+fn check(grammar: &Grammar, what: &str) {
+    for seed in 0..12 {
+        let mut random = Random(seed);
+        let mut matcher = grammar.matcher();
+        let mut taken = Vec::new();
+        for _ in 0..25 {
+            let mask = matcher.mask().expect("no limit is near");
+            let allowed = brute_force(grammar.vocabulary(), &matcher);
+            let masked: Vec<u32> = (0..mask.n_vocab()).filter(|token| mask.allows(*token)).collect();
+            assert_eq!(masked, allowed, "{what}, seed {seed}, after {taken:?}");
+            assert!(!allowed.is_empty(), "{what}, seed {seed}: dead after {taken:?}");
+            let token = allowed[random.below(allowed.len())];
+            matcher.advance(token).expect("the mask allows it");
+            taken.push(token);
+            if token == EOS {
+                assert_eq!(matcher.mask().expect("nothing to do").n_allowed(), 0);
+                break;
+            }
+        }
+        let mut replayed = grammar.matcher();
+        let n = random.below(taken.len());
+        taken[..n]
+            .iter()
+            .for_each(|token| replayed.advance(*token).expect("it was taken before"));
+        matcher.rollback(taken.len() - n).expect("so many were taken");
+        assert_eq!(
+            matcher.mask(),
+            replayed.mask(),
+            "{what}, seed {seed}: rollback to {n}"
+        );
+    }
+}
+
+const SCHEMAS: [&str; 15] = [
+    r#"{"type":"array","items":{"enum":["a","ab",1,1.0,null]},"uniqueItems":true,"minItems":2}"#,
+    "{}",
+    r#"{"type":"object","properties":{"name":{"type":"string"},"a":{"type":"integer"}},"required":["a"],"additionalProperties":false}"#,
+    r#"{"type":"object","properties":{"ab":{"const":1},"abc":{"type":"boolean"}},"minProperties":2}"#,
+    r#"{"type":"object","properties":{"a":true,"b":true,"c":true},"required":["c"],"maxProperties":2,"minProperties":2}"#,
+    r#"{"type":"string","minLength":2,"maxLength":5}"#,
+    r#"{"type":"string","maxLength":70}"#,
+    r#"{"type":"string","minLength":60}"#,
+    r#"{"type":"string","pattern":"^[a-c]+é?$","minLength":3,"maxLength":4}"#,
+    r#"{"type":"string","format":"date"}"#,
+    r#"{"type":"number","minimum":-1.5,"exclusiveMaximum":12}"#,
+    r#"{"enum":["a","ab","é\n",12,null,[1,{"x":[]}]]}"#,
+    r#"{"type":"array","prefixItems":[{"type":"null"},{"type":"integer"}],"items":{"type":"string"},"minItems":1,"maxItems":4}"#,
+    r##"{"$defs":{"t":{"type":"array","items":{"$ref":"#/$defs/t"},"maxItems":2}},"$ref":"#/$defs/t"}"##,
+    r#"{"anyOf":[{"type":"string"},{"type":"string","maxLength":3},{"type":"integer","multipleOf":3}]}"#,
+];
+
+#[test]
+fn masks_are_exact_for_schemas() {
+    let vocabulary = vocabulary();
+    for schema in SCHEMAS {
+        for whitespace in [Whitespace::Any, Whitespace::None] {
+            let options = SchemaOptions {
+                whitespace,
+                ..SchemaOptions::default()
+            };
+            let grammar = Grammar::compile_json_schema(&vocabulary, schema, &options, &Limits::default());
+            check(&grammar.expect(schema), schema);
+        }
+    }
+}
+
+#[test]
+fn masks_are_exact_for_expressions_and_choices() {
+    let vocabulary = vocabulary();
+    let limits = Limits::default();
+    for regex in [
+        "[a-c]{2,4}é?",
+        "(?:ab|abc)*0",
+        "-?[0-9]+(?:\\.[0-9]+)?",
+        "(a|b)*a(a|b){16}",
+        "[ab]{0,5000}",
+    ] {
+        check(
+            &Grammar::compile_regex(&vocabulary, regex, &limits).expect(regex),
+            regex,
+        );
+    }
+    let choice = Grammar::compile_choice(&vocabulary, &["abc", "ab", "null", "é"], &limits);
+    check(&choice.expect("four choices"), "choice");
+}
+
+#[test]
+fn full_tables_are_replaced_and_nothing_changes() {
+    let vocabulary = vocabulary();
+    let limits = Limits {
+        max_lazy_states: 8,
+        ..Limits::default()
+    };
+    for schema in &SCHEMAS[..4] {
+        let grammar = Grammar::compile_json_schema(&vocabulary, schema, &SchemaOptions::default(), &limits);
+        check(&grammar.expect(schema), schema);
+    }
+}
+
+#[test]
+fn nesting_beyond_the_limit_is_not_offered() {
+    let vocabulary = vocabulary();
+    let limits = Limits {
+        max_output_depth: 40,
+        ..Limits::default()
+    };
+    let grammar = Grammar::compile_json_schema(&vocabulary, "{}", &SchemaOptions::default(), &limits);
+    let mut matcher = grammar.expect("anything").matcher();
+    let n_open = (0..1_000)
+        .take_while(|_| matcher.advance(byte_token(b'[')).is_ok())
+        .count();
+    assert!((10..50).contains(&n_open), "{n_open} brackets");
+    assert!(matcher.mask().is_ok_and(|mask| mask.n_allowed() > 0));
+}
+
+#[test]
+fn a_refused_token_changes_nothing_and_special_tokens_are_never_allowed() {
+    let vocabulary = vocabulary();
+    let grammar = Grammar::compile_choice(&vocabulary, &["ab"], &Limits::default()).expect("one choice");
+    let mut matcher = grammar.matcher();
+    let last = vocabulary.n_vocab() - 1;
+    for token in [EOS, last, byte_token(b'b'), u32::MAX] {
+        assert_eq!(matcher.advance(token), Err(MatchError::Refused { token }));
+    }
+    assert_eq!(
+        matcher.rollback(1),
+        Err(MatchError::Rollback { n: 1, n_taken: 0 })
+    );
+    assert!(!matcher.mask().expect("small").allows(last));
+    matcher.advance(byte_token(b'a')).expect("it begins with a");
+}
+
+#[test]
+fn distinct_items_never_repeat() {
+    let schema = r#"{"type":"array","items":{"enum":["a","b",1,1.0]},"uniqueItems":true,"minItems":2}"#;
+    let options = SchemaOptions::default();
+    let grammar = Grammar::compile_json_schema(&vocabulary(), schema, &options, &Limits::default());
+    let grammar = grammar.expect("three values");
+    let accepts = |text: &str| {
+        let mut matcher = grammar.matcher();
+        text.bytes().all(|byte| matcher.advance(byte_token(byte)).is_ok()) && matcher.is_accepting()
+    };
+    assert!(accepts("[\"b\", \"a\"]") && accepts("[\"a\", 1, \"b\"]"));
+    for text in [
+        "[\"a\"]",
+        "[\"a\", \"a\"]",
+        "[1, 1.0]",
+        "[\"a\", 1, \"a\"]",
+        "[\"a\", 1, \"b\", 1]",
+    ] {
+        assert!(!accepts(text), "{text}");
+    }
+}
+
+#[test]
+fn forced_text_is_proposed_up_to_where_tokens_may_differ() {
+    let vocabulary = vocabulary();
+    let schema = r#"{"type":"object","properties":{"name":{"enum":["abc"]}},"required":["name"],"additionalProperties":false}"#;
+    let options = SchemaOptions {
+        whitespace: Whitespace::None,
+        ..SchemaOptions::default()
+    };
+    let grammar = Grammar::compile_json_schema(&vocabulary, schema, &options, &Limits::default());
+    let mut matcher = grammar.expect("valid").matcher();
+    assert_eq!(matcher.forced_bytes(), br#"{"name":"abc"}"#);
+    let by_bytes = |text: &[u8]| text.iter().map(|byte| byte_token(*byte)).collect::<Vec<_>>();
+    let draft = matcher.forced(&[], by_bytes);
+    assert_eq!(draft, by_bytes(br#"{"name":"abc"}"#));
+    draft
+        .iter()
+        .for_each(|token| matcher.advance(*token).expect("a draft is allowed"));
+    assert!(matcher.is_accepting() && matcher.forced_bytes().is_empty());
+
+    // After the opening quote several tokens may begin with the last forced bytes.
+    let schema = r#"{"type":"object","properties":{"x":{"type":"string"}},"required":["x"]}"#;
+    let grammar = Grammar::compile_json_schema(&vocabulary, schema, &options, &Limits::default());
+    let draft = grammar.expect("valid").matcher().forced(&[], by_bytes);
+    assert_eq!(draft, by_bytes(b"{\"x\":"));
+}
+
+#[test]
+fn what_cannot_be_spelled_or_satisfied_is_refused_when_compiling() {
+    let tokens = (b'a'..=b'z').map(|byte| Some(vec![byte])).chain([None]);
+    let vocabulary = Arc::new(Vocabulary::new(tokens, &[26]).expect("27 tokens"));
+    let error = Grammar::compile_choice(&vocabulary, &["a1"], &Limits::default()).expect_err("there is no 1");
+    assert!(error.to_string().contains("no output"), "{error}");
+    let refused = [
+        (r#"{"items":{"type":"string"},"uniqueItems":true}"#, "uniqueItems"),
+        (r#"{"properties":{"a/b":{"not":{}}}}"#, "#/properties/a~1b: `not`"),
+        (r#"{"oneOf":[{"type":"string"},{"maxLength":3}]}"#, "oneOf"),
+        (r##"{"$ref":"#"}"##, "$ref"),
+        (
+            r##"{"properties":{"a":{"$ref":"#"}},"required":["a"],"type":"object"}"##,
+            "no output",
+        ),
+        (r#"{"required":"a"}"#, "`required` is malformed"),
+        (r#"{"type":"integer","minimum":3,"maximum":2}"#, "no output"),
+    ];
+    for (schema, word) in refused {
+        let vocabulary = self::vocabulary();
+        let grammar =
+            Grammar::compile_json_schema(&vocabulary, schema, &SchemaOptions::default(), &Limits::default());
+        let error = grammar.expect_err(schema).to_string();
+        assert!(error.contains(word), "{schema}: {error}");
+    }
+}

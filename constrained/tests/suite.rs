@@ -1,0 +1,150 @@
+//! The official JSON Schema test suite: what compiles judges every instance right, what is refused is listed.
+//!
+//! A matcher judges texts, a schema judges values. A valid value must be accepted in one of its spellings
+//! (members in any order, whole numbers without a fraction), an invalid one in none.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use arbora_constrained::{Draft, FormatPolicy, Grammar, Limits, SchemaOptions, Vocabulary};
+use serde_json::Value;
+
+/// Spellings tried of one value; objects in the suite are small.
+const MAX_SPELLINGS: usize = 5_000;
+
+fn bytes_vocabulary() -> Arc<Vocabulary> {
+    let tokens = (0..=255u8).map(|byte| Some(vec![byte])).chain([None]);
+    Arc::new(Vocabulary::new(tokens, &[256]).expect("257 tokens"))
+}
+
+fn spellings(value: &Value) -> Vec<String> {
+    let join = |parts: &[Vec<String>], open: &str, close: &str| {
+        let mut all = vec![String::new()];
+        for part in parts {
+            let longer = |text: &String| {
+                let comma = if text.is_empty() { "" } else { ", " };
+                part.iter()
+                    .map(|more| format!("{text}{comma}{more}"))
+                    .collect::<Vec<_>>()
+            };
+            all = all.iter().flat_map(longer).take(MAX_SPELLINGS).collect();
+        }
+        all.into_iter()
+            .map(|text| format!("{open}{text}{close}"))
+            .collect::<Vec<_>>()
+    };
+    match value {
+        Value::Number(number) => {
+            let text = number.to_string();
+            vec![text.strip_suffix(".0").map_or(text.clone(), str::to_owned)]
+        }
+        Value::Array(items) => join(&items.iter().map(spellings).collect::<Vec<_>>(), "[", "]"),
+        Value::Object(members) => {
+            let mut orders = vec![Vec::new()];
+            for (name, value) in members {
+                let name = Value::from(name.as_str());
+                let member: Vec<_> = spellings(value)
+                    .iter()
+                    .map(|text| format!("{name}: {text}"))
+                    .collect();
+                let insert = |order: &Vec<Vec<String>>| {
+                    let places = 0..=order.len();
+                    let at = |i| [&order[..i], std::slice::from_ref(&member), &order[i..]].concat();
+                    places.map(at).collect::<Vec<_>>()
+                };
+                orders = orders.iter().flat_map(insert).take(MAX_SPELLINGS).collect();
+            }
+            orders
+                .iter()
+                .flat_map(|order| join(order, "{", "}"))
+                .take(MAX_SPELLINGS)
+                .collect()
+        }
+        other => vec![other.to_string()],
+    }
+}
+
+fn accepts(grammar: &Grammar, text: &str) -> bool {
+    let mut matcher = grammar.matcher();
+    text.bytes().all(|byte| matcher.advance(u32::from(byte)).is_ok()) && matcher.is_accepting()
+}
+
+#[derive(Default)]
+struct Report {
+    refused: BTreeSet<String>,
+    wrong: Vec<String>,
+    n_compiled: usize,
+}
+
+fn run(folder: &str, draft: Draft, report: &mut Report) {
+    let vocabulary = bytes_vocabulary();
+    let options = SchemaOptions {
+        draft,
+        formats: FormatPolicy::Annotate,
+        ..SchemaOptions::default()
+    };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/suite")
+        .join(folder);
+    let mut files: Vec<_> = std::fs::read_dir(path)
+        .expect("the suite is there")
+        .flatten()
+        .collect();
+    files.sort_by_key(std::fs::DirEntry::path);
+    for file in files {
+        let text = std::fs::read_to_string(file.path()).expect("the suite is readable");
+        let groups: Value = serde_json::from_str(&text).expect("the suite is JSON");
+        for group in groups.as_array().expect("a list of groups") {
+            let title = format!(
+                "{folder}/{}: {}",
+                file.file_name().display(),
+                group["description"]
+            );
+            let schema = group["schema"].to_string();
+            match Grammar::compile_json_schema(&vocabulary, &schema, &options, &Limits::default()) {
+                Err(error) => {
+                    report
+                        .refused
+                        .insert(format!("{title} | {error}").replace('\n', " "));
+                }
+                Ok(grammar) => {
+                    report.n_compiled += 1;
+                    for test in group["tests"].as_array().expect("a list of tests") {
+                        let is_accepted = spellings(&test["data"])
+                            .iter()
+                            .any(|text| accepts(&grammar, text));
+                        if Some(is_accepted) != test["valid"].as_bool() {
+                            let wrong = format!("{title} | accepted {is_accepted}: {}", test["data"]);
+                            report.wrong.push(wrong);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_compiles_is_judged_right_and_what_is_refused_is_listed() {
+    let mut report = Report::default();
+    run("draft2020-12", Draft::Draft2020, &mut report);
+    let n_new = (report.n_compiled, report.refused.len());
+    run("draft7", Draft::Draft7, &mut report);
+    println!("2020-12: {} compiled, {} refused", n_new.0, n_new.1);
+    println!(
+        "both: {} compiled, {} refused",
+        report.n_compiled,
+        report.refused.len()
+    );
+    assert!(report.wrong.is_empty(), "{}", report.wrong.join("\n"));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite/refused.txt");
+    let listed = std::fs::read_to_string(path).expect("the list is there");
+    let listed: BTreeSet<String> = listed.lines().map(str::to_owned).collect();
+    let differences: Vec<_> = listed.symmetric_difference(&report.refused).cloned().collect();
+    assert!(
+        differences.is_empty(),
+        "refused.txt differs:\n{}",
+        differences.join("\n")
+    );
+}
