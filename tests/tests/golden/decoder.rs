@@ -13,8 +13,8 @@ use crate::{default_model, golden, golden_path};
 
 const PAGE_SIZE: usize = 16;
 
-/// The tiny references keep keys and values in bf16 too; one that lies between two bf16 numbers may still round
-/// the other way. (The largest difference is 0.0034; without the rounding in the reference it is 0.021.)
+/// The tiny references keep keys and values in bf16 too; one that lies between two bf16 numbers may still
+/// round the other way. (The largest difference is 0.0034; with f32 in the reference it is 0.021.)
 const LOGIT_TOLERANCE: f32 = 0.005;
 
 /// Activations are quantized to int8 per block and keys and values rounded to bf16, so log-probabilities are
