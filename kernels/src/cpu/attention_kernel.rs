@@ -17,7 +17,9 @@
 //! A row's bits depend on its query, its limit and the tokens below the limit. Scores beyond the limit are
 //! masked out; values beyond it are never multiplied, not even by zero.
 
-use super::isa::{Isa, has_avx512_bf16};
+use super::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use super::isa::has_avx512_bf16;
 use super::kv::SUBPAGE_TOKENS;
 use super::simd::attention_lanes;
 use super::simd::lanes::ScalarLanes;
@@ -62,6 +64,10 @@ pub(crate) struct Block {
 }
 
 /// Scores, weights and unmerged outputs of a group of rows.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(dead_code, reason = "only the AVX-512 kernel keeps weights and outputs here")
+)]
 #[repr(align(64))]
 pub(crate) struct Scratch {
     pub(crate) scores: [[f32; ATTENTION_BLOCK]; MOST_GROUP_ROWS],

@@ -344,12 +344,11 @@ mod tests {
     };
 
     fn variants() -> Vec<SampleKernels> {
-        let mut list = vec![SampleKernels::scalar()];
         #[cfg(target_arch = "x86_64")]
         if std::is_x86_feature_detected!("avx2") {
-            list.push(SampleKernels::avx2());
+            return vec![SampleKernels::scalar(), SampleKernels::avx2()];
         }
-        list
+        vec![SampleKernels::scalar()]
     }
 
     fn sample(logits: &[f32], row: &SampleRow) -> Option<u32> {
