@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use arbora_kernels::cpu::{CpuBackend, CpuTensor, Isa};
 use arbora_kernels::{
-    Backend, BackendError, HeadLayout, KvShape, RopeStore, RopeStyle, RopeTable, SampleRow,
+    Allowed, Backend, BackendError, HeadLayout, KvShape, RopeStore, RopeStyle, RopeTable, SampleRow,
 };
 
 use crate::http::BenchError;
@@ -152,7 +152,10 @@ fn sampling(isa: Isa, n_threads: usize, n_rows: usize) -> Result<Vec<(&'static s
     for logit in logits.values_mut() {
         *logit = -4.0 * (1.0 - logit.abs()).max(1e-7).ln() * logit.signum();
     }
+    let few: Vec<u32> = (0..64).map(|i| i * 700).collect();
+    let most = vec![!1; N_VOCAB.div_ceil(64)];
     let greedy = SampleRow {
+        allowed: Allowed::All,
         temperature: 0.0,
         top_k: 0,
         top_p: 1.0,
@@ -169,13 +172,27 @@ fn sampling(isa: Isa, n_threads: usize, n_rows: usize) -> Result<Vec<(&'static s
         ("sample top-p 0.95", SampleRow { top_p: 0.95, ..drawn }),
         ("sample top-k 40", SampleRow { top_k: 40, ..drawn }),
         ("sample min-p 0.05", SampleRow { min_p: 0.05, ..drawn }),
+        (
+            "sample of 64 allowed",
+            SampleRow {
+                allowed: Allowed::Ids(&few),
+                ..drawn
+            },
+        ),
+        (
+            "sample of most allowed",
+            SampleRow {
+                allowed: Allowed::Bits(&most),
+                ..drawn
+            },
+        ),
     ];
     let mut out = Vec::new();
     let mut random = Random(7);
     let results = cases.map(|(name, row)| {
         let seconds = seconds_per_call(|| {
             let noisy = |noise| SampleRow { noise, ..row };
-            let rows: Vec<SampleRow> = (0..n_rows).map(|_| noisy(random.next_u64())).collect();
+            let rows: Vec<SampleRow<'_>> = (0..n_rows).map(|_| noisy(random.next_u64())).collect();
             backend.sample(&logits, &rows, &mut out);
         });
         (name, seconds)

@@ -82,6 +82,15 @@ impl TokenMask {
         }
     }
 
+    /// The allowed tokens as bits, token `t` in bit `t % 64` of word `t / 64`, when there are more than
+    /// [`Self::MAX_IDS`].
+    pub fn words(&self) -> Option<&[u64]> {
+        match &self.set {
+            Set::Ids(_) => None,
+            Set::Bits { words, .. } => Some(words),
+        }
+    }
+
     /// Writes one bit per token, token 0 in the lowest bit of the first word; what lies beyond the vocabulary
     /// is zero.
     ///

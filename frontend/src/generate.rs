@@ -72,6 +72,7 @@ pub async fn generate(
             strings: options.stop.clone(),
             ..StopConditions::default()
         },
+        constraint: None,
         priority: 0,
         arrived: Instant::now(),
         queue_timeout: None,
@@ -89,7 +90,13 @@ pub async fn generate(
         out.write_all(piece.text.as_bytes())?;
         out.flush()?;
         match piece.finish {
-            None | Some(FinishReason::StopToken(_) | FinishReason::StopString(_) | FinishReason::Length) => {}
+            None
+            | Some(
+                FinishReason::StopToken(_)
+                | FinishReason::StopString(_)
+                | FinishReason::Complete
+                | FinishReason::Length,
+            ) => {}
             Some(reason) => return Err(GenerateError::Failed(reason)),
         }
     }

@@ -61,7 +61,7 @@ pub fn prometheus(engine: &Metrics, http: &HttpMetrics) -> String {
 }
 
 /// Name, help and value of what only grows.
-fn counters(engine: &Metrics) -> [(&'static str, &'static str, &Counter); 11] {
+fn counters(engine: &Metrics) -> [(&'static str, &'static str, &Counter); 13] {
     [
         (
             "requests_accepted_total",
@@ -97,6 +97,16 @@ fn counters(engine: &Metrics) -> [(&'static str, &'static str, &Counter); 11] {
             "generated_tokens_total",
             "Output tokens.",
             &engine.generated_tokens,
+        ),
+        (
+            "drafted_tokens_total",
+            "Tokens proposed as drafts and computed along.",
+            &engine.drafted_tokens,
+        ),
+        (
+            "accepted_tokens_total",
+            "Of those, the ones that became output.",
+            &engine.accepted_tokens,
         ),
         (
             "preemptions_total",

@@ -51,7 +51,7 @@ pub struct Reply {
 /// The word for an ending, or the error it was.
 fn finish_reason(reason: &FinishReason) -> Result<&'static str, ApiError> {
     match reason {
-        FinishReason::StopToken(_) | FinishReason::StopString(_) => Ok("stop"),
+        FinishReason::StopToken(_) | FinishReason::StopString(_) | FinishReason::Complete => Ok("stop"),
         FinishReason::Length | FinishReason::Deadline => Ok("length"),
         FinishReason::QueueDeadline => Err(ApiError::QueueTimeout),
         FinishReason::Error(error) => Err(ApiError::from(error.clone())),

@@ -141,10 +141,23 @@ pub struct RopeStore<'a, T> {
     pub qk_norm: Option<(&'a T, &'a T, f32)>,
 }
 
+/// Which tokens a row may become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allowed<'a> {
+    /// Every token.
+    All,
+    /// These, ascending.
+    Ids(&'a [u32]),
+    /// Those whose bit is set: token `t` is bit `t % 64` of word `t / 64`; at least a bit for every token.
+    Bits(&'a [u64]),
+}
+
 /// How one row of logits becomes a token. Plain numbers: which request it belongs to is not the backend's
 /// business.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SampleRow {
+pub struct SampleRow<'a> {
+    /// The others count as if they had no finite logit: they are out before anything else is looked at.
+    pub allowed: Allowed<'a>,
     /// 0 means greedy: the largest logit, the smallest token id among equals.
     pub temperature: f32,
     /// Keep the `top_k` largest logits; 0 keeps all.
@@ -300,10 +313,10 @@ pub trait Backend: Send + Sized + 'static {
     /// `out[i] = x[rows[i]]`.
     fn gather(&mut self, x: &Self::Tensor, rows: &[u32], out: &mut Self::Tensor);
 
-    /// One token per row of `logits`, `None` where a row has no finite logit. Order: temperature, top-k,
-    /// top-p, min-p, then the inverse of the cumulative distribution (likeliest first, then token id) at
-    /// `noise / 2^64`.
-    fn sample(&mut self, logits: &Self::Tensor, rows: &[SampleRow], out: &mut Vec<Option<u32>>);
+    /// One token per row of `logits`, `None` where no allowed token has a finite logit. Order: allowed
+    /// tokens, temperature, top-k, top-p, min-p, then the inverse of the cumulative distribution (likeliest
+    /// first, then token id) at `noise / 2^64`.
+    fn sample(&mut self, logits: &Self::Tensor, rows: &[SampleRow<'_>], out: &mut Vec<Option<u32>>);
 
     /// Copies page `from` to page `to` in every layer, keys and values.
     fn copy_page(&mut self, kv: &mut Self::Kv, from: u32, to: u32);

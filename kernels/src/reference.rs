@@ -11,8 +11,8 @@
 use crate::cpu::CpuTensor;
 use crate::quant::{BLOCK, bf16_from_f32, dequantize_row, f32_from_bf16};
 use crate::{
-    AttentionRows, Backend, BackendError, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle, RopeTable,
-    SampleRow,
+    Allowed, AttentionRows, Backend, BackendError, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle,
+    RopeTable, SampleRow,
 };
 
 /// The executable specification of [`Backend`].
@@ -114,10 +114,15 @@ fn rotate(head: &mut [f32], rope: &RopeTable, position: usize) {
 }
 
 /// The token of one row of logits.
-fn sampled(logits: &[f32], row: &SampleRow) -> Option<u32> {
+fn sampled(logits: &[f32], row: &SampleRow<'_>) -> Option<u32> {
+    let is_allowed = |id: u32| match row.allowed {
+        Allowed::All => true,
+        Allowed::Ids(ids) => ids.contains(&id),
+        Allowed::Bits(words) => words[id as usize / 64] >> (id % 64) & 1 == 1,
+    };
     let mut tokens: Vec<(f64, u32)> = (0..)
         .zip(logits)
-        .filter(|(_, logit)| logit.is_finite())
+        .filter(|(id, logit)| logit.is_finite() && is_allowed(*id))
         .map(|(id, &logit)| (f64::from(logit), id))
         .collect();
     // Not the total order, in which the two zeros differ.
@@ -387,7 +392,7 @@ impl Backend for ReferenceBackend {
         }
     }
 
-    fn sample(&mut self, logits: &CpuTensor, rows: &[SampleRow], out: &mut Vec<Option<u32>>) {
+    fn sample(&mut self, logits: &CpuTensor, rows: &[SampleRow<'_>], out: &mut Vec<Option<u32>>) {
         assert_eq!(
             logits.n_rows(),
             rows.len(),

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arbora_kernels::cpu::{AttentionPlan, CpuBackend, CpuConfig, CpuTensor, Isa, Pinning};
 use arbora_kernels::quant::Format;
 use arbora_kernels::{
-    AttentionRows, Backend, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle, RopeTable, SampleRow,
-    SequenceRows,
+    Allowed, AttentionRows, Backend, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle, RopeTable,
+    SampleRow, SequenceRows,
 };
 use support::{Random, random_matrix, random_rows};
 
@@ -91,7 +91,7 @@ struct Step {
     packed: CpuTensor,
     gated: CpuTensor,
     logits: CpuTensor,
-    samples: Vec<SampleRow>,
+    samples: Vec<SampleRow<'static>>,
     tokens: Vec<Option<u32>>,
 }
 
@@ -177,9 +177,10 @@ impl Step {
 }
 
 /// Every way to sample, one after the other.
-fn samples() -> Vec<SampleRow> {
+fn samples() -> Vec<SampleRow<'static>> {
     (0..N_ROWS)
         .map(|row| SampleRow {
+            allowed: [Allowed::All, Allowed::Ids(&[1, 2]), Allowed::Bits(&[0xaaaa; 64])][row / 2 % 3],
             temperature: [0.0, 0.7, 1.5][row % 3],
             top_k: [0, 5][row / 3 % 2],
             top_p: [1.0, 0.8][row / 6 % 2],

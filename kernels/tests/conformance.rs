@@ -9,8 +9,8 @@ use arbora_kernels::cpu::{CpuBackend, CpuConfig, Isa, Pinning};
 use arbora_kernels::quant::Format;
 use arbora_kernels::reference::ReferenceBackend;
 use arbora_kernels::{
-    AttentionRows, Backend, BackendError, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle, RopeTable,
-    SampleRow, SequenceRows,
+    Allowed, AttentionRows, Backend, BackendError, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle,
+    RopeTable, SampleRow, SequenceRows,
 };
 use support::{Random, random_matrix, random_rows};
 
@@ -551,11 +551,15 @@ fn attention_of_no_rows_writes_nothing() {
 
 #[test]
 fn sampling_conforms() {
-    for n_vocab in [1, 2, 300, 1009] {
+    for n_vocab in [1_usize, 2, 300, 1009] {
         let seed = n_vocab as u64;
         let mut random = Random(seed);
         let mut rows = Vec::new();
         let mut logits = Vec::new();
+        let every_third: Vec<u32> = (0..n_vocab as u32).step_by(3).collect();
+        let some_bits: Vec<u64> = (0..n_vocab.div_ceil(64))
+            .map(|_| random.bits() << 32 ^ random.bits())
+            .collect();
         for temperature in [0.0, 0.3, 1.0, 2.5] {
             for (top_k, top_p, min_p) in [
                 (0, 1.0, 0.0),
@@ -565,8 +569,13 @@ fn sampling_conforms() {
                 (0, 1.0, 0.1),
                 (40, 0.9, 0.05),
             ] {
-                for _ in 0..4 {
+                for idx in 0..4 {
                     rows.push(SampleRow {
+                        allowed: match idx {
+                            0 | 1 => Allowed::All,
+                            2 => Allowed::Ids(&every_third),
+                            _ => Allowed::Bits(&some_bits),
+                        },
                         temperature,
                         top_k,
                         top_p,
@@ -583,7 +592,7 @@ fn sampling_conforms() {
             }
         }
         logits[..n_vocab].fill(f32::NEG_INFINITY);
-        fn sample<B: Backend>(backend: &mut B, logits: &[f32], rows: &[SampleRow]) -> Vec<Option<u32>> {
+        fn sample<B: Backend>(backend: &mut B, logits: &[f32], rows: &[SampleRow<'_>]) -> Vec<Option<u32>> {
             let logits = tensor(backend, logits.len() / rows.len(), logits);
             let mut tokens = vec![Some(u32::MAX)];
             backend.sample(&logits, rows, &mut tokens);

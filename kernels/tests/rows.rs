@@ -5,7 +5,7 @@
 mod support;
 
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, CpuKv, CpuTensor, Isa, Pinning};
-use arbora_kernels::{Backend, HeadLayout, KvShape, RopeStore, RopeStyle, RopeTable, SampleRow};
+use arbora_kernels::{Allowed, Backend, HeadLayout, KvShape, RopeStore, RopeStyle, RopeTable, SampleRow};
 use support::{Random, random_rows};
 
 fn backend(isa: Isa, n_threads: usize) -> CpuBackend {
@@ -95,14 +95,16 @@ fn silu_of_a_row_does_not_depend_on_the_batch() {
 fn a_sampled_token_does_not_depend_on_the_batch() {
     for n_vocab in [5, 300, 5003] {
         rows_agree(n_vocab, |backend, logits, places| {
+            let ids: Vec<u32> = (0..n_vocab as u32).filter(|id| id % 3 != 1).collect();
             let row = |place: &usize| SampleRow {
+                allowed: [Allowed::All, Allowed::Ids(&ids)][place / 5 % 2],
                 temperature: [0.0, 0.7, 1.5][place % 3],
                 top_k: [0, 40, 0][place / 3 % 3],
                 top_p: [1.0, 0.9, 0.5][place / 9 % 3],
                 min_p: [0.0, 0.05][place % 2],
                 noise: (*place as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15),
             };
-            let rows: Vec<SampleRow> = places.iter().map(row).collect();
+            let rows: Vec<SampleRow<'_>> = places.iter().map(row).collect();
             let mut out = vec![None; 3];
             backend.sample(logits, &rows, &mut out);
             assert!(

@@ -36,6 +36,8 @@ pub struct ForwardBatch {
 pub struct BatchEntry<'a> {
     /// Tokens to feed.
     pub ids: &'a [u32],
+    /// Proposed tokens that follow; the last rows.
+    pub draft: &'a [u32],
     /// Position of the first of them.
     pub first_position: usize,
     /// The sequence's pages: at least enough for the last position.
@@ -45,16 +47,17 @@ pub struct BatchEntry<'a> {
 }
 
 impl ForwardBatch {
-    /// Adds the rows of one sequence.
+    /// Adds the rows of one sequence: those of its tokens, then those of its draft.
     pub fn push(&mut self, entry: &BatchEntry<'_>, page_size: usize) {
         let first_row = self.n_rows();
-        let end = entry.first_position + entry.ids.len();
+        let n_rows = entry.ids.len() + entry.draft.len();
+        let end = entry.first_position + n_rows;
         let n_pages = end.div_ceil(page_size);
         assert!(!entry.ids.is_empty(), "an entry has rows");
-        assert!(entry.logit_rows.end <= entry.ids.len(), "logits of rows it has");
+        assert!(entry.logit_rows.end <= n_rows, "logits of rows it has");
         self.sequences.push(SequenceRows {
             first_row,
-            n_rows: entry.ids.len(),
+            n_rows,
             first_position: entry.first_position,
             first_page: self.page_tables.len(),
             n_pages,
@@ -62,6 +65,7 @@ impl ForwardBatch {
         let pages = &entry.pages[..n_pages];
         self.page_tables.extend(pages.iter().map(|page| page.0));
         self.ids.extend_from_slice(entry.ids);
+        self.ids.extend_from_slice(entry.draft);
         for position in entry.first_position..end {
             let slot = pages[position / page_size].0 as usize * page_size + position % page_size;
             self.positions.push(position as u32);
@@ -104,13 +108,15 @@ mod tests {
     fn rows_go_to_the_slots_of_their_own_pages() {
         let mut batch = ForwardBatch::default();
         let prefill = BatchEntry {
-            ids: &[10, 11, 12],
+            ids: &[10, 11],
+            draft: &[12],
             first_position: 3,
             pages: &[PageId(7), PageId(2), PageId(5)],
             logit_rows: 1..3,
         };
         let decode = BatchEntry {
             ids: &[20],
+            draft: &[],
             first_position: 4,
             pages: &[PageId(7), PageId(9)],
             logit_rows: 0..1,

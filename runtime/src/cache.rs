@@ -179,6 +179,22 @@ impl PrefixCache {
         true
     }
 
+    /// How many of `n_wanted` more tokens find room after `n_tokens`, in pages that `table` holds or that are
+    /// free; nothing is evicted for them.
+    pub(crate) fn grow_for_free(&mut self, table: &mut PageTable, n_tokens: usize, n_wanted: usize) -> usize {
+        let n_pages = (n_tokens + n_wanted).div_ceil(self.config.page_size);
+        let n_new = n_pages
+            .saturating_sub(table.pages.len())
+            .min(self.allocator.n_free());
+        self.allocate(n_new, &mut table.pages);
+        self.room_after(table, n_tokens).min(n_wanted)
+    }
+
+    /// Tokens that still fit the pages of `table` after `n_tokens`.
+    pub(crate) fn room_after(&self, table: &PageTable, n_tokens: usize) -> usize {
+        (table.pages.len() * self.config.page_size).saturating_sub(n_tokens)
+    }
+
     /// Shares the whole pages of `computed` through the tree. Pages the tree already has are used from there.
     pub(crate) fn checkpoint(&mut self, table: PageTable, computed: &[u32]) -> PageTable {
         let PageTable { mut pages, lock, .. } = table;

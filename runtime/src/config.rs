@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! 1 <= max_running < max_batch_tokens        every decode row fits a step and one prefill row is left
-//!      max_running <= max_logit_rows         every sequence of a step may want its logits
+//!      max_running + max_draft_rows <= max_logit_rows    every sequence and draft of a step wants its logits
 //!      context     <= pool tokens            an accepted request can always be finished alone
 //! ```
 
@@ -48,6 +48,9 @@ pub struct EngineConfig {
     pub max_running: usize,
     /// Most rows in one step: decode rows first, prefill chunks fill the rest.
     pub max_batch_tokens: usize,
+    /// Most rows of one step that drafts may take, of what the other rows leave of `max_batch_tokens`; 0
+    /// turns drafts off.
+    pub max_draft_rows: usize,
     /// Most requests waiting.
     pub max_waiting: usize,
     /// Most prompt tokens waiting.
@@ -78,6 +81,7 @@ impl EngineConfig {
             context,
             max_running: 32,
             max_batch_tokens: 256,
+            max_draft_rows: 64,
             max_waiting: 1024,
             max_waiting_tokens: 1 << 20,
             schedule_policy: SchedulePolicy::default(),
@@ -93,7 +97,7 @@ impl EngineConfig {
     pub fn forward_limits(&self) -> ForwardLimits {
         ForwardLimits {
             max_rows: self.max_batch_tokens,
-            max_logit_rows: self.max_running,
+            max_logit_rows: self.max_running + self.max_draft_rows,
         }
     }
 
@@ -133,11 +137,11 @@ impl EngineConfig {
                 allowed: self.max_batch_tokens.saturating_sub(1),
             });
         }
-        if self.max_running > limits.max_logit_rows {
+        if self.max_running + self.max_draft_rows > limits.max_logit_rows {
             return Err(ConfigError::TooManyRunning {
                 max_running: self.max_running,
-                limit: "the decoder's logit rows",
-                allowed: limits.max_logit_rows,
+                limit: "the decoder's logit rows less those of drafts",
+                allowed: limits.max_logit_rows.saturating_sub(self.max_draft_rows),
             });
         }
         if self.max_batch_tokens > limits.max_rows {

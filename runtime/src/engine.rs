@@ -4,8 +4,8 @@
 //! turn:  inbox -> queue          step:  end what is aborted or late
 //!        step, panics caught            plan      scheduler: rows, evictions, preemptions, admissions
 //!        metrics                        prepare   poison (debug), copy pages, build the batch
-//!                                       forward, sample
-//!                                       commit    push tokens, endings, checkpoint, events
+//!                                       forward, fill masks, sample
+//!                                       commit    verify drafts, push tokens, endings, checkpoint, events
 //! ```
 //!
 //! Without work it blocks on the inbox. A test drives [`Engine::turn`] itself, with a clock of its own: no
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use arbora_kernels::{Backend, BackendError, KvShape, SampleRow};
+use arbora_kernels::{Allowed, Backend, BackendError, KvShape, SampleRow};
 use crossbeam::channel::{Receiver, TryRecvError, bounded};
 
 use crate::batch::{BatchEntry, ForwardBatch};
@@ -33,7 +33,7 @@ use crate::model::decoder::Decoder;
 use crate::request::{FinishReason, RequestError};
 use crate::sampler::sample_row;
 use crate::scheduler::{Plan, Scheduler};
-use crate::sequence::{Gone, SequenceSlot, Stage};
+use crate::sequence::{Gone, SequenceSlot, Sequences, Stage};
 use crate::token_bytes::TokenBytes;
 
 /// Inbox slots beyond the waiting requests: wake-ups.
@@ -109,7 +109,6 @@ pub struct Engine<B: Backend> {
     shared: Arc<Shared>,
     plan: Plan,
     batch: ForwardBatch,
-    sample_rows: Vec<SampleRow>,
     sampled: Vec<Option<u32>>,
     ending: Vec<(SequenceSlot, FinishReason)>,
     /// When the drain asked for must be over.
@@ -166,7 +165,6 @@ impl<B: Backend> Engine<B> {
             shared,
             plan: Plan::default(),
             batch: ForwardBatch::default(),
-            sample_rows: Vec::with_capacity(config.max_running),
             sampled: Vec::with_capacity(config.max_running),
             ending: Vec::new(),
             drain_deadline: None,
@@ -258,7 +256,10 @@ impl<B: Backend> Engine<B> {
         let logits = self
             .decoder
             .forward(&mut self.backend, self.kv.kv_mut(), &self.batch);
-        self.backend.sample(logits, &self.sample_rows, &mut self.sampled);
+        // A device computes while the masks are filled.
+        fill_masks(&self.plan, &mut self.scheduler.sequences, &mut self.ending);
+        let sample_rows = sample_rows(&self.plan, &self.scheduler.sequences);
+        self.backend.sample(logits, &sample_rows, &mut self.sampled);
         self.commit(clock());
         if cfg!(debug_assertions) {
             self.check();
@@ -317,24 +318,18 @@ impl<B: Backend> Engine<B> {
 
     fn build_batch(&mut self) {
         self.batch.clear();
-        self.sample_rows.clear();
         for rows in &self.plan.rows {
             let sequence = &self.scheduler.sequences[rows.slot];
             let table = sequence.table.as_ref().expect("a planned sequence holds pages");
-            let end = rows.first_position + rows.n_rows;
+            let end = rows.first_position + rows.n_rows - rows.n_draft;
             let entry = BatchEntry {
                 ids: &sequence.tokens[rows.first_position..end],
+                draft: &sequence.draft[..rows.n_draft],
                 first_position: rows.first_position,
                 pages: table.pages(),
                 logit_rows: rows.logit_rows.clone(),
             };
             self.batch.push(&entry, self.config.page_size);
-            let request = sequence.request();
-            for row in rows.logit_rows.clone() {
-                let position = rows.first_position + row + 1;
-                self.sample_rows
-                    .push(sample_row(&request.sampling, request.choice_idx, position));
-            }
             if sequence.stage == Stage::Prefill {
                 self.shared.metrics().prefill_tokens.add(rows.n_rows);
             }
@@ -345,10 +340,10 @@ impl<B: Backend> Engine<B> {
     fn commit(&mut self, now: Instant) {
         let metrics = self.shared.metrics();
         metrics.steps.add(1);
-        let mut sampled = self.sampled.iter().copied();
+        let mut sampled = self.sampled.as_slice();
         for rows in &self.plan.rows {
             let sequence = &mut self.scheduler.sequences[rows.slot];
-            sequence.n_computed = rows.first_position + rows.n_rows;
+            sequence.n_computed = rows.first_position + rows.n_rows - rows.n_draft;
             if sequence.stage == Stage::Prefill {
                 let table = sequence.table.take().expect("a planned sequence holds pages");
                 sequence.table = Some(self.cache.checkpoint(table, sequence.computed()));
@@ -356,23 +351,26 @@ impl<B: Backend> Engine<B> {
             if rows.logit_rows.is_empty() {
                 continue;
             }
-            let Some(token) = sampled.next().expect("one sample per logit row") else {
-                let position = sequence.n_computed;
-                let error = RequestError::NotFinite { position };
-                self.ending.push((rows.slot, FinishReason::Error(error)));
+            let (its_own, others) = sampled.split_at(rows.logit_rows.len());
+            sampled = others;
+            if self.ending.iter().any(|(slot, _)| *slot == rows.slot) {
                 continue;
-            };
+            }
             sequence.stage = Stage::Decode;
-            let ends = sequence.push(token, &self.token_bytes, &self.config.model_stop_tokens);
-            metrics.generated_tokens.add(1);
-            if let Some(time) = sequence.first_token(now) {
-                metrics.time_to_first_token.record(time);
+            let (n_new, mut ends) =
+                sequence.verify(its_own, &self.token_bytes, &self.config.model_stop_tokens);
+            metrics.generated_tokens.add(n_new);
+            metrics.drafted_tokens.add(rows.n_draft);
+            metrics.accepted_tokens.add(n_new.saturating_sub(1));
+            if n_new > 0 {
+                if let Some(time) = sequence.first_token(now, n_new) {
+                    metrics.time_to_first_token.record(time);
+                }
+                if sequence.send_tokens(n_new) == Err(Gone) {
+                    ends = Some(FinishReason::Aborted);
+                }
             }
-            if sequence.send_token() == Err(Gone) {
-                self.ending.push((rows.slot, FinishReason::Aborted));
-            } else if let Some(reason) = ends {
-                self.ending.push((rows.slot, reason));
-            }
+            self.ending.extend(ends.map(|reason| (rows.slot, reason)));
         }
         self.end_all();
     }
@@ -388,7 +386,10 @@ impl<B: Backend> Engine<B> {
         let mut sequence = self.scheduler.remove(slot);
         let is_natural = matches!(
             reason,
-            FinishReason::StopToken(_) | FinishReason::StopString(_) | FinishReason::Length
+            FinishReason::StopToken(_)
+                | FinishReason::StopString(_)
+                | FinishReason::Complete
+                | FinishReason::Length
         );
         if is_natural {
             self.scheduler.learn(&sequence);
@@ -527,4 +528,31 @@ impl<B: Backend> Engine<B> {
         metrics.pages_evictable.set(self.cache.n_evictable());
         metrics.pages_owned.set(total - free - cached);
     }
+}
+
+/// Prepares what every sequence that gives a token may become; one that fails at it ends.
+fn fill_masks(plan: &Plan, sequences: &mut Sequences, ending: &mut Vec<(SequenceSlot, FinishReason)>) {
+    for rows in plan.rows.iter().filter(|rows| !rows.logit_rows.is_empty()) {
+        if let Err(error) = sequences[rows.slot].fill_masks(rows.n_draft) {
+            ending.push((rows.slot, FinishReason::Error(error)));
+        }
+    }
+}
+
+/// How each logit row of the step becomes a token. Rows of sequences that end are sampled like any other.
+fn sample_rows<'a>(plan: &Plan, sequences: &'a Sequences) -> Vec<SampleRow<'a>> {
+    let mut sample_rows = Vec::with_capacity(plan.n_logit_rows());
+    for rows in &plan.rows {
+        let sequence = &sequences[rows.slot];
+        let request = sequence.request();
+        for (idx, row) in rows.logit_rows.clone().enumerate() {
+            let key = (request.choice_idx, rows.first_position + row + 1);
+            let allowed = match &request.constraint {
+                Some(constraint) => constraint.allowed(idx),
+                None => Allowed::All,
+            };
+            sample_rows.push(sample_row(&request.sampling, key, allowed));
+        }
+    }
+    sample_rows
 }

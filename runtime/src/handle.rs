@@ -159,7 +159,8 @@ impl EngineHandle {
     /// Hands `request` to the engine, or says why not. Never waits.
     ///
     /// # Panics
-    /// Where the event channel has less room than [`Request::event_capacity`] asks for.
+    /// Where the event channel has less room than [`Request::event_capacity`] asks for, or the constraint was
+    /// made for another vocabulary.
     pub fn submit(&self, request: Request) -> Result<(), SubmitError> {
         assert!(
             request.events.max_capacity() >= Request::event_capacity(request.max_tokens),
@@ -167,6 +168,10 @@ impl EngineHandle {
             request.events.max_capacity(),
             request.max_tokens
         );
+        if let Some(constraint) = &request.constraint {
+            let n_vocab = self.shared.limits.n_vocab;
+            assert_eq!(constraint.n_vocab(), n_vocab, "vocabulary of the constraint");
+        }
         self.check(&request)?;
         let n_tokens = request.prompt.len();
         self.reserve(n_tokens)?;

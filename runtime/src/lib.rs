@@ -6,6 +6,7 @@
 pub mod batch;
 mod cache;
 pub mod config;
+pub mod constraint;
 pub mod engine;
 pub mod handle;
 mod kv;

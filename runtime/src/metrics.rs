@@ -101,6 +101,10 @@ pub struct Metrics {
     pub prefill_tokens: Counter,
     /// Tokens sent to clients.
     pub generated_tokens: Counter,
+    /// Tokens proposed as drafts and computed along.
+    pub drafted_tokens: Counter,
+    /// Of those, the ones that became output.
+    pub accepted_tokens: Counter,
     /// Sequences sent back to waiting because pages ran out.
     pub preemptions: Counter,
     /// Cached pages given up for new ones.
@@ -140,7 +144,7 @@ impl Metrics {
 
     pub(crate) fn count_finished(&self, reason: &FinishReason) {
         let idx = match reason {
-            FinishReason::StopToken(_) | FinishReason::StopString(_) => 0,
+            FinishReason::StopToken(_) | FinishReason::StopString(_) | FinishReason::Complete => 0,
             FinishReason::Length => 1,
             FinishReason::Deadline => 2,
             FinishReason::QueueDeadline => 3,

@@ -6,8 +6,11 @@
 
 use std::time::{Duration, Instant};
 
+use arbora_constrained::MatchError;
 pub use arbora_radix::Namespace;
 use tokio::sync::mpsc;
+
+use crate::constraint::Constraint;
 
 /// Identifies a request in events, logs and metrics. Unique for the life of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -110,6 +113,8 @@ pub struct Request {
     pub max_tokens: usize,
     /// What ends it early.
     pub stop: StopConditions,
+    /// What the output must look like; `None` for free text. Made for this model's vocabulary.
+    pub constraint: Option<Constraint>,
     /// Larger is sooner; 0 by default. Only the `priority` schedule policy looks at it.
     pub priority: i32,
     /// When it came in; queue time and time to first token count from here.
@@ -155,6 +160,8 @@ pub enum FinishReason {
     StopToken(u32),
     /// The stop string with this index in [`StopConditions::strings`].
     StopString(usize),
+    /// The grammar of the request allows nothing more.
+    Complete,
     /// `max_tokens` reached.
     Length,
     /// The total deadline passed; partial output stands.
@@ -184,6 +191,9 @@ pub enum RequestError {
         /// Position of the row.
         position: usize,
     },
+    /// The grammar could not be followed further within its limits.
+    #[error("the output cannot follow its grammar any further: {0}")]
+    Grammar(#[from] MatchError),
     /// The engine panicked in a step this request was part of, or its state was rebuilt.
     #[error("the engine failed while serving this request")]
     EngineFailed,
@@ -204,6 +214,10 @@ pub struct Usage {
     pub copied_tokens: usize,
     /// Output tokens, stop token included.
     pub completion_tokens: usize,
+    /// Tokens that were proposed as drafts and computed along.
+    pub drafted_tokens: usize,
+    /// Of those, the ones that turned out to be the output: each saved a forward pass.
+    pub accepted_tokens: usize,
     /// Times the request was preempted.
     pub n_preemptions: usize,
     /// Time from arrival to the first step it was part of, in microseconds.

@@ -32,7 +32,10 @@ const MAX_LOOKUPS: usize = 256;
 pub(crate) struct PlannedRows {
     pub(crate) slot: SequenceSlot,
     pub(crate) first_position: usize,
+    /// Rows of its tokens, then of its draft.
     pub(crate) n_rows: usize,
+    /// The last `n_draft` of them belong to the first tokens of its draft.
+    pub(crate) n_draft: usize,
     /// The rows whose logits are wanted, counted from the sequence's first row.
     pub(crate) logit_rows: std::ops::Range<usize>,
 }
@@ -57,6 +60,11 @@ impl Plan {
         self.started.clear();
         self.failed.clear();
         self.n_preempted = 0;
+    }
+
+    /// Tokens that will be sampled.
+    pub(crate) fn n_logit_rows(&self) -> usize {
+        self.rows.iter().map(|rows| rows.logit_rows.len()).sum()
     }
 
     /// Forgets what it holds of a cache that is thrown away.
@@ -97,6 +105,7 @@ pub(crate) struct Scheduler {
     estimate: OutputEstimate,
     max_running: usize,
     max_batch_tokens: usize,
+    max_draft_rows: usize,
     page_size: usize,
     n_accepted: u64,
 }
@@ -111,6 +120,7 @@ impl Scheduler {
             estimate: OutputEstimate(config.expected_output),
             max_running: config.max_running,
             max_batch_tokens: config.max_batch_tokens,
+            max_draft_rows: config.max_draft_rows,
             page_size: config.page_size,
             n_accepted: 0,
         }
@@ -177,7 +187,8 @@ impl Scheduler {
         }
         self.return_followers();
         self.queue.refresh(&mut self.sequences, cache);
-        self.admit(cache, plan, budget);
+        let budget = self.admit(cache, plan, budget);
+        self.plan_drafts(cache, plan, budget);
     }
 
     /// A page for every decode row, at the price of preemptions where there is none.
@@ -260,11 +271,12 @@ impl Scheduler {
         });
     }
 
-    fn admit(&mut self, cache: &mut PrefixCache, plan: &mut Plan, mut budget: usize) {
+    /// Starts waiting sequences as far as `budget` goes; returns what is left of it.
+    fn admit(&mut self, cache: &mut PrefixCache, plan: &mut Plan, mut budget: usize) -> usize {
         let mut n_lookups = 0;
         while budget > 0 && self.running.len() < self.max_running {
             let Some(rank) = self.queue.first() else {
-                return;
+                break;
             };
             let slot = rank.slot();
             if n_lookups < MAX_LOOKUPS {
@@ -282,11 +294,35 @@ impl Scheduler {
                 continue;
             }
             if !self.try_admit(slot, cache, plan) {
-                return;
+                break;
             }
             if let Some(last) = self.running.last().filter(|&&last| last == slot) {
                 budget -= plan_rows(plan, *last, &self.sequences[slot], budget);
             }
+        }
+        budget
+    }
+
+    /// Drafts get what is left: rows nobody else wants, and pages only where nobody waits for one.
+    fn plan_drafts(&mut self, cache: &mut PrefixCache, plan: &mut Plan, budget: usize) {
+        let mut n_left = budget.min(self.max_draft_rows);
+        let nobody_waits = self.queue.first().is_none();
+        for rows in &mut plan.rows {
+            let sequence = &mut self.sequences[rows.slot];
+            let n_wanted = sequence.draft.len().min(sequence.n_output_left() - 1).min(n_left);
+            if rows.logit_rows.is_empty() || n_wanted == 0 {
+                continue;
+            }
+            let n_tokens = sequence.tokens.len();
+            let table = sequence.table.as_mut().expect("a running sequence holds pages");
+            let n_draft = match nobody_waits {
+                true => cache.grow_for_free(table, n_tokens, n_wanted),
+                false => cache.room_after(table, n_tokens).min(n_wanted),
+            };
+            rows.n_rows += n_draft;
+            rows.n_draft = n_draft;
+            rows.logit_rows.end += n_draft;
+            n_left -= n_draft;
         }
     }
 
@@ -368,6 +404,7 @@ fn plan_rows(plan: &mut Plan, slot: SequenceSlot, sequence: &Sequence, budget: u
         slot,
         first_position: sequence.n_computed,
         n_rows,
+        n_draft: 0,
         logit_rows: first_logit_row..n_rows,
     });
     n_rows
@@ -406,6 +443,7 @@ mod tests {
             choice_idx: 0,
             max_tokens: 8,
             stop: StopConditions::default(),
+            constraint: None,
             priority: 0,
             arrived: Instant::now(),
             queue_timeout: None,

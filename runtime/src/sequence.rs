@@ -7,6 +7,7 @@
 //!
 //! n_computed <= tokens.len() - 1 between steps: the last sampled token was never fed back
 //! table is Some  <=>  stage is Prefill or Decode
+//! draft:    what probably follows `last`; its keys and values exist only within the step that verifies it
 //! ```
 //!
 //! Prefill and decode differ only in how much is left to compute: rows `n_computed..tokens.len()` are due,
@@ -73,6 +74,8 @@ pub(crate) struct Sequence {
     /// Still counts among the waiting that `submit` bounds.
     pub(crate) holds_reservation: bool,
     usage: Usage,
+    /// Tokens proposed to come next, each allowed by the constraint if there is one.
+    pub(crate) draft: Vec<u32>,
     /// Follows the text where stop strings are asked for.
     text: Option<TextStream>,
     span: tracing::Span,
@@ -84,6 +87,10 @@ impl Sequence {
         let mut tokens = std::mem::take(&mut request.prompt);
         let n_prompt = tokens.len();
         tokens.reserve_exact(request.max_tokens);
+        let draft = request
+            .constraint
+            .as_mut()
+            .map_or_else(Vec::new, |constraint| constraint.draft(&[]));
         let stops = &request.stop.strings;
         Sequence {
             n_prompt,
@@ -104,6 +111,7 @@ impl Sequence {
             text: (!stops.is_empty()).then(|| TextStream::new(stops)),
             span: tracing::info_span!("request", id = request.id.0),
             ended: false,
+            draft,
             tokens,
             request,
         }
@@ -184,31 +192,84 @@ impl Sequence {
     }
 
     /// Appends a sampled token and tells what it ends.
-    pub(crate) fn push(
-        &mut self,
-        token: u32,
-        bytes: &TokenBytes,
-        model_stops: &[u32],
-    ) -> Option<FinishReason> {
+    fn push(&mut self, token: u32, bytes: &TokenBytes, model_stops: &[u32]) -> Option<FinishReason> {
         self.tokens.push(token);
         self.usage.completion_tokens += 1;
         let stop = &self.request.stop;
-        let is_model_stop = !stop.ignore_eos && model_stops.contains(&token);
+        // The end of a text that must follow a grammar is not a matter of choice.
+        let heeds_eos = !stop.ignore_eos || self.request.constraint.is_some();
+        let is_model_stop = heeds_eos && model_stops.contains(&token);
         if is_model_stop || stop.token_ids.contains(&token) {
             return Some(FinishReason::StopToken(token));
         }
+        let constraint = self.request.constraint.as_mut();
+        let is_complete = match constraint.map(|constraint| {
+            constraint.advance(token)?;
+            constraint.is_complete()
+        }) {
+            Some(Err(error)) => return Some(FinishReason::Error(error.into())),
+            Some(Ok(is_complete)) => is_complete,
+            None => false,
+        };
         if let Some(text) = &mut self.text {
             text.push(bytes.of(token));
             if let Some(idx) = text.stopped() {
                 return Some(FinishReason::StopString(idx));
             }
         }
+        if is_complete {
+            return Some(FinishReason::Complete);
+        }
         (self.n_output_left() == 0).then_some(FinishReason::Length)
     }
 
-    /// Notes the time of its first token and returns it, once.
-    pub(crate) fn first_token(&mut self, now: Instant) -> Option<Duration> {
-        if self.n_output() != 1 {
+    /// Prepares the masks of this step's rows, drafts included.
+    pub(crate) fn fill_masks(&mut self, n_draft: usize) -> Result<(), RequestError> {
+        match &mut self.request.constraint {
+            Some(constraint) => Ok(constraint.fill_masks(&self.draft[..n_draft])?),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes what was sampled after its last token and after each token of its draft, as far as the draft is
+    /// what was sampled. Returns the number of new tokens and what they end.
+    pub(crate) fn verify(
+        &mut self,
+        sampled: &[Option<u32>],
+        bytes: &TokenBytes,
+        model_stops: &[u32],
+    ) -> (usize, Option<FinishReason>) {
+        self.usage.drafted_tokens += sampled.len() - 1;
+        for (n, token) in sampled.iter().enumerate() {
+            let Some(token) = *token else {
+                let position = self.n_computed;
+                return (n, Some(FinishReason::Error(RequestError::NotFinite { position })));
+            };
+            let ends = self.push(token, bytes, model_stops);
+            if ends.is_some() {
+                return (n + 1, ends);
+            }
+            let is_drafted = n + 1 < sampled.len() && self.draft[n] == token;
+            if !is_drafted {
+                self.redraft();
+                return (n + 1, None);
+            }
+            // The row of the draft's token was this token's row: its keys and values exist.
+            self.n_computed += 1;
+            self.usage.accepted_tokens += 1;
+        }
+        unreachable!("the last row has no draft to agree with")
+    }
+
+    fn redraft(&mut self) {
+        if let Some(constraint) = &mut self.request.constraint {
+            self.draft = constraint.draft(&self.tokens[self.n_prompt..]);
+        }
+    }
+
+    /// Notes the time of its first token and returns it, where the newest `n` tokens begin the output.
+    pub(crate) fn first_token(&mut self, now: Instant, n: usize) -> Option<Duration> {
+        if self.n_output() != n {
             return None;
         }
         let time = now.saturating_duration_since(self.request.arrived);
@@ -216,10 +277,10 @@ impl Sequence {
         Some(time)
     }
 
-    /// Sends the newest token.
-    pub(crate) fn send_token(&mut self) -> Result<(), Gone> {
-        let token = *self.tokens.last().expect("a token was pushed");
-        match self.request.events.try_send(Event::Tokens(vec![token])) {
+    /// Sends the newest `n` tokens.
+    pub(crate) fn send_tokens(&mut self, n: usize) -> Result<(), Gone> {
+        let tokens = self.tokens[self.tokens.len() - n..].to_vec();
+        match self.request.events.try_send(Event::Tokens(tokens)) {
             Ok(()) => Ok(()),
             Err(TrySendError::Closed(_)) => Err(Gone),
             Err(TrySendError::Full(_)) => panic!("the event channel holds the whole output"),

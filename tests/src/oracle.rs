@@ -1,11 +1,14 @@
 //! What the toy model says, one token after the other, without pages, batches or a cache.
 
-use arbora_kernels::SampleRow;
+use std::sync::Arc;
+
+use arbora_constrained::{Grammar, Vocabulary};
+use arbora_kernels::{Allowed, SampleRow};
 use arbora_runtime::request::{FinishReason, Request};
 use arbora_runtime::sampler::noise;
 
 use crate::random::mix;
-use crate::toy::{FOLD_START, N_LAYERS, toy_sample, weight};
+use crate::toy::{FOLD_START, N_LAYERS, N_VOCAB, toy_sample, weight};
 
 /// A sequence evaluated token by token.
 struct Evaluation {
@@ -50,8 +53,41 @@ pub struct Expected {
     pub reason: Option<FinishReason>,
 }
 
-/// The output of `request` on the toy model.
-pub fn expected(request: &Request, model_stops: &[u32], not_finite_one_in: u64) -> Expected {
+/// Tokens that grammars spell with; many more would spell the same texts in so many ways that no draft is
+/// ever right.
+const N_SPELLING: u32 = 18;
+
+/// The toy model's tokens as grammars see them; `model_stops` end a text.
+pub fn vocabulary(model_stops: &[u32]) -> Arc<Vocabulary> {
+    let text = |token| (token < N_SPELLING).then(|| token_bytes(token));
+    let tokens = (0..N_VOCAB as u32).map(|token| text(token).filter(|bytes| !bytes.is_empty()));
+    Arc::new(Vocabulary::new(tokens, model_stops).expect("the stop tokens are tokens"))
+}
+
+/// Some way to spell a text in toy tokens, the longest first; text that cannot be spelled is left out.
+pub fn spell(text: &[u8]) -> Vec<u32> {
+    let mut tokens = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let fits = |token: &u32| !token_bytes(*token).is_empty() && rest.starts_with(&token_bytes(*token));
+        let longest = (0..N_SPELLING)
+            .rev()
+            .filter(fits)
+            .max_by_key(|token| token_bytes(*token).len());
+        tokens.extend(longest);
+        rest = &rest[longest.map_or(1, |token| token_bytes(token).len())..];
+    }
+    tokens
+}
+
+/// The output of `request` on the toy model, one that follows `grammar` if there is one.
+pub fn expected(
+    request: &Request,
+    grammar: Option<&Grammar>,
+    model_stops: &[u32],
+    not_finite_one_in: u64,
+) -> Expected {
+    let mut matcher = grammar.map(Grammar::matcher);
     let mut evaluation = Evaluation::new();
     let mut logits = 0;
     for &token in &request.prompt {
@@ -61,7 +97,13 @@ pub fn expected(request: &Request, model_stops: &[u32], not_finite_one_in: u64) 
     let mut bytes: Vec<u8> = Vec::new();
     loop {
         let position = request.prompt.len() + tokens.len();
+        let mask = matcher
+            .as_mut()
+            .map(|matcher| matcher.mask().expect("a toy grammar is within its limits"));
         let row = SampleRow {
+            allowed: mask.as_ref().map_or(Allowed::All, |mask| {
+                Allowed::Ids(mask.ids().expect("the vocabulary is small"))
+            }),
             temperature: request.sampling.temperature,
             top_k: request.sampling.top_k,
             top_p: request.sampling.top_p,
@@ -74,10 +116,18 @@ pub fn expected(request: &Request, model_stops: &[u32], not_finite_one_in: u64) 
         tokens.push(token);
         bytes.extend(token_bytes(token));
         let stop = &request.stop;
-        let ends = if stop.token_ids.contains(&token) || (!stop.ignore_eos && model_stops.contains(&token)) {
+        let heeds_eos = !stop.ignore_eos || grammar.is_some();
+        let ends = if stop.token_ids.contains(&token) || (heeds_eos && model_stops.contains(&token)) {
             Some(FinishReason::StopToken(token))
         } else if let Some(idx) = first_stop(&stop.strings, &bytes) {
             Some(FinishReason::StopString(idx))
+        } else if matcher.as_mut().is_some_and(|matcher| {
+            matcher.advance(token).expect("an allowed token");
+            let mask = matcher.mask().expect("a toy grammar is within its limits");
+            mask.ids()
+                .is_some_and(|ids| ids.iter().all(|id| model_stops.contains(id)))
+        }) {
+            Some(FinishReason::Complete)
         } else {
             (tokens.len() >= request.max_tokens).then_some(FinishReason::Length)
         };

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arbora_kernels::{
-    AttentionRows, Backend, BackendError, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle, RopeTable,
-    SampleRow, SequenceRows,
+    Allowed, AttentionRows, Backend, BackendError, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle,
+    RopeTable, SampleRow, SequenceRows,
 };
 use arbora_runtime::model::config::{DecoderConfig, RopeConfig};
 use arbora_runtime::model::decoder::{Decoder, DecoderWeights, ForwardLimits, LayerWeights};
@@ -196,8 +196,8 @@ impl ToyBackend {
     }
 }
 
-/// The token a row of logits gives, or `None` where it has no finite logit.
-pub fn toy_sample(logits: u64, row: &SampleRow, not_finite_one_in: u64) -> Option<u32> {
+/// The token a row of logits gives, or `None` where it has no finite logit or no token is allowed.
+pub fn toy_sample(logits: u64, row: &SampleRow<'_>, not_finite_one_in: u64) -> Option<u32> {
     if not_finite_one_in > 0 && logits.is_multiple_of(not_finite_one_in) {
         return None;
     }
@@ -206,7 +206,14 @@ pub fn toy_sample(logits: u64, row: &SampleRow, not_finite_one_in: u64) -> Optio
     } else {
         mix(logits, row.noise)
     };
-    Some((drawn % N_VOCAB as u64) as u32)
+    let is_allowed = |id: &u32| match row.allowed {
+        Allowed::All => true,
+        Allowed::Ids(ids) => ids.contains(id),
+        Allowed::Bits(words) => words[*id as usize / 64] >> (id % 64) & 1 == 1,
+    };
+    let ids = || (0..N_VOCAB as u32).filter(is_allowed);
+    let idx = drawn.checked_rem(ids().count() as u64)?;
+    ids().nth(idx as usize)
 }
 
 impl Backend for ToyBackend {
@@ -350,7 +357,7 @@ impl Backend for ToyBackend {
         out.set(rows.iter().map(|&row| x.rows[row as usize]));
     }
 
-    fn sample(&mut self, logits: &ToyTensor, rows: &[SampleRow], out: &mut Vec<Option<u32>>) {
+    fn sample(&mut self, logits: &ToyTensor, rows: &[SampleRow<'_>], out: &mut Vec<Option<u32>>) {
         self.fuse.burn("sample");
         assert_eq!(logits.rows.len(), rows.len(), "one sample row per row of logits");
         assert_eq!(logits.width, N_VOCAB);

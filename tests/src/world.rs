@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arbora_constrained::Grammar;
 use arbora_radix::Namespace;
+use arbora_runtime::constraint::Constraint;
 use arbora_runtime::engine::{Engine, EngineConfig, EngineHandle, Turn};
 use arbora_runtime::request::{
     Event, FinishReason, Finished, Request, RequestId, SamplingParams, StopConditions, SubmitError,
@@ -12,7 +14,7 @@ use arbora_runtime::token_bytes::TokenBytes;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
-use crate::oracle::{Expected, expected, token_bytes};
+use crate::oracle::{Expected, expected, spell, token_bytes};
 use crate::toy::{Fuse, N_VOCAB, ToyBackend};
 
 /// One step on the world's clock.
@@ -31,6 +33,8 @@ pub struct Ask {
     pub sampling: SamplingParams,
     /// What ends it early.
     pub stop: StopConditions,
+    /// What the output must look like.
+    pub grammar: Option<Grammar>,
     /// For the `priority` policy.
     pub priority: i32,
     /// Queue deadline.
@@ -54,6 +58,7 @@ impl Ask {
                 ignore_eos: true,
                 ..StopConditions::default()
             },
+            grammar: None,
             priority: 0,
             queue_timeout: None,
             total_timeout: None,
@@ -130,7 +135,10 @@ impl Client {
         assert_eq!(self.tokens, expected.tokens[..n], "request {:?}", self.id);
         let Some(finished) = &self.finished else { return };
         match &finished.reason {
-            reason @ (FinishReason::StopToken(_) | FinishReason::StopString(_) | FinishReason::Length) => {
+            reason @ (FinishReason::StopToken(_)
+            | FinishReason::StopString(_)
+            | FinishReason::Complete
+            | FinishReason::Length) => {
                 assert_eq!(Some(reason), expected.reason.as_ref());
                 assert_eq!(n, expected.tokens.len());
             }
@@ -146,6 +154,7 @@ impl Client {
             "one token is always computed"
         );
         assert!(usage.copied_tokens <= usage.cached_tokens);
+        assert!(usage.accepted_tokens <= usage.drafted_tokens);
     }
 }
 
@@ -210,6 +219,10 @@ impl World {
             choice_idx: 0,
             max_tokens: ask.max_tokens,
             stop: ask.stop.clone(),
+            constraint: ask
+                .grammar
+                .as_ref()
+                .map(|grammar| Constraint::new(grammar, Arc::new(spell))),
             priority: ask.priority,
             arrived: self.now,
             queue_timeout: ask.queue_timeout,
@@ -217,7 +230,8 @@ impl World {
             events: sender,
         };
         let (id, max_tokens) = (request.id, request.max_tokens);
-        let expected = expected(&request, &self.config.model_stop_tokens, self.not_finite_one_in);
+        let stops = &self.config.model_stop_tokens;
+        let expected = expected(&request, ask.grammar.as_ref(), stops, self.not_finite_one_in);
         self.handle.submit(request)?;
         self.clients.push(Client {
             id,

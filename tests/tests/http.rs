@@ -164,13 +164,14 @@ impl Site {
             choice_idx: 0,
             max_tokens,
             stop: StopConditions::default(),
+            constraint: None,
             priority: 0,
             arrived: Instant::now(),
             queue_timeout: None,
             total_timeout: None,
             events: mpsc::channel(1).0,
         };
-        let tokens = expected(&request, self.tokenizer.stop_token_ids(), 0).tokens;
+        let tokens = expected(&request, None, self.tokenizer.stop_token_ids(), 0).tokens;
         let bytes: Vec<u8> = tokens
             .iter()
             .filter(|&&token| !self.tokenizer.is_special(token))

@@ -5,9 +5,11 @@
 
 use std::time::Duration;
 
+use arbora_constrained::{Grammar, Limits};
 use arbora_radix::{EvictionPolicy, Namespace};
 use arbora_runtime::engine::{EngineConfig, SchedulePolicy, Turn};
 use arbora_runtime::request::{SamplingParams, StopConditions, SubmitError};
+use arbora_tests::oracle::vocabulary;
 use arbora_tests::random::Random;
 use arbora_tests::toy::N_VOCAB;
 use arbora_tests::world::{Ask, World};
@@ -33,6 +35,7 @@ fn random_config(random: &mut Random) -> EngineConfig {
         EvictionPolicy::Priority,
     ]);
     config.expected_output = random.pick(&[0.0, 0.0, 0.3, 0.7, 1.0]);
+    config.max_draft_rows = random.pick(&[0, 1, 4, 64]);
     config.model_stop_tokens = vec![7];
     config
 }
@@ -60,7 +63,7 @@ impl Prompts {
     }
 }
 
-fn random_ask(random: &mut Random, prompts: &mut Prompts) -> Ask {
+fn random_ask(random: &mut Random, prompts: &mut Prompts, grammars: &[Grammar]) -> Ask {
     let mut ask = Ask::new(&prompts.draw(random), random.between(1, 30));
     ask.namespace = Namespace {
         adapter: u32::from(random.one_in(5)),
@@ -87,6 +90,9 @@ fn random_ask(random: &mut Random, prompts: &mut Prompts) -> Ask {
             .collect(),
         ignore_eos: random.one_in(2),
     };
+    if random.one_in(3) {
+        ask.grammar = Some(grammars[random.below(grammars.len())].clone());
+    }
     ask.priority = random.below(3) as i32;
     ask.queue_timeout = random
         .one_in(8)
@@ -97,8 +103,23 @@ fn random_ask(random: &mut Random, prompts: &mut Prompts) -> Ask {
     ask
 }
 
-/// Runs one schedule; returns the number of preemptions, cached tokens and copied tokens seen.
-fn simulate(seed: u64) -> [u64; 3] {
+/// Grammars over the toy model's letters: choices, text that is forced for a while, characters of two bytes.
+fn grammars() -> Vec<Grammar> {
+    let vocabulary = vocabulary(&[7]);
+    let compile = |regex| Grammar::compile_regex(&vocabulary, regex, &Limits::default());
+    let regexes = [
+        "abcabc(a|é)*cccc",
+        "(ab|c)+bcbcbc",
+        "[abc]{2,9}",
+        "aé*b",
+        "abbcabcabbc",
+    ];
+    regexes.map(|regex| compile(regex).expect("a grammar")).to_vec()
+}
+
+/// Runs one schedule; returns the number of preemptions, cached tokens, copied tokens, drafted and accepted
+/// tokens seen.
+fn simulate(seed: u64, grammars: &[Grammar]) -> [u64; 5] {
     let mut random = Random::new(seed);
     let config = random_config(&mut random);
     let not_finite_one_in = if random.one_in(4) { 50 } else { 0 };
@@ -113,7 +134,7 @@ fn simulate(seed: u64) -> [u64; 3] {
     loop {
         while n_submitted < n_requests && random.one_in(3) {
             n_submitted += 1;
-            match world.submit(&random_ask(&mut random, &mut prompts)) {
+            match world.submit(&random_ask(&mut random, &mut prompts, grammars)) {
                 Ok(_)
                 | Err(SubmitError::QueueFull { .. })
                 | Err(SubmitError::NeverFits { .. })
@@ -144,26 +165,34 @@ fn simulate(seed: u64) -> [u64; 3] {
         &metrics.preemptions,
         &metrics.cached_tokens,
         &metrics.copied_tokens,
+        &metrics.drafted_tokens,
+        &metrics.accepted_tokens,
     ]
     .map(|counter| counter.value())
 }
 
 fn simulate_range(first: u64, n: u64) {
-    let mut seen = [0; 3];
+    let grammars = grammars();
+    let mut seen = [0; 5];
     for seed in first..first + n {
-        let result = std::panic::catch_unwind(|| simulate(seed));
+        let result = std::panic::catch_unwind(|| simulate(seed, &grammars));
         let counts = result.unwrap_or_else(|_| panic!("schedule with seed {seed} failed"));
         for (sum, count) in seen.iter_mut().zip(counts) {
             *sum += count;
         }
     }
-    let [n_preemptions, n_cached, n_copied] = seen;
+    let [n_preemptions, n_cached, n_copied, n_drafted, n_accepted] = seen;
     println!(
-        "{n} schedules: {n_preemptions} preemptions, {n_cached} cached tokens, {n_copied} of them copied"
+        "{n} schedules: {n_preemptions} preemptions, {n_cached} cached tokens, {n_copied} of them copied, \
+         {n_drafted} drafted tokens, {n_accepted} of them accepted"
     );
     assert!(
         n_preemptions > n / 20,
         "the schedules are tight enough to preempt"
+    );
+    assert!(
+        n_accepted > n / 10 && n_drafted > n_accepted + n / 10,
+        "drafts are accepted and refused"
     );
     assert!(
         n_cached > n && n_copied > n / 10,

@@ -42,6 +42,7 @@ fn request(handle: &EngineHandle, prompt: Vec<u32>, max_tokens: usize) -> (Reque
         choice_idx: 0,
         max_tokens,
         stop: StopConditions::default(),
+        constraint: None,
         priority: 0,
         arrived: Instant::now(),
         queue_timeout: None,
@@ -76,7 +77,7 @@ fn clients_on_many_threads_get_their_own_text() {
             while n_served < 50 {
                 let prompt: Vec<u32> = (0..random.between(1, 40)).map(|i| (i % 3) as u32 + 8).collect();
                 let (request, events) = request(&handle, prompt, random.between(1, 20));
-                let expected = expected(&request, &[], 0);
+                let expected = expected(&request, None, &[], 0);
                 match handle.submit(request) {
                     Ok(()) if random.one_in(5) => drop(events),
                     Ok(()) => {

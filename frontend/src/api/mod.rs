@@ -124,6 +124,7 @@ impl App {
                     choice_idx: choice_idx as u32,
                     max_tokens,
                     stop: options.stop.clone(),
+                    constraint: None,
                     priority: options.priority,
                     arrived,
                     queue_timeout: None,

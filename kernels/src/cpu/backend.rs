@@ -119,7 +119,7 @@ impl Backend for CpuBackend {
         rows::gather(x, rows, out);
     }
 
-    fn sample(&mut self, logits: &CpuTensor, rows: &[SampleRow], out: &mut Vec<Option<u32>>) {
+    fn sample(&mut self, logits: &CpuTensor, rows: &[SampleRow<'_>], out: &mut Vec<Option<u32>>) {
         self.row_kernels
             .sample(&mut self.pool, logits, rows, (&mut self.sample_spaces, out));
     }

@@ -172,7 +172,7 @@ impl RowKernels {
         &self,
         pool: &mut ThreadPool,
         logits: &CpuTensor,
-        rows: &[SampleRow],
+        rows: &[SampleRow<'_>],
         (spaces, out): (&mut [SampleSpace], &mut Vec<Option<u32>>),
     ) {
         assert_eq!(rows.len(), logits.n_rows(), "rows of logits");

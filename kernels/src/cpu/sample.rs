@@ -1,8 +1,9 @@
 //! One row of logits becomes a token.
 //!
-//! Tokens are ordered by logit, largest first, then by id; tokens without a finite logit do not take part. A
-//! token weighs `exp((logit - largest) / temperature)` as an integer in units of 2^-40, so that sums are
-//! exact whatever their order and no selection algorithm can be seen in the result:
+//! Tokens that are not allowed are taken out first. The rest are ordered by logit, largest first, then by
+//! id; tokens without a finite logit do not take part. A token weighs `exp((logit - largest) /
+//! temperature)` as an integer in units of 2^-40, so that sums are exact whatever their order and no
+//! selection algorithm can be seen in the result:
 //!
 //! ```text
 //! top-k   the first k
@@ -20,7 +21,7 @@
 //! The crossing of a running sum is then found by quickselect, halving as it goes: O(n) in the candidates.
 
 use super::exponential::exp;
-use crate::SampleRow;
+use crate::{Allowed, SampleRow};
 
 /// Weight of the likeliest token.
 const ONE: f64 = (1u64 << 40) as f64;
@@ -70,6 +71,8 @@ impl SampleKernels {
 /// What one thread needs while it samples; grows to the vocabulary once.
 #[derive(Default)]
 pub(crate) struct SampleSpace {
+    /// The logits of allowed tokens, where not all are.
+    allowed: Vec<f32>,
     maxima: Vec<f32>,
     ordered_maxima: Vec<f32>,
     candidates: Vec<Candidate>,
@@ -79,6 +82,8 @@ impl SampleSpace {
     /// Makes room for rows of `n_vocab` logits.
     pub(crate) fn reserve(&mut self, n_vocab: usize) {
         let n_chunks = n_vocab.div_ceil(CHUNK);
+        self.allowed.clear();
+        self.allowed.reserve(n_vocab);
         self.maxima.clear();
         self.maxima.reserve(n_chunks);
         self.ordered_maxima.clear();
@@ -186,13 +191,48 @@ fn total_weight(logits: &[f32], weigher: Weigher) -> u64 {
     total
 }
 
-/// The row's token, or `None` where no logit is finite.
+/// The row's token, or `None` where no allowed token has a finite logit.
 pub(crate) fn sample_row(
     logits: &[f32],
-    row: &SampleRow,
+    row: &SampleRow<'_>,
     kernels: SampleKernels,
     space: &mut SampleSpace,
 ) -> Option<u32> {
+    let mut allowed = std::mem::take(&mut space.allowed);
+    allowed.clear();
+    let token = match row.allowed {
+        Allowed::All => draw(logits, row, kernels, space),
+        Allowed::Ids(ids) => {
+            // A list in the order of ids keeps the order among equals.
+            allowed.extend(ids.iter().map(|id| logits[*id as usize]));
+            draw(&allowed, row, kernels, space).map(|idx| ids[idx as usize])
+        }
+        Allowed::Bits(words) => {
+            keep_allowed(logits, words, &mut allowed);
+            draw(&allowed, row, kernels, space)
+        }
+    };
+    space.allowed = allowed;
+    token
+}
+
+/// The logits, minus infinity in place of those whose bit is not set.
+fn keep_allowed(logits: &[f32], words: &[u64], out: &mut Vec<f32>) {
+    assert!(words.len() * 64 >= logits.len(), "a bit for every token");
+    for (chunk, word) in logits.chunks(64).zip(words) {
+        match *word {
+            0 => out.resize(out.len() + chunk.len(), f32::NEG_INFINITY),
+            u64::MAX => out.extend_from_slice(chunk),
+            word => out.extend(chunk.iter().enumerate().map(|(bit, logit)| {
+                let is_allowed = word >> bit & 1 == 1;
+                if is_allowed { *logit } else { f32::NEG_INFINITY }
+            })),
+        }
+    }
+}
+
+/// The token of a row of which every token is allowed.
+fn draw(logits: &[f32], row: &SampleRow<'_>, kernels: SampleKernels, space: &mut SampleSpace) -> Option<u32> {
     // SAFETY: whoever chose the kernels checked that the machine has their ISA.
     unsafe { (kernels.largest_of_chunks)(logits, &mut space.maxima) };
     let largest = space.maxima.iter().copied().fold(f32::NEG_INFINITY, larger);
@@ -335,7 +375,8 @@ mod tests {
     use super::*;
     use crate::cpu::random::Random;
 
-    const GREEDY: SampleRow = SampleRow {
+    const GREEDY: SampleRow<'static> = SampleRow {
+        allowed: Allowed::All,
         temperature: 0.0,
         top_k: 0,
         top_p: 1.0,
@@ -351,7 +392,7 @@ mod tests {
         vec![SampleKernels::scalar()]
     }
 
-    fn sample(logits: &[f32], row: &SampleRow) -> Option<u32> {
+    fn sample(logits: &[f32], row: &SampleRow<'_>) -> Option<u32> {
         let mut tokens = variants()
             .into_iter()
             .map(|kernels| sample_row(logits, row, kernels, &mut SampleSpace::default()));
@@ -364,7 +405,7 @@ mod tests {
     /// skipped. `weigh` gives the weight of a logit.
     fn kept<W: Copy + PartialOrd + std::iter::Sum<W>>(
         logits: &[f32],
-        row: &SampleRow,
+        row: &SampleRow<'_>,
         weigh: impl Fn(f32) -> W,
         goal: impl Fn(W) -> W,
     ) -> Vec<(u32, W)> {
@@ -392,7 +433,7 @@ mod tests {
         order.into_iter().map(|i| (i as u32, weigh(logits[i]))).collect()
     }
 
-    fn random_case(random: &mut Random) -> (Vec<f32>, SampleRow) {
+    fn random_case(random: &mut Random) -> (Vec<f32>, SampleRow<'static>) {
         let n_vocab = random.one_of(&[1, 2, 3, 63, 64, 65, 300, 1000]);
         let spread = random.one_of(&[0.0, 0.1, 1.0, 3.0, 20.0]);
         let mut logits: Vec<f32> = (0..n_vocab).map(|_| random.normal() * spread).collect();
@@ -409,6 +450,7 @@ mod tests {
             }
         }
         let row = SampleRow {
+            allowed: Allowed::All,
             temperature: random.one_of(&[0.01, 0.3, 0.7, 1.0, 2.0, 1e6]),
             top_k: random.one_of(&[0, 0, 1, 2, 40, 64, 65, 5000]),
             top_p: random.one_of(&[1.0, 1.0, 0.95, 0.5, 0.01, 0.0]),
@@ -500,6 +542,36 @@ mod tests {
         logits[299] = 2.5;
         assert_eq!(sample(&logits, &GREEDY), Some(299));
         assert_eq!(sample(&[-0.0, 0.0], &GREEDY), Some(0));
+    }
+
+    #[test]
+    fn a_restricted_row_samples_like_one_whose_other_logits_are_not_finite() {
+        let seed = 14;
+        let mut random = Random(seed);
+        for case in 0..20_000 {
+            let (logits, row) = random_case(&mut random);
+            let one_in = random.one_of(&[1, 2, 5, 100, u64::MAX]);
+            let ids: Vec<u32> = (0..logits.len() as u32)
+                .filter(|_| random.next().is_multiple_of(one_in))
+                .collect();
+            // Bits beyond the vocabulary must not matter.
+            let mut words = vec![0; logits.len().div_ceil(64)];
+            if let Some(last) = words.last_mut().filter(|_| !logits.len().is_multiple_of(64)) {
+                *last = u64::MAX << (logits.len() % 64);
+            }
+            let mut masked = vec![f32::NEG_INFINITY; logits.len()];
+            for id in &ids {
+                masked[*id as usize] = logits[*id as usize];
+                words[*id as usize / 64] |= 1 << (id % 64);
+            }
+            let expected = sample(&masked, &row);
+            let allowed = Allowed::Ids(&ids);
+            let by_ids = sample(&logits, &SampleRow { allowed, ..row });
+            assert_eq!(by_ids, expected, "seed {seed} case {case} {row:?} ids {ids:?}");
+            let allowed = Allowed::Bits(&words);
+            let by_bits = sample(&logits, &SampleRow { allowed, ..row });
+            assert_eq!(by_bits, expected, "seed {seed} case {case} {row:?} ids {ids:?}");
+        }
     }
 
     #[test]

@@ -1,0 +1,106 @@
+//! What an output must look like, while it is made.
+//!
+//! ```text
+//! rows of a step:   last token | draft 0 | draft 1 | ...
+//! masks:                 0          1         2            one per row, for the token that follows it
+//! ```
+//!
+//! Text that the grammar forces is proposed as a draft, spelled as the tokenizer would spell it, and the
+//! model verifies it like any other draft: every token is still sampled from its masked distribution, so
+//! the draft saves forward passes and changes nothing else (contract C7).
+
+use std::fmt;
+use std::sync::Arc;
+
+use arbora_constrained::{Grammar, MatchError, Matcher, TokenMask};
+use arbora_kernels::Allowed;
+
+/// From text to tokens, as the model's tokenizer does it. The text is any bytes of an output.
+pub type Tokenize = Arc<dyn Fn(&[u8]) -> Vec<u32> + Send + Sync>;
+
+/// Committed tokens that forced text is tokenised together with, so that a token may not span the seam.
+const N_RECENT: usize = 4;
+
+/// A grammar and how far the output has come in it. A clone is an output of its own.
+#[derive(Clone)]
+pub struct Constraint {
+    matcher: Matcher,
+    tokenize: Tokenize,
+    /// Of the rows of this step.
+    masks: Vec<Arc<TokenMask>>,
+    n_vocab: usize,
+    n_eos: usize,
+}
+
+impl Constraint {
+    /// An output of `grammar` that has not begun.
+    pub fn new(grammar: &Grammar, tokenize: Tokenize) -> Self {
+        let vocabulary = grammar.vocabulary();
+        Constraint {
+            matcher: grammar.matcher(),
+            tokenize,
+            masks: Vec::new(),
+            n_vocab: vocabulary.n_vocab() as usize,
+            n_eos: vocabulary.eos().len(),
+        }
+    }
+
+    /// Tokens of the vocabulary it was made for.
+    pub fn n_vocab(&self) -> usize {
+        self.n_vocab
+    }
+
+    /// Prepares the masks of the next row and of a row for each token of `draft`.
+    pub(crate) fn fill_masks(&mut self, draft: &[u32]) -> Result<(), MatchError> {
+        self.masks.clear();
+        self.masks.push(self.matcher.mask()?);
+        let mut n_taken = 0;
+        let filled = draft.iter().try_for_each(|&token| {
+            self.matcher.advance(token)?;
+            n_taken += 1;
+            self.masks.push(self.matcher.mask()?);
+            Ok(())
+        });
+        self.matcher
+            .rollback(n_taken)
+            .expect("what was just taken can be taken back");
+        filled
+    }
+
+    /// What row `row` of this step may become. A row whose mask could not be filled belongs to a request that
+    /// ends, and its token is dropped.
+    pub(crate) fn allowed(&self, row: usize) -> Allowed<'_> {
+        let Some(mask) = self.masks.get(row) else {
+            return Allowed::All;
+        };
+        match (mask.ids(), mask.words()) {
+            (Some(ids), _) => Allowed::Ids(ids),
+            (None, Some(words)) => Allowed::Bits(words),
+            (None, None) => unreachable!("a mask is a list or bits"),
+        }
+    }
+
+    /// Follows the output.
+    pub(crate) fn advance(&mut self, token: u32) -> Result<(), MatchError> {
+        self.matcher.advance(token)
+    }
+
+    /// Whether nothing but the end of the text may come.
+    pub(crate) fn is_complete(&mut self) -> Result<bool, MatchError> {
+        Ok(self.matcher.is_accepting() && self.matcher.mask()?.n_allowed() <= self.n_eos)
+    }
+
+    /// Tokens that probably come next: forced text, after `output`.
+    pub(crate) fn draft(&mut self, output: &[u32]) -> Vec<u32> {
+        let recent = &output[output.len().saturating_sub(N_RECENT)..];
+        self.matcher.forced(recent, |text| (self.tokenize)(text))
+    }
+}
+
+impl fmt::Debug for Constraint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Constraint")
+            .field("n_tokens", &self.matcher.n_tokens())
+            .finish_non_exhaustive()
+    }
+}
