@@ -40,11 +40,19 @@ pub enum CompileError {
         why: String,
     },
     /// A grammar's text cannot be used.
-    #[error("grammar at line {line}: {why}")]
+    #[error("grammar at line {line}, column {column}: {why}")]
     Syntax {
         /// One-based.
         line: usize,
+        /// One-based, in characters.
+        column: usize,
         /// What is wrong.
+        why: String,
+    },
+    /// The markers of a free text exclude each other.
+    #[error("markers of a free text: {why}")]
+    Markers {
+        /// Which, and how.
         why: String,
     },
     /// No text satisfies the grammar, or none that this vocabulary can spell.
@@ -104,6 +112,14 @@ pub enum VocabularyError {
     /// A token that ends the text is not in the vocabulary.
     #[error("end-of-text token {token} is outside the vocabulary of {n} tokens")]
     Eos {
+        /// The token.
+        token: u32,
+        /// The vocabulary's size.
+        n: usize,
+    },
+    /// A special token that has a name is not in the vocabulary or has text.
+    #[error("special token {token} is outside the vocabulary of {n} tokens, or has text")]
+    Special {
         /// The token.
         token: u32,
         /// The vocabulary's size.

@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::constraint::Constraint;
 use crate::error::CompileError;
 use crate::ir::Ir;
 use crate::limits::Limits;
 use crate::matcher::{Matcher, lock};
-use crate::pattern;
-use crate::schema::{self, SchemaOptions};
+use crate::schema::SchemaOptions;
 use crate::tables::Tables;
 use crate::vocabulary::Vocabulary;
 
@@ -36,15 +36,8 @@ impl Grammar {
         options: &SchemaOptions,
         limits: &Limits,
     ) -> Result<Self, CompileError> {
-        check_source(schema, limits)?;
-        let max_whitespace = if options.whitespace == crate::Whitespace::Any {
-            limits.max_whitespace
-        } else {
-            0
-        };
-        let mut ir = Ir::new(vocabulary, limits, max_whitespace);
-        let root = schema::compile(&mut ir, schema, options, limits)?;
-        Self::new(ir, root, vocabulary, limits)
+        let options = *options;
+        Self::compile(vocabulary, &Constraint::JsonSchema { schema, options }, limits)
     }
 
     /// Texts that the regular expression `regex` (Rust's syntax) matches from end to end.
@@ -56,14 +49,7 @@ impl Grammar {
         regex: &str,
         limits: &Limits,
     ) -> Result<Self, CompileError> {
-        check_source(regex, limits)?;
-        let mut ir = Ir::new(vocabulary, limits, 0);
-        let root = match pattern::compile(regex, limits.max_automaton_states) {
-            Ok(dfa) => ir.dfa(dfa),
-            Err(CompileError::Limit { .. }) => pattern::nodes(&mut ir, regex)?,
-            Err(error) => return Err(error),
-        };
-        Self::new(ir, root, vocabulary, limits)
+        Self::compile(vocabulary, &Constraint::Regex(regex), limits)
     }
 
     /// Exactly the given texts.
@@ -75,13 +61,58 @@ impl Grammar {
         choices: &[&str],
         limits: &Limits,
     ) -> Result<Self, CompileError> {
-        let n_bytes: usize = choices.iter().map(|choice| choice.len()).sum();
-        if n_bytes > limits.max_source_bytes {
-            return Err(source_limit(limits));
-        }
-        let mut ir = Ir::new(vocabulary, limits, 0);
-        let choices = choices.iter().map(|choice| choice.as_bytes());
-        let root = ir.dfa(crate::dfa::Dfa::of_strings(choices));
+        Self::compile(vocabulary, &Constraint::Choice(choices), limits)
+    }
+
+    /// Texts of the GBNF grammar `text` (the format of llama.cpp), which begins with its rule `root`.
+    ///
+    /// # Errors
+    /// When the grammar is malformed (the error names line and column), uses what is not supported, derives
+    /// nothing, or exceeds a limit.
+    pub fn compile_gbnf(
+        vocabulary: &Arc<Vocabulary>,
+        text: &str,
+        limits: &Limits,
+    ) -> Result<Self, CompileError> {
+        Self::compile(vocabulary, &Constraint::Gbnf(text), limits)
+    }
+
+    /// Texts of the grammar `text` in XGrammar's EBNF, which begins with the rule `root`.
+    ///
+    /// # Errors
+    /// As [`Grammar::compile_gbnf`].
+    pub fn compile_ebnf(
+        vocabulary: &Arc<Vocabulary>,
+        text: &str,
+        root: &str,
+        limits: &Limits,
+    ) -> Result<Self, CompileError> {
+        Self::compile(vocabulary, &Constraint::Ebnf { text, root }, limits)
+    }
+
+    /// Texts of the Lark grammar `text`, which begins with its rule `start`.
+    ///
+    /// # Errors
+    /// As [`Grammar::compile_gbnf`].
+    pub fn compile_lark(
+        vocabulary: &Arc<Vocabulary>,
+        text: &str,
+        limits: &Limits,
+    ) -> Result<Self, CompileError> {
+        Self::compile(vocabulary, &Constraint::Lark(text), limits)
+    }
+
+    /// Texts that satisfy `constraint`.
+    ///
+    /// # Errors
+    /// As the method of the constraint's kind.
+    pub fn compile(
+        vocabulary: &Arc<Vocabulary>,
+        constraint: &Constraint<'_>,
+        limits: &Limits,
+    ) -> Result<Self, CompileError> {
+        let mut ir = Ir::new(vocabulary, limits, constraint.max_whitespace(limits));
+        let root = constraint.lower(&mut ir, vocabulary, limits)?;
         Self::new(ir, root, vocabulary, limits)
     }
 
@@ -129,20 +160,5 @@ impl Grammar {
             *current = Arc::new(Mutex::new(Tables::new(&self.0.ir, &self.0.limits)));
         }
         current.clone()
-    }
-}
-
-fn check_source(source: &str, limits: &Limits) -> Result<(), CompileError> {
-    if source.len() > limits.max_source_bytes {
-        return Err(source_limit(limits));
-    }
-    Ok(())
-}
-
-fn source_limit(limits: &Limits) -> CompileError {
-    CompileError::Limit {
-        name: "max_source_bytes",
-        limit: limits.max_source_bytes as u64,
-        place: "the source text".to_owned(),
     }
 }

@@ -11,10 +11,12 @@ use std::sync::Arc;
 
 use crate::dfa::{Classes, Dfa};
 use crate::error::CompileError;
+use crate::free_text::FreeText;
 use crate::hash::Map;
 use crate::keys::KeyTrie;
 use crate::limits::Limits;
 use crate::text::TextSpec;
+use crate::tokens::TokenSet;
 use crate::vocabulary::Vocabulary;
 
 pub(crate) type NodeId = u32;
@@ -37,6 +39,9 @@ pub(crate) enum Node {
     Rule(RuleId),
     Object(u32),
     Array(u32),
+    /// One token, by its number.
+    Token(u32),
+    Free(u32),
 }
 
 /// One declared property.
@@ -92,6 +97,11 @@ pub(crate) struct Ir {
     pub(crate) texts: Vec<Arc<TextSpec>>,
     pub(crate) objects: Vec<Object>,
     pub(crate) arrays: Vec<Array>,
+    pub(crate) token_sets: Vec<TokenSet>,
+    pub(crate) token_set_ids: Map<TokenSet, u32>,
+    pub(crate) free_texts: Vec<FreeText>,
+    /// Whether any token may be taken by its number.
+    pub(crate) has_tokens: bool,
     pub(crate) punctuation: Punctuation,
     pub(crate) root: NodeId,
     pub(crate) is_productive: Vec<bool>,
@@ -126,6 +136,10 @@ impl Ir {
             texts: Vec::new(),
             objects: Vec::new(),
             arrays: Vec::new(),
+            token_sets: Vec::new(),
+            token_set_ids: Map::default(),
+            free_texts: Vec::new(),
+            has_tokens: false,
             punctuation: none,
             root: 0,
             is_productive: Vec::new(),
@@ -174,6 +188,12 @@ impl Ir {
             self.dfas.push(dfa);
         }
         self.node(Node::Dfa(id))
+    }
+
+    /// An automaton whose states are referred to by number and must stay as they are.
+    pub(crate) fn push_dfa(&mut self, dfa: Dfa) -> u32 {
+        self.dfas.push(Arc::new(dfa));
+        self.dfas.len() as u32 - 1
     }
 
     pub(crate) fn literal(&mut self, text: &str) -> NodeId {
@@ -284,6 +304,7 @@ impl Ir {
         self.check_repeats(&is_nullable)?;
         self.check_left_recursion(&is_nullable)?;
         self.classes = self.all_classes();
+        self.has_tokens |= !self.token_sets.is_empty();
         Ok(self)
     }
 
@@ -320,18 +341,21 @@ impl Ir {
             Node::Array(array) => self.arrays[*array as usize]
                 .max_items(is)
                 .is_none_or(|max| max >= self.arrays[*array as usize].min),
+            Node::Token(_) => true,
+            Node::Free(free) => self.free_texts[*free as usize].produces(is),
         }
     }
 
     fn matches_nothing(&self, node: &Node, known: &[bool]) -> bool {
         let is = |id: &NodeId| known[*id as usize];
         match node {
-            Node::Never | Node::Text(_) | Node::Object(_) | Node::Array(_) => false,
+            Node::Never | Node::Text(_) | Node::Object(_) | Node::Array(_) | Node::Token(_) => false,
             Node::Empty => true,
             Node::Dfa(dfa) => {
                 let dfa = &self.dfas[*dfa as usize];
                 dfa.is_accepting(dfa.start())
             }
+            Node::Free(free) => self.free_texts[*free as usize].is_nullable(),
             Node::Seq(parts) => parts.iter().all(is),
             Node::Alt(parts) => parts.iter().any(is),
             Node::Repeat { body, min, .. } => *min == 0 || is(body),
@@ -353,6 +377,7 @@ impl Ir {
             if max.is_some_and(|max| max > MAX_EMPTY_REPEATS) {
                 return Err(CompileError::Syntax {
                     line: 0,
+                    column: 0,
                     why: format!(
                         "something that may be empty is repeated more than {MAX_EMPTY_REPEATS} times, counted"
                     ),
@@ -400,6 +425,7 @@ impl Ir {
                     Mark::Open => {
                         return Err(CompileError::Syntax {
                             line: 0,
+                            column: 0,
                             why: "a rule begins with itself (left recursion)".to_owned(),
                         });
                     }

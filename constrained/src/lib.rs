@@ -48,8 +48,11 @@
 //! matchers move over. The tables are behind one lock per grammar, taken once per call. Where the schema's
 //! text is nested, recursion is bounded by `max_source_depth`; nothing recurses over the output.
 
+mod constraint;
 mod dfa;
+mod ebnf;
 mod error;
+mod free_text;
 mod grammar;
 mod hash;
 mod ir;
@@ -65,9 +68,11 @@ mod schema;
 mod step;
 mod tables;
 mod text;
+mod tokens;
 mod trie;
 mod vocabulary;
 
+pub use constraint::Constraint;
 pub use error::{CompileError, MatchError, VocabularyError};
 pub use grammar::Grammar;
 pub use limits::Limits;

@@ -7,6 +7,8 @@ pub struct Limits {
     pub max_source_bytes: usize,
     /// Nesting of the source text, and chains of references within it.
     pub max_source_depth: usize,
+    /// Rules of a grammar's text.
+    pub max_rules: usize,
     /// Nodes of the compiled grammar.
     pub max_nodes: usize,
     /// States of one byte automaton.
@@ -36,6 +38,7 @@ impl Default for Limits {
         Self {
             max_source_bytes: 1 << 20,
             max_source_depth: 96,
+            max_rules: 10_000,
             max_nodes: 200_000,
             max_automaton_states: 8_192,
             max_branches: 256,

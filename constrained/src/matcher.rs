@@ -76,11 +76,9 @@ impl Matcher {
             self.is_ended = self.is_accepting();
             return if self.is_ended { Ok(()) } else { Err(refused) };
         }
-        let bytes = parts.vocabulary.token_bytes(token);
-        if bytes.is_empty() {
-            return Err(refused);
-        }
-        let next = lock(&self.tables).run(&parts.ir, &parts.limits, self.state(), bytes);
+        let mut tables = lock(&self.tables);
+        let next = tables.advance(&parts.ir, &parts.limits, &parts.vocabulary, self.state(), token);
+        drop(tables);
         if next == NOTHING {
             return Err(refused);
         }

@@ -8,7 +8,7 @@ use regex_automata::util::primitives::StateID;
 use regex_automata::util::{start, syntax};
 use regex_automata::{Anchored, MatchKind, nfa::thompson};
 
-use crate::dfa::{Classes, Dfa};
+use crate::dfa::{Classes, Dfa, TooManyStates};
 use regex_syntax::hir::{Hir, HirKind};
 
 use crate::error::{CompileError, shorten};
@@ -50,13 +50,47 @@ pub(crate) fn compile(pattern: &str, max_states: usize) -> Result<Dfa, CompileEr
     let start = dense
         .start_state(&start::Config::new().anchored(Anchored::Yes))
         .map_err(|error| failed(error.to_string()))?;
+    of_dense(&dense, start, max_states).map_err(|_| limit())
+}
+
+fn of_dense(dense: &dense::DFA<Vec<u32>>, start: StateID, max_states: usize) -> Result<Dfa, TooManyStates> {
     let classes = Classes::by(|byte| dense.byte_classes().get(byte));
     let step = |state: &StateID, byte: u8| {
         let next = dense.next_state(*state, byte);
         (!dense.is_dead_state(next) && !dense.is_quit_state(next)).then_some(next)
     };
     let accept = |state: &StateID| dense.is_match_state(dense.next_eoi_state(*state));
-    Dfa::explore(classes, start, step, accept, max_states).map_err(|_| limit())
+    Dfa::explore(classes, start, step, accept, max_states)
+}
+
+/// The texts that `hir`, which has no anchors, matches.
+pub(crate) fn compile_hir(hir: &Hir, max_states: usize) -> Result<Dfa, CompileError> {
+    let limit = || CompileError::Limit {
+        name: "max_automaton_states",
+        limit: max_states as u64,
+        place: format!("the regular expression `{}`", shorten(&hir.to_string())),
+    };
+    // A dense state is a row of numbers; this is enough for the states that are kept.
+    let max_bytes = (max_states * 1_024).min(MAX_DETERMINIZE_BYTES);
+    let config = thompson::Config::new().nfa_size_limit(Some(max_bytes));
+    let nfa = thompson::Compiler::new()
+        .configure(config)
+        .build_from_hir(hir)
+        .map_err(|_| limit())?;
+    let config = dense::Config::new()
+        .match_kind(MatchKind::All)
+        .start_kind(StartKind::Anchored)
+        .accelerate(false)
+        .dfa_size_limit(Some(max_bytes))
+        .determinize_size_limit(Some(max_bytes));
+    let dense = dense::Builder::new()
+        .configure(config)
+        .build_from_nfa(&nfa)
+        .map_err(|_| limit())?;
+    let start = dense
+        .start_state(&start::Config::new().anchored(Anchored::Yes))
+        .map_err(|_| limit())?;
+    of_dense(&dense, start, max_states).map_err(|_| limit())
 }
 
 /// The same language as nodes, for expressions whose automaton is too large: counted repetitions stay counts,
@@ -71,7 +105,7 @@ pub(crate) fn nodes(ir: &mut Ir, pattern: &str) -> Result<NodeId, CompileError> 
     node(ir, &hir, pattern)
 }
 
-fn node(ir: &mut Ir, hir: &Hir, pattern: &str) -> Result<NodeId, CompileError> {
+pub(crate) fn node(ir: &mut Ir, hir: &Hir, pattern: &str) -> Result<NodeId, CompileError> {
     ir.check_size("the regular expression")?;
     Ok(match hir.kind() {
         HirKind::Empty => ir.node(Node::Empty),

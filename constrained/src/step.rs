@@ -76,6 +76,14 @@ pub(crate) enum Leaf {
         text: u32,
         place: Place,
     },
+    /// One token of the set; no byte moves it.
+    Token {
+        set: u32,
+    },
+    Free {
+        free: u32,
+        state: u32,
+    },
     /// A declared key, one of `first ..= last`; `n` members precede it.
     Key {
         object: u32,
@@ -165,7 +173,7 @@ impl Stacks {
     pub(crate) fn step(&mut self, ir: &Ir, reading: &Reading, byte: u8, out: &mut Vec<Reading>) {
         let stack = reading.stack;
         let leaf = match reading.leaf {
-            Leaf::Done => return,
+            Leaf::Done | Leaf::Token { .. } => return,
             Leaf::Dfa { dfa, state } => {
                 let automaton = &ir.dfas[dfa as usize];
                 let state = automaton.step(state, byte);
@@ -185,6 +193,20 @@ impl Stacks {
                 Moved::To(place) => Leaf::Text { text, place },
                 Moved::End => return self.resume(ir, stack, out),
             },
+            Leaf::Free { free, state } => {
+                let shape = &ir.free_texts[free as usize];
+                let state = ir.dfas[shape.dfa as usize].step(state, byte);
+                if state == DEAD {
+                    return;
+                }
+                if let Some(node) = shape.after(state) {
+                    return self.follow(ir, node, stack, out);
+                }
+                if shape.may_end(state) {
+                    self.resume(ir, stack, out);
+                }
+                Leaf::Free { free, state }
+            }
             Leaf::Key {
                 object,
                 node,
@@ -219,8 +241,14 @@ impl Stacks {
         out.push(Reading { leaf, stack });
     }
 
+    /// Adds what `node` begins with, above `stack`.
+    pub(crate) fn follow(&mut self, ir: &Ir, node: NodeId, stack: StackId, out: &mut Vec<Reading>) {
+        let stack = self.push(Frame::Then(node), stack);
+        self.resume(ir, stack, out);
+    }
+
     /// Adds what may come once everything above `stack` is complete.
-    fn resume(&mut self, ir: &Ir, stack: StackId, out: &mut Vec<Reading>) {
+    pub(crate) fn resume(&mut self, ir: &Ir, stack: StackId, out: &mut Vec<Reading>) {
         if let Some(known) = &self.continuations[stack as usize] {
             out.extend_from_slice(known);
             return;
@@ -338,6 +366,19 @@ impl<'a> Closure<'a> {
             Node::Text(text) => {
                 let place = ir.texts[*text as usize].start();
                 let leaf = Leaf::Text { text: *text, place };
+                self.found.push(Reading { leaf, stack });
+            }
+            Node::Token(set) => {
+                let leaf = Leaf::Token { set: *set };
+                self.found.push(Reading { leaf, stack });
+            }
+            Node::Free(free) => {
+                let shape = &ir.free_texts[*free as usize];
+                if shape.is_nullable() {
+                    self.todo.push(Task::Pop(stack));
+                }
+                let state = ir.dfas[shape.dfa as usize].start();
+                let leaf = Leaf::Free { free: *free, state };
                 self.found.push(Reading { leaf, stack });
             }
             Node::Seq(parts) => self.enter_above(parts[0], Frame::Seq { seq: node, at: 1 }, stack),

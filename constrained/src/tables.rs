@@ -66,6 +66,25 @@ impl Tables {
         self.intern(&readings, ir.classes.len())
     }
 
+    pub(crate) fn readings(&self, state: StateId) -> Arc<[Reading]> {
+        self.states[state as usize].readings.clone()
+    }
+
+    pub(crate) fn stacks(&mut self) -> &mut Stacks {
+        &mut self.stacks
+    }
+
+    /// The state of `readings`, or `NOTHING` when there are too many.
+    pub(crate) fn state_of(&mut self, ir: &Ir, limits: &Limits, mut readings: Vec<Reading>) -> StateId {
+        readings.sort_unstable();
+        readings.dedup();
+        if readings.len() > limits.max_readings {
+            self.stacks.is_too_deep = true;
+            return NOTHING;
+        }
+        self.intern(&readings, ir.classes.len())
+    }
+
     fn intern(&mut self, readings: &[Reading], n_classes: usize) -> StateId {
         if let Some(id) = self.ids.get(readings) {
             return *id;
@@ -147,7 +166,7 @@ impl Tables {
 
     /// The only byte that may come, when the output may not end and there is only one.
     pub(crate) fn only_byte(&mut self, ir: &Ir, limits: &Limits, state: StateId) -> Option<u8> {
-        if self.is_accepting(state) {
+        if self.is_accepting(state) || self.offers_tokens(ir, state) {
             return None;
         }
         let mut only = None;
@@ -211,9 +230,18 @@ impl Tables {
         state: StateId,
     ) -> Result<Arc<TokenMask>, MatchError> {
         self.stacks.is_too_deep = false;
-        let (known, rest) = self.known_part(ir, vocabulary, state);
-        let mut words = known.unwrap_or_else(|| vec![0; (vocabulary.n_vocab() as usize).div_ceil(64)]);
-        self.walk(ir, limits, rest, state, &mut words)?;
+        let mut words = match self.free_text_words(ir, limits, vocabulary, state)? {
+            Some(words) => words,
+            None => {
+                let (known, rest) = self.known_part(ir, vocabulary, state);
+                let none = || vec![0; (vocabulary.n_vocab() as usize).div_ceil(64)];
+                let mut words = known.unwrap_or_else(none);
+                let all = 0..rest.nodes().len();
+                self.walk(ir, limits, (rest, all), state, &mut words)?;
+                words
+            }
+        };
+        self.add_tokens(ir, vocabulary, state, &mut words);
         if self.is_accepting(state) {
             for token in vocabulary.eos() {
                 words[*token as usize / 64] |= 1 << (token % 64);
@@ -264,11 +292,12 @@ impl Tables {
         (None, vocabulary.trie())
     }
 
-    fn walk(
+    /// Adds the tokens of a subtree, or of all of the tree, that may come.
+    pub(crate) fn walk(
         &mut self,
         ir: &Ir,
         limits: &Limits,
-        trie: &Trie,
+        (trie, nodes): (&Trie, std::ops::Range<usize>),
         state: StateId,
         words: &mut [u64],
     ) -> Result<(), MatchError> {
@@ -276,8 +305,8 @@ impl Tables {
         path.clear();
         path.resize(trie.max_depth() + 1, NOTHING);
         path[0] = state;
-        let nodes = trie.nodes();
-        let (mut at, mut n_steps) = (0, 0);
+        let (mut at, mut n_steps) = (nodes.start, 0);
+        let nodes = &trie.nodes()[..nodes.end];
         while let Some(node) = nodes.get(at) {
             n_steps += 1;
             let depth = usize::from(node.depth);

@@ -77,6 +77,11 @@ impl Trie {
         &self.tokens[self.first_token(node)..self.first_token(node + 1)]
     }
 
+    /// The tokens of the nodes from `start` up to `end`.
+    pub(crate) fn tokens_between(&self, start: usize, end: usize) -> &[u32] {
+        &self.tokens[self.first_token(start)..self.first_token(end)]
+    }
+
     /// The child of `parent` (`None`: of the root) over `byte`.
     pub(crate) fn child(&self, parent: Option<usize>, byte: u8) -> Option<usize> {
         let (mut at, end) = match parent {

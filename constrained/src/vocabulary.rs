@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use crate::error::VocabularyError;
+use crate::hash::Map;
 use crate::text::{TextSpec, any_content};
 use crate::trie::Trie;
 
@@ -16,6 +17,11 @@ pub struct Vocabulary {
     /// Empty for special tokens.
     bytes: Vec<Box<[u8]>>,
     eos: Vec<u32>,
+    /// What the special tokens are called.
+    names: Map<String, u32>,
+    /// Tokens with text, and those of them that are whole characters.
+    with_text: Vec<u64>,
+    whole_text: Vec<u64>,
     trie: Trie,
     /// Bytes that are a token by themselves: text of these bytes can be produced from anywhere.
     is_spelled: [bool; 256],
@@ -78,6 +84,11 @@ impl Vocabulary {
                 is_spelled[usize::from(*byte)] = true;
             }
         }
+        let (mut all, mut whole) = (vec![0u64; n.div_ceil(64)], vec![0u64; n.div_ceil(64)]);
+        for (text, token) in &with_text {
+            all[*token as usize / 64] |= 1 << (token % 64);
+            whole[*token as usize / 64] |= u64::from(std::str::from_utf8(text).is_ok()) << (token % 64);
+        }
         let strings = StringTokens::new(&with_text, n.div_ceil(64));
         let trie = Trie::new(with_text);
         let mut eos = eos.to_vec();
@@ -87,11 +98,59 @@ impl Vocabulary {
         Ok(Self {
             bytes,
             eos,
+            names: Map::default(),
+            with_text: all,
+            whole_text: whole,
             trie,
             is_spelled,
             strings,
             any_text,
         })
+    }
+
+    /// The same with names for special tokens, by which a grammar may ask for them: `<|tool|>`.
+    ///
+    /// # Errors
+    /// When a token is not in the vocabulary or has text.
+    pub fn with_special(
+        mut self,
+        names: impl IntoIterator<Item = (u32, String)>,
+    ) -> Result<Self, VocabularyError> {
+        let n = self.bytes.len();
+        for (token, name) in names {
+            if self.bytes.get(token as usize).is_none_or(|text| !text.is_empty()) {
+                return Err(VocabularyError::Special { token, n });
+            }
+            self.names.insert(name, token);
+        }
+        Ok(self)
+    }
+
+    /// The special token that is called `name`, or the one whose text it is.
+    pub(crate) fn token_named(&self, name: &str) -> Option<u32> {
+        let with_text = || {
+            self.trie
+                .tokens_at(self.trie.find(name.as_bytes())?)
+                .first()
+                .copied()
+        };
+        self.names.get(name).copied().or_else(with_text)
+    }
+
+    /// The special token that is called `name`, unless it ends the text.
+    pub(crate) fn special_named(&self, name: &str) -> Option<u32> {
+        let token = self.names.get(name).copied();
+        token.filter(|token| self.eos.binary_search(token).is_err())
+    }
+
+    /// Tokens that have text.
+    pub(crate) fn with_text(&self) -> &[u64] {
+        &self.with_text
+    }
+
+    /// Tokens whose text is whole characters.
+    pub(crate) fn whole_text(&self) -> &[u64] {
+        &self.whole_text
     }
 
     /// How many tokens there are.

@@ -1,0 +1,227 @@
+//! Grammars written as text: GBNF, XGrammar's EBNF and a subset of Lark.
+//!
+//! Each dialect has its parser; all give the same small tree, kept in one array. From there on the dialects are one: rules are checked, left recursion is rewritten, and pieces
+//! without recursion become byte automata.
+//!
+//! Every name that is used must be defined, and every rule that the root reaches must derive something. A
+//! rule that the root does not reach costs nothing and changes nothing. What is accepted is decided by the
+//! grammar as a whole: a text is accepted when it can be read in any one way, however ambiguous the grammar.
+
+mod expand;
+mod gbnf;
+mod lark;
+mod left;
+mod library;
+mod lower;
+mod quoting;
+mod sets;
+mod source;
+
+use std::collections::BTreeMap;
+
+use regex_syntax::hir::{self, Hir};
+
+pub(crate) use gbnf::Dialect;
+
+use crate::error::{CompileError, shorten};
+use crate::ir::{Ir, NodeId};
+use crate::limits::Limits;
+use crate::tokens::TokenSet;
+use crate::vocabulary::Vocabulary;
+use source::{Source, limit};
+
+pub(crate) type ExprId = u32;
+/// The number of a rule of the text; not [`crate::ir::RuleId`].
+pub(crate) type Name = u32;
+
+#[derive(Clone, Debug)]
+pub(crate) enum Expr {
+    Empty,
+    Leaf(Hir),
+    /// What the leaf matches, the empty text apart.
+    NonEmptyLeaf(Hir),
+    Tokens(TokenSet),
+    Rule(Name),
+    Seq(Vec<ExprId>),
+    Alt(Vec<ExprId>),
+    Repeat {
+        body: ExprId,
+        min: u32,
+        max: Option<u32>,
+    },
+}
+
+impl Expr {
+    fn children(&self) -> &[ExprId] {
+        match self {
+            Self::Seq(parts) | Self::Alt(parts) => parts,
+            Self::Repeat { body, .. } => std::slice::from_ref(body),
+            _ => &[],
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Rule {
+    name: String,
+    /// Byte of the text where it is defined, or first used while it is not.
+    at: usize,
+    body: Option<ExprId>,
+}
+
+/// A grammar's text as a tree.
+#[derive(Debug)]
+pub(crate) struct Tree<'a> {
+    source: Source<'a>,
+    exprs: Vec<Expr>,
+    rules: Vec<Rule>,
+    names: BTreeMap<String, Name>,
+    limits: &'a Limits,
+    vocabulary: &'a Vocabulary,
+}
+
+impl<'a> Tree<'a> {
+    fn new(text: &'a str, vocabulary: &'a Vocabulary, limits: &'a Limits) -> Self {
+        Self {
+            source: Source::new(text),
+            exprs: Vec::new(),
+            rules: Vec::new(),
+            names: BTreeMap::new(),
+            limits,
+            vocabulary,
+        }
+    }
+
+    fn add(&mut self, expr: Expr) -> Result<ExprId, CompileError> {
+        if self.exprs.len() >= self.limits.max_nodes {
+            return Err(limit("max_nodes", self.limits.max_nodes, self.source.here()));
+        }
+        self.exprs.push(expr);
+        Ok(self.exprs.len() as ExprId - 1)
+    }
+
+    fn literal(&mut self, text: &str) -> Result<ExprId, CompileError> {
+        self.add(if text.is_empty() {
+            Expr::Empty
+        } else {
+            Expr::Leaf(Hir::literal(text.as_bytes()))
+        })
+    }
+
+    /// One character of `ranges`, or one of all others.
+    fn class(&mut self, ranges: Vec<(char, char)>, is_negated: bool) -> Result<ExprId, CompileError> {
+        let ranges = ranges.into_iter().map(|(a, b)| hir::ClassUnicodeRange::new(a, b));
+        let mut class = hir::ClassUnicode::new(ranges);
+        if is_negated {
+            class.negate();
+        }
+        self.add(Expr::Leaf(Hir::class(hir::Class::Unicode(class))))
+    }
+
+    fn seq(&mut self, parts: Vec<ExprId>) -> Result<ExprId, CompileError> {
+        match parts.as_slice() {
+            [] => self.add(Expr::Empty),
+            [one] => Ok(*one),
+            _ => self.add(Expr::Seq(parts)),
+        }
+    }
+
+    fn alt(&mut self, parts: Vec<ExprId>) -> Result<ExprId, CompileError> {
+        match parts.as_slice() {
+            [one] => Ok(*one),
+            _ => self.add(Expr::Alt(parts)),
+        }
+    }
+
+    /// The rule called `name`, used or defined at byte `at`.
+    fn name(&mut self, name: &str, at: usize) -> Result<Name, CompileError> {
+        if let Some(known) = self.names.get(name) {
+            return Ok(*known);
+        }
+        let fresh = self.new_rule(name, at)?;
+        self.names.insert(name.to_owned(), fresh);
+        Ok(fresh)
+    }
+
+    fn new_rule(&mut self, name: &str, at: usize) -> Result<Name, CompileError> {
+        if self.rules.len() >= self.limits.max_rules {
+            return Err(limit("max_rules", self.limits.max_rules, self.source.place(at)));
+        }
+        self.rules.push(Rule {
+            name: name.to_owned(),
+            at,
+            body: None,
+        });
+        Ok(self.rules.len() as Name - 1)
+    }
+
+    fn define(&mut self, name: Name, at: usize, body: ExprId) -> Result<(), CompileError> {
+        let rule = &mut self.rules[name as usize];
+        if rule.body.is_some() {
+            let (line, _) = self.source.line_and_column(rule.at);
+            let why = format!("`{}` is defined already, at line {line}", shorten(&rule.name));
+            return Err(self.source.error(at, why));
+        }
+        rule.body = Some(body);
+        rule.at = at;
+        Ok(())
+    }
+
+    fn body(&self, name: Name) -> ExprId {
+        self.rules[name as usize]
+            .body
+            .expect("every rule was found defined")
+    }
+
+    /// Refuses names without a definition, wherever they are used.
+    fn check_defined(&self) -> Result<(), CompileError> {
+        match self.rules.iter().find(|rule| rule.body.is_none()) {
+            None => Ok(()),
+            Some(rule) => {
+                let why = format!("`{}` is used and not defined", shorten(&rule.name));
+                Err(self.source.error(rule.at, why))
+            }
+        }
+    }
+
+    /// The rule that a text begins with.
+    fn root(&self, name: &str) -> Result<Name, CompileError> {
+        self.names.get(name).copied().ok_or_else(|| {
+            let why = format!("the grammar has no rule `{}` to begin with", shorten(name));
+            self.source.error(0, why)
+        })
+    }
+}
+
+/// The node for the grammar `text` of `dialect` that begins with the rule `root`.
+pub(crate) fn compile(
+    ir: &mut Ir,
+    vocabulary: &Vocabulary,
+    (text, dialect): (&str, Dialect),
+    root: &str,
+    limits: &Limits,
+) -> Result<NodeId, CompileError> {
+    let mut tree = Tree::new(text, vocabulary, limits);
+    gbnf::parse(&mut tree, dialect)?;
+    finish(ir, tree, root)
+}
+
+/// The node for the Lark grammar `text`.
+pub(crate) fn compile_lark(
+    ir: &mut Ir,
+    vocabulary: &Vocabulary,
+    text: &str,
+    limits: &Limits,
+) -> Result<NodeId, CompileError> {
+    let mut tree = Tree::new(text, vocabulary, limits);
+    lark::parse(&mut tree)?;
+    finish(ir, tree, "start")
+}
+
+fn finish(ir: &mut Ir, mut tree: Tree<'_>, root: &str) -> Result<NodeId, CompileError> {
+    let root = tree.root(root)?;
+    tree.check_defined()?;
+    sets::check_productive(&tree, root)?;
+    left::rewrite(&mut tree, root)?;
+    lower::lower(ir, &tree, root)
+}
