@@ -13,6 +13,8 @@ use serde::{Deserialize, Deserializer};
 
 use crate::models::DEFAULT_MODEL;
 
+const DRAFTS: [(&str, Drafts); 2] = [("auto", Drafts::Auto), ("off", Drafts::Off)];
+
 const EVICTION_POLICIES: [(&str, EvictionPolicy); 4] = [
     ("lru", EvictionPolicy::Lru),
     ("lfu", EvictionPolicy::Lfu),
@@ -78,6 +80,9 @@ pub struct Options {
     /// Which cached prefixes go first: lru, lfu, slru or priority [default: lru]
     #[arg(long, env = "ARBORA_EVICTION_POLICY")]
     pub eviction_policy: Option<String>,
+    /// Several tokens per step where the next ones are probably known: auto or off [default: auto]
+    #[arg(long, env = "ARBORA_DRAFT")]
+    pub draft: Option<String>,
     /// Threads that compute [default: the cores this process may use]
     #[arg(long, env = "ARBORA_THREADS")]
     pub threads: Option<usize>,
@@ -165,6 +170,8 @@ pub struct Config {
     pub schedule_policy: SchedulePolicy,
     /// What is evicted first.
     pub eviction_policy: EvictionPolicy,
+    /// Whether tokens are proposed ahead.
+    pub drafts: Drafts,
     /// Threads that compute.
     pub n_threads: usize,
     /// Instruction set; the best there is where absent.
@@ -175,6 +182,15 @@ pub struct Config {
     pub body_limit: usize,
     /// Log filter.
     pub log: String,
+}
+
+/// Whether several tokens of a sequence are computed in one step. It never changes what comes out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drafts {
+    /// Text that a grammar forces.
+    Auto,
+    /// One token per step.
+    Off,
 }
 
 /// How large the KV pool is.
@@ -294,6 +310,7 @@ impl Options {
             max_waiting_tokens: self.max_waiting_tokens.or(under.max_waiting_tokens),
             schedule_policy: self.schedule_policy.or(under.schedule_policy),
             eviction_policy: self.eviction_policy.or(under.eviction_policy),
+            draft: self.draft.or(under.draft),
             threads: self.threads.or(under.threads),
             isa: self.isa.or(under.isa),
             drain_timeout: self.drain_timeout.or(under.drain_timeout),
@@ -337,6 +354,7 @@ impl Options {
                 .unwrap_or_default(),
             eviction_policy: choice("eviction-policy", &EVICTION_POLICIES, self.eviction_policy)?
                 .unwrap_or_default(),
+            drafts: choice("draft", &DRAFTS, self.draft)?.unwrap_or(Drafts::Auto),
             n_threads,
             isa: choice("isa", &isa_names(), self.isa)?,
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(30)),

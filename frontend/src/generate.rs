@@ -72,7 +72,7 @@ pub async fn generate(
             strings: options.stop.clone(),
             ..StopConditions::default()
         },
-        constraint: None,
+        grammar: None,
         priority: 0,
         arrived: Instant::now(),
         queue_timeout: None,

@@ -10,6 +10,7 @@ pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod generate;
+pub mod grammars;
 pub mod load;
 pub mod memory;
 pub mod metrics;

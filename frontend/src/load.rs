@@ -11,7 +11,8 @@ use arbora_runtime::model::{LoadError, ModelFile};
 use arbora_runtime::token_bytes::TokenBytes;
 use arbora_runtime::tokenizer::Tokenizer;
 
-use crate::config::{Config, KvSize};
+use crate::config::{Config, Drafts, KvSize};
+use crate::grammars::Grammars;
 use crate::memory;
 use crate::models::DEFAULT_MODEL;
 use crate::prompt::PromptEncoder;
@@ -29,6 +30,8 @@ pub struct Started {
     pub thread: JoinHandle<EngineExit>,
     /// From messages and texts to tokens.
     pub encoder: Arc<PromptEncoder>,
+    /// What outputs may be asked to look like.
+    pub grammars: Grammars,
     /// From tokens to text.
     pub token_bytes: Arc<TokenBytes>,
     /// Tokens that end an output.
@@ -65,14 +68,19 @@ pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> R
     let mut limits = engine_config(config, kv_pages(file, config, context)?, context);
     // The tokenizer's tables and the weights are both made from the file; neither needs the other.
     let (tokenizer, decoder) = std::thread::scope(|scope| {
-        let tokenizer = scope.spawn(|| file.tokenizer());
+        let tokenizer = scope.spawn(|| {
+            let tokenizer = Arc::new(file.tokenizer()?);
+            let n_vocab = file.config().n_vocab;
+            let grammars = Grammars::new(Arc::clone(&tokenizer), n_vocab, tokenizer.stop_token_ids());
+            Ok::<_, LoadError>((tokenizer, grammars))
+        });
         let decoder = file.load_decoder(&mut backend, context, limits.forward_limits());
         (
             tokenizer.join().expect("building a tokenizer does not panic"),
             decoder,
         )
     });
-    let (tokenizer, decoder): (Tokenizer, Decoder<B>) = (tokenizer?, decoder?);
+    let ((tokenizer, grammars), decoder) = (tokenizer?, decoder?);
     let template = match file.chat_template()? {
         None => None,
         Some(source) => Some(ChatTemplate::new(source, template_tokens(&tokenizer))?),
@@ -106,7 +114,8 @@ pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> R
     Ok(Started {
         engine,
         thread,
-        encoder: Arc::new(PromptEncoder::new(Arc::new(tokenizer), template)),
+        encoder: Arc::new(PromptEncoder::new(tokenizer, template)),
+        grammars,
         token_bytes,
         stop_tokens,
         name: served_name(config, file.path()),
@@ -119,6 +128,10 @@ fn engine_config(config: &Config, n_pages: usize, context: usize) -> EngineConfi
         page_size: config.page_size,
         max_batch_tokens: config.max_batch_tokens.unwrap_or(defaults.max_batch_tokens),
         max_running: config.max_running.unwrap_or(defaults.max_running),
+        max_draft_rows: match config.drafts {
+            Drafts::Auto => defaults.max_draft_rows,
+            Drafts::Off => 0,
+        },
         max_waiting: config.max_waiting.unwrap_or(defaults.max_waiting),
         max_waiting_tokens: config.max_waiting_tokens.unwrap_or(defaults.max_waiting_tokens),
         schedule_policy: config.schedule_policy,

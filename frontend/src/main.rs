@@ -73,6 +73,7 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
     let app = Arc::new(App {
         engine: started.engine,
         encoder: started.encoder,
+        grammars: started.grammars,
         token_bytes: started.token_bytes,
         stop_tokens: started.stop_tokens,
         model: started.name,

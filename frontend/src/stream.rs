@@ -12,7 +12,7 @@ use arbora_runtime::stop::TextStream;
 use arbora_runtime::token_bytes::TokenBytes;
 use tokio::sync::mpsc;
 
-use crate::wire::response::{Explanation, PromptTokensDetails, UsageBody};
+use crate::wire::response::{CompletionTokensDetails, Explanation, PromptTokensDetails, UsageBody};
 
 /// One completion on its way.
 #[derive(Debug)]
@@ -140,11 +140,15 @@ impl Generation {
         let prompt_tokens: usize = prompts().map(|u| u.prompt_tokens).sum();
         let cached_tokens: usize = prompts().map(|u| u.cached_tokens).sum();
         let completion_tokens: usize = ended().map(|u| u.completion_tokens).sum();
+        let drafted_tokens: usize = ended().map(|u| u.drafted_tokens).sum();
+        let accepted_tokens: usize = ended().map(|u| u.accepted_tokens).sum();
         let first = prompts().next().copied().unwrap_or_default();
         let explanation = Explanation {
             cached_tokens,
             copied_tokens: prompts().map(|u| u.copied_tokens).sum(),
             computed_tokens: prompt_tokens - cached_tokens,
+            drafted_tokens,
+            accepted_tokens,
             preemptions: ended().map(|u| u.n_preemptions).sum(),
             queue_ms: first.queue_us as f64 / 1e3,
             ttft_ms: first.ttft_us as f64 / 1e3,
@@ -154,6 +158,10 @@ impl Generation {
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens },
+            completion_tokens_details: (drafted_tokens > 0).then_some(CompletionTokensDetails {
+                accepted_prediction_tokens: accepted_tokens,
+                rejected_prediction_tokens: drafted_tokens - accepted_tokens,
+            }),
             arbora: (explain == Explain::Yes).then_some(explanation),
         }
     }

@@ -547,8 +547,8 @@ fn sample_rows<'a>(plan: &Plan, sequences: &'a Sequences) -> Vec<SampleRow<'a>> 
         let request = sequence.request();
         for (idx, row) in rows.logit_rows.clone().enumerate() {
             let key = (request.choice_idx, rows.first_position + row + 1);
-            let allowed = match &request.constraint {
-                Some(constraint) => constraint.allowed(idx),
+            let allowed = match &request.grammar {
+                Some(grammar) => grammar.allowed(idx),
                 None => Allowed::All,
             };
             sample_rows.push(sample_row(&request.sampling, key, allowed));

@@ -159,7 +159,7 @@ impl EngineHandle {
     /// Hands `request` to the engine, or says why not. Never waits.
     ///
     /// # Panics
-    /// Where the event channel has less room than [`Request::event_capacity`] asks for, or the constraint was
+    /// Where the event channel has less room than [`Request::event_capacity`] asks for, or the grammar was
     /// made for another vocabulary.
     pub fn submit(&self, request: Request) -> Result<(), SubmitError> {
         assert!(
@@ -168,9 +168,9 @@ impl EngineHandle {
             request.events.max_capacity(),
             request.max_tokens
         );
-        if let Some(constraint) = &request.constraint {
+        if let Some(grammar) = &request.grammar {
             let n_vocab = self.shared.limits.n_vocab;
-            assert_eq!(constraint.n_vocab(), n_vocab, "vocabulary of the constraint");
+            assert_eq!(grammar.n_vocab(), n_vocab, "vocabulary of the grammar");
         }
         self.check(&request)?;
         let n_tokens = request.prompt.len();

@@ -6,8 +6,8 @@
 pub mod batch;
 mod cache;
 pub mod config;
-pub mod constraint;
 pub mod engine;
+pub mod grammar;
 pub mod handle;
 mod kv;
 pub mod metrics;

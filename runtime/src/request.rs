@@ -10,7 +10,7 @@ use arbora_constrained::MatchError;
 pub use arbora_radix::Namespace;
 use tokio::sync::mpsc;
 
-use crate::constraint::Constraint;
+use crate::grammar::GrammarState;
 
 /// Identifies a request in events, logs and metrics. Unique for the life of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -114,7 +114,7 @@ pub struct Request {
     /// What ends it early.
     pub stop: StopConditions,
     /// What the output must look like; `None` for free text. Made for this model's vocabulary.
-    pub constraint: Option<Constraint>,
+    pub grammar: Option<GrammarState>,
     /// Larger is sooner; 0 by default. Only the `priority` schedule policy looks at it.
     pub priority: i32,
     /// When it came in; queue time and time to first token count from here.

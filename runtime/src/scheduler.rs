@@ -443,7 +443,7 @@ mod tests {
             choice_idx: 0,
             max_tokens: 8,
             stop: StopConditions::default(),
-            constraint: None,
+            grammar: None,
             priority: 0,
             arrived: Instant::now(),
             queue_timeout: None,

@@ -74,7 +74,7 @@ pub(crate) struct Sequence {
     /// Still counts among the waiting that `submit` bounds.
     pub(crate) holds_reservation: bool,
     usage: Usage,
-    /// Tokens proposed to come next, each allowed by the constraint if there is one.
+    /// Tokens proposed to come next, each allowed by the grammar if there is one.
     pub(crate) draft: Vec<u32>,
     /// Follows the text where stop strings are asked for.
     text: Option<TextStream>,
@@ -88,9 +88,9 @@ impl Sequence {
         let n_prompt = tokens.len();
         tokens.reserve_exact(request.max_tokens);
         let draft = request
-            .constraint
+            .grammar
             .as_mut()
-            .map_or_else(Vec::new, |constraint| constraint.draft(&[]));
+            .map_or_else(Vec::new, |grammar| grammar.draft(&[]));
         let stops = &request.stop.strings;
         Sequence {
             n_prompt,
@@ -197,15 +197,15 @@ impl Sequence {
         self.usage.completion_tokens += 1;
         let stop = &self.request.stop;
         // The end of a text that must follow a grammar is not a matter of choice.
-        let heeds_eos = !stop.ignore_eos || self.request.constraint.is_some();
+        let heeds_eos = !stop.ignore_eos || self.request.grammar.is_some();
         let is_model_stop = heeds_eos && model_stops.contains(&token);
         if is_model_stop || stop.token_ids.contains(&token) {
             return Some(FinishReason::StopToken(token));
         }
-        let constraint = self.request.constraint.as_mut();
-        let is_complete = match constraint.map(|constraint| {
-            constraint.advance(token)?;
-            constraint.is_complete()
+        let grammar = self.request.grammar.as_mut();
+        let is_complete = match grammar.map(|grammar| {
+            grammar.advance(token)?;
+            grammar.is_complete()
         }) {
             Some(Err(error)) => return Some(FinishReason::Error(error.into())),
             Some(Ok(is_complete)) => is_complete,
@@ -225,8 +225,8 @@ impl Sequence {
 
     /// Prepares the masks of this step's rows, drafts included.
     pub(crate) fn fill_masks(&mut self, n_draft: usize) -> Result<(), RequestError> {
-        match &mut self.request.constraint {
-            Some(constraint) => Ok(constraint.fill_masks(&self.draft[..n_draft])?),
+        match &mut self.request.grammar {
+            Some(grammar) => Ok(grammar.fill_masks(&self.draft[..n_draft])?),
             None => Ok(()),
         }
     }
@@ -262,8 +262,8 @@ impl Sequence {
     }
 
     fn redraft(&mut self) {
-        if let Some(constraint) = &mut self.request.constraint {
-            self.draft = constraint.draft(&self.tokens[self.n_prompt..]);
+        if let Some(grammar) = &mut self.request.grammar {
+            self.draft = grammar.draft(&self.tokens[self.n_prompt..]);
         }
     }
 

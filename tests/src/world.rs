@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use arbora_constrained::Grammar;
 use arbora_radix::Namespace;
-use arbora_runtime::constraint::Constraint;
 use arbora_runtime::engine::{Engine, EngineConfig, EngineHandle, Turn};
+use arbora_runtime::grammar::GrammarState;
 use arbora_runtime::request::{
     Event, FinishReason, Finished, Request, RequestId, SamplingParams, StopConditions, SubmitError,
 };
@@ -219,10 +219,10 @@ impl World {
             choice_idx: 0,
             max_tokens: ask.max_tokens,
             stop: ask.stop.clone(),
-            constraint: ask
+            grammar: ask
                 .grammar
                 .as_ref()
-                .map(|grammar| Constraint::new(grammar, Arc::new(spell))),
+                .map(|grammar| GrammarState::new(grammar, Arc::new(spell))),
             priority: ask.priority,
             arrived: self.now,
             queue_timeout: ask.queue_timeout,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use arbora::api::App;
 use arbora::auth::ApiKeys;
+use arbora::grammars::Grammars;
 use arbora::prompt::PromptEncoder;
 use arbora::server::Server;
 use arbora::template::{ChatTemplate, TemplateTokens};
@@ -82,6 +83,7 @@ impl Site {
         let keys: Vec<String> = api_keys.iter().map(|&key| key.to_owned()).collect();
         let app = Arc::new(App {
             engine: engine.clone(),
+            grammars: Grammars::new(Arc::clone(&tokenizer), N_VOCAB, tokenizer.stop_token_ids()),
             encoder: Arc::new(PromptEncoder::new(Arc::clone(&tokenizer), Some(template))),
             token_bytes,
             stop_tokens: tokenizer.stop_token_ids().to_vec(),
@@ -164,7 +166,7 @@ impl Site {
             choice_idx: 0,
             max_tokens,
             stop: StopConditions::default(),
-            constraint: None,
+            grammar: None,
             priority: 0,
             arrived: Instant::now(),
             queue_timeout: None,

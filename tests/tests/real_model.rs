@@ -136,7 +136,7 @@ impl Server {
             choice_idx: 0,
             max_tokens: ask.max_tokens,
             stop: StopConditions::default(),
-            constraint: None,
+            grammar: None,
             priority: 0,
             arrived: Instant::now(),
             queue_timeout: None,

@@ -42,7 +42,7 @@ fn request(handle: &EngineHandle, prompt: Vec<u32>, max_tokens: usize) -> (Reque
         choice_idx: 0,
         max_tokens,
         stop: StopConditions::default(),
-        constraint: None,
+        grammar: None,
         priority: 0,
         arrived: Instant::now(),
         queue_timeout: None,

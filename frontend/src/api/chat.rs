@@ -40,7 +40,8 @@ pub async fn chat_completions(
         tokens,
         opening: String::new(),
     };
-    let generation = app.generate(vec![prompt], &options)?;
+    let grammar = app.grammar(&options).await?;
+    let generation = app.generate(vec![prompt], &options, grammar.as_ref())?;
     let asked = Asked {
         format: Format::Chat,
         options: &options,

@@ -28,7 +28,8 @@ pub async fn completions(
     for prompt in prompts {
         prepared.push(prepare(&app, prompt, echo).await?);
     }
-    let generation = app.generate(prepared, &options)?;
+    let grammar = app.grammar(&options).await?;
+    let generation = app.generate(prepared, &options, grammar.as_ref())?;
     let asked = Asked {
         format: Format::Text,
         options: &options,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arbora_runtime::engine::EngineHandle;
+use arbora_runtime::grammar::GrammarState;
 use arbora_runtime::request::{Namespace, Request};
 use arbora_runtime::stop::TextStream;
 use arbora_runtime::token_bytes::TokenBytes;
@@ -18,6 +19,7 @@ use axum::response::Response;
 use tokio::sync::mpsc;
 
 use crate::auth::ApiKeys;
+use crate::grammars::Grammars;
 use crate::metrics::HttpMetrics;
 use crate::prompt::{PromptEncoder, PromptError};
 use crate::reply::{Format, Reply};
@@ -40,6 +42,8 @@ pub struct App {
     pub engine: EngineHandle,
     /// From messages and texts to tokens.
     pub encoder: Arc<PromptEncoder>,
+    /// What outputs may be asked to look like.
+    pub grammars: Grammars,
     /// From tokens to text.
     pub token_bytes: Arc<TokenBytes>,
     /// Tokens that end an output of this model.
@@ -100,9 +104,22 @@ impl App {
         encoded.map_err(prompt_error)
     }
 
+    /// The beginning of what the output must look like. Waits for its compilation, and lets nobody else wait.
+    async fn grammar(&self, options: &Options) -> Result<Option<GrammarState>, ApiError> {
+        match &options.constraint {
+            Some(constraint) => Ok(Some(self.grammars.begin(constraint).await?)),
+            None => Ok(None),
+        }
+    }
+
     /// Submits `options.n` completions of every prompt. If one is refused, those before it are aborted: their
     /// channels close with the error.
-    fn generate(&self, prompts: Vec<PreparedPrompt>, options: &Options) -> Result<Generation, ApiError> {
+    fn generate(
+        &self,
+        prompts: Vec<PreparedPrompt>,
+        options: &Options,
+        grammar: Option<&GrammarState>,
+    ) -> Result<Generation, ApiError> {
         let arrived = Instant::now();
         let mut choices = Vec::with_capacity(prompts.len() * options.n);
         for prompt in prompts {
@@ -124,7 +141,7 @@ impl App {
                     choice_idx: choice_idx as u32,
                     max_tokens,
                     stop: options.stop.clone(),
-                    constraint: None,
+                    grammar: grammar.cloned(),
                     priority: options.priority,
                     arrived,
                     queue_timeout: None,

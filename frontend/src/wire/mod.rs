@@ -6,7 +6,9 @@
 
 pub mod chat;
 pub mod completion;
+pub mod constraint;
 pub mod error;
 pub mod fields;
 pub mod options;
 pub mod response;
+pub mod strict;

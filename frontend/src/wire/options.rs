@@ -6,6 +6,7 @@ use arbora_runtime::request::{SamplingParams, StopConditions};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::constraint::Constraint;
 use super::error::ApiError;
 use super::fields::{Fields, FromJson, wrong_type};
 
@@ -31,6 +32,8 @@ pub struct Options {
     pub sampling: SamplingParams,
     /// What ends the output early.
     pub stop: StopConditions,
+    /// What the output must look like; absent for free text.
+    pub constraint: Option<Constraint>,
     /// One JSON answer or a stream of chunks.
     pub delivery: Delivery,
     /// Keeps this request's cache entries apart from those of other salts; all zero is shared by all.
@@ -61,6 +64,7 @@ impl Options {
             n: in_range(f, "n", 1, MAX_CHOICES)?.unwrap_or(1),
             sampling: sampling(f)?,
             stop: stop(f)?,
+            constraint: Constraint::read(f)?,
             delivery: delivery(f)?,
             salt: salt(f)?,
             priority: f.optional("priority")?.unwrap_or(0),
@@ -74,19 +78,8 @@ impl Options {
 }
 
 fn refuse_unenforced(f: &mut Fields) -> Result<(), ApiError> {
-    const CONSTRAINTS: [&str; 16] = [
-        "regex",
-        "grammar",
-        "choice",
-        "ebnf",
-        "json_schema",
+    const CONSTRAINTS: [&str; 5] = [
         "structural_tag",
-        "structured_outputs",
-        "guided_json",
-        "guided_regex",
-        "guided_choice",
-        "guided_grammar",
-        "guided_json_object",
         "bad_words",
         "allowed_token_ids",
         "logits_processors",
@@ -95,8 +88,6 @@ fn refuse_unenforced(f: &mut Fields) -> Result<(), ApiError> {
     for name in CONSTRAINTS {
         f.refuse_unless(name, |_| false)?;
     }
-    let is_text = |v: &Value| v.get("type").is_some_and(|t| t == "text");
-    f.refuse_unless("response_format", is_text)?;
     f.refuse_unless("logit_bias", |v| {
         v.as_object().is_some_and(serde_json::Map::is_empty)
     })?;
@@ -331,15 +322,8 @@ mod tests {
     #[test]
     fn a_constraint_that_is_not_enforced_is_refused_by_name() {
         let cases = [
-            r#"{"response_format": {"type": "json_object"}}"#,
-            r#"{"response_format": {"type": "json_schema", "json_schema": {}}}"#,
-            r#"{"response_format": "text"}"#,
-            r#"{"regex": "a+"}"#,
-            r#"{"grammar": "root ::= \"a\""}"#,
-            r#"{"guided_choice": ["a"]}"#,
-            r#"{"structured_outputs": {"regex": "a"}}"#,
-            r#"{"ebnf": ""}"#,
-            r#"{"json_schema": {}}"#,
+            r#"{"structural_tag": {}}"#,
+            r#"{"bad_words": ["x"]}"#,
             r#"{"logit_bias": {"5": 1}}"#,
             r#"{"logprobs": true}"#,
             r#"{"logprobs": 0}"#,

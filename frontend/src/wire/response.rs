@@ -65,6 +65,9 @@ pub struct UsageBody {
     pub total_tokens: usize,
     /// How many of the prompt tokens were cheap.
     pub prompt_tokens_details: PromptTokensDetails,
+    /// How drafts did, where there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completion_tokens_details: Option<CompletionTokensDetails>,
     /// What happened inside, for those who asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub arbora: Option<Explanation>,
@@ -77,6 +80,15 @@ pub struct PromptTokensDetails {
     pub cached_tokens: usize,
 }
 
+/// Part of [`UsageBody`].
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct CompletionTokensDetails {
+    /// Tokens proposed ahead that became output.
+    pub accepted_prediction_tokens: usize,
+    /// Tokens proposed ahead that did not. Unlike elsewhere they are not part of `completion_tokens`.
+    pub rejected_prediction_tokens: usize,
+}
+
 /// The extension object `arbora` in `usage`; times are those of the first completion.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Explanation {
@@ -86,6 +98,10 @@ pub struct Explanation {
     pub copied_tokens: usize,
     /// Prompt tokens that were computed.
     pub computed_tokens: usize,
+    /// Tokens proposed ahead and computed along.
+    pub drafted_tokens: usize,
+    /// Of those, the ones that became output: each saved a forward pass.
+    pub accepted_tokens: usize,
     /// Times a completion had to give up its pages and resume.
     pub preemptions: usize,
     /// Arrival to first step.

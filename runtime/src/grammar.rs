@@ -23,7 +23,7 @@ const N_RECENT: usize = 4;
 
 /// A grammar and how far the output has come in it. A clone is an output of its own.
 #[derive(Clone)]
-pub struct Constraint {
+pub struct GrammarState {
     matcher: Matcher,
     tokenize: Tokenize,
     /// Of the rows of this step.
@@ -32,11 +32,11 @@ pub struct Constraint {
     n_eos: usize,
 }
 
-impl Constraint {
+impl GrammarState {
     /// An output of `grammar` that has not begun.
     pub fn new(grammar: &Grammar, tokenize: Tokenize) -> Self {
         let vocabulary = grammar.vocabulary();
-        Constraint {
+        GrammarState {
             matcher: grammar.matcher(),
             tokenize,
             masks: Vec::new(),
@@ -93,13 +93,18 @@ impl Constraint {
     /// Tokens that probably come next: forced text, after `output`.
     pub(crate) fn draft(&mut self, output: &[u32]) -> Vec<u32> {
         let recent = &output[output.len().saturating_sub(N_RECENT)..];
-        self.matcher.forced(recent, |text| (self.tokenize)(text))
+        let draft = self.matcher.forced(recent, |text| (self.tokenize)(text));
+        if !draft.is_empty() || recent.is_empty() {
+            return draft;
+        }
+        // An output that is not spelled as the tokenizer would is likely to go on from where it stands.
+        self.matcher.forced(&[], |text| (self.tokenize)(text))
     }
 }
 
-impl fmt::Debug for Constraint {
+impl fmt::Debug for GrammarState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Constraint")
+        f.debug_struct("GrammarState")
             .field("n_tokens", &self.matcher.n_tokens())
             .finish_non_exhaustive()
     }
