@@ -6,7 +6,6 @@ use std::thread::JoinHandle;
 
 use arbora_kernels::{Backend, KvShape};
 use arbora_runtime::engine::{self, EngineConfig, EngineError, EngineExit, EngineHandle};
-use arbora_runtime::model::decoder::Decoder;
 use arbora_runtime::model::{LoadError, ModelFile};
 use arbora_runtime::token_bytes::TokenBytes;
 use arbora_runtime::tokenizer::Tokenizer;

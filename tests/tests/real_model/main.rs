@@ -4,43 +4,13 @@
 //!
 //! The engine's debug assertions check page conservation (C4) in every step of these runs.
 
-use std::sync::{Arc, LazyLock};
-use std::thread::JoinHandle;
-use std::time::Instant;
+mod constrained;
+mod server;
 
-use arbora_kernels::cpu::{CpuBackend, CpuConfig, Isa, Pinning};
-use arbora_radix::Namespace;
-use arbora_runtime::engine::{self, EngineConfig, EngineExit, EngineHandle};
-use arbora_runtime::model::ModelFile;
-use arbora_runtime::request::{
-    Event, FinishReason, Finished, Request, SamplingParams, StopConditions, SubmitError,
-};
-use arbora_runtime::token_bytes::TokenBytes;
-use arbora_runtime::tokenizer::{SpecialTokens, Tokenizer};
-use tokio::sync::mpsc;
-
-const CONTEXT: usize = 1024;
-
-struct Model {
-    file: ModelFile,
-    tokenizer: Tokenizer,
-}
-
-/// Opened once; every engine loads its own copy of the weights.
-static MODEL: LazyLock<Model> = LazyLock::new(|| {
-    let path = arbora::models::resolve(arbora::models::DEFAULT_MODEL).expect("the default model can be had");
-    let file = ModelFile::open(&path).expect("the default model is readable");
-    let tokenizer = file.tokenizer().expect("the default model has a tokenizer");
-    Model { file, tokenizer }
-});
-
-/// What one completion is asked with.
-#[derive(Clone, Debug)]
-struct Ask {
-    prompt: Vec<u32>,
-    sampling: SamplingParams,
-    max_tokens: usize,
-}
+use arbora_kernels::cpu::Isa;
+use arbora_runtime::request::{FinishReason, Finished, SamplingParams};
+use arbora_runtime::tokenizer::SpecialTokens;
+use server::{Ask, Cache, MODEL, Outcome, Server};
 
 const SYSTEM: &str = "<|im_start|>system\nYou are a patient assistant who answers in short, complete sentences. \
     You never invent facts; where you do not know something you say so, and you explain how one could \
@@ -60,7 +30,7 @@ const TOPICS: [&str; 8] = [
 /// `n` requests: half greedy, half drawn with a seed; most share the system prompt, some carry a long
 /// context, some share a prefix that ends inside a page, some are the same but for the seed.
 fn asks(n: usize) -> Vec<Ask> {
-    let long = include_str!("../golden/text.txt");
+    let long = include_str!("../../golden/text.txt");
     let ask = |idx: usize| {
         let topic = TOPICS[idx % TOPICS.len()];
         let context = match idx % 4 {
@@ -92,121 +62,10 @@ fn asks(n: usize) -> Vec<Ask> {
             prompt,
             sampling,
             max_tokens: 16 + idx % 9,
+            grammar: None,
         }
     };
     (0..n).map(ask).collect()
-}
-
-struct Server {
-    handle: EngineHandle,
-    thread: Option<JoinHandle<EngineExit>>,
-}
-
-impl Server {
-    fn start(isa: Isa, n_threads: usize, change: impl FnOnce(&mut EngineConfig)) -> Self {
-        let mut config = EngineConfig::new(32 * CONTEXT / 16, CONTEXT);
-        config.model_stop_tokens = MODEL.tokenizer.stop_token_ids().to_vec();
-        change(&mut config);
-        let cpu = CpuConfig {
-            n_threads,
-            isa: Some(isa),
-            pinning: Pinning::Free,
-        };
-        let mut backend = CpuBackend::new(cpu).expect("the instruction set is there");
-        let decoder = MODEL
-            .file
-            .load_decoder(&mut backend, CONTEXT, config.forward_limits())
-            .expect("the default model loads");
-        let tokens = 0..MODEL.tokenizer.n_vocab() as u32;
-        let bytes = Arc::new(TokenBytes::new(tokens.map(|id| MODEL.tokenizer.token_bytes(id))));
-        let (handle, thread) = engine::spawn(backend, decoder, bytes, config).expect("the engine starts");
-        Server {
-            handle,
-            thread: Some(thread),
-        }
-    }
-
-    fn submit(&self, ask: &Ask) -> Result<mpsc::Receiver<Event>, SubmitError> {
-        let (events, receiver) = mpsc::channel(Request::event_capacity(ask.max_tokens));
-        self.handle.submit(Request {
-            id: self.handle.next_id(),
-            prompt: ask.prompt.clone(),
-            namespace: Namespace::default(),
-            sampling: ask.sampling,
-            choice_idx: 0,
-            max_tokens: ask.max_tokens,
-            stop: StopConditions::default(),
-            grammar: None,
-            priority: 0,
-            arrived: Instant::now(),
-            queue_timeout: None,
-            total_timeout: None,
-            events,
-        })?;
-        Ok(receiver)
-    }
-
-    /// One after the other, the cache emptied in between where `cold`.
-    fn one_by_one(&self, asks: &[Ask], temperature: Cache) -> Vec<Outcome> {
-        let answer = |ask: &Ask| {
-            if temperature == Cache::Cold {
-                self.handle.flush_cache();
-            }
-            Outcome::wait(self.submit(ask).expect("accepted"))
-        };
-        asks.iter().map(answer).collect()
-    }
-
-    /// All at once.
-    fn crowd(&self, asks: &[Ask]) -> Vec<Outcome> {
-        let receivers: Vec<_> = asks
-            .iter()
-            .map(|ask| self.submit(ask).expect("accepted"))
-            .collect();
-        receivers.into_iter().map(Outcome::wait).collect()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.handle.drain(std::time::Duration::ZERO);
-        let exit = self
-            .thread
-            .take()
-            .expect("joined once")
-            .join()
-            .expect("the engine thread ends");
-        if !std::thread::panicking() {
-            assert_eq!(exit, EngineExit::Drained);
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Cache {
-    Cold,
-    Warm,
-}
-
-#[derive(Debug)]
-struct Outcome {
-    tokens: Vec<u32>,
-    finished: Finished,
-}
-
-impl Outcome {
-    fn wait(mut receiver: mpsc::Receiver<Event>) -> Outcome {
-        let mut tokens = Vec::new();
-        loop {
-            match receiver
-                .blocking_recv()
-                .expect("an ending comes before the channel closes")
-            {
-                Event::Tokens(more) => tokens.extend(more),
-                Event::Finished(finished) => return Outcome { tokens, finished },
-            }
-        }
-    }
 }
 
 fn assert_same<'a>(expected: impl IntoIterator<Item = &'a Outcome>, found: &[Outcome], how: &str) {
