@@ -2,7 +2,11 @@
 
 /// What is known of a format's name.
 pub(super) enum Format {
-    Pattern(&'static str),
+    Pattern {
+        source: &'static str,
+        /// Whether it matches every text of the format; what is not exact cannot be negated.
+        is_exact: bool,
+    },
     /// Defined by the specification and not enforced here.
     Refused,
     Unknown,
@@ -34,7 +38,8 @@ macro_rules! label {
 }
 
 pub(super) fn format(name: &str) -> Format {
-    Format::Pattern(match name {
+    let is_exact = EXACT.contains(&name);
+    let source = match name {
         "date" => date!(),
         "time" => time!(),
         "date-time" => concat!(date!(), "T", time!()),
@@ -63,5 +68,9 @@ pub(super) fn format(name: &str) -> Format {
         | "uri-reference"
         | "uri-template" => return Format::Refused,
         _ => return Format::Unknown,
-    })
+    };
+    Format::Pattern { source, is_exact }
 }
+
+/// Formats whose pattern matches all of their texts.
+const EXACT: [&str; 3] = ["date", "ipv4", "uuid"];
