@@ -395,3 +395,50 @@ fn random_schemas_are_enforced_exactly_or_refused() {
     assert!(n_compiled * 10 > N_SCHEMAS as usize * 8 && n_valid > 20_000 && n_outputs > 5_000);
     assert!(n_uncounted < 30, "{n_uncounted}");
 }
+
+/// What is enforced of a format is never more than the format.
+#[test]
+fn outputs_of_formats_are_valid() {
+    let tokens = (0..=255u8).map(|byte| Some(vec![byte])).chain([None]);
+    let vocabulary = Arc::new(Vocabulary::new(tokens, &[256]).expect("257 tokens"));
+    let formats = [
+        "date",
+        "time",
+        "date-time",
+        "duration",
+        "uuid",
+        "ipv4",
+        "ipv6",
+        "email",
+        "idn-email",
+        "hostname",
+        "uri",
+        "uri-reference",
+        "iri",
+        "iri-reference",
+        "uri-template",
+        "json-pointer",
+        "relative-json-pointer",
+    ];
+    for format in formats {
+        let schema = json!({"type": "string", "format": format});
+        let options = SchemaOptions::default();
+        let text = schema.to_string();
+        let grammar = Grammar::compile_json_schema(&vocabulary, &text, &options, &Limits::default());
+        let grammar = grammar.expect("formats are supported");
+        let validator = jsonschema::options()
+            .should_validate_formats(true)
+            .build(&schema)
+            .expect("the schema is well-formed");
+        let mut n_outputs = 0;
+        for seed in 0..600 {
+            let Some(output) = output(&grammar, &mut Random(seed), &text) else {
+                continue;
+            };
+            let value: Value = serde_json::from_str(&output).expect("outputs are JSON");
+            assert!(validator.is_valid(&value), "{format}, seed {seed}: {output}");
+            n_outputs += 1;
+        }
+        assert!(n_outputs > 100, "{format}: {n_outputs}");
+    }
+}
