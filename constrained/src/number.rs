@@ -6,7 +6,7 @@
 
 use std::cmp::Ordering;
 
-use crate::dfa::{Classes, Dfa, TooManyStates};
+use crate::dfa::{Classes, DEAD, Dfa, TooManyStates};
 
 /// An exact decimal: sign, digits before and after the point, without superfluous zeros; zero is positive.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
@@ -99,6 +99,20 @@ impl Decimal {
             .iter()
             .fold(0u64, |value, digit| value * 10 + u64::from(*digit));
         u32::try_from(value).ok()
+    }
+
+    /// Its shortest spelling.
+    fn text(&self) -> String {
+        let sign = if self.is_negative { "-" } else { "" };
+        let digits =
+            |digits: &[u8]| -> String { digits.iter().map(|digit| char::from(b'0' + digit)).collect() };
+        let whole = if self.whole.is_empty() {
+            "0".to_owned()
+        } else {
+            digits(&self.whole)
+        };
+        let point = if self.fraction.is_empty() { "" } else { "." };
+        format!("{sign}{whole}{point}{}", digits(&self.fraction))
     }
 
     fn compare_size(&self, other: &Self) -> Ordering {
@@ -292,6 +306,43 @@ pub(crate) fn automaton(spec: &NumberSpec, max_states: usize) -> Result<Dfa, Opt
     Dfa::explore(classes, start, step, accept, max_states).map_err(Some)
 }
 
+/// Zeros after the point that add nothing to a number.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Zeros {
+    /// The point is there and no zero yet.
+    Point,
+    Some,
+}
+
+/// The spellings of exactly `values`, without an exponent; whole numbers may have a point and zeros unless
+/// they are to be `whole`.
+pub(crate) fn listed<'a>(values: impl Iterator<Item = &'a Decimal>, is_whole: bool) -> Dfa {
+    let mut texts: Vec<String> = values.map(Decimal::text).collect();
+    if texts.iter().any(|text| text == "0") {
+        texts.push("-0".to_owned());
+    }
+    let shortest = Dfa::of_strings(texts.iter().map(String::as_bytes));
+    let step = |(state, has_point, zeros): &(u32, bool, Option<Zeros>), byte: u8| {
+        let next = shortest.step(*state, byte);
+        let is_complete = shortest.is_accepting(*state);
+        let zeros = match byte {
+            b'.' if is_complete && !has_point && !is_whole => Some(Zeros::Point),
+            b'0' if zeros.is_some() || is_complete && *has_point => Some(Zeros::Some),
+            _ => None,
+        };
+        (next != DEAD || zeros.is_some()).then_some((next, *has_point || byte == b'.', zeros))
+    };
+    let accept = |(state, _, zeros): &(u32, bool, Option<Zeros>)| {
+        shortest.is_accepting(*state) || *zeros == Some(Zeros::Some)
+    };
+    let classes = Classes::by(|byte| {
+        let is_used = byte.is_ascii_digit() || b"-.".contains(&byte);
+        is_used.then_some(byte)
+    });
+    let start = (shortest.start(), false, None);
+    Dfa::explore(classes, start, step, accept, usize::MAX).expect("no limit is set")
+}
+
 fn divisor(value: &Decimal) -> Option<Divisor> {
     let digits = value.whole.iter().chain(&value.fraction);
     let divisor = digits.fold(0u64, |n, digit| {
@@ -414,6 +465,32 @@ mod tests {
         }
         assert!(decimal("-2") < decimal("-1.5") && decimal("0.1") < decimal("0.11"));
         assert!(Decimal::parse("1e9999").is_err() && Decimal::parse("1.").is_err());
+    }
+
+    #[test]
+    fn listed_numbers_are_spelled_with_any_zeros_after_the_point() {
+        let values = ["1", "1.5", "1.505", "-0.25", "0", "100"].map(decimal);
+        let (any, whole) = (listed(values.iter(), false), listed(values[..1].iter(), true));
+        for text in [
+            "1", "1.0", "1.00", "1.5", "1.50", "1.5050", "-0.250", "0", "-0", "-0.0", "100",
+        ] {
+            assert!(any.matches(text.as_bytes()), "{text}");
+        }
+        for text in [
+            "1.",
+            "1.05",
+            "1.50500001",
+            "-1",
+            "00",
+            "10",
+            "-0.2",
+            "1e0",
+            "100.",
+            "",
+        ] {
+            assert!(!any.matches(text.as_bytes()), "{text}");
+        }
+        assert!(whole.matches(b"1") && !whole.matches(b"1.0"));
     }
 
     #[test]

@@ -13,7 +13,13 @@ const MAX_PARTS: usize = 16;
 
 impl<'a> Compiler<'a> {
     pub(super) fn are_disjoint(&mut self, a: JsonId, b: JsonId) -> Result<bool, CompileError> {
-        self.disjoint(a, b, MAX_DEPTH)
+        let pair = (a.min(b), a.max(b));
+        if let Some(known) = self.disjoint_pairs.get(&pair) {
+            return Ok(*known);
+        }
+        let are_disjoint = self.disjoint(a, b, MAX_DEPTH)?;
+        self.disjoint_pairs.insert(pair, are_disjoint);
+        Ok(are_disjoint)
     }
 
     fn disjoint(&mut self, a: JsonId, b: JsonId, depth: usize) -> Result<bool, CompileError> {
@@ -22,7 +28,7 @@ impl<'a> Compiler<'a> {
             return Ok(true);
         }
         let (a, b) = (self.parts(a), self.parts(b));
-        self.spend((a.len() + b.len()) as u64 * 2)?;
+        self.spend((a.len() + b.len()) as u64 * 100)?;
         let types = |ids: &[JsonId]| ids.iter().fold(ALL, |all, id| all & self.possible_types(*id));
         let shared = types(&a) & types(&b);
         if shared == 0 || self.have_no_value_in_common(&a, &b)? {

@@ -92,6 +92,10 @@ struct Compiler<'a> {
     scopes: Vec<Vec<JsonId>>,
     /// Automata of patterns, by source.
     patterns: BTreeMap<String, Arc<Dfa>>,
+    /// Nodes for all names but these.
+    other_name_nodes: BTreeMap<Vec<NameId>, NodeId>,
+    /// What is known of pairs of branches.
+    disjoint_pairs: Map<(JsonId, JsonId), bool>,
     number: Option<NodeId>,
     work: u64,
 }
@@ -128,6 +132,8 @@ pub(crate) fn compile(
         name_ids: BTreeMap::new(),
         scopes: vec![Vec::new()],
         patterns: BTreeMap::new(),
+        other_name_nodes: BTreeMap::new(),
+        disjoint_pairs: Map::default(),
         number: None,
         work: 0,
     };
@@ -220,6 +226,7 @@ impl Compiler<'_> {
 
     fn lower(&mut self, goals: &[Goal]) -> Result<NodeId, CompileError> {
         let mut nodes = Vec::new();
+        self.spend(500)?;
         for facts in self.alternatives(goals, ALL)? {
             self.spend(facts.size() as u64 * 8)?;
             nodes.push(self.lower_facts(&facts)?);

@@ -6,7 +6,7 @@ use super::facts::{Facts, Goal, NameId, Target, Witness};
 use super::strings::accepts;
 use super::{CompileError, Compiler, Dfa, Json, JsonId};
 use crate::dfa::{DEAD, Product};
-use crate::text::any_content;
+use crate::text::{any_content, step_utf8};
 
 /// The `patternProperties` of all schemas of an object, each pattern once.
 #[derive(Default)]
@@ -49,10 +49,21 @@ impl Compiler<'_> {
     }
 
     /// All names but `declared`.
-    fn other_names(&mut self, declared: &[NameId], at: JsonId) -> Result<Dfa, CompileError> {
+    fn other_names(&mut self, declared: &[NameId]) -> Result<Dfa, CompileError> {
+        let n_bytes: usize = declared.iter().map(|name| self.names[*name as usize].len()).sum();
+        self.spend(1_000 + n_bytes as u64 * 100)?;
         let names = declared.iter().map(|name| self.names[*name as usize].as_bytes());
         let declared = Dfa::of_strings(names);
-        self.product(&any_content(), &declared, Product::FirstOnly, WHAT, at)
+        let any = any_content();
+        let classes = any.classes().refine(declared.classes());
+        let step = |(inside, rest): &(u32, u8), byte: u8| {
+            let rest = step_utf8(*rest, byte)?;
+            Some((declared.step(*inside, byte), rest))
+        };
+        let accept = |(inside, rest): &(u32, u8)| *rest == 0 && !declared.is_accepting(*inside);
+        // Every text can go on to become another name, so there are no dead ends.
+        let names = Dfa::explore_unreduced(classes, (declared.start(), 0), step, accept, usize::MAX);
+        Ok(names.expect("no limit is set"))
     }
 
     /// The names that are not `declared` and that `allowed` has, parted by the patterns that match them.
@@ -65,7 +76,7 @@ impl Compiler<'_> {
     ) -> Result<Vec<NameClass>, CompileError> {
         let mut names = match declared {
             [] => None,
-            _ => Some(self.other_names(declared, at)?),
+            _ => Some(self.other_names(declared)?),
         };
         if let Some(allowed) = allowed {
             names = Some(match names {
@@ -145,7 +156,7 @@ impl Compiler<'_> {
                     unreachable!("the witness was made for an object");
                 };
                 let known: Vec<NameId> = members.iter().map(|(name, _)| self.name_id(name)).collect();
-                Ok((self.other_names(&known, value)?, None))
+                Ok((self.other_names(&known)?, None))
             }
         }
     }
@@ -154,7 +165,7 @@ impl Compiler<'_> {
     fn additional_names(&mut self, at: Target) -> Result<Dfa, CompileError> {
         let own = self.members(at.id, "properties")?;
         let own: Vec<NameId> = own.iter().map(|(name, _)| self.name_id(name)).collect();
-        let mut names = self.other_names(&own, at.id)?;
+        let mut names = self.other_names(&own)?;
         for (source, _) in self.members(at.id, "patternProperties")? {
             let matched = self.search(source, at.id, "patternProperties")?;
             names = self.product(&names, &matched, Product::FirstOnly, WHAT, at.id)?;

@@ -156,6 +156,7 @@ impl Compiler<'_> {
             }
         }
         let (declared, required) = self.declared(facts)?;
+        self.spend(2_000 + facts.plain.len() as u64 * 100)?;
         self.spend(declared.len() as u64 * (4 + facts.plain.len() as u64))?;
         let mut patterns = Patterns::default();
         let mut layers = Vec::new();
@@ -196,7 +197,7 @@ impl Compiler<'_> {
         }
         let (mut extras, mut last) = (Vec::new(), Vec::new());
         if facts.equal.is_empty() {
-            for class in self.classes(&shape)? {
+            for class in self.classes(&shape, closing.is_some())? {
                 let goals = self.goals_of(&shape, None, &class.is_matched);
                 let value = self.rule(goals.clone());
                 if value == 0 {
@@ -205,7 +206,7 @@ impl Compiler<'_> {
                 if let Some((names, goal)) = closing {
                     last.extend(self.closing_member(&class, names, *goal, goals, facts.first())?);
                 }
-                extras.push((self.names_node(class.names.as_ref()), value));
+                extras.push((self.class_node(&shape, &class), value));
             }
         }
         let n_possible = keys.iter().filter(|key| key.value != 0).count() + 1;
@@ -223,7 +224,9 @@ impl Compiler<'_> {
         }))
     }
 
-    fn classes(&mut self, shape: &Shape<'_>) -> Result<Vec<NameClass>, CompileError> {
+    /// The classes of names that are not declared. Where their node is known and `needs_names` is false, the
+    /// names themselves are left out.
+    fn classes(&mut self, shape: &Shape<'_>, needs_names: bool) -> Result<Vec<NameClass>, CompileError> {
         if shape.patterns.automata.is_empty() {
             // Spares the automaton of all names but the declared ones where none of them is allowed.
             let goals = self.goals_of(shape, None, &[]);
@@ -232,7 +235,27 @@ impl Compiler<'_> {
             }
         }
         let at = shape.facts.first();
+        let is_known = self.other_name_nodes.contains_key(&shape.declared);
+        if is_known && !needs_names && shape.allowed.is_none() && shape.patterns.automata.is_empty() {
+            return Ok(vec![NameClass {
+                names: None,
+                is_matched: Vec::new(),
+            }]);
+        }
         self.name_classes(&shape.declared, shape.allowed.as_ref(), &shape.patterns, at)
+    }
+
+    /// The names of `class`; where they are all but the declared ones, they are remembered.
+    fn class_node(&mut self, shape: &Shape<'_>, class: &NameClass) -> NodeId {
+        if shape.allowed.is_some() || !shape.patterns.automata.is_empty() {
+            return self.names_node(class.names.as_ref());
+        }
+        if let Some(known) = self.other_name_nodes.get(&shape.declared) {
+            return *known;
+        }
+        let node = self.names_node(class.names.as_ref());
+        self.other_name_nodes.insert(shape.declared.clone(), node);
+        node
     }
 
     fn names_node(&mut self, names: Option<&Dfa>) -> NodeId {

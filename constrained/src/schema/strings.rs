@@ -31,7 +31,7 @@ impl Compiler<'_> {
         }
         let dfa = pattern::search(source, self.ir.max_automaton_states());
         let dfa = Arc::new(dfa.map_err(|error| self.unsupported(id, keyword, &error.to_string()))?);
-        self.spend(2_000 + dfa.n_states() as u64 * 256)?;
+        self.spend(30_000 + dfa.n_states() as u64 * 3_000)?;
         self.patterns.insert(source.to_owned(), dfa.clone());
         Ok(dfa)
     }
@@ -58,7 +58,7 @@ impl Compiler<'_> {
             return Ok(Some(known.clone()));
         }
         let dfa = Arc::new(pattern::compile(source, self.ir.max_automaton_states())?);
-        self.spend(2_000 + dfa.n_states() as u64 * 256)?;
+        self.spend(20_000 + dfa.n_states() as u64 * 1_000)?;
         self.patterns.insert(key, dfa.clone());
         Ok(Some(dfa))
     }
@@ -112,7 +112,7 @@ impl Compiler<'_> {
         let max = self.ir.max_automaton_states();
         let product = a.product(b, rule, max);
         let product = product.map_err(|_| self.automaton_limit(what, at))?;
-        self.spend((a.n_states() + b.n_states() + product.n_states()) as u64 * 32)?;
+        self.spend(1_000 + (a.n_states() + b.n_states() + product.n_states()) as u64 * 100)?;
         Ok(product)
     }
 

@@ -9,7 +9,7 @@ use super::strings::accepts;
 use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId};
 use crate::ir::{Array, Key, Object};
 use crate::keys::KeyTrie;
-use crate::number::{Bound, Decimal, NumberSpec, automaton};
+use crate::number::{Bound, Decimal, NumberSpec, automaton, listed};
 use crate::text::TextSpec;
 
 /// Keywords that speak of items.
@@ -43,7 +43,9 @@ impl Compiler<'_> {
         facts: &Facts,
         merged: &Merged,
     ) -> Result<NodeId, CompileError> {
-        let (mut nodes, mut texts) = (Vec::new(), Vec::new());
+        let (mut nodes, mut texts, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
+        let has_divisor = !merged.number.multiples.is_empty() || !merged.number.nonmultiples.is_empty();
+        let mut n_compound = 0;
         let document = self.document;
         for value in values {
             self.spend(8)?;
@@ -68,15 +70,37 @@ impl Compiler<'_> {
                         max: tighter(&merged.number.max, number, false),
                         ..merged.number.clone()
                     };
-                    if within.min.is_some() && within.max.is_some() {
+                    if within.min.is_none() || within.max.is_none() {
+                        continue;
+                    }
+                    if has_divisor {
                         nodes.push(self.number_node(&within, facts.first())?);
+                    } else if number.is_integer() || !within.is_integer {
+                        numbers.push(number);
                     }
                 }
                 Json::Null | Json::Bool(_) => nodes.push(self.value_node(*value)?),
-                Json::Array(_) | Json::Object(_) => nodes.push(self.lower_compound(*value, facts)?),
+                Json::Array(_) | Json::Object(_) => {
+                    n_compound += 1;
+                    if n_compound > self.limits.max_readings {
+                        return Err(CompileError::Limit {
+                            name: "max_readings",
+                            limit: self.limits.max_readings as u64,
+                            place: format!("the listed values of {}", document.pointer(facts.first())),
+                        });
+                    }
+                    nodes.push(self.lower_compound(*value, facts)?);
+                }
             }
         }
+        if !numbers.is_empty() {
+            self.spend(numbers.len() as u64 * 200)?;
+            let listed = listed(numbers.into_iter(), merged.number.is_integer);
+            nodes.push(self.ir.dfa(listed));
+        }
         if !texts.is_empty() {
+            let n_bytes: usize = texts.iter().map(|text| text.len()).sum();
+            self.spend(n_bytes as u64 * 20)?;
             nodes.push(self.texts_node(&Dfa::of_strings(texts)));
         }
         Ok(self.ir.alt(nodes))
@@ -117,13 +141,8 @@ impl Compiler<'_> {
             Json::Bool(false) => self.ir.literal("false"),
             Json::String(text) => self.texts_node(&Dfa::of_strings([text.as_bytes()])),
             Json::Number(number) => {
-                let exactly = NumberSpec {
-                    min: tighter(&None, number, true),
-                    max: tighter(&None, number, false),
-                    is_integer: number.is_integer(),
-                    ..NumberSpec::default()
-                };
-                self.number_node(&exactly, value)?
+                let listed = listed([number].into_iter(), number.is_integer());
+                self.ir.dfa(listed)
             }
             Json::Array(items) => {
                 let prefix = items
@@ -156,7 +175,7 @@ impl Compiler<'_> {
 
     /// Numbers as `spec` has them; `at` is where it stands.
     pub(super) fn number_node(&mut self, spec: &NumberSpec, at: JsonId) -> Result<NodeId, CompileError> {
-        self.spend(500 * (1 + spec.excluded.len() as u64))?;
+        self.spend(500 * (1 + spec.excluded.len() as u64).pow(2))?;
         let max = self.ir.max_automaton_states();
         let dfa = automaton(spec, max).map_err(|error| match error {
             Some(_) => CompileError::Limit {
@@ -170,6 +189,8 @@ impl Compiler<'_> {
                 "the divisor has too many digits or is not positive",
             ),
         })?;
+        // Minimising long chains of digits takes about as many rounds as there are digits.
+        self.spend((dfa.n_states() as u64).pow(2) * 8)?;
         Ok(self.ir.dfa(dfa))
     }
 }
