@@ -78,6 +78,7 @@ pub(crate) struct Dfa {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Product {
     Both,
+    Either,
     FirstOnly,
 }
 
@@ -174,6 +175,7 @@ impl Dfa {
             let (a, b) = (self.is_accepting(*a), other.is_accepting(*b));
             match rule {
                 Product::Both => a && b,
+                Product::Either => a || b,
                 Product::FirstOnly => a && !b,
             }
         };
@@ -181,6 +183,7 @@ impl Dfa {
             let (a, b) = (self.step(*a, byte), other.step(*b, byte));
             let alive = match rule {
                 Product::Both => a != DEAD && b != DEAD,
+                Product::Either => a != DEAD || b != DEAD,
                 Product::FirstOnly => a != DEAD,
             };
             alive.then_some((a, b))
@@ -424,6 +427,7 @@ mod tests {
         let run = |rule, word: &str| a.product(&b, rule, 99).expect("small").matches(word.as_bytes());
         let accepted = |rule| ["a", "ab", "c", ""].map(|word| run(rule, word));
         assert_eq!(accepted(Product::Both), [false, true, false, false]);
+        assert_eq!(accepted(Product::Either), [true, true, true, false]);
         assert_eq!(accepted(Product::FirstOnly), [true, false, false, false]);
         assert_eq!(a.product(&b, Product::Both, 1), Err(TooManyStates));
     }

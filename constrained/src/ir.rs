@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 
+pub(crate) use crate::array::Array;
 use crate::dfa::{Classes, Dfa};
 use crate::error::CompileError;
 use crate::free_text::FreeText;
@@ -59,19 +60,11 @@ pub(crate) struct Object {
     pub(crate) trie: KeyTrie,
     /// Texts of further keys, disjoint from the declared ones, and their values.
     pub(crate) extras: Vec<(NodeId, NodeId)>,
+    /// When given: the object's last member must be one of these. Of a name written twice the last value
+    /// counts, so this one does.
+    pub(crate) closing: Option<Vec<(NodeId, NodeId)>>,
     pub(crate) min: u32,
     pub(crate) max: Option<u32>,
-}
-
-/// An array: the first items one by one, then any number alike.
-#[derive(Clone, Debug)]
-pub(crate) struct Array {
-    pub(crate) prefix: Vec<NodeId>,
-    pub(crate) rest: Option<NodeId>,
-    pub(crate) min: u32,
-    pub(crate) max: Option<u32>,
-    /// When not empty: the items are distinct ones of these, at most 32.
-    pub(crate) distinct: Vec<NodeId>,
 }
 
 /// Punctuation with the whitespace that may surround it.
@@ -292,8 +285,15 @@ impl Ir {
                 is_productive[*key as usize] && is_productive[*value as usize]
             };
             object.extras.retain(is_open);
+            object
+                .closing
+                .iter_mut()
+                .for_each(|closing| closing.retain(is_open));
             object.keys.retain(|key| is_productive[key.value as usize]);
             object.trie = KeyTrie::new(object.keys.iter().map(|key| key.name.as_str()));
+        }
+        for array in &mut self.arrays {
+            array.finish(|item| self.is_productive[item as usize]);
         }
         if !self.is_productive[root as usize] {
             return Err(CompileError::Empty {
@@ -338,9 +338,7 @@ impl Ir {
             Node::Repeat { body, min, .. } => *min == 0 || is(body),
             Node::Rule(rule) => is(&self.rules[*rule as usize]),
             Node::Object(object) => self.objects[*object as usize].produces(is),
-            Node::Array(array) => self.arrays[*array as usize]
-                .max_items(is)
-                .is_none_or(|max| max >= self.arrays[*array as usize].min),
+            Node::Array(array) => self.arrays[*array as usize].produces(|item| is(&item)),
             Node::Token(_) => true,
             Node::Free(free) => self.free_texts[*free as usize].produces(is),
         }
@@ -460,31 +458,18 @@ impl Object {
     fn produces(&self, is: impl Fn(&NodeId) -> bool) -> bool {
         let n_required = self.keys.iter().filter(|key| key.is_required).count();
         let n_possible = self.keys.iter().filter(|key| is(&key.value)).count();
-        let is_open = self.extras.iter().any(|(key, value)| is(key) && is(value));
+        let is_any =
+            |members: &Vec<(NodeId, NodeId)>| members.iter().any(|(key, value)| is(key) && is(value));
+        let n_last = u32::from(self.closing.is_some());
+        let is_open = n_last == 1 || is_any(&self.extras);
         let all_required = self.keys.iter().all(|key| !key.is_required || is(&key.value));
         let most = n_possible + usize::from(is_open);
         all_required
+            && self.closing.as_ref().is_none_or(is_any)
             && self
                 .max
-                .is_none_or(|max| n_required <= max as usize && self.min <= max)
+                .is_none_or(|max| n_required + n_last as usize <= max as usize && self.min <= max)
             && most >= self.min as usize
-    }
-}
-
-impl Array {
-    /// The most items it can have; `None` without a bound.
-    pub(crate) fn max_items(&self, is: impl Fn(&NodeId) -> bool) -> Option<u32> {
-        if !self.distinct.is_empty() {
-            let n = self.distinct.iter().filter(|value| is(value)).count() as u32;
-            return Some(self.max.map_or(n, |max| max.min(n)));
-        }
-        let n_prefix = self.prefix.iter().take_while(|item| is(item)).count();
-        let is_endless = n_prefix == self.prefix.len() && self.rest.as_ref().is_some_and(is);
-        let shape = (!is_endless).then_some(n_prefix as u32);
-        match (shape, self.max) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
     }
 }
 

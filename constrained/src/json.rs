@@ -1,6 +1,9 @@
 //! JSON text as a tree in one array: members keep their order, numbers their digits, nodes their place.
 
+use std::collections::BTreeMap;
+
 use crate::error::CompileError;
+use crate::hash::Map;
 use crate::number::Decimal;
 
 pub(crate) type JsonId = u32;
@@ -21,7 +24,12 @@ pub(crate) enum Json {
 pub(crate) struct Document {
     nodes: Vec<Json>,
     parents: Vec<JsonId>,
+    /// Positions by name, of the objects that are too large to be searched through.
+    places: Map<JsonId, BTreeMap<String, u32>>,
 }
+
+/// Members of an object that is searched through.
+const MAX_SEARCHED: usize = 16;
 
 impl std::ops::Index<JsonId> for Document {
     type Output = Json;
@@ -46,6 +54,7 @@ impl Document {
         let mut document = Self {
             nodes: Vec::new(),
             parents: Vec::new(),
+            places: Map::default(),
         };
         // Open containers; for an object, the name of the member to come.
         let mut open: Vec<(JsonId, String)> = Vec::new();
@@ -115,24 +124,50 @@ impl Document {
     }
 
     fn attach(&mut self, parent: JsonId, name: String, id: JsonId) {
+        let known = self.position(parent, &name);
         match &mut self.nodes[parent as usize] {
             Json::Array(items) => items.push(id),
-            Json::Object(members) => match members.iter_mut().find(|(known, _)| *known == name) {
-                Some((_, value)) => *value = id,
-                None => members.push((name, id)),
+            Json::Object(members) => match known {
+                Some(at) => members[at].1 = id,
+                None => {
+                    if let Some(places) = self.places.get_mut(&parent) {
+                        places.insert(name.clone(), members.len() as u32);
+                    }
+                    members.push((name, id));
+                    if members.len() == MAX_SEARCHED + 1 {
+                        let names = members.iter().map(|(name, _)| name.clone());
+                        self.places.insert(parent, names.zip(0..).collect());
+                    }
+                }
             },
             _ => unreachable!("only containers are open"),
         }
+    }
+
+    fn position(&self, id: JsonId, name: &str) -> Option<usize> {
+        let Json::Object(members) = &self[id] else {
+            return None;
+        };
+        if members.len() > MAX_SEARCHED {
+            return self.places.get(&id)?.get(name).map(|at| *at as usize);
+        }
+        members.iter().position(|(known, _)| known == name)
+    }
+
+    /// The container of `id`; the whole is its own.
+    pub(crate) fn parent(&self, id: JsonId) -> JsonId {
+        self.parents[id as usize]
+    }
+
+    pub(crate) fn n_nodes(&self) -> usize {
+        self.nodes.len()
     }
 
     pub(crate) fn member(&self, id: JsonId, name: &str) -> Option<JsonId> {
         let Json::Object(members) = &self[id] else {
             return None;
         };
-        members
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| *value)
+        self.position(id, name).map(|at| members[at].1)
     }
 
     /// Where `id` stands, as a JSON pointer in a URI fragment.

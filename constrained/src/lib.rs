@@ -48,6 +48,7 @@
 //! matchers move over. The tables are behind one lock per grammar, taken once per call. Where the schema's
 //! text is nested, recursion is bounded by `max_source_depth`; nothing recurses over the output.
 
+mod array;
 mod constraint;
 mod dfa;
 mod ebnf;

@@ -6,7 +6,7 @@
 
 use std::cmp::Ordering;
 
-use crate::dfa::{Classes, Dfa, TooManyStates};
+use crate::dfa::{Classes, DEAD, Dfa, TooManyStates};
 
 /// An exact decimal: sign, digits before and after the point, without superfluous zeros; zero is positive.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
@@ -77,6 +77,14 @@ impl Decimal {
         })
     }
 
+    pub(crate) fn one() -> Self {
+        Self {
+            is_negative: false,
+            whole: vec![1],
+            fraction: Vec::new(),
+        }
+    }
+
     pub(crate) fn is_integer(&self) -> bool {
         self.fraction.is_empty()
     }
@@ -91,6 +99,20 @@ impl Decimal {
             .iter()
             .fold(0u64, |value, digit| value * 10 + u64::from(*digit));
         u32::try_from(value).ok()
+    }
+
+    /// Its shortest spelling.
+    fn text(&self) -> String {
+        let sign = if self.is_negative { "-" } else { "" };
+        let digits =
+            |digits: &[u8]| -> String { digits.iter().map(|digit| char::from(b'0' + digit)).collect() };
+        let whole = if self.whole.is_empty() {
+            "0".to_owned()
+        } else {
+            digits(&self.whole)
+        };
+        let point = if self.fraction.is_empty() { "" } else { "." };
+        format!("{sign}{whole}{point}{}", digits(&self.fraction))
     }
 
     fn compare_size(&self, other: &Self) -> Ordering {
@@ -131,6 +153,10 @@ pub(crate) struct NumberSpec {
     pub(crate) min: Option<Bound>,
     pub(crate) max: Option<Bound>,
     pub(crate) multiples: Vec<Decimal>,
+    /// It is a multiple of none of these.
+    pub(crate) nonmultiples: Vec<Decimal>,
+    /// It is none of these.
+    pub(crate) excluded: Vec<Decimal>,
 }
 
 /// How the digits so far compare with those of a bound, signs apart.
@@ -146,8 +172,17 @@ struct State {
     is_negative: bool,
     phase: Phase,
     bounds: Vec<Comparison>,
-    /// Remainder of the digits so far, by divisor, and the digits after the point, at most one too many.
-    remainders: Vec<(u64, usize)>,
+    remainders: Vec<Remainder>,
+}
+
+/// What is left of the digits so far by one divisor.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Remainder {
+    value: u64,
+    /// Digits after the point, no more than the divisor has.
+    n_places: usize,
+    /// A digit beyond the divisor's places was not zero: no multiple can follow.
+    is_out: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -172,28 +207,60 @@ struct Divisor {
 /// Largest divisor, its point left out; also bounds the automaton.
 const MAX_DIVISOR: u64 = 100_000;
 
+/// A value that numbers are compared with, and how they must not compare.
+struct Check<'a> {
+    value: &'a Decimal,
+    refused: [Option<Ordering>; 2],
+}
+
+impl NumberSpec {
+    fn checks(&self) -> Vec<Check<'_>> {
+        let ends = [(&self.min, Ordering::Less), (&self.max, Ordering::Greater)];
+        let ends = ends.into_iter().filter_map(|(bound, beyond)| {
+            let bound = bound.as_ref()?;
+            let equal = bound.is_exclusive.then_some(Ordering::Equal);
+            Some(Check {
+                value: &bound.value,
+                refused: [Some(beyond), equal],
+            })
+        });
+        let excluded = self.excluded.iter().map(|value| Check {
+            value,
+            refused: [Some(Ordering::Equal), None],
+        });
+        ends.chain(excluded).collect()
+    }
+
+    /// The divisors, each with whether the number must be a multiple; `None` when one is not usable.
+    fn divisors(&self) -> Option<Vec<(Divisor, bool)>> {
+        let wanted = self.multiples.iter().map(|value| (value, true));
+        let unwanted = self.nonmultiples.iter().map(|value| (value, false));
+        wanted
+            .chain(unwanted)
+            .map(|(value, is_wanted)| Some((divisor(value)?, is_wanted)))
+            .collect()
+    }
+}
+
 /// The spellings of the numbers that `spec` admits; `Err(None)` when a divisor is not usable.
 pub(crate) fn automaton(spec: &NumberSpec, max_states: usize) -> Result<Dfa, Option<TooManyStates>> {
-    let divisors = spec
-        .multiples
-        .iter()
-        .map(divisor)
-        .collect::<Option<Vec<_>>>()
-        .ok_or(None)?;
-    let bounds: Vec<(&Bound, Ordering)> = [(&spec.min, Ordering::Less), (&spec.max, Ordering::Greater)]
-        .into_iter()
-        .filter_map(|(bound, refused)| Some((bound.as_ref()?, refused)))
-        .collect();
-    let is_plain = bounds.is_empty() && divisors.is_empty();
+    let divisors = spec.divisors().ok_or(None)?;
+    let checks = spec.checks();
+    let is_plain = checks.is_empty() && divisors.is_empty();
     let equal = Comparison {
         order: Ordering::Equal,
         n: 0,
     };
+    let whole = Remainder {
+        value: 0,
+        n_places: 0,
+        is_out: false,
+    };
     let start = State {
         is_negative: false,
         phase: Phase::Begin,
-        bounds: vec![equal; bounds.len()],
-        remainders: vec![(0, 0); divisors.len()],
+        bounds: vec![equal; checks.len()],
+        remainders: vec![whole; divisors.len()],
     };
     let step = |state: &State, byte: u8| {
         let phase = next_phase(state.phase, byte, spec.is_integer, is_plain)?;
@@ -201,15 +268,15 @@ pub(crate) fn automaton(spec: &NumberSpec, max_states: usize) -> Result<Dfa, Opt
         next.phase = phase;
         next.is_negative |= byte == b'-' && state.phase == Phase::Begin;
         if byte == b'.' {
-            for (comparison, (bound, _)) in next.bounds.iter_mut().zip(&bounds) {
+            for (comparison, check) in next.bounds.iter_mut().zip(&checks) {
                 *comparison = Comparison {
-                    order: whole_order(*comparison, &bound.value),
+                    order: whole_order(*comparison, check.value),
                     n: 0,
                 };
             }
         }
         if byte.is_ascii_digit() && !is_plain {
-            digit(&mut next, byte - b'0', &bounds, &divisors)?;
+            digit(&mut next, byte - b'0', &checks, &divisors)?;
         }
         Some(next)
     };
@@ -218,29 +285,62 @@ pub(crate) fn automaton(spec: &NumberSpec, max_states: usize) -> Result<Dfa, Opt
             state.phase,
             Phase::Zero | Phase::Whole | Phase::Fraction | Phase::ExponentDigits
         );
+        let passes = |(comparison, check): (&Comparison, &Check<'_>)| {
+            !check
+                .refused
+                .contains(&Some(final_order(state, *comparison, check.value)))
+        };
+        let divides = |(rest, (divisor, is_wanted)): (&Remainder, &(Divisor, bool))| {
+            let places = rest.n_places..divisor.n_places;
+            let scaled = places.fold(rest.value, |rest, _| rest * 10 % divisor.divisor);
+            (scaled == 0 && !rest.is_out) == *is_wanted
+        };
         is_complete
-            && state
-                .bounds
-                .iter()
-                .zip(&bounds)
-                .all(|(comparison, (bound, refused))| {
-                    let order = final_order(state, *comparison, &bound.value);
-                    order != *refused && !(bound.is_exclusive && order == Ordering::Equal)
-                })
-            && state
-                .remainders
-                .iter()
-                .zip(&divisors)
-                .all(|((rest, n), divisor)| {
-                    let scaled = (*n..divisor.n_places).fold(*rest, |rest, _| rest * 10 % divisor.divisor);
-                    scaled == 0
-                })
+            && state.bounds.iter().zip(&checks).all(passes)
+            && state.remainders.iter().zip(&divisors).all(divides)
     };
     let classes = Classes::by(|byte| {
         let is_used = byte.is_ascii_digit() || b"+-.eE".contains(&byte);
         is_used.then_some(byte)
     });
     Dfa::explore(classes, start, step, accept, max_states).map_err(Some)
+}
+
+/// Zeros after the point that add nothing to a number.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Zeros {
+    /// The point is there and no zero yet.
+    Point,
+    Some,
+}
+
+/// The spellings of exactly `values`, without an exponent; whole numbers may have a point and zeros unless
+/// they are to be `whole`.
+pub(crate) fn listed<'a>(values: impl Iterator<Item = &'a Decimal>, is_whole: bool) -> Dfa {
+    let mut texts: Vec<String> = values.map(Decimal::text).collect();
+    if texts.iter().any(|text| text == "0") {
+        texts.push("-0".to_owned());
+    }
+    let shortest = Dfa::of_strings(texts.iter().map(String::as_bytes));
+    let step = |(state, has_point, zeros): &(u32, bool, Option<Zeros>), byte: u8| {
+        let next = shortest.step(*state, byte);
+        let is_complete = shortest.is_accepting(*state);
+        let zeros = match byte {
+            b'.' if is_complete && !has_point && !is_whole => Some(Zeros::Point),
+            b'0' if zeros.is_some() || is_complete && *has_point => Some(Zeros::Some),
+            _ => None,
+        };
+        (next != DEAD || zeros.is_some()).then_some((next, *has_point || byte == b'.', zeros))
+    };
+    let accept = |(state, _, zeros): &(u32, bool, Option<Zeros>)| {
+        shortest.is_accepting(*state) || *zeros == Some(Zeros::Some)
+    };
+    let classes = Classes::by(|byte| {
+        let is_used = byte.is_ascii_digit() || b"-.".contains(&byte);
+        is_used.then_some(byte)
+    });
+    let start = (shortest.start(), false, None);
+    Dfa::explore(classes, start, step, accept, usize::MAX).expect("no limit is set")
 }
 
 fn divisor(value: &Decimal) -> Option<Divisor> {
@@ -274,13 +374,13 @@ fn next_phase(phase: Phase, byte: u8, is_integer: bool, has_exponent: bool) -> O
 }
 
 /// Takes one digit into account; `None` when no multiple can follow.
-fn digit(state: &mut State, digit: u8, bounds: &[(&Bound, Ordering)], divisors: &[Divisor]) -> Option<()> {
+fn digit(state: &mut State, digit: u8, checks: &[Check<'_>], divisors: &[(Divisor, bool)]) -> Option<()> {
     let is_fraction = state.phase == Phase::Fraction;
-    for (comparison, (bound, _)) in state.bounds.iter_mut().zip(bounds) {
+    for (comparison, check) in state.bounds.iter_mut().zip(checks) {
         let digits = if is_fraction {
-            &bound.value.fraction
+            &check.value.fraction
         } else {
-            &bound.value.whole
+            &check.value.whole
         };
         // A number below one has no digits before its point.
         if !is_fraction && state.phase == Phase::Zero {
@@ -295,16 +395,23 @@ fn digit(state: &mut State, digit: u8, bounds: &[(&Bound, Ordering)], divisors: 
             comparison.n = 0;
         }
     }
-    for ((rest, n), divisor) in state.remainders.iter_mut().zip(divisors) {
-        if is_fraction {
-            if *n == divisor.n_places {
-                // Digits beyond the divisor's last place must be zero.
-                (digit == 0).then_some(())?;
-                continue;
-            }
-            *n += 1;
+    for (rest, (divisor, is_wanted)) in state.remainders.iter_mut().zip(divisors) {
+        if rest.is_out {
+            continue;
         }
-        *rest = (*rest * 10 + u64::from(digit)) % divisor.divisor;
+        if is_fraction && rest.n_places == divisor.n_places {
+            if digit != 0 {
+                (!is_wanted).then_some(())?;
+                *rest = Remainder {
+                    value: 0,
+                    n_places: 0,
+                    is_out: true,
+                };
+            }
+            continue;
+        }
+        rest.n_places += usize::from(is_fraction);
+        rest.value = (rest.value * 10 + u64::from(digit)) % divisor.divisor;
     }
     Some(())
 }
@@ -361,6 +468,50 @@ mod tests {
     }
 
     #[test]
+    fn listed_numbers_are_spelled_with_any_zeros_after_the_point() {
+        let values = ["1", "1.5", "1.505", "-0.25", "0", "100"].map(decimal);
+        let (any, whole) = (listed(values.iter(), false), listed(values[..1].iter(), true));
+        for text in [
+            "1", "1.0", "1.00", "1.5", "1.50", "1.5050", "-0.250", "0", "-0", "-0.0", "100",
+        ] {
+            assert!(any.matches(text.as_bytes()), "{text}");
+        }
+        for text in [
+            "1.",
+            "1.05",
+            "1.50500001",
+            "-1",
+            "00",
+            "10",
+            "-0.2",
+            "1e0",
+            "100.",
+            "",
+        ] {
+            assert!(!any.matches(text.as_bytes()), "{text}");
+        }
+        assert!(whole.matches(b"1") && !whole.matches(b"1.0"));
+    }
+
+    #[test]
+    fn what_is_excluded_or_no_multiple_is_so_by_value() {
+        let spec = NumberSpec {
+            nonmultiples: vec![decimal("1"), decimal("0.25")],
+            excluded: vec![decimal("-1.1"), decimal("0.3")],
+            ..NumberSpec::default()
+        };
+        let dfa = automaton(&spec, 9_999).expect("small");
+        for text in [
+            "1", "1.0", "-0", "0.00", "2.50", "-1.75", "-1.1", "-1.100", "0.30",
+        ] {
+            assert!(!dfa.matches(text.as_bytes()), "{text}");
+        }
+        for text in ["1.1", "0.3001", "-0.3", "2.51", "1.0001", "0.125"] {
+            assert!(dfa.matches(text.as_bytes()), "{text}");
+        }
+    }
+
+    #[test]
     fn automata_agree_with_arithmetic() {
         let texts: Vec<String> = (-250..=250)
             .flat_map(|n: i32| {
@@ -392,6 +543,7 @@ mod tests {
                     min: bound(min),
                     max: bound(max),
                     multiples: multiple.map(decimal).into_iter().collect(),
+                    ..NumberSpec::default()
                 };
                 let dfa = automaton(&spec, 9_999).expect("small");
                 for text in &texts {

@@ -423,22 +423,23 @@ impl<'a> Closure<'a> {
                 if shape.can_close(at, n) {
                     self.enter(marks.close_object, below);
                 }
-                if shape.next_keys(at, n).is_some() || shape.allows_extra(at, n) {
+                if shape.next_keys(at, n).is_some() || shape.allows_extra(at, n) || shape.allows_last(at, n) {
                     self.enter_above(marks.comma, Frame::Key { object, at, n }, below);
                 }
             }
             Frame::FirstItem { array } => {
                 self.item(array, 0, 0, below);
-                if self.ir.arrays[array as usize].min == 0 {
+                if self.ir.arrays[array as usize].can_close(0, 0) {
                     self.enter(marks.close_empty_array, below);
                 }
             }
             Frame::Item { array, n, used } => self.item(array, n, used, below),
             Frame::AfterItem { array, n, used } => {
-                if n >= self.ir.arrays[array as usize].min {
+                let shape = &self.ir.arrays[array as usize];
+                if shape.can_close(n, used) {
                     self.enter(marks.close_array, below);
                 }
-                if self.can_hold(array, n + 1) {
+                if shape.items(n, used).next().is_some() {
                     self.enter_above(marks.comma, Frame::Item { array, n, used }, below);
                 }
             }
@@ -471,63 +472,34 @@ impl<'a> Closure<'a> {
             };
             self.found.push(Reading { leaf, stack });
         }
-        if !shape.allows_extra(at, n) {
-            return;
+        let mut members: Vec<(u32, NodeId, NodeId)> = Vec::new();
+        let n_keys = shape.keys.len() as u32;
+        if shape.allows_extra(at, n) {
+            members.extend(
+                shape
+                    .extras
+                    .iter()
+                    .map(|(text, value)| (n_keys + 1, *text, *value)),
+            );
         }
-        let member = Frame::Member {
-            object,
-            at: shape.keys.len() as u32 + 1,
-            n: shape.counted(n + 1),
-        };
-        for (text, value) in &shape.extras {
-            let above = self.push(member, stack);
-            let above = above.and_then(|stack| self.push(Frame::Then(*value), stack));
+        if shape.allows_last(at, n) {
+            let last = shape.closing.iter().flatten();
+            members.extend(last.map(|(text, value)| (n_keys + 2, *text, *value)));
+        }
+        let n = shape.counted(n + 1);
+        for (at, text, value) in members {
+            let above = self.push(Frame::Member { object, at, n }, stack);
+            let above = above.and_then(|stack| self.push(Frame::Then(value), stack));
             if let Some(above) = above {
-                self.enter_above(*text, Frame::Then(self.ir.punctuation.colon), above);
+                self.enter_above(text, Frame::Then(self.ir.punctuation.colon), above);
             }
         }
-    }
-
-    fn can_hold(&self, array: u32, n: u32) -> bool {
-        let is = |node: &NodeId| self.ir.is_productive[*node as usize];
-        let shape = &self.ir.arrays[array as usize];
-        shape.max_items(is).is_none_or(|max| n <= max)
     }
 
     fn item(&mut self, array: u32, n: u32, used: u32, stack: StackId) {
-        if !self.can_hold(array, n + 1) {
-            return;
-        }
-        let shape = &self.ir.arrays[array as usize];
-        // Without a maximum, counts beyond the minimum and the first items are alike.
-        let bound = shape.min.max(shape.prefix.len() as u32);
-        let after = if shape.max.is_none() {
-            (n + 1).min(bound.max(1))
-        } else {
-            n + 1
-        };
-        for (i, value) in shape.distinct.iter().enumerate() {
-            if used >> i & 1 == 0 {
-                let used = used | 1 << i;
-                self.enter_above(
-                    *value,
-                    Frame::AfterItem {
-                        array,
-                        n: n + 1,
-                        used,
-                    },
-                    stack,
-                );
-            }
-        }
-        if shape.distinct.is_empty() {
-            let item = shape.prefix.get(n as usize).copied().or(shape.rest);
-            let frame = Frame::AfterItem {
-                array,
-                n: after,
-                used,
-            };
-            self.enter_above(item.expect("the array can hold it"), frame, stack);
+        let ir = self.ir;
+        for (item, n, used) in ir.arrays[array as usize].items(n, used) {
+            self.enter_above(item, Frame::AfterItem { array, n, used }, stack);
         }
     }
 }
@@ -543,19 +515,34 @@ impl crate::ir::Object {
         rest.filter(|key| key.is_required).count() as u32
     }
 
+    /// Whether the last member is still to come.
+    fn owes_last(&self, at: u32) -> bool {
+        self.closing.is_some() && at <= self.keys.len() as u32 + 1
+    }
+
     /// Whether the object may end before key `at` with `n` members. Where extra keys were written the
     /// minimum was checked before: two extra keys may be the same, so only the first one counts.
     fn can_close(&self, at: u32, n: u32) -> bool {
         let has_extra = at > self.keys.len() as u32;
-        self.n_required_from(at) == 0 && (n >= self.min || has_extra)
+        self.n_required_from(at) == 0 && !self.owes_last(at) && (n >= self.min || has_extra)
+    }
+
+    /// Whether an extra member, or the last one, may come.
+    fn allows_unnamed(&self, at: u32, n: u32) -> bool {
+        let has_extra = at > self.keys.len() as u32;
+        self.n_required_from(at) == 0
+            && (has_extra || n + 1 >= self.min)
+            && self.max.is_none_or(|max| n < max)
     }
 
     fn allows_extra(&self, at: u32, n: u32) -> bool {
-        let has_extra = at > self.keys.len() as u32;
-        !self.extras.is_empty()
-            && self.n_required_from(at) == 0
-            && self.max.is_none_or(|max| n < max)
-            && (has_extra || n + 1 >= self.min)
+        let is_before_last = at <= self.keys.len() as u32 + 1;
+        let has_room = !self.owes_last(at) || self.max.is_none_or(|max| n + 1 < max);
+        !self.extras.is_empty() && is_before_last && has_room && self.allows_unnamed(at, n)
+    }
+
+    fn allows_last(&self, at: u32, n: u32) -> bool {
+        self.owes_last(at) && self.allows_unnamed(at, n)
     }
 
     /// The numbers of the keys that may come next, when all before `at` are past and `n` were written: no
@@ -563,7 +550,7 @@ impl crate::ir::Object {
     fn next_keys(&self, at: u32, n: u32) -> Option<(u32, u32)> {
         let n_keys = self.keys.len() as u32;
         let required = (at..n_keys).find(|key| self.keys[*key as usize].is_required);
-        let n_required = self.n_required_from(at);
+        let n_required = self.n_required_from(at) + u32::from(self.owes_last(at));
         let mut first = at;
         if let Some(max) = self.max {
             if n + n_required.max(1) > max {
@@ -573,7 +560,7 @@ impl crate::ir::Object {
                 first = required?;
             }
         }
-        let n_extra = u32::from(!self.extras.is_empty());
+        let n_extra = u32::from(!self.extras.is_empty() || self.closing.is_some());
         // Key k leaves n + 1 + (n_keys - k - 1) + n_extra members possible.
         let last = (n + n_keys + n_extra).checked_sub(self.min)?;
         let last = last.min(required.unwrap_or(n_keys)).min(n_keys.checked_sub(1)?);

@@ -138,7 +138,7 @@ impl TextSpec {
     }
 
     pub(crate) fn is_satisfiable(&self) -> bool {
-        self.is_alive(self.content.start(), 0)
+        self.max.is_none_or(|max| self.min <= max) && self.is_alive(self.content.start(), 0)
     }
 
     /// The place before the opening quote.
@@ -516,6 +516,7 @@ mod tests {
         ] {
             assert_eq!(accepts(&spec, text), is_ok, "{text}");
         }
+        assert!(!TextSpec::new(&any_content(), 2, Some(1), &[true; 256]).is_satisfiable());
         // Pairs of letters with exactly three characters: nothing.
         let pairs = crate::pattern::compile("(?:[a-z][a-z])*", 99).expect("small");
         assert!(!TextSpec::new(&pairs, 3, Some(3), &[true; 256]).is_satisfiable());

@@ -2,12 +2,17 @@
 
 /// What is known of a format's name.
 pub(super) enum Format {
-    Pattern(&'static str),
+    Pattern {
+        source: &'static str,
+        /// Whether it matches every text of the format; what is not exact cannot be negated.
+        is_exact: bool,
+    },
     /// Defined by the specification and not enforced here.
     Refused,
     Unknown,
 }
 
+/// RFC 3339 `full-date`.
 macro_rules! date {
     () => {
         concat!(
@@ -18,6 +23,7 @@ macro_rules! date {
     };
 }
 
+/// RFC 3339 `full-time`, without leap seconds and small letters.
 macro_rules! time {
     () => {
         concat!(
@@ -27,41 +33,203 @@ macro_rules! time {
     };
 }
 
-macro_rules! label {
+/// RFC 3339 appendix A.
+macro_rules! duration {
     () => {
-        "[a-zA-Z0-9](?:[a-zA-Z0-9]{0,20}[a-zA-Z0-9])?"
+        concat!(
+            "P(?:[0-9]+W|T(?:[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?|[0-9]+M(?:[0-9]+S)?|[0-9]+S)",
+            "|(?:[0-9]+Y(?:[0-9]+M(?:[0-9]+D)?)?|[0-9]+M(?:[0-9]+D)?|[0-9]+D)",
+            "(?:T(?:[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?|[0-9]+M(?:[0-9]+S)?|[0-9]+S))?)"
+        )
     };
 }
 
-pub(super) fn format(name: &str) -> Format {
-    Format::Pattern(match name {
-        "date" => date!(),
-        "time" => time!(),
-        "date-time" => concat!(date!(), "T", time!()),
-        "uuid" => "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
-        "ipv4" => {
-            "(?:(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\\.){3}(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
-        }
-        "email" => concat!(
+/// A label of a host's name. Two hyphens in a row have a meaning of their own in some names.
+macro_rules! label {
+    () => {
+        "(?:[a-zA-Z0-9]-?){0,20}[a-zA-Z0-9]"
+    };
+}
+
+/// At most 251 characters; 253 are allowed.
+macro_rules! hostname {
+    () => {
+        concat!(label!(), "(?:\\.", label!(), "){0,5}")
+    };
+}
+
+macro_rules! email {
+    () => {
+        concat!(
             "[a-zA-Z0-9_+-]{1,30}(?:\\.[a-zA-Z0-9_+-]{1,10}){0,2}@",
             label!(),
             "(?:\\.",
             label!(),
-            "){1,4}"
-        ),
-        "hostname" => concat!(label!(), "(?:\\.", label!(), "){0,6}"),
-        "uri" => "[a-z][a-z0-9+.-]*:(?:[a-zA-Z0-9_.~!$&'()*+,;=:@/?-]|%[0-9a-fA-F]{2})+",
-        "duration"
-        | "idn-email"
-        | "idn-hostname"
-        | "ipv6"
-        | "iri"
-        | "iri-reference"
-        | "json-pointer"
-        | "regex"
-        | "relative-json-pointer"
-        | "uri-reference"
-        | "uri-template" => return Format::Refused,
+            "){1,3}"
+        )
+    };
+}
+
+macro_rules! ipv4 {
+    () => {
+        concat!(
+            "(?:(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\\.){3}",
+            "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+        )
+    };
+}
+
+/// Two groups of 16 bits.
+macro_rules! ls32 {
+    () => {
+        concat!("(?:[0-9a-fA-F]{1,4}:[0-9a-fA-F]{1,4}|", ipv4!(), ")")
+    };
+}
+
+/// RFC 3986 `IPv6address`.
+macro_rules! ipv6 {
+    () => {
+        concat!(
+            "(?:(?:[0-9a-fA-F]{1,4}:){6}",
+            ls32!(),
+            "|::(?:[0-9a-fA-F]{1,4}:){5}",
+            ls32!(),
+            "|(?:[0-9a-fA-F]{1,4})?::(?:[0-9a-fA-F]{1,4}:){4}",
+            ls32!(),
+            "|(?:(?:[0-9a-fA-F]{1,4}:){0,1}[0-9a-fA-F]{1,4})?::(?:[0-9a-fA-F]{1,4}:){3}",
+            ls32!(),
+            "|(?:(?:[0-9a-fA-F]{1,4}:){0,2}[0-9a-fA-F]{1,4})?::(?:[0-9a-fA-F]{1,4}:){2}",
+            ls32!(),
+            "|(?:(?:[0-9a-fA-F]{1,4}:){0,3}[0-9a-fA-F]{1,4})?::[0-9a-fA-F]{1,4}:",
+            ls32!(),
+            "|(?:(?:[0-9a-fA-F]{1,4}:){0,4}[0-9a-fA-F]{1,4})?::",
+            ls32!(),
+            "|(?:(?:[0-9a-fA-F]{1,4}:){0,5}[0-9a-fA-F]{1,4})?::[0-9a-fA-F]{1,4}",
+            "|(?:(?:[0-9a-fA-F]{1,4}:){0,6}[0-9a-fA-F]{1,4})?::)"
+        )
+    };
+}
+
+/// RFC 3986 with `$more` as further unreserved characters; hosts are names or IPv4 addresses.
+macro_rules! authority {
+    ($more:literal) => {
+        concat!(
+            "//(?:(?:[a-zA-Z0-9._~!$&'()*+,;=:",
+            $more,
+            "-]|%[0-9a-fA-F]{2})*@)?(?:[a-zA-Z0-9._~!$&'()*+,;=",
+            $more,
+            "-]|%[0-9a-fA-F]{2})*(?::[0-9]*)?"
+        )
+    };
+}
+
+macro_rules! pchar {
+    ($more:literal) => {
+        concat!("(?:[a-zA-Z0-9._~!$&'()*+,;=:@", $more, "-]|%[0-9a-fA-F]{2})")
+    };
+}
+
+macro_rules! end_of_uri {
+    ($more:literal) => {
+        concat!(
+            "(?:\\?(?:[a-zA-Z0-9._~!$&'()*+,;=:@/?",
+            $more,
+            "-]|%[0-9a-fA-F]{2})*)?(?:#(?:[a-zA-Z0-9._~!$&'()*+,;=:@/?",
+            $more,
+            "-]|%[0-9a-fA-F]{2})*)?"
+        )
+    };
+}
+
+macro_rules! uri {
+    ($more:literal) => {
+        concat!(
+            "[a-zA-Z][a-zA-Z0-9+.-]*:(?:",
+            authority!($more),
+            "(?:/",
+            pchar!($more),
+            "*)*|/(?:",
+            pchar!($more),
+            "+(?:/",
+            pchar!($more),
+            "*)*)?|",
+            pchar!($more),
+            "+(?:/",
+            pchar!($more),
+            "*)*|)",
+            end_of_uri!($more)
+        )
+    };
+}
+
+/// A URI, or a reference without a scheme; the first segment of such a path has no colon.
+macro_rules! uri_reference {
+    ($more:literal) => {
+        concat!(
+            "(?:",
+            uri!($more),
+            ")|(?:",
+            authority!($more),
+            "(?:/",
+            pchar!($more),
+            "*)*|/(?:",
+            pchar!($more),
+            "+(?:/",
+            pchar!($more),
+            "*)*)?|(?:[a-zA-Z0-9._~!$&'()*+,;=@",
+            $more,
+            "-]|%[0-9a-fA-F]{2})+(?:/",
+            pchar!($more),
+            "*)*|)",
+            end_of_uri!($more)
+        )
+    };
+}
+
+/// RFC 6901.
+macro_rules! json_pointer {
+    () => {
+        "(?s:/(?:[^/~]|~[01])*)*"
+    };
+}
+
+/// RFC 6570, with literals of ASCII.
+macro_rules! uri_template {
+    () => {
+        concat!(
+            "(?:[!#$&()*+,./0-9:;=?@A-Z\\[\\]_a-z~-]|%[0-9a-fA-F]{2}",
+            "|\\{[+#./;?&]?",
+            "[a-zA-Z0-9_]+(?:\\.[a-zA-Z0-9_]+)*(?::[1-9][0-9]{0,3}|\\*)?",
+            "(?:,[a-zA-Z0-9_]+(?:\\.[a-zA-Z0-9_]+)*(?::[1-9][0-9]{0,3}|\\*)?)*\\})*"
+        )
+    };
+}
+
+/// Formats whose pattern matches all of their texts.
+const EXACT: [&str; 6] = ["date", "duration", "ipv4", "ipv6", "json-pointer", "uuid"];
+
+pub(super) fn format(name: &str) -> Format {
+    let is_exact = EXACT.contains(&name);
+    let source = match name {
+        "date" => date!(),
+        "time" => time!(),
+        "date-time" => concat!(date!(), "T", time!()),
+        "duration" => duration!(),
+        "uuid" => "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
+        "ipv4" => ipv4!(),
+        "ipv6" => ipv6!(),
+        "email" | "idn-email" => email!(),
+        "hostname" | "idn-hostname" => hostname!(),
+        "uri" => uri!(""),
+        "uri-reference" => uri_reference!(""),
+        "iri" => uri!("\\u{A0}-\\u{D7FF}\\u{F900}-\\u{FDCF}\\u{FDF0}-\\u{FFEF}"),
+        "iri-reference" => uri_reference!("\\u{A0}-\\u{D7FF}\\u{F900}-\\u{FDCF}\\u{FDF0}-\\u{FFEF}"),
+        "uri-template" => uri_template!(),
+        "json-pointer" => json_pointer!(),
+        "relative-json-pointer" => concat!("(?:0|[1-9][0-9]*)(?:#|", json_pointer!(), ")"),
+        // Balanced brackets are no regular language.
+        "regex" => return Format::Refused,
         _ => return Format::Unknown,
-    })
+    };
+    Format::Pattern { source, is_exact }
 }

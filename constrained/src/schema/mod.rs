@@ -1,20 +1,39 @@
 //! JSON Schema to the grammar form.
 //!
-//! A set of schema objects that must all hold becomes one rule; sets are remembered, so recursion ends.
-//! Within a set references and `allOf` are collected, `anyOf` and `oneOf` multiply into alternatives, and
-//! what is left is merged per JSON type. Keywords that assert something and are not handled are refused by
-//! name. Keywords that the specification does not know are annotations and assert nothing.
+//! A set of goals that must all be met becomes one rule; sets are remembered, so recursion ends. A goal is a
+//! schema that holds or fails. Within a set the goals are taken apart into facts (`alternatives.rs`, and
+//! `negation.rs` for schemas that fail); what can be met in several ways multiplies into alternatives, and
+//! the facts of one alternative are merged per JSON type (`lower.rs`, `arrays.rs`, `objects.rs`).
+//!
+//! Everything is exact or stricter, never looser: what cannot be enforced is refused by place and keyword.
+//! Keywords that the specification does not know are annotations and assert nothing.
 
+mod alternatives;
+mod arrays;
+mod disjoint;
+mod facts;
 mod format;
+mod keywords;
 mod lower;
+mod names;
+mod negation;
+mod objects;
+mod resources;
+mod strings;
+mod uri;
 mod values;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use self::facts::{Goal, NameId, ScopeId, Target};
+use self::keywords::ALL;
+use self::resources::Resources;
 use crate::dfa::Dfa;
-use crate::error::CompileError;
+use crate::error::{CompileError, shorten};
 use crate::hash::Map;
-use crate::ir::{Array, Ir, NodeId, Object, RuleId};
+use crate::ir::{Ir, NodeId, RuleId};
 use crate::json::{Document, Json, JsonId};
-use crate::keys::KeyTrie;
 use crate::limits::Limits;
 
 /// Which whitespace the output may have around JSON's punctuation.
@@ -58,36 +77,28 @@ pub struct SchemaOptions {
     pub formats: FormatPolicy,
 }
 
-/// Schema objects that must all hold, ascending.
-type Conjunction = Vec<JsonId>;
-
 struct Compiler<'a> {
     ir: &'a mut Ir,
     document: &'a Document,
+    resources: Resources,
     options: SchemaOptions,
     limits: &'a Limits,
-    rules: Map<Conjunction, RuleId>,
-    queue: Vec<(Conjunction, RuleId)>,
+    rules: Map<Vec<Goal>, RuleId>,
+    queue: Vec<(Vec<Goal>, RuleId)>,
+    /// Property names that facts speak of.
+    names: Vec<String>,
+    name_ids: BTreeMap<String, NameId>,
+    /// Resources with dynamic anchors, in the order in which they were entered.
+    scopes: Vec<Vec<JsonId>>,
+    /// Automata of patterns, by source.
+    patterns: BTreeMap<String, Arc<Dfa>>,
+    /// Nodes for all names but these.
+    other_name_nodes: BTreeMap<Vec<NameId>, NodeId>,
+    /// What is known of pairs of branches.
+    disjoint_pairs: Map<(JsonId, JsonId), bool>,
     number: Option<NodeId>,
     work: u64,
 }
-
-/// Keywords that assert something and are not handled.
-const UNSUPPORTED: [&str; 13] = [
-    "not",
-    "if",
-    "dependentRequired",
-    "dependentSchemas",
-    "dependencies",
-    "patternProperties",
-    "propertyNames",
-    "contains",
-    "unevaluatedProperties",
-    "unevaluatedItems",
-    "$dynamicRef",
-    "$recursiveRef",
-    "extends",
-];
 
 /// Lowers the schema `text`; the result is the node that every output matches.
 pub(crate) fn compile(
@@ -99,25 +110,39 @@ pub(crate) fn compile(
     let document = Document::parse(text, limits.max_source_depth)?;
     let mut options = *options;
     if let Some(Json::String(named)) = document.member(0, "$schema").map(|id| &document[id]) {
-        options.draft = named_draft(named).ok_or_else(|| CompileError::Unsupported {
+        let unknown = || CompileError::Unsupported {
             pointer: "#".to_owned(),
             keyword: "$schema".to_owned(),
-            why: "an unknown dialect may give keywords another meaning".to_owned(),
-        })?;
+            why: format!(
+                "the dialect `{}` is unknown and may give keywords another meaning",
+                shorten(named)
+            ),
+        };
+        options.draft = named_draft(named).ok_or_else(unknown)?;
     }
     let mut compiler = Compiler {
         ir,
         document: &document,
+        resources: Resources::new(&document, options.draft),
         options,
         limits,
         rules: Map::default(),
         queue: Vec::new(),
+        names: Vec::new(),
+        name_ids: BTreeMap::new(),
+        scopes: vec![Vec::new()],
+        patterns: BTreeMap::new(),
+        other_name_nodes: BTreeMap::new(),
+        disjoint_pairs: Map::default(),
         number: None,
         work: 0,
     };
-    let root = compiler.rule(vec![0]);
-    while let Some((conjunction, rule)) = compiler.queue.pop() {
-        let node = compiler.lower(&conjunction)?;
+    compiler.spend(document.n_nodes() as u64)?;
+    let outside = Target { id: 0, scope: 0 };
+    let whole = compiler.within(outside, 0);
+    let root = compiler.rule(vec![Goal::Holds(whole)]);
+    while let Some((goals, rule)) = compiler.queue.pop() {
+        let node = compiler.lower(&goals)?;
         compiler.ir.define(rule, node);
         compiler.ir.check_size("the schema")?;
     }
@@ -134,15 +159,7 @@ fn named_draft(uri: &str) -> Option<Draft> {
     }
 }
 
-/// Alternatives being collected: schemas to look at, each with those it was reached through, and schemas
-/// seen.
-#[derive(Clone, Default)]
-struct Partial {
-    todo: Vec<(JsonId, Vec<JsonId>)>,
-    plain: Conjunction,
-}
-
-impl<'a> Compiler<'a> {
+impl Compiler<'_> {
     fn unsupported(&self, at: JsonId, keyword: &str, why: &str) -> CompileError {
         CompileError::Unsupported {
             pointer: self.document.pointer(at),
@@ -159,31 +176,16 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// The node for values that satisfy all of `conjunction`.
-    fn rule(&mut self, mut conjunction: Conjunction) -> NodeId {
-        conjunction.sort_unstable();
-        conjunction.dedup();
-        let known = self.rules.get(&conjunction).copied();
-        let rule = known.unwrap_or_else(|| {
-            let rule = self.ir.new_rule();
-            self.rules.insert(conjunction.clone(), rule);
-            self.queue.push((conjunction, rule));
-            rule
-        });
-        self.ir.rule(rule)
-    }
-
-    fn lower(&mut self, conjunction: &[JsonId]) -> Result<NodeId, CompileError> {
-        let mut nodes = Vec::new();
-        for plain in self.alternatives(conjunction)? {
-            self.spend(1 + plain.len() as u64 * 8)?;
-            nodes.push(self.lower_plain(&plain)?);
+    fn automaton_limit(&self, what: &str, at: JsonId) -> CompileError {
+        CompileError::Limit {
+            name: "max_automaton_states",
+            limit: self.limits.max_automaton_states as u64,
+            place: format!("{what} of {}", self.document.pointer(at)),
         }
-        Ok(self.ir.alt(nodes))
     }
 
     fn spend(&mut self, work: u64) -> Result<(), CompileError> {
-        self.work += work;
+        self.work = self.work.saturating_add(work);
         if self.work <= self.limits.max_compile_work {
             return Ok(());
         }
@@ -194,207 +196,114 @@ impl<'a> Compiler<'a> {
         })
     }
 
-    /// The ways in which `conjunction` can hold, each a list of schema objects whose own keywords all hold.
-    fn alternatives(&mut self, conjunction: &[JsonId]) -> Result<Vec<Conjunction>, CompileError> {
-        let first = Partial {
-            todo: conjunction.iter().map(|id| (*id, Vec::new())).collect(),
-            plain: Vec::new(),
-        };
-        let (mut open, mut done) = (vec![first], Vec::new());
-        while let Some(mut partial) = open.pop() {
-            if open.len() + done.len() > self.limits.max_branches {
-                return Err(CompileError::Limit {
-                    name: "max_branches",
-                    limit: self.limits.max_branches as u64,
-                    place: self.document.pointer(conjunction[0]),
-                });
-            }
-            let Some((id, path)) = partial.todo.pop() else {
-                partial.plain.sort_unstable();
-                done.push(partial.plain);
-                continue;
-            };
-            self.spend(1 + path.len() as u64)?;
-            match &self.document[id] {
-                Json::Bool(true) => open.push(partial),
-                Json::Bool(false) => {}
-                Json::Object(_) => self.expand(id, path, partial, &mut open)?,
-                _ => return Err(self.malformed(id, "schema", "it is neither an object nor a boolean")),
-            }
+    /// The node for values that meet all of `goals`.
+    fn rule(&mut self, mut goals: Vec<Goal>) -> NodeId {
+        goals.retain(|goal| !self.is_met_by_all(*goal));
+        goals.sort_unstable();
+        goals.dedup();
+        let is_hopeless =
+            |goal: &Goal| self.is_met_by_all(goal.negated()) || goals.binary_search(&goal.negated()).is_ok();
+        if goals.iter().any(is_hopeless) {
+            return 0;
         }
-        done.reverse();
-        Ok(done)
-    }
-
-    fn expand(
-        &self,
-        id: JsonId,
-        mut path: Vec<JsonId>,
-        mut partial: Partial,
-        open: &mut Vec<Partial>,
-    ) -> Result<(), CompileError> {
-        if path.contains(&id) {
-            return Err(self.unsupported(id, "$ref", "it reaches itself without a property or item between"));
-        }
-        if path.len() > self.limits.max_source_depth {
-            return Err(CompileError::Limit {
-                name: "max_source_depth",
-                limit: self.limits.max_source_depth as u64,
-                place: self.document.pointer(id),
-            });
-        }
-        path.push(id);
-        if let Some(reference) = self.document.member(id, "$ref") {
-            partial.todo.push((self.resolve(id, reference)?, path.clone()));
-            if self.options.draft == Draft::Draft7 {
-                open.push(partial);
-                return Ok(());
-            }
-        }
-        self.check_keywords(id)?;
-        if !partial.plain.contains(&id) {
-            partial.plain.push(id);
-        }
-        for part in self.list(id, "allOf")? {
-            partial.todo.push((part, path.clone()));
-        }
-        let mut forks = vec![partial];
-        for keyword in ["anyOf", "oneOf"] {
-            let branches = self.list(id, keyword)?;
-            if branches.is_empty() {
-                continue;
-            }
-            if keyword == "oneOf" {
-                self.check_disjoint(id, &branches)?;
-            }
-            if forks.len() * branches.len() > self.limits.max_branches {
-                return Err(CompileError::Limit {
-                    name: "max_branches",
-                    limit: self.limits.max_branches as u64,
-                    place: self.document.pointer(id),
-                });
-            }
-            let fork = |partial: &Partial, branch: &JsonId| {
-                let mut partial = partial.clone();
-                partial.todo.push((*branch, path.clone()));
-                partial
-            };
-            forks = forks
-                .iter()
-                .flat_map(|partial| branches.iter().map(move |b| fork(partial, b)))
-                .collect();
-        }
-        open.extend(forks.into_iter().rev());
-        Ok(())
-    }
-
-    fn check_keywords(&self, id: JsonId) -> Result<(), CompileError> {
-        let has = |name: &str| self.document.member(id, name).is_some();
-        if let Some(keyword) = UNSUPPORTED.iter().find(|keyword| has(keyword)) {
-            return Err(self.unsupported(id, keyword, "it would not be enforced"));
-        }
-        if id != 0 && has("$id") {
-            return Err(self.unsupported(id, "$id", "references would change their base here"));
-        }
-        Ok(())
-    }
-
-    /// The schemas listed by `keyword`; none when it is absent.
-    fn list(&self, id: JsonId, keyword: &str) -> Result<Vec<JsonId>, CompileError> {
-        match self.document.member(id, keyword).map(|list| &self.document[list]) {
-            None => Ok(Vec::new()),
-            Some(Json::Array(items)) if !items.is_empty() => Ok(items.clone()),
-            Some(_) => Err(self.malformed(id, keyword, "it is not a list with something in it")),
-        }
-    }
-
-    /// The schema that `$ref` names.
-    fn resolve(&self, at: JsonId, reference: JsonId) -> Result<JsonId, CompileError> {
-        let Json::String(text) = &self.document[reference] else {
-            return Err(self.malformed(at, "$ref", "it is not a string"));
-        };
-        let mut path = match text.strip_prefix('#') {
-            Some("") => return Ok(0),
-            Some(path) if path.starts_with('/') && !path.contains('%') => path[1..].split('/'),
-            _ => return Err(self.unsupported(at, "$ref", "only `#` and `#/…` can be followed")),
-        };
-        let found = path.try_fold(0, |at, part| {
-            let name = part.replace("~1", "/").replace("~0", "~");
-            if at != 0 && self.document.member(at, "$id").is_some() {
-                return None;
-            }
-            match &self.document[at] {
-                Json::Array(items) => items.get(name.parse::<usize>().ok()?).copied(),
-                _ => self.document.member(at, &name),
-            }
+        let known = self.rules.get(&goals).copied();
+        let rule = known.unwrap_or_else(|| {
+            let rule = self.ir.new_rule();
+            self.rules.insert(goals.clone(), rule);
+            self.queue.push((goals, rule));
+            rule
         });
-        found.ok_or_else(|| self.malformed(at, "$ref", "it leads nowhere"))
+        self.ir.rule(rule)
     }
 
-    /// `oneOf` is `anyOf` where no value can satisfy two branches.
-    fn check_disjoint(&self, id: JsonId, branches: &[JsonId]) -> Result<(), CompileError> {
-        for (i, a) in branches.iter().enumerate() {
-            for b in &branches[i + 1..] {
-                if !self.are_disjoint(*a, *b) {
-                    return Err(self.unsupported(id, "oneOf", "two branches may hold at once"));
-                }
-            }
+    fn is_met_by_all(&self, goal: Goal) -> bool {
+        match goal {
+            Goal::Holds(target) => self.document[target.id] == Json::Bool(true),
+            Goal::Fails(target) => self.document[target.id] == Json::Bool(false),
+            Goal::Equals(_) | Goal::Differs(_) => false,
         }
-        Ok(())
     }
 
-    fn are_disjoint(&self, a: JsonId, b: JsonId) -> bool {
-        let (a, b) = (self.followed(a), self.followed(b));
-        let shared = self.possible_types(a) & self.possible_types(b);
-        if shared == 0 || self.have_no_value_in_common(a, b) {
-            return true;
+    fn lower(&mut self, goals: &[Goal]) -> Result<NodeId, CompileError> {
+        let mut nodes = Vec::new();
+        self.spend(500)?;
+        for facts in self.alternatives(goals, ALL)? {
+            self.spend(facts.size() as u64 * 8)?;
+            nodes.push(self.lower_facts(&facts)?);
         }
-        if shared != lower::OBJECT {
-            return false;
-        }
-        let (of_a, of_b) = (self.required_names(a), self.required_names(b));
-        of_a.iter().filter(|name| of_b.contains(name)).any(|name| {
-            let value = |id| {
-                self.document
-                    .member(self.document.member(id, "properties")?, name)
-            };
-            let (Some(x), Some(y)) = (value(a), value(b)) else {
-                return false;
-            };
-            let (x, y) = (self.followed(x), self.followed(y));
-            self.possible_types(x) & self.possible_types(y) == 0 || self.have_no_value_in_common(x, y)
-        })
+        Ok(self.ir.alt(nodes))
     }
 
-    /// Behind plain references.
-    fn followed(&self, mut id: JsonId) -> JsonId {
-        for _ in 0..16 {
-            let reference = self.document.member(id, "$ref");
-            match reference.and_then(|reference| self.resolve(id, reference).ok()) {
-                Some(target) => id = target,
-                None => break,
-            }
+    fn name_id(&mut self, name: &str) -> NameId {
+        if let Some(id) = self.name_ids.get(name) {
+            return *id;
         }
+        let id = self.names.len() as NameId;
+        self.names.push(name.to_owned());
+        self.name_ids.insert(name.to_owned(), id);
         id
     }
 
-    fn have_no_value_in_common(&self, a: JsonId, b: JsonId) -> bool {
-        let (Some(a), Some(b)) = (self.listed_values(a), self.listed_values(b)) else {
-            return false;
-        };
-        !a.iter().any(|x| b.iter().any(|y| self.document.is_equal(*x, *y)))
+    fn name(&self, id: NameId) -> String {
+        self.names[id as usize].clone()
     }
 
-    /// Names that a schema's own `required` lists.
-    fn required_names(&self, id: JsonId) -> Vec<&'a str> {
-        let required = self.document.member(id, "required");
-        let Some(Json::Array(items)) = required.map(|id| &self.document[id]) else {
-            return Vec::new();
-        };
-        let name = |id: &JsonId| match &self.document[*id] {
-            Json::String(name) => Some(name.as_str()),
-            _ => None,
-        };
-        items.iter().filter_map(name).collect()
+    /// The schema `id` as reached from `from`.
+    fn within(&mut self, from: Target, id: JsonId) -> Target {
+        if !self.resources.has_dynamic_anchors() {
+            return Target { id, scope: 0 };
+        }
+        let root = self.resources.root_of(self.document, id);
+        let scope = &self.scopes[from.scope as usize];
+        if scope.contains(&root) || !self.resources.offers_dynamically(root) {
+            return Target { id, ..from };
+        }
+        let mut entered = scope.clone();
+        entered.push(root);
+        let known = self.scopes.iter().position(|scope| *scope == entered);
+        let scope = known.unwrap_or_else(|| {
+            self.scopes.push(entered);
+            self.scopes.len() - 1
+        });
+        Target {
+            id,
+            scope: scope as ScopeId,
+        }
+    }
+
+    /// The schemas that `at` refers to and that hold along with it.
+    fn references(&mut self, at: Target) -> Result<Vec<Target>, CompileError> {
+        let mut found = Vec::new();
+        for keyword in ["$ref", "$dynamicRef", "$recursiveRef"] {
+            let Some(reference) = self.text(at.id, keyword)? else {
+                continue;
+            };
+            if keyword == "$recursiveRef" && self.resources.has_recursive_anchor() {
+                let why = "with `$recursiveAnchor` it would not be followed right";
+                return Err(self.unsupported(at.id, keyword, why));
+            }
+            let target = self.resources.resolve(self.document, at.id, reference);
+            let mut id = target.map_err(|why| self.unsupported(at.id, keyword, &why))?;
+            if keyword == "$dynamicRef" {
+                id = self.dynamically(at, reference, id);
+            }
+            found.push(self.within(at, id));
+        }
+        Ok(found)
+    }
+
+    /// What the dynamic reference at `at` means when it would mean `id` as a plain one: the outermost schema
+    /// of the same dynamic anchor.
+    fn dynamically(&self, at: Target, reference: &str, id: JsonId) -> JsonId {
+        let name = reference.split_once('#').map_or("", |(_, fragment)| fragment);
+        let root = self.resources.root_of(self.document, id);
+        if self.resources.dynamic_anchor(root, name) != Some(id) {
+            return id;
+        }
+        let scope = &self.scopes[at.scope as usize];
+        let outermost = scope
+            .iter()
+            .find_map(|root| self.resources.dynamic_anchor(*root, name));
+        outermost.unwrap_or(id)
     }
 }

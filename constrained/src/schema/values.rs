@@ -2,51 +2,65 @@
 
 use std::sync::Arc;
 
+use super::facts::Facts;
+use super::keywords::{ARRAY, OBJECT, type_of};
 use super::lower::Merged;
-use super::{Array, CompileError, Compiler, Dfa, Json, JsonId, KeyTrie, NodeId, Object};
-use crate::ir::Key;
-use crate::number::{Bound, Decimal, NumberSpec, automaton};
+use super::strings::accepts;
+use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId};
+use crate::ir::{Array, Key, Object};
+use crate::keys::KeyTrie;
+use crate::number::{Bound, Decimal, NumberSpec, automaton, listed};
 use crate::text::TextSpec;
 
-impl Compiler<'_> {
-    /// The values that `enum` or `const` of one schema allows; `None` where it has neither.
-    pub(super) fn listed_values(&self, id: JsonId) -> Option<Vec<JsonId>> {
-        let constant = self.document.member(id, "const");
-        let listed = self
-            .document
-            .member(id, "enum")
-            .map(|list| match &self.document[list] {
-                Json::Array(items) => items.clone(),
-                _ => Vec::new(),
-            });
-        match (constant, listed) {
-            (Some(constant), Some(mut listed)) => {
-                listed.retain(|value| self.document.is_equal(*value, constant));
-                Some(listed)
-            }
-            (Some(constant), None) => Some(vec![constant]),
-            (None, listed) => listed,
-        }
-    }
+/// Keywords that speak of items.
+const OF_ARRAYS: [&str; 8] = [
+    "additionalItems",
+    "contains",
+    "items",
+    "maxItems",
+    "minItems",
+    "prefixItems",
+    "unevaluatedItems",
+    "uniqueItems",
+];
+/// Keywords that speak of properties.
+const OF_OBJECTS: [&str; 8] = [
+    "additionalProperties",
+    "maxProperties",
+    "minProperties",
+    "patternProperties",
+    "properties",
+    "propertyNames",
+    "required",
+    "unevaluatedProperties",
+];
 
-    /// The listed values that satisfy the other keywords in `merged` as well.
+impl Compiler<'_> {
+    /// The listed values that satisfy the other facts as well.
     pub(super) fn lower_values(
         &mut self,
         values: &[JsonId],
+        facts: &Facts,
         merged: &Merged,
     ) -> Result<NodeId, CompileError> {
-        let (mut nodes, mut texts) = (Vec::new(), Vec::new());
+        let (mut nodes, mut texts, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
+        let has_divisor = !merged.number.multiples.is_empty() || !merged.number.nonmultiples.is_empty();
+        let mut n_compound = 0;
+        let document = self.document;
         for value in values {
             self.spend(8)?;
-            if merged.types & super::lower::type_of(&self.document[*value]) == 0 {
+            if facts.types & type_of(&document[*value]) == 0 {
                 continue;
             }
-            match &self.document[*value] {
+            match &document[*value] {
                 Json::String(text) => {
                     let n_chars = u32::try_from(text.chars().count()).unwrap_or(u32::MAX);
                     let fits =
                         n_chars >= merged.min_length && merged.max_length.is_none_or(|max| n_chars <= max);
-                    if fits && merged.contents.iter().all(|content| accepts(content, text)) {
+                    if fits
+                        && merged.contents.iter().all(|content| accepts(content, text))
+                        && !merged.no_contents.iter().any(|content| accepts(content, text))
+                    {
                         texts.push(text.as_bytes());
                     }
                 }
@@ -56,24 +70,61 @@ impl Compiler<'_> {
                         max: tighter(&merged.number.max, number, false),
                         ..merged.number.clone()
                     };
-                    if within.min.is_some() && within.max.is_some() {
-                        nodes.push(self.number_node(&within, merged.first)?);
+                    if within.min.is_none() || within.max.is_none() {
+                        continue;
+                    }
+                    if has_divisor {
+                        nodes.push(self.number_node(&within, facts.first())?);
+                    } else if number.is_integer() || !within.is_integer {
+                        numbers.push(number);
                     }
                 }
                 Json::Null | Json::Bool(_) => nodes.push(self.value_node(*value)?),
                 Json::Array(_) | Json::Object(_) => {
-                    if merged.has_compound {
-                        let why = "listed arrays and objects beside other keywords on them";
-                        return Err(self.unsupported(merged.first, "enum", why));
+                    n_compound += 1;
+                    if n_compound > self.limits.max_readings {
+                        return Err(CompileError::Limit {
+                            name: "max_readings",
+                            limit: self.limits.max_readings as u64,
+                            place: format!("the listed values of {}", document.pointer(facts.first())),
+                        });
                     }
-                    nodes.push(self.value_node(*value)?);
+                    nodes.push(self.lower_compound(*value, facts)?);
                 }
             }
         }
+        if !numbers.is_empty() {
+            self.spend(numbers.len() as u64 * 200)?;
+            let listed = listed(numbers.into_iter(), merged.number.is_integer);
+            nodes.push(self.ir.dfa(listed));
+        }
         if !texts.is_empty() {
+            let n_bytes: usize = texts.iter().map(|text| text.len()).sum();
+            self.spend(n_bytes as u64 * 20)?;
             nodes.push(self.texts_node(&Dfa::of_strings(texts)));
         }
         Ok(self.ir.alt(nodes))
+    }
+
+    /// The array or object `value`, if the facts allow it.
+    fn lower_compound(&mut self, value: JsonId, facts: &Facts) -> Result<NodeId, CompileError> {
+        let (own_type, keywords) = match self.document[value] {
+            Json::Array(_) => (ARRAY, OF_ARRAYS),
+            _ => (OBJECT, OF_OBJECTS),
+        };
+        let has_fact = facts.list.iter().any(|fact| fact.type_bit() == own_type);
+        let is_asked = |id: JsonId| keywords.iter().any(|keyword| self.has(id, keyword));
+        if !has_fact && !facts.plain.iter().any(|target| is_asked(target.id)) {
+            return self.value_node(value);
+        }
+        let mut facts = facts.clone();
+        facts.equal = vec![value];
+        self.spend(facts.size() as u64)?;
+        if own_type == ARRAY {
+            self.lower_array(&facts)
+        } else {
+            self.lower_object(&facts)
+        }
     }
 
     fn texts_node(&mut self, content: &Dfa) -> NodeId {
@@ -90,13 +141,8 @@ impl Compiler<'_> {
             Json::Bool(false) => self.ir.literal("false"),
             Json::String(text) => self.texts_node(&Dfa::of_strings([text.as_bytes()])),
             Json::Number(number) => {
-                let exactly = NumberSpec {
-                    min: tighter(&None, number, true),
-                    max: tighter(&None, number, false),
-                    is_integer: number.is_integer(),
-                    multiples: Vec::new(),
-                };
-                self.number_node(&exactly, value)?
+                let listed = listed([number].into_iter(), number.is_integer());
+                self.ir.dfa(listed)
             }
             Json::Array(items) => {
                 let prefix = items
@@ -104,13 +150,7 @@ impl Compiler<'_> {
                     .map(|item| self.value_node(*item))
                     .collect::<Result<Vec<_>, _>>()?;
                 let n = prefix.len() as u32;
-                self.ir.array(Array {
-                    prefix,
-                    rest: None,
-                    min: n,
-                    max: Some(n),
-                    distinct: Vec::new(),
-                })
+                self.ir.array(Array::new(prefix, None, n, Some(n)))
             }
             Json::Object(members) => {
                 let mut keys = Vec::new();
@@ -125,6 +165,7 @@ impl Compiler<'_> {
                     keys,
                     trie: KeyTrie::new(std::iter::empty()),
                     extras: Vec::new(),
+                    closing: None,
                     min: 0,
                     max: None,
                 })
@@ -134,7 +175,7 @@ impl Compiler<'_> {
 
     /// Numbers as `spec` has them; `at` is where it stands.
     pub(super) fn number_node(&mut self, spec: &NumberSpec, at: JsonId) -> Result<NodeId, CompileError> {
-        self.spend(500)?;
+        self.spend(500 * (1 + spec.excluded.len() as u64).pow(2))?;
         let max = self.ir.max_automaton_states();
         let dfa = automaton(spec, max).map_err(|error| match error {
             Some(_) => CompileError::Limit {
@@ -148,15 +189,10 @@ impl Compiler<'_> {
                 "the divisor has too many digits or is not positive",
             ),
         })?;
+        // Minimising long chains of digits takes about as many rounds as there are digits.
+        self.spend((dfa.n_states() as u64).pow(2) * 8)?;
         Ok(self.ir.dfa(dfa))
     }
-}
-
-fn accepts(content: &Dfa, text: &str) -> bool {
-    let end = text
-        .bytes()
-        .fold(content.start(), |state, byte| content.step(state, byte));
-    content.is_accepting(end)
 }
 
 /// `value` as a bound, unless `bound` keeps it out.

@@ -1,0 +1,467 @@
+//! Goals taken apart: references and `allOf` are followed, and what can hold in several ways multiplies out.
+//!
+//! Everything without a choice is taken first, so that a choice is made knowing it and what contradicts it
+//! is dropped at once. The number of alternatives is bounded by `max_branches`.
+
+use super::facts::{Counted, Fact, Facts, Goal, Target};
+use super::keywords::{ALL, OBJECT, type_of};
+use super::{CompileError, Compiler, Draft};
+use crate::json::{Json, JsonId};
+
+/// Where a goal was reached from: a place in [`Paths`].
+type PathId = u32;
+const START: PathId = 0;
+
+/// Chains of goals that are about the same value.
+struct Paths(Vec<(PathId, Goal)>);
+
+impl Paths {
+    /// The goals above `path`, the nearest first, itself included.
+    fn above(&self, mut path: PathId) -> impl Iterator<Item = Goal> {
+        std::iter::from_fn(move || {
+            let (parent, goal) = *self.0.get((path as usize).checked_sub(1)?)?;
+            path = parent;
+            Some(goal)
+        })
+    }
+
+    fn push(&mut self, parent: PathId, goal: Goal) -> PathId {
+        self.0.push((parent, goal));
+        self.0.len() as PathId
+    }
+}
+
+/// A choice yet to be made.
+#[derive(Clone, Copy)]
+pub(super) struct Fork {
+    pub(super) kind: ForkKind,
+    path: PathId,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum ForkKind {
+    Fails(Target),
+    Differs(JsonId),
+    AnyOf {
+        at: Target,
+        is_seen: bool,
+    },
+    OneOf(Target),
+    If(Target),
+    /// Member `n` of the keyword: what a property's presence asks for.
+    Depends(Target, &'static str, usize),
+}
+
+/// One way to settle a choice.
+pub(super) struct Branch {
+    pub(super) types: u8,
+    pub(super) facts: Vec<Fact>,
+    pub(super) goals: Vec<Goal>,
+    /// Why this way cannot be expressed; an error unless it is impossible anyway.
+    pub(super) refused: Option<CompileError>,
+}
+
+impl Branch {
+    pub(super) fn of_types(types: u8) -> Self {
+        Self {
+            types,
+            facts: Vec::new(),
+            goals: Vec::new(),
+            refused: None,
+        }
+    }
+
+    pub(super) fn of_goals(goals: Vec<Goal>) -> Self {
+        Self {
+            goals,
+            ..Self::of_types(ALL)
+        }
+    }
+
+    /// Values of the type that the facts are about.
+    pub(super) fn of_facts(facts: Vec<Fact>) -> Self {
+        let types = facts.iter().fold(ALL, |types, fact| types & fact.type_bit());
+        Self {
+            facts,
+            ..Self::of_types(types)
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Partial {
+    facts: Facts,
+    todo: Vec<(Goal, PathId)>,
+    forks: Vec<Fork>,
+}
+
+pub(super) const DEPENDENT: [&str; 3] = ["dependentRequired", "dependentSchemas", "dependencies"];
+
+/// Keywords that assert something and are not handled.
+const UNSUPPORTED: [&str; 3] = ["extends", "disallow", "divisibleBy"];
+
+impl Compiler<'_> {
+    /// The ways in which all of `goals` hold for values of `types`.
+    pub(super) fn alternatives(&mut self, goals: &[Goal], types: u8) -> Result<Vec<Facts>, CompileError> {
+        let mut paths = Paths(Vec::new());
+        let first = Partial {
+            facts: Facts::of_types(types),
+            todo: goals.iter().map(|goal| (*goal, START)).collect(),
+            forks: Vec::new(),
+        };
+        let (mut open, mut done) = (vec![first], Vec::new());
+        while let Some(mut partial) = open.pop() {
+            if open.len() + done.len() > self.limits.max_branches {
+                return Err(self.too_many_branches(goals));
+            }
+            self.spend(partial.facts.size() as u64)?;
+            if let Some((goal, path)) = partial.todo.pop() {
+                if self.settle(goal, path, &mut partial, &mut paths)? {
+                    open.push(partial);
+                }
+            } else if let Some(fork) = partial.forks.pop() {
+                self.choose(fork, &partial, &mut open)?;
+            } else {
+                partial.facts.plain.sort_unstable();
+                done.push(partial.facts);
+            }
+        }
+        done.reverse();
+        Ok(done)
+    }
+
+    fn too_many_branches(&self, goals: &[Goal]) -> CompileError {
+        let place = goals.first().map_or(0, |goal| match goal {
+            Goal::Holds(target) | Goal::Fails(target) => target.id,
+            Goal::Equals(value) | Goal::Differs(value) => *value,
+        });
+        CompileError::Limit {
+            name: "max_branches",
+            limit: self.limits.max_branches as u64,
+            place: self.document.pointer(place),
+        }
+    }
+
+    fn choose(&mut self, fork: Fork, partial: &Partial, open: &mut Vec<Partial>) -> Result<(), CompileError> {
+        let mut branches = self.branches(fork.kind)?;
+        branches.reverse();
+        for branch in branches {
+            if partial.facts.types & branch.types == 0 {
+                continue;
+            }
+            self.spend(partial.facts.size() as u64)?;
+            let mut next = partial.clone();
+            next.facts.types &= branch.types;
+            for fact in &branch.facts {
+                if !next.facts.list.contains(fact) {
+                    next.facts.list.push(*fact);
+                }
+            }
+            if self.is_contradiction(&next.facts, &branch.facts)? {
+                next.facts.types &= !OBJECT;
+                if next.facts.types == 0 {
+                    continue;
+                }
+            }
+            if let Some(error) = branch.refused {
+                return Err(error);
+            }
+            next.todo
+                .extend(branch.goals.iter().map(|goal| (*goal, fork.path)));
+            open.push(next);
+        }
+        Ok(())
+    }
+
+    /// Whether one of the facts `new` contradicts what is known of objects; not every contradiction is seen.
+    fn is_contradiction(&mut self, facts: &Facts, new: &[Fact]) -> Result<bool, CompileError> {
+        for fact in new {
+            let (name, is_lacking) = match fact {
+                Fact::Lacks(name) => (*name, true),
+                Fact::Member(name, _) => (*name, false),
+                _ => continue,
+            };
+            let is_opposite = |other: &Fact| match other {
+                Fact::Lacks(other) => !is_lacking && *other == name,
+                Fact::Member(other, _) => is_lacking && *other == name,
+                _ => false,
+            };
+            if facts.list.iter().any(is_opposite) {
+                return Ok(true);
+            }
+            let name = self.name(name);
+            for target in &facts.plain {
+                if is_lacking && self.required(target.id)?.contains(&name.as_str()) {
+                    return Ok(true);
+                }
+                let own = self.value_of_property(target.id, &name);
+                if let (Some(own), Fact::Member(_, Some(Goal::Fails(failing)))) = (own, fact) {
+                    self.spend(4)?;
+                    if failing.scope == target.scope && self.document.is_equal(own, failing.id) {
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    pub(super) fn value_of_property(&self, id: JsonId, name: &str) -> Option<JsonId> {
+        let properties = self.document.member(id, "properties")?;
+        self.document.member(properties, name)
+    }
+
+    /// Takes `goal` into `partial`; false when it cannot hold.
+    fn settle(
+        &mut self,
+        goal: Goal,
+        path: PathId,
+        partial: &mut Partial,
+        paths: &mut Paths,
+    ) -> Result<bool, CompileError> {
+        let document = self.document;
+        let (target, is_wanted) = match goal {
+            Goal::Equals(value) => {
+                partial.facts.types &= type_of(&document[value]);
+                partial.facts.equal.push(value);
+                return Ok(partial.facts.types != 0);
+            }
+            Goal::Differs(value) => {
+                if matches!(document[value], Json::Array(_) | Json::Object(_)) {
+                    let kind = ForkKind::Differs(value);
+                    partial.forks.push(Fork { kind, path });
+                } else if partial.facts.types & type_of(&document[value]) != 0 {
+                    partial.facts.different.push(value);
+                }
+                return Ok(true);
+            }
+            Goal::Holds(target) => (target, true),
+            Goal::Fails(target) => (target, false),
+        };
+        match &document[target.id] {
+            Json::Bool(holds) => return Ok(*holds == is_wanted),
+            Json::Object(_) => {}
+            _ => {
+                let why = "it is neither an object nor a boolean";
+                return Err(self.malformed(target.id, "schema", why));
+            }
+        }
+        let mut n_above = 0;
+        for above in paths.above(path) {
+            n_above += 1;
+            if above == goal {
+                let why = "it reaches itself without a property or item between";
+                return Err(self.unsupported(target.id, "$ref", why));
+            }
+        }
+        if n_above > self.limits.max_source_depth {
+            return Err(CompileError::Limit {
+                name: "max_source_depth",
+                limit: self.limits.max_source_depth as u64,
+                place: document.pointer(target.id),
+            });
+        }
+        self.spend(1 + n_above as u64)?;
+        let path = paths.push(path, goal);
+        if is_wanted {
+            self.expand(target, path, partial, paths)
+        } else {
+            if partial.facts.plain.contains(&target) {
+                return Ok(false);
+            }
+            let kind = ForkKind::Fails(target);
+            partial.forks.push(Fork { kind, path });
+            Ok(true)
+        }
+    }
+
+    /// Takes in the schema `target`, which is an object and holds; false when it cannot.
+    fn expand(
+        &mut self,
+        target: Target,
+        path: PathId,
+        partial: &mut Partial,
+        paths: &Paths,
+    ) -> Result<bool, CompileError> {
+        let id = target.id;
+        // Nearest first; what a negation is about is never seen from outside of it.
+        let holding = paths.above(path).map_while(|goal| match goal {
+            Goal::Holds(above) => Some(above),
+            _ => None,
+        });
+        let observers: Vec<Target> = holding.filter(|above| self.observes(above.id)).collect();
+        for observer in &observers {
+            if !partial.facts.evaluated.contains(&(*observer, target)) {
+                partial.facts.evaluated.push((*observer, target));
+            }
+        }
+        for referred in self.references(target)? {
+            partial.todo.push((Goal::Holds(referred), path));
+        }
+        if self.options.draft == Draft::Draft7 && self.has(id, "$ref") {
+            return Ok(true);
+        }
+        let is_seen = !observers.is_empty();
+        if partial.facts.plain.contains(&target) {
+            if !is_seen {
+                return Ok(true);
+            }
+        } else {
+            self.check_keywords(id)?;
+            partial.facts.types &= self.possible_types(id);
+            partial.facts.plain.push(target);
+        }
+        for part in self.list(id, "allOf")? {
+            partial.todo.push((Goal::Holds(self.within(target, *part)), path));
+        }
+        if self.has(id, "contains") {
+            self.note_contains(target, partial)?;
+        }
+        let mut fork = |kind| partial.forks.push(Fork { kind, path });
+        if let Some(not) = self.document.member(id, "not") {
+            partial.todo.push((Goal::Fails(self.within(target, not)), path));
+        }
+        // Only the branches that hold are seen; without an observer a condition of nothing is none.
+        if self.has(id, "if") && (is_seen || self.has(id, "then") || self.has(id, "else")) {
+            fork(ForkKind::If(target));
+        }
+        if !self.list(id, "anyOf")?.is_empty() {
+            fork(ForkKind::AnyOf { at: target, is_seen });
+        }
+        if !self.list(id, "oneOf")?.is_empty() {
+            fork(ForkKind::OneOf(target));
+        }
+        for keyword in DEPENDENT {
+            for n in 0..self.members(id, keyword)?.len() {
+                fork(ForkKind::Depends(target, keyword, n));
+            }
+        }
+        Ok(partial.facts.types != 0)
+    }
+
+    fn observes(&self, id: JsonId) -> bool {
+        self.has(id, "unevaluatedProperties") || self.has(id, "unevaluatedItems")
+    }
+
+    fn note_contains(&mut self, target: Target, partial: &mut Partial) -> Result<(), CompileError> {
+        let (min, max) = self.contains_range(target.id)?;
+        let contained = self.document.member(target.id, "contains");
+        let contained = contained.expect("the caller has seen it");
+        let counted = Fact::Counted(Counted {
+            goal: Goal::Holds(self.within(target, contained)),
+            from: 0,
+            min,
+            max,
+            owner: Some(target),
+        });
+        if !partial.facts.list.contains(&counted) {
+            partial.facts.list.push(counted);
+        }
+        Ok(())
+    }
+
+    fn check_keywords(&self, id: JsonId) -> Result<(), CompileError> {
+        if let Some(keyword) = UNSUPPORTED.iter().find(|keyword| self.has(id, keyword)) {
+            return Err(self.unsupported(id, keyword, "it would not be enforced"));
+        }
+        if !matches!(self.value(id, "enum"), None | Some(Json::Array(_))) {
+            return Err(self.malformed(id, "enum", "it is not a list"));
+        }
+        self.types(id).map(|_| ())
+    }
+
+    /// The ways to settle the choice `kind`.
+    fn branches(&mut self, kind: ForkKind) -> Result<Vec<Branch>, CompileError> {
+        match kind {
+            ForkKind::Fails(target) => self.ways_to_fail(target),
+            ForkKind::Differs(value) => Ok(self.ways_to_differ(value)),
+            ForkKind::AnyOf { at, is_seen } => self.any_of(at, is_seen),
+            ForkKind::OneOf(at) => self.one_of(at),
+            ForkKind::If(at) => Ok(self.conditional(at)),
+            ForkKind::Depends(at, keyword, n) => self.dependent(at, keyword, n),
+        }
+    }
+
+    fn any_of(&mut self, at: Target, is_seen: bool) -> Result<Vec<Branch>, CompileError> {
+        let parts = self.list(at.id, "anyOf")?;
+        let goals: Vec<Goal> = parts
+            .iter()
+            .map(|part| Goal::Holds(self.within(at, *part)))
+            .collect();
+        if !is_seen {
+            return Ok(goals
+                .into_iter()
+                .map(|goal| Branch::of_goals(vec![goal]))
+                .collect());
+        }
+        // What is evaluated depends on all branches that hold, so every set of them is a way.
+        if goals.len() >= 31 || 1 << goals.len() > self.limits.max_branches {
+            return Err(self.too_many_branches(&[Goal::Holds(at)]));
+        }
+        let chosen = |set: u32| {
+            let is_in = |(i, goal): (usize, &Goal)| (set >> i & 1 == 1).then_some(*goal);
+            goals.iter().enumerate().filter_map(is_in).collect()
+        };
+        let sets = 1..1u32 << goals.len();
+        Ok(sets.map(|set| Branch::of_goals(chosen(set))).collect())
+    }
+
+    fn one_of(&mut self, at: Target) -> Result<Vec<Branch>, CompileError> {
+        let parts = self.list(at.id, "oneOf")?;
+        let mut branches = Vec::new();
+        for (i, part) in parts.iter().enumerate() {
+            let mut goals = vec![Goal::Holds(self.within(at, *part))];
+            for (j, other) in parts.iter().enumerate() {
+                if i != j && !self.are_disjoint(*part, *other)? {
+                    goals.push(Goal::Fails(self.within(at, *other)));
+                }
+            }
+            branches.push(Branch::of_goals(goals));
+        }
+        Ok(branches)
+    }
+
+    fn conditional(&mut self, at: Target) -> Vec<Branch> {
+        let mut part = |keyword| {
+            let id = self.document.member(at.id, keyword)?;
+            Some(self.within(at, id))
+        };
+        let (condition, then, otherwise) = (part("if"), part("then"), part("else"));
+        let condition = condition.expect("the fork was made for it");
+        let with = |first: Goal, second: Option<Target>| {
+            Branch::of_goals([first].into_iter().chain(second.map(Goal::Holds)).collect())
+        };
+        vec![
+            with(Goal::Holds(condition), then),
+            with(Goal::Fails(condition), otherwise),
+        ]
+    }
+
+    fn dependent(&mut self, at: Target, keyword: &str, n: usize) -> Result<Vec<Branch>, CompileError> {
+        let (name, value) = &self.members(at.id, keyword)?[n];
+        let name = self.name_id(name);
+        // Values of other types fall under the first way, so the second is about objects.
+        let without = Branch {
+            types: ALL,
+            ..Branch::of_facts(vec![Fact::Lacks(name)])
+        };
+        let mut with = Branch::of_facts(vec![Fact::Member(name, None)]);
+        debug_assert_eq!(with.types, OBJECT);
+        let list = &self.document[*value];
+        match list {
+            Json::Array(_) => {
+                for needed in self.names(Some(list), at.id, keyword)? {
+                    with.facts.push(Fact::Member(self.name_id(needed), None));
+                }
+            }
+            Json::String(needed) if keyword == "dependencies" => {
+                with.facts.push(Fact::Member(self.name_id(needed), None));
+            }
+            _ if keyword == "dependentRequired" => {
+                return Err(self.malformed(at.id, keyword, "it is not a list of names"));
+            }
+            _ => with.goals.push(Goal::Holds(self.within(at, *value))),
+        }
+        Ok(vec![without, with])
+    }
+}

@@ -1,0 +1,241 @@
+//! What the keywords of one schema object say, read and checked.
+
+use super::{CompileError, Compiler, Draft};
+use crate::json::{Json, JsonId};
+use crate::number::{Bound, Decimal};
+
+pub(super) const NULL: u8 = 1;
+pub(super) const BOOLEAN: u8 = 2;
+pub(super) const NUMBER: u8 = 4;
+pub(super) const STRING: u8 = 8;
+pub(super) const ARRAY: u8 = 16;
+pub(super) const OBJECT: u8 = 32;
+pub(super) const ALL: u8 = 63;
+
+pub(super) fn type_of(value: &Json) -> u8 {
+    match value {
+        Json::Null => NULL,
+        Json::Bool(_) => BOOLEAN,
+        Json::Number(_) => NUMBER,
+        Json::String(_) => STRING,
+        Json::Array(_) => ARRAY,
+        Json::Object(_) => OBJECT,
+    }
+}
+
+/// The items of an array: the first ones, then all others.
+#[derive(Clone, Copy)]
+pub(super) struct Items<'a> {
+    pub(super) prefix: &'a [JsonId],
+    pub(super) rest: Option<JsonId>,
+}
+
+impl<'a> Compiler<'a> {
+    pub(super) fn value(&self, id: JsonId, keyword: &str) -> Option<&'a Json> {
+        let document = self.document;
+        document.member(id, keyword).map(|value| &document[value])
+    }
+
+    pub(super) fn has(&self, id: JsonId, keyword: &str) -> bool {
+        self.document.member(id, keyword).is_some()
+    }
+
+    /// The types that a schema's own `type`, `const` and `enum` leave possible.
+    pub(super) fn possible_types(&self, id: JsonId) -> u8 {
+        let named = self.types(id).map_or(ALL, |(types, _)| types);
+        let listed = self.listed_values(id);
+        let listed = listed.map_or(ALL, |values| {
+            values.iter().fold(0, |all, v| all | type_of(&self.document[*v]))
+        });
+        named & listed
+    }
+
+    /// The types of `type`, and whether its numbers are integers.
+    pub(super) fn types(&self, id: JsonId) -> Result<(u8, bool), CompileError> {
+        let names = match self.document.member(id, "type") {
+            None => return Ok((ALL, false)),
+            Some(names) => match &self.document[names] {
+                Json::Array(items) => items.clone(),
+                _ => vec![names],
+            },
+        };
+        let (mut types, mut has_integer, mut has_number) = (0, false, false);
+        for name in names {
+            let Json::String(name) = &self.document[name] else {
+                return Err(self.malformed(id, "type", "a type is not a string"));
+            };
+            types |= match name.as_str() {
+                "null" => NULL,
+                "boolean" => BOOLEAN,
+                "string" => STRING,
+                "array" => ARRAY,
+                "object" => OBJECT,
+                "number" | "integer" => {
+                    has_integer |= name == "integer";
+                    has_number |= name == "number";
+                    NUMBER
+                }
+                _ => return Err(self.malformed(id, "type", &format!("`{name}` is not a type"))),
+            };
+        }
+        Ok((types, has_integer && !has_number))
+    }
+
+    pub(super) fn decimal(&self, id: JsonId, keyword: &str) -> Result<Option<Decimal>, CompileError> {
+        match self.value(id, keyword) {
+            None => Ok(None),
+            Some(Json::Number(number)) => Ok(Some(number.clone())),
+            Some(_) => Err(self.malformed(id, keyword, "it is not a number")),
+        }
+    }
+
+    pub(super) fn count(&self, id: JsonId, keyword: &str) -> Result<Option<u32>, CompileError> {
+        let Some(number) = self.decimal(id, keyword)? else {
+            return Ok(None);
+        };
+        let count = number.to_u32().filter(|count| *count < 1 << 30);
+        count
+            .map(Some)
+            .ok_or_else(|| self.malformed(id, keyword, "it is not a count below 2^30"))
+    }
+
+    /// The tighter of `minimum` and `exclusiveMinimum`, and of their counterparts.
+    pub(super) fn bounds(&self, id: JsonId) -> Result<[Option<Bound>; 2], CompileError> {
+        let lower = self.bound(id, ["minimum", "exclusiveMinimum"], |a, b| a > b)?;
+        let upper = self.bound(id, ["maximum", "exclusiveMaximum"], |a, b| a < b)?;
+        Ok([lower, upper])
+    }
+
+    fn bound(
+        &self,
+        id: JsonId,
+        [plain, exclusive]: [&str; 2],
+        is_tighter: impl Fn(&Decimal, &Decimal) -> bool,
+    ) -> Result<Option<Bound>, CompileError> {
+        let inclusive = self.decimal(id, plain)?;
+        // Up to draft 4 the exclusive keyword is a boolean beside the plain one.
+        let (is_exclusive, beyond) = match self.value(id, exclusive) {
+            Some(Json::Bool(is_exclusive)) => (*is_exclusive, None),
+            _ => (false, self.decimal(id, exclusive)?),
+        };
+        let inclusive = inclusive.map(|value| Bound { value, is_exclusive });
+        let beyond = beyond.map(|value| Bound {
+            value,
+            is_exclusive: true,
+        });
+        Ok(match (inclusive, beyond) {
+            (Some(a), Some(b)) if is_tighter(&a.value, &b.value) => Some(a),
+            (a, b) => b.or(a),
+        })
+    }
+
+    /// The schemas listed by `keyword`; none when it is absent.
+    pub(super) fn list(&self, id: JsonId, keyword: &str) -> Result<&'a [JsonId], CompileError> {
+        match self.value(id, keyword) {
+            None => Ok(&[]),
+            Some(Json::Array(items)) if !items.is_empty() => Ok(items),
+            Some(_) => Err(self.malformed(id, keyword, "it is not a list with something in it")),
+        }
+    }
+
+    /// The members of the object that `keyword` has; none when it is absent.
+    pub(super) fn members(&self, id: JsonId, keyword: &str) -> Result<&'a [(String, JsonId)], CompileError> {
+        match self.value(id, keyword) {
+            None => Ok(&[]),
+            Some(Json::Object(members)) => Ok(members),
+            Some(_) => Err(self.malformed(id, keyword, "it is not an object")),
+        }
+    }
+
+    /// The names that the list `list` consists of; `id` and `keyword` say where, for errors.
+    pub(super) fn names(
+        &self,
+        list: Option<&'a Json>,
+        id: JsonId,
+        keyword: &str,
+    ) -> Result<Vec<&'a str>, CompileError> {
+        let items = match list {
+            None => return Ok(Vec::new()),
+            Some(Json::Array(items)) => items,
+            // Draft 3 and some tools write `required` as a boolean of the property itself.
+            Some(_) => return Err(self.malformed(id, keyword, "it is not a list")),
+        };
+        let name = |item: &JsonId| match &self.document[*item] {
+            Json::String(name) => Ok(name.as_str()),
+            _ => Err(self.malformed(id, keyword, "a name is not a string")),
+        };
+        items.iter().map(name).collect()
+    }
+
+    /// The names that `required` lists.
+    pub(super) fn required(&self, id: JsonId) -> Result<Vec<&'a str>, CompileError> {
+        self.names(self.value(id, "required"), id, "required")
+    }
+
+    pub(super) fn text(&self, id: JsonId, keyword: &str) -> Result<Option<&'a str>, CompileError> {
+        match self.value(id, keyword) {
+            None => Ok(None),
+            Some(Json::String(text)) => Ok(Some(text)),
+            Some(_) => Err(self.malformed(id, keyword, "it is not a string")),
+        }
+    }
+
+    pub(super) fn items(&self, id: JsonId) -> Result<Items<'a>, CompileError> {
+        let items = self.document.member(id, "items");
+        let has_prefix = self.has(id, "prefixItems");
+        if let Some(Json::Array(list)) = items.map(|items| &self.document[items]) {
+            if has_prefix {
+                return Err(self.malformed(id, "items", "it is a list beside `prefixItems`"));
+            }
+            return Ok(Items {
+                prefix: list,
+                rest: self.document.member(id, "additionalItems"),
+            });
+        }
+        if has_prefix && items.is_some() && self.options.draft == Draft::Draft7 {
+            let why = "draft 7 does not know it, and beside `items` it would mean something else";
+            return Err(self.unsupported(id, "prefixItems", why));
+        }
+        Ok(Items {
+            prefix: self.list(id, "prefixItems")?,
+            rest: items,
+        })
+    }
+
+    /// How many items `contains` asks for.
+    pub(super) fn contains_range(&self, id: JsonId) -> Result<(u32, Option<u32>), CompileError> {
+        for keyword in ["minContains", "maxContains"] {
+            if self.options.draft == Draft::Draft7 && self.has(id, keyword) {
+                return Err(self.unsupported(id, keyword, "draft 7 does not know it"));
+            }
+        }
+        let min = self.count(id, "minContains")?.unwrap_or(1);
+        Ok((min, self.count(id, "maxContains")?))
+    }
+
+    /// Whether `uniqueItems` is on.
+    pub(super) fn is_unique(&self, id: JsonId) -> Result<bool, CompileError> {
+        match self.value(id, "uniqueItems") {
+            None => Ok(false),
+            Some(Json::Bool(is_unique)) => Ok(*is_unique),
+            Some(_) => Err(self.malformed(id, "uniqueItems", "it is not a boolean")),
+        }
+    }
+
+    /// The values that `enum` or `const` of one schema allows; `None` where it has neither.
+    pub(super) fn listed_values(&self, id: JsonId) -> Option<Vec<JsonId>> {
+        let constant = self.document.member(id, "const");
+        let listed = self.value(id, "enum").map(|list| match list {
+            Json::Array(items) => items.clone(),
+            _ => Vec::new(),
+        });
+        match (constant, listed) {
+            (Some(constant), Some(mut listed)) => {
+                listed.retain(|value| self.document.is_equal(*value, constant));
+                Some(listed)
+            }
+            (Some(constant), None) => Some(vec![constant]),
+            (None, listed) => listed,
+        }
+    }
+}

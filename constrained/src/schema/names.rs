@@ -1,0 +1,175 @@
+//! Property names as sets of strings: declared ones, those that a pattern matches, and all others.
+
+use std::sync::Arc;
+
+use super::facts::{Facts, Goal, NameId, Target, Witness};
+use super::strings::accepts;
+use super::{CompileError, Compiler, Dfa, Json, JsonId};
+use crate::dfa::{DEAD, Product};
+use crate::text::{any_content, step_utf8};
+
+/// The `patternProperties` of all schemas of an object, each pattern once.
+#[derive(Default)]
+pub(super) struct Patterns {
+    sources: Vec<String>,
+    pub(super) automata: Vec<Arc<Dfa>>,
+}
+
+/// Names that no constraint tells apart.
+pub(super) struct NameClass {
+    /// `None`: any name at all.
+    pub(super) names: Option<Dfa>,
+    /// By pattern, whether it matches these names.
+    pub(super) is_matched: Vec<bool>,
+}
+
+const WHAT: &str = "the property names";
+
+impl Patterns {
+    pub(super) fn matches(&self, name: &str) -> Vec<bool> {
+        self.automata.iter().map(|dfa| accepts(dfa, name)).collect()
+    }
+}
+
+impl Compiler<'_> {
+    /// The number of `source` among `patterns`.
+    pub(super) fn pattern_number(
+        &mut self,
+        source: &str,
+        id: JsonId,
+        patterns: &mut Patterns,
+    ) -> Result<usize, CompileError> {
+        if let Some(known) = patterns.sources.iter().position(|known| known == source) {
+            return Ok(known);
+        }
+        let dfa = self.search(source, id, "patternProperties")?;
+        patterns.sources.push(source.to_owned());
+        patterns.automata.push(dfa);
+        Ok(patterns.automata.len() - 1)
+    }
+
+    /// All names but `declared`.
+    fn other_names(&mut self, declared: &[NameId]) -> Result<Dfa, CompileError> {
+        let n_bytes: usize = declared.iter().map(|name| self.names[*name as usize].len()).sum();
+        self.spend(1_000 + n_bytes as u64 * 100)?;
+        let names = declared.iter().map(|name| self.names[*name as usize].as_bytes());
+        let declared = Dfa::of_strings(names);
+        let any = any_content();
+        let classes = any.classes().refine(declared.classes());
+        let step = |(inside, rest): &(u32, u8), byte: u8| {
+            let rest = step_utf8(*rest, byte)?;
+            Some((declared.step(*inside, byte), rest))
+        };
+        let accept = |(inside, rest): &(u32, u8)| *rest == 0 && !declared.is_accepting(*inside);
+        // Every text can go on to become another name, so there are no dead ends.
+        let names = Dfa::explore_unreduced(classes, (declared.start(), 0), step, accept, usize::MAX);
+        Ok(names.expect("no limit is set"))
+    }
+
+    /// The names that are not `declared` and that `allowed` has, parted by the patterns that match them.
+    pub(super) fn name_classes(
+        &mut self,
+        declared: &[NameId],
+        allowed: Option<&Dfa>,
+        patterns: &Patterns,
+        at: JsonId,
+    ) -> Result<Vec<NameClass>, CompileError> {
+        let mut names = match declared {
+            [] => None,
+            _ => Some(self.other_names(declared)?),
+        };
+        if let Some(allowed) = allowed {
+            names = Some(match names {
+                None => allowed.clone(),
+                Some(names) => self.product(&names, allowed, Product::Both, WHAT, at)?,
+            });
+        }
+        let mut classes = vec![NameClass {
+            names,
+            is_matched: Vec::new(),
+        }];
+        for pattern in &patterns.automata {
+            let mut parted = Vec::new();
+            for class in classes {
+                let all = class.names.unwrap_or_else(|| (*any_content()).clone());
+                for (rule, is_match) in [(Product::Both, true), (Product::FirstOnly, false)] {
+                    let names = self.product(&all, pattern, rule, WHAT, at)?;
+                    if names.start() != DEAD {
+                        let mut is_matched = class.is_matched.clone();
+                        is_matched.push(is_match);
+                        parted.push(NameClass {
+                            names: Some(names),
+                            is_matched,
+                        });
+                    }
+                }
+            }
+            if parted.len() > self.limits.max_branches {
+                return Err(CompileError::Limit {
+                    name: "max_branches",
+                    limit: self.limits.max_branches as u64,
+                    place: format!("the `patternProperties` of {}", self.document.pointer(at)),
+                });
+            }
+            classes = parted;
+        }
+        Ok(classes)
+    }
+
+    /// The names that `propertyNames` of the schemas of `facts` allow; `None` for all.
+    pub(super) fn allowed_names(&mut self, facts: &Facts) -> Result<Option<Dfa>, CompileError> {
+        let mut goals = Vec::new();
+        for target in &facts.plain {
+            if let Some(names) = self.document.member(target.id, "propertyNames") {
+                goals.push(Goal::Holds(self.within(*target, names)));
+            }
+        }
+        if goals.is_empty() {
+            return Ok(None);
+        }
+        self.strings(&goals, facts.first()).map(Some)
+    }
+
+    /// What `witness` may be called, and what holds of its value.
+    pub(super) fn witness_names(&mut self, witness: Witness) -> Result<(Dfa, Option<Goal>), CompileError> {
+        match witness {
+            Witness::Pattern { at, n } => {
+                let (source, value) = &self.members(at.id, "patternProperties")?[n as usize];
+                let names = self.search(source, at.id, "patternProperties")?;
+                let goal = Goal::Fails(self.within(at, *value));
+                Ok(((*names).clone(), Some(goal)))
+            }
+            Witness::Additional { at } => {
+                let value = self.document.member(at.id, "additionalProperties");
+                let value = value.expect("the witness was made for it");
+                let goal = Goal::Fails(self.within(at, value));
+                Ok((self.additional_names(at)?, Some(goal)))
+            }
+            Witness::Name { at } => {
+                let names = self.document.member(at.id, "propertyNames");
+                let names = names.expect("the witness was made for it");
+                let goal = Goal::Fails(self.within(at, names));
+                Ok((self.strings(&[goal], at.id)?, None))
+            }
+            Witness::Other { value } => {
+                let Json::Object(members) = &self.document[value] else {
+                    unreachable!("the witness was made for an object");
+                };
+                let known: Vec<NameId> = members.iter().map(|(name, _)| self.name_id(name)).collect();
+                Ok((self.other_names(&known)?, None))
+            }
+        }
+    }
+
+    /// The names that `additionalProperties` of the schema `at` speaks of.
+    fn additional_names(&mut self, at: Target) -> Result<Dfa, CompileError> {
+        let own = self.members(at.id, "properties")?;
+        let own: Vec<NameId> = own.iter().map(|(name, _)| self.name_id(name)).collect();
+        let mut names = self.other_names(&own)?;
+        for (source, _) in self.members(at.id, "patternProperties")? {
+            let matched = self.search(source, at.id, "patternProperties")?;
+            names = self.product(&names, &matched, Product::FirstOnly, WHAT, at.id)?;
+        }
+        Ok(names)
+    }
+}

@@ -1,0 +1,183 @@
+//! Which schema a reference means: base URIs, anchors and pointers within one document.
+//!
+//! Identifiers count only where a schema stands: an `$id` in an `enum` or in an unknown keyword names nothing.
+//! What the document does not hold cannot be referred to; nothing is ever fetched.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Draft;
+use super::uri::{percent_decoded, resolve};
+use crate::json::{Document, Json, JsonId};
+
+/// Keywords with a schema.
+const ONE: [&str; 13] = [
+    "additionalItems",
+    "additionalProperties",
+    "contains",
+    "contentSchema",
+    "else",
+    "if",
+    "items",
+    "not",
+    "propertyNames",
+    "then",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "extends",
+];
+/// Keywords with a list of schemas.
+const LIST: [&str; 5] = ["allOf", "anyOf", "items", "oneOf", "prefixItems"];
+/// Keywords with schemas by name.
+const MAP: [&str; 6] = [
+    "$defs",
+    "definitions",
+    "dependencies",
+    "dependentSchemas",
+    "patternProperties",
+    "properties",
+];
+
+/// The named places of one document.
+pub(super) struct Resources {
+    /// Schemas with a base URI of their own, the whole document among them.
+    roots: BTreeMap<JsonId, String>,
+    by_uri: BTreeMap<String, JsonId>,
+    /// By resource and name.
+    anchors: BTreeMap<(JsonId, String), JsonId>,
+    /// The anchors among these that `$dynamicRef` may find in an outer resource.
+    dynamic: BTreeMap<(JsonId, String), JsonId>,
+    has_recursive_anchor: bool,
+}
+
+impl Resources {
+    pub(super) fn new(document: &Document, draft: Draft) -> Self {
+        let mut resources = Self {
+            roots: BTreeMap::new(),
+            by_uri: BTreeMap::new(),
+            anchors: BTreeMap::new(),
+            dynamic: BTreeMap::new(),
+            has_recursive_anchor: false,
+        };
+        resources.roots.insert(0, String::new());
+        let mut todo = vec![(0, 0)];
+        while let Some((id, root)) = todo.pop() {
+            let root = resources.note(document, draft, id, root);
+            todo.extend(subschemas(document, id).map(|id| (id, root)));
+        }
+        for (id, uri) in &resources.roots {
+            resources.by_uri.entry(uri.clone()).or_insert(*id);
+        }
+        resources
+    }
+
+    /// Takes up the names that the schema `id` gives itself; returns the resource it belongs to.
+    fn note(&mut self, document: &Document, draft: Draft, id: JsonId, mut root: JsonId) -> JsonId {
+        let text = |keyword: &str| match document.member(id, keyword).map(|value| &document[value]) {
+            Some(Json::String(text)) => Some(text.as_str()),
+            _ => None,
+        };
+        let is_hidden = draft == Draft::Draft7 && document.member(id, "$ref").is_some();
+        if let Some(text) = text("$id").filter(|_| !is_hidden) {
+            match text.strip_prefix('#') {
+                Some(name) if !name.is_empty() => {
+                    self.anchors.insert((root, name.to_owned()), id);
+                }
+                _ => {
+                    let (uri, name) = resolve(&self.roots[&root], text);
+                    self.roots.insert(id, uri);
+                    root = id;
+                    if !name.is_empty() {
+                        self.anchors.insert((root, name.to_owned()), id);
+                    }
+                }
+            }
+        }
+        for keyword in ["$anchor", "$dynamicAnchor"] {
+            if let Some(name) = text(keyword) {
+                self.anchors.insert((root, name.to_owned()), id);
+                if keyword == "$dynamicAnchor" {
+                    self.dynamic.insert((root, name.to_owned()), id);
+                }
+            }
+        }
+        self.has_recursive_anchor |= document.member(id, "$recursiveAnchor").is_some();
+        root
+    }
+
+    /// The resource that `id` belongs to.
+    pub(super) fn root_of(&self, document: &Document, mut id: JsonId) -> JsonId {
+        while !self.roots.contains_key(&id) {
+            id = document.parent(id);
+        }
+        id
+    }
+
+    pub(super) fn has_dynamic_anchors(&self) -> bool {
+        !self.dynamic.is_empty()
+    }
+
+    pub(super) fn has_recursive_anchor(&self) -> bool {
+        self.has_recursive_anchor
+    }
+
+    /// The schema that the resource `root` offers dynamically under `name`.
+    pub(super) fn dynamic_anchor(&self, root: JsonId, name: &str) -> Option<JsonId> {
+        self.dynamic.get(&(root, name.to_owned())).copied()
+    }
+
+    pub(super) fn offers_dynamically(&self, root: JsonId) -> bool {
+        self.dynamic
+            .range((root, String::new())..)
+            .next()
+            .is_some_and(|((of, _), _)| *of == root)
+    }
+
+    /// The schema that `reference`, written in the schema `at`, means.
+    pub(super) fn resolve(&self, document: &Document, at: JsonId, reference: &str) -> Result<JsonId, String> {
+        let here = self.root_of(document, at);
+        let (uri, fragment) = resolve(&self.roots[&here], reference);
+        let root = if uri == self.roots[&here] {
+            here
+        } else {
+            let known = self.by_uri.get(&uri).copied();
+            known.ok_or_else(|| format!("`{uri}` is not in this document, and nothing is fetched"))?
+        };
+        let leads_nowhere = || format!("`{reference}` leads nowhere");
+        let fragment = percent_decoded(fragment).ok_or_else(leads_nowhere)?;
+        if fragment.is_empty() {
+            return Ok(root);
+        }
+        let Some(path) = fragment.strip_prefix('/') else {
+            let anchor = self.anchors.get(&(root, fragment));
+            return anchor.copied().ok_or_else(leads_nowhere);
+        };
+        let found = path.split('/').try_fold(root, |at, part| {
+            let name = part.replace("~1", "/").replace("~0", "~");
+            match &document[at] {
+                Json::Array(items) => items.get(name.parse::<usize>().ok()?).copied(),
+                _ => document.member(at, &name),
+            }
+        });
+        found.ok_or_else(leads_nowhere)
+    }
+}
+
+/// The schemas right within the schema `id`.
+fn subschemas(document: &Document, id: JsonId) -> impl Iterator<Item = JsonId> {
+    let value = |keyword: &&str| document.member(id, keyword);
+    let one = ONE.iter().filter_map(value);
+    let lists = LIST
+        .iter()
+        .filter_map(value)
+        .flat_map(|list| match &document[list] {
+            Json::Array(items) => items.clone(),
+            _ => Vec::new(),
+        });
+    let maps = MAP.iter().filter_map(value).flat_map(|map| match &document[map] {
+        Json::Object(members) => members.iter().map(|(_, value)| *value).collect(),
+        _ => Vec::new(),
+    });
+    let all: BTreeSet<JsonId> = one.chain(lists).chain(maps).collect();
+    all.into_iter()
+        .filter(|id| matches!(document[*id], Json::Object(_)))
+}

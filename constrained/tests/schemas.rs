@@ -1,0 +1,76 @@
+//! The bench's schemas: what compiles accepts its valid instances as they are written there, and none of its
+//! invalid ones; what is refused is listed.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arbora_constrained::{Grammar, Limits, SchemaOptions, Vocabulary};
+
+fn bytes_vocabulary() -> Arc<Vocabulary> {
+    let tokens = (0..=255u8).map(|byte| Some(vec![byte])).chain([None]);
+    Arc::new(Vocabulary::new(tokens, &[256]).expect("257 tokens"))
+}
+
+fn accepts(grammar: &Grammar, text: &str) -> bool {
+    let mut matcher = grammar.matcher();
+    text.bytes().all(|byte| matcher.advance(u32::from(byte)).is_ok()) && matcher.is_accepting()
+}
+
+/// The texts of a JSON list's items, or of an object's names and values.
+fn parts(text: &str) -> Vec<&str> {
+    let (mut parts, mut depth, mut begin) = (Vec::new(), 0, 1);
+    let (mut in_string, mut is_escaped) = (false, false);
+    for (at, byte) in text.bytes().enumerate() {
+        if in_string {
+            in_string = byte != b'"' || is_escaped;
+            is_escaped = byte == b'\\' && !is_escaped;
+            continue;
+        }
+        in_string = byte == b'"';
+        depth += usize::from(b"[{".contains(&byte));
+        depth -= usize::from(b"]}".contains(&byte));
+        let is_end = depth == 0 && at + 1 == text.len();
+        if is_end || depth == 1 && b",:".contains(&byte) {
+            let part = text[begin..at].trim();
+            parts.extend(Some(part).filter(|part| !part.is_empty()));
+            begin = at + 1;
+        }
+    }
+    parts
+}
+
+/// Arrays of distinct items of endlessly many values.
+const REFUSED: [&str; 5] = ["s022", "s037", "s148", "s248", "s312"];
+
+#[test]
+fn the_schemas_of_the_bench_are_judged_right() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/constrained/schemas.jsonl");
+    let text = std::fs::read_to_string(path).expect("the bench has schemas");
+    let vocabulary = bytes_vocabulary();
+    let (mut n_cases, mut wrong, mut refused) = (0, Vec::new(), Vec::new());
+    for line in text.lines() {
+        let [_, id, _, schema, _, valid, _, invalid] = parts(line)[..] else {
+            panic!("four members: {line}");
+        };
+        n_cases += 1;
+        let options = SchemaOptions::default();
+        match Grammar::compile_json_schema(&vocabulary, schema, &options, &Limits::default()) {
+            Err(error) => {
+                assert!(error.to_string().contains("`uniqueItems`"), "{id}: {error}");
+                refused.push(id.trim_matches('"'));
+            }
+            Ok(grammar) => {
+                for (texts, is_valid) in [(valid, true), (invalid, false)] {
+                    for text in parts(texts) {
+                        if accepts(&grammar, text) != is_valid {
+                            wrong.push(format!("{id}: valid {is_valid}, judged otherwise: {text}"));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(n_cases, 320);
+    assert_eq!(refused, REFUSED);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
