@@ -8,7 +8,7 @@ use crate::ir::Ir;
 use crate::limits::Limits;
 use crate::matcher::{Matcher, lock};
 use crate::schema::SchemaOptions;
-use crate::tables::Tables;
+use crate::tables::{NOTHING, Tables};
 use crate::vocabulary::Vocabulary;
 
 /// A compiled grammar for one vocabulary. Cloning it shares everything.
@@ -123,7 +123,16 @@ impl Grammar {
         limits: &Limits,
     ) -> Result<Self, CompileError> {
         let ir = ir.finish(root)?;
-        let tables = Mutex::new(Arc::new(Mutex::new(Tables::new(&ir, limits))));
+        let mut tables = Tables::new(&ir, limits);
+        if tables.start(&ir) == NOTHING {
+            let (name, limit) = tables.exceeded(limits);
+            return Err(CompileError::Limit {
+                name,
+                limit,
+                place: "the beginning of the output".to_owned(),
+            });
+        }
+        let tables = Mutex::new(Arc::new(Mutex::new(tables)));
         Ok(Self(Arc::new(Parts {
             ir,
             limits: limits.clone(),
