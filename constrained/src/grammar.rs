@@ -9,6 +9,7 @@ use crate::limits::Limits;
 use crate::matcher::{Matcher, lock};
 use crate::schema::SchemaOptions;
 use crate::tables::{NOTHING, Tables};
+use crate::tools::ToolSpec;
 use crate::vocabulary::Vocabulary;
 
 /// A compiled grammar for one vocabulary. Cloning it shares everything.
@@ -100,6 +101,34 @@ impl Grammar {
         limits: &Limits,
     ) -> Result<Self, CompileError> {
         Self::compile(vocabulary, &Constraint::Lark(text), limits)
+    }
+
+    /// Texts of the structural tag `text`.
+    ///
+    /// # Errors
+    /// When it is malformed, has a type or member that is not supported (the error names the JSON pointer),
+    /// admits nothing, or exceeds a limit.
+    pub fn compile_structural_tag(
+        vocabulary: &Arc<Vocabulary>,
+        text: &str,
+        options: &SchemaOptions,
+        limits: &Limits,
+    ) -> Result<Self, CompileError> {
+        let options = *options;
+        Self::compile(vocabulary, &Constraint::StructuralTag { text, options }, limits)
+    }
+
+    /// Outputs that call tools as `spec` says.
+    ///
+    /// # Errors
+    /// When there are no tools, two have one name, the chosen one does not exist, or a schema is refused; the
+    /// error names the tool's number.
+    pub fn compile_tools(
+        vocabulary: &Arc<Vocabulary>,
+        spec: &ToolSpec<'_>,
+        limits: &Limits,
+    ) -> Result<Self, CompileError> {
+        Self::compile(vocabulary, &Constraint::Tools(*spec), limits)
     }
 
     /// Texts that satisfy `constraint`.

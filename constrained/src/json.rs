@@ -21,6 +21,8 @@ pub(crate) enum Json {
 pub(crate) struct Document {
     nodes: Vec<Json>,
     parents: Vec<JsonId>,
+    /// Where each stands in the text.
+    spans: Vec<(usize, usize)>,
 }
 
 impl std::ops::Index<JsonId> for Document {
@@ -46,12 +48,16 @@ impl Document {
         let mut document = Self {
             nodes: Vec::new(),
             parents: Vec::new(),
+            spans: Vec::new(),
         };
         // Open containers; for an object, the name of the member to come.
         let mut open: Vec<(JsonId, String)> = Vec::new();
         loop {
             let id = document.nodes.len() as JsonId;
+            reader.whitespace();
+            let begin = reader.at;
             let value = reader.scalar_or_open()?;
+            document.spans.push((begin, reader.at));
             let is_container = matches!(value, Json::Array(_) | Json::Object(_));
             document.nodes.push(value);
             document
@@ -97,6 +103,7 @@ impl Document {
             let byte = reader.peek();
             if byte == Some(if is_object { b'}' } else { b']' }) {
                 reader.at += 1;
+                self.spans[*id as usize].1 = reader.at;
                 open.pop();
                 is_first = false;
                 continue;
@@ -133,6 +140,12 @@ impl Document {
             .iter()
             .find(|(known, _)| known == name)
             .map(|(_, value)| *value)
+    }
+
+    /// The part of `text`, which was parsed, that is `id`.
+    pub(crate) fn text_of<'t>(&self, id: JsonId, text: &'t str) -> &'t str {
+        let (begin, end) = self.spans[id as usize];
+        &text[begin..end]
     }
 
     /// Where `id` stands, as a JSON pointer in a URI fragment.

@@ -5,7 +5,9 @@ mod walk;
 use std::collections::BTreeSet;
 
 use arbora_constrained::{CompileError, Constraint, Grammar, Limits, MatchError};
-use walk::{Random, accepts, accepts_tokens, byte_token, check_masks, first_special, vocabulary};
+use walk::{
+    Random, accepts, accepts_tokens, byte_token, check_masks, check_token_masks, first_special, vocabulary,
+};
 
 fn gbnf(text: &str) -> Constraint<'_> {
     Constraint::Gbnf(text)
@@ -205,6 +207,7 @@ fn tokens_are_taken_by_number_and_by_name() {
     let grammar = grammar.expect("both exist");
     assert!(accepts_tokens(&grammar, &[call + 2, 269, 271, 5, call + 1]));
     assert!(!accepts_tokens(&grammar, &[call + 2, 270]) && !accepts_tokens(&grammar, &[call + 2, call]));
+    check_token_masks(&grammar, "any token but one");
     let text = format!("root ::= Token({call}, \"ab\") ExcludeToken(5)");
     let grammar = Grammar::compile_ebnf(&vocabulary, &text, "root", &limits).expect("both exist");
     assert!(accepts_tokens(&grammar, &[257, 6]) && accepts_tokens(&grammar, &[call, 290]));

@@ -479,15 +479,18 @@ impl<'t, 'a> Splitter<'t, 'a> {
         walks: &mut BTreeMap<Name, Name>,
         todo: &mut Vec<Name>,
     ) -> Result<ExprId, CompileError> {
-        if !walks.contains_key(&from) {
-            let (name, at) = {
+        let walk = match walks.get(&from) {
+            Some(walk) => *walk,
+            None => {
                 let rule = &self.tree.rules[to as usize];
-                (rule.name.clone(), rule.at)
-            };
-            walks.insert(from, self.tree.new_rule(&name, at)?);
-            todo.push(from);
-        }
-        self.add(Expr::Rule(walks[&from]))
+                let (name, at) = (rule.name.clone(), rule.at);
+                let walk = self.tree.new_rule(&name, at)?;
+                walks.insert(from, walk);
+                todo.push(from);
+                walk
+            }
+        };
+        self.add(Expr::Rule(walk))
     }
 }
 
