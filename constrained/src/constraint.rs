@@ -3,10 +3,13 @@
 use crate::dfa::Dfa;
 use crate::ebnf::{self, Dialect};
 use crate::error::CompileError;
+use crate::free_text::{Ending, FreeSpec};
 use crate::ir::{Ir, NodeId};
 use crate::limits::Limits;
 use crate::pattern;
 use crate::schema::{self, SchemaOptions, Whitespace};
+use crate::tags::{self, Context};
+use crate::tools::ToolSpec;
 use crate::vocabulary::Vocabulary;
 
 /// A constraint by its kind.
@@ -34,6 +37,22 @@ pub enum Constraint<'a> {
     },
     /// A grammar in a subset of Lark.
     Lark(&'a str),
+    /// A structural tag: free text and constrained parts.
+    StructuralTag {
+        /// Its JSON text.
+        text: &'a str,
+        /// How the schemas in it are read and written.
+        options: SchemaOptions,
+    },
+    /// Calls of tools.
+    Tools(ToolSpec<'a>),
+    /// Free text up to a marker, such as the end of a model's thinking, and then another constraint.
+    After {
+        /// The marker: a text, or the special token that is called so.
+        marker: &'a str,
+        /// What follows it.
+        then: &'a Constraint<'a>,
+    },
 }
 
 impl Constraint<'_> {
@@ -44,7 +63,10 @@ impl Constraint<'_> {
             | Self::Regex(text)
             | Self::Gbnf(text)
             | Self::Ebnf { text, .. }
-            | Self::Lark(text) => text.len(),
+            | Self::Lark(text)
+            | Self::StructuralTag { text, .. } => text.len(),
+            Self::Tools(spec) => spec.n_bytes(),
+            Self::After { marker, .. } => marker.len(),
             Self::Choice(choices) => choices.iter().map(|choice| choice.len()).sum(),
         }
     }
@@ -52,7 +74,11 @@ impl Constraint<'_> {
     /// Whitespace around JSON's punctuation.
     pub(crate) fn max_whitespace(&self, limits: &Limits) -> usize {
         match self {
-            Self::JsonSchema { options, .. } => max_whitespace(options, limits),
+            Self::JsonSchema { options, .. } | Self::StructuralTag { options, .. } => {
+                max_whitespace(options, limits)
+            }
+            Self::Tools(spec) => max_whitespace(&spec.options, limits),
+            Self::After { then, .. } => then.max_whitespace(limits),
             _ => 0,
         }
     }
@@ -79,6 +105,33 @@ impl Constraint<'_> {
             Self::Gbnf(text) => ebnf::compile(ir, vocabulary, (text, Dialect::Gbnf), "root", limits),
             Self::Ebnf { text, root } => ebnf::compile(ir, vocabulary, (text, Dialect::Ebnf), root, limits),
             Self::Lark(text) => ebnf::compile_lark(ir, vocabulary, text, limits),
+            Self::StructuralTag { text, options } => {
+                let context = Context {
+                    vocabulary,
+                    options,
+                    limits,
+                };
+                tags::compile(ir, text, context)
+            }
+            Self::Tools(spec) => {
+                let context = Context {
+                    vocabulary,
+                    options: &spec.options,
+                    limits,
+                };
+                spec.lower(ir, context)
+            }
+            Self::After { marker, then } => {
+                let then = then.lower(ir, vocabulary, limits)?;
+                let token = vocabulary.special_named(marker);
+                let spec = FreeSpec {
+                    markers: vec![((*marker).to_owned(), then)],
+                    tokens: token.map(|token| (token, then)).into_iter().collect(),
+                    excludes: Vec::new(),
+                    ending: Ending::AtMarker,
+                };
+                ir.free_text(vocabulary, spec)
+            }
         }
     }
 }

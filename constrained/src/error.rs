@@ -73,6 +73,21 @@ pub enum CompileError {
     },
 }
 
+impl CompileError {
+    /// The same error of a schema that stands at `place` in something larger.
+    pub(crate) fn within(mut self, place: &str) -> Self {
+        if let Self::Unsupported { pointer, .. } | Self::Malformed { pointer, .. } = &mut self
+            && let Some(rest) = pointer.strip_prefix('#')
+        {
+            *pointer = format!("{place}{rest}");
+        }
+        if let Self::Limit { place: inner, .. } = &mut self {
+            *inner = format!("{place}: {inner}");
+        }
+        self
+    }
+}
+
 /// Why a matcher can go no further. Ends the one request that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MatchError {

@@ -8,7 +8,8 @@ use crate::ir::Ir;
 use crate::limits::Limits;
 use crate::matcher::{Matcher, lock};
 use crate::schema::SchemaOptions;
-use crate::tables::Tables;
+use crate::tables::{NOTHING, Tables};
+use crate::tools::ToolSpec;
 use crate::vocabulary::Vocabulary;
 
 /// A compiled grammar for one vocabulary. Cloning it shares everything.
@@ -102,6 +103,34 @@ impl Grammar {
         Self::compile(vocabulary, &Constraint::Lark(text), limits)
     }
 
+    /// Texts of the structural tag `text`.
+    ///
+    /// # Errors
+    /// When it is malformed, has a type or member that is not supported (the error names the JSON pointer),
+    /// admits nothing, or exceeds a limit.
+    pub fn compile_structural_tag(
+        vocabulary: &Arc<Vocabulary>,
+        text: &str,
+        options: &SchemaOptions,
+        limits: &Limits,
+    ) -> Result<Self, CompileError> {
+        let options = *options;
+        Self::compile(vocabulary, &Constraint::StructuralTag { text, options }, limits)
+    }
+
+    /// Outputs that call tools as `spec` says.
+    ///
+    /// # Errors
+    /// When there are no tools, two have one name, the chosen one does not exist, or a schema is refused; the
+    /// error names the tool's number.
+    pub fn compile_tools(
+        vocabulary: &Arc<Vocabulary>,
+        spec: &ToolSpec<'_>,
+        limits: &Limits,
+    ) -> Result<Self, CompileError> {
+        Self::compile(vocabulary, &Constraint::Tools(*spec), limits)
+    }
+
     /// Texts that satisfy `constraint`.
     ///
     /// # Errors
@@ -123,7 +152,16 @@ impl Grammar {
         limits: &Limits,
     ) -> Result<Self, CompileError> {
         let ir = ir.finish(root)?;
-        let tables = Mutex::new(Arc::new(Mutex::new(Tables::new(&ir, limits))));
+        let mut tables = Tables::new(&ir, limits);
+        if tables.start(&ir) == NOTHING {
+            let (name, limit) = tables.exceeded(limits);
+            return Err(CompileError::Limit {
+                name,
+                limit,
+                place: "the beginning of the output".to_owned(),
+            });
+        }
+        let tables = Mutex::new(Arc::new(Mutex::new(tables)));
         Ok(Self(Arc::new(Parts {
             ir,
             limits: limits.clone(),

@@ -26,6 +26,8 @@ pub(crate) struct Document {
     parents: Vec<JsonId>,
     /// Positions by name, of the objects that are too large to be searched through.
     places: Map<JsonId, BTreeMap<String, u32>>,
+    /// Where each stands in the text.
+    spans: Vec<(usize, usize)>,
 }
 
 /// Members of an object that is searched through.
@@ -55,12 +57,16 @@ impl Document {
             nodes: Vec::new(),
             parents: Vec::new(),
             places: Map::default(),
+            spans: Vec::new(),
         };
         // Open containers; for an object, the name of the member to come.
         let mut open: Vec<(JsonId, String)> = Vec::new();
         loop {
             let id = document.nodes.len() as JsonId;
+            reader.whitespace();
+            let begin = reader.at;
             let value = reader.scalar_or_open()?;
+            document.spans.push((begin, reader.at));
             let is_container = matches!(value, Json::Array(_) | Json::Object(_));
             document.nodes.push(value);
             document
@@ -106,6 +112,7 @@ impl Document {
             let byte = reader.peek();
             if byte == Some(if is_object { b'}' } else { b']' }) {
                 reader.at += 1;
+                self.spans[*id as usize].1 = reader.at;
                 open.pop();
                 is_first = false;
                 continue;
@@ -168,6 +175,12 @@ impl Document {
             return None;
         };
         self.position(id, name).map(|at| members[at].1)
+    }
+
+    /// The part of `text`, which was parsed, that is `id`.
+    pub(crate) fn text_of<'t>(&self, id: JsonId, text: &'t str) -> &'t str {
+        let (begin, end) = self.spans[id as usize];
+        &text[begin..end]
     }
 
     /// Where `id` stands, as a JSON pointer in a URI fragment.

@@ -68,8 +68,10 @@ mod pattern;
 mod schema;
 mod step;
 mod tables;
+mod tags;
 mod text;
 mod tokens;
+mod tools;
 mod trie;
 mod vocabulary;
 
@@ -80,4 +82,5 @@ pub use limits::Limits;
 pub use mask::TokenMask;
 pub use matcher::Matcher;
 pub use schema::{Draft, FormatPolicy, SchemaOptions, Whitespace};
+pub use tools::{CallFormat, ParallelCalls, Tool, ToolChoice, ToolSpec};
 pub use vocabulary::Vocabulary;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::error::MatchError;
 use crate::grammar::Grammar;
 use crate::mask::TokenMask;
-use crate::tables::{NOTHING, StateId, Tables};
+use crate::tables::{NOTHING, StateId, TOO_MANY, Tables};
 
 /// Where one output stands in its grammar. Cloning it forks the output: the clone costs one number per token
 /// taken so far and shares the grammar's tables.
@@ -81,6 +81,12 @@ impl Matcher {
         drop(tables);
         if next == NOTHING {
             return Err(refused);
+        }
+        if next == TOO_MANY {
+            return Err(MatchError::Limit {
+                name: "max_readings",
+                limit: parts.limits.max_readings as u64,
+            });
         }
         self.states.push(next);
         Ok(())

@@ -6,6 +6,7 @@
 use crate::dfa::DEAD;
 use crate::hash::Map;
 use crate::ir::{Ir, Node, NodeId};
+use crate::limits::Limits;
 use crate::text::{Moved, Place};
 
 pub(crate) type StackId = u32;
@@ -107,13 +108,17 @@ pub(crate) struct Stacks {
     entries: Vec<Entry>,
     ids: Map<(Frame, StackId), StackId>,
     max_depth: u32,
+    /// Parts that may be entered or left between two bytes.
+    max_tasks: usize,
+    /// Whether readings were dropped because there were too many ways to go on.
+    pub(crate) is_too_many: bool,
     /// Whether a reading was dropped for its depth since this was last cleared.
     pub(crate) is_too_deep: bool,
     continuations: Vec<Option<Box<[Reading]>>>,
 }
 
 impl Stacks {
-    pub(crate) fn new(max_depth: u32) -> Self {
+    pub(crate) fn new(limits: &Limits) -> Self {
         let bottom = Entry {
             frame: Frame::Then(0),
             below: BOTTOM,
@@ -122,7 +127,9 @@ impl Stacks {
         Self {
             entries: vec![bottom],
             ids: Map::default(),
-            max_depth,
+            max_depth: limits.max_output_depth,
+            max_tasks: limits.max_readings.saturating_mul(8),
+            is_too_many: false,
             is_too_deep: false,
             continuations: vec![None],
         }
@@ -254,15 +261,17 @@ impl Stacks {
             return;
         }
         let was_too_deep = std::mem::replace(&mut self.is_too_deep, false);
+        let was_too_many = std::mem::replace(&mut self.is_too_many, false);
         let mut closure = Closure::new(self, ir);
         closure.todo.push(Task::Pop(stack));
         let readings = closure.finish();
         out.extend_from_slice(&readings);
         // What was cut at a limit must be cut, and noted, again.
-        if !self.is_too_deep {
+        if !self.is_too_deep && !self.is_too_many {
             self.continuations[stack as usize] = Some(readings.into());
         }
         self.is_too_deep |= was_too_deep;
+        self.is_too_many |= was_too_many;
     }
 }
 
@@ -295,9 +304,15 @@ impl<'a> Closure<'a> {
     }
 
     fn finish(mut self) -> Vec<Reading> {
+        let mut n_tasks = 0;
         while let Some(task) = self.todo.pop() {
             if !self.is_new(task) {
                 continue;
+            }
+            n_tasks += 1;
+            if n_tasks > self.stacks.max_tasks {
+                self.stacks.is_too_many = true;
+                return Vec::new();
             }
             match task {
                 Task::Enter(node, stack) => self.expand(node, stack),

@@ -1,7 +1,7 @@
 //! States of a running grammar, built when first reached and kept: sets of readings, where each byte leads,
 //! and which tokens may come next.
 //!
-//! Invariants: state 0 has no readings; equal sets have equal numbers; a row entry is `UNKNOWN` or a state.
+//! Invariants: states 0 and 1 have no readings and lead to themselves; otherwise equal sets have equal numbers; a row entry is `UNKNOWN` or a state.
 
 use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
@@ -18,6 +18,8 @@ use crate::vocabulary::Vocabulary;
 
 pub(crate) type StateId = u32;
 pub(crate) const NOTHING: StateId = 0;
+/// There are too many ways to read the output: it may go on, but nobody can say how.
+pub(crate) const TOO_MANY: StateId = 1;
 const UNKNOWN: u32 = u32::MAX;
 
 #[derive(Debug)]
@@ -47,7 +49,7 @@ pub(crate) type Portable = Vec<(Leaf, Vec<Frame>)>;
 impl Tables {
     pub(crate) fn new(ir: &Ir, limits: &Limits) -> Self {
         let mut tables = Self {
-            stacks: Stacks::new(limits.max_output_depth),
+            stacks: Stacks::new(limits),
             states: Vec::new(),
             ids: Map::default(),
             rows: Vec::new(),
@@ -57,6 +59,11 @@ impl Tables {
             path: Vec::new(),
         };
         tables.intern(&[], ir.classes.len());
+        tables.states.push(State {
+            readings: Arc::new([]),
+            mask: None,
+        });
+        tables.rows.resize(2 * ir.classes.len(), TOO_MANY);
         tables
     }
 
@@ -70,17 +77,25 @@ impl Tables {
         self.states[state as usize].readings.clone()
     }
 
+    /// The limit that was in the way.
+    pub(crate) fn exceeded(&self, limits: &Limits) -> (&'static str, u64) {
+        if self.stacks.is_too_many {
+            ("max_readings", limits.max_readings as u64)
+        } else {
+            ("max_output_depth", u64::from(limits.max_output_depth))
+        }
+    }
+
     pub(crate) fn stacks(&mut self) -> &mut Stacks {
         &mut self.stacks
     }
 
-    /// The state of `readings`, or `NOTHING` when there are too many.
+    /// The state of `readings`.
     pub(crate) fn state_of(&mut self, ir: &Ir, limits: &Limits, mut readings: Vec<Reading>) -> StateId {
         readings.sort_unstable();
         readings.dedup();
         if readings.len() > limits.max_readings {
-            self.stacks.is_too_deep = true;
-            return NOTHING;
+            return TOO_MANY;
         }
         self.intern(&readings, ir.classes.len())
     }
@@ -142,16 +157,20 @@ impl Tables {
         let readings = self.states[state as usize].readings.clone();
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
+        self.stacks.is_too_many = false;
         for reading in readings.iter() {
             self.stacks.step(ir, reading, byte, &mut out);
         }
         out.sort_unstable();
         out.dedup();
         if out.len() > limits.max_readings {
-            out.clear();
-            self.stacks.is_too_deep = true;
+            self.stacks.is_too_many = true;
         }
-        let next = self.intern(&out, ir.classes.len());
+        let next = if std::mem::take(&mut self.stacks.is_too_many) {
+            TOO_MANY
+        } else {
+            self.intern(&out, ir.classes.len())
+        };
         self.scratch = out;
         let slot = state as usize * ir.classes.len() + ir.classes.of(byte);
         self.rows[slot] = next;
@@ -230,6 +249,7 @@ impl Tables {
         state: StateId,
     ) -> Result<Arc<TokenMask>, MatchError> {
         self.stacks.is_too_deep = false;
+        self.stacks.is_too_many = false;
         let mut words = match self.free_text_words(ir, limits, vocabulary, state)? {
             Some(words) => words,
             None => {
@@ -248,11 +268,11 @@ impl Tables {
             }
         }
         let mask = TokenMask::from_words(&words, vocabulary.n_vocab());
-        if mask.n_allowed() == 0 && self.stacks.is_too_deep {
-            return Err(MatchError::Limit {
-                name: "max_output_depth",
-                limit: u64::from(limits.max_output_depth),
-            });
+        // Compiling removed what leads nowhere, so only a limit can have kept everything out, now or when the
+        // transition was first taken.
+        if mask.n_allowed() == 0 || self.stacks.is_too_many {
+            let (name, limit) = self.exceeded(limits);
+            return Err(MatchError::Limit { name, limit });
         }
         let mask = Arc::new(mask);
         if let Some(known) = self.masks.get(&mask) {
@@ -314,6 +334,10 @@ impl Tables {
             if next == NOTHING {
                 at = node.skip as usize;
                 continue;
+            }
+            if next == TOO_MANY {
+                self.stacks.is_too_many = true;
+                break;
             }
             path[depth + 1] = next;
             for token in trie.tokens_at(at) {

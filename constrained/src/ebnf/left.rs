@@ -17,19 +17,42 @@ use std::collections::BTreeMap;
 
 use super::sets::{nullable, reachable};
 use super::{Expr, ExprId, Name, Tree};
-use crate::error::CompileError;
+use crate::error::{CompileError, shorten};
+
+const MAX_PASSES: usize = 8;
 
 /// Rewrites all left recursion that `root` reaches.
 pub(crate) fn rewrite(tree: &mut Tree<'_>, root: Name) -> Result<(), CompileError> {
-    count_texts(tree, root)?;
-    for cycle in cycles(tree, root) {
-        Splitter::new(tree, &cycle)?.rewrite(&cycle)?;
+    let mut nonempty = BTreeMap::new();
+    count_texts(tree, root, &mut nonempty)?;
+    // Rules that others begin with come first. A rule that was split off before its own turn is overwritten
+    // then, so that one pass does nearly always.
+    for _ in 0..MAX_PASSES {
+        let found = cycles(tree, root);
+        if found.is_empty() {
+            return Ok(());
+        }
+        for cycle in found.iter().rev() {
+            Splitter::new(tree, cycle, &mut nonempty)?.rewrite(cycle)?;
+        }
     }
-    Ok(())
+    match cycles(tree, root).first() {
+        None => Ok(()),
+        Some(cycle) => {
+            let names = cycle.iter().map(|rule| shorten(&tree.rules[*rule as usize].name));
+            let names: Vec<String> = names.take(8).collect();
+            let why = format!("rules begin with each other: {}", names.join(", "));
+            Err(tree.source.error(tree.rules[cycle[0] as usize].at, why))
+        }
+    }
 }
 
 /// Counted repetitions of what may be empty count texts that are not.
-fn count_texts(tree: &mut Tree<'_>, root: Name) -> Result<(), CompileError> {
+fn count_texts(
+    tree: &mut Tree<'_>,
+    root: Name,
+    nonempty: &mut BTreeMap<Name, Name>,
+) -> Result<(), CompileError> {
     let may_be_empty = nullable(tree);
     let mut seen = vec![false; tree.exprs.len()];
     let mut counted = Vec::new();
@@ -54,7 +77,7 @@ fn count_texts(tree: &mut Tree<'_>, root: Name) -> Result<(), CompileError> {
     if counted.is_empty() {
         return Ok(());
     }
-    let mut splitter = Splitter::new(tree, &[])?;
+    let mut splitter = Splitter::new(tree, &[], nonempty)?;
     for (id, body, max) in counted {
         let expr = match splitter.split(body)?.nonempty {
             Some(body) => Expr::Repeat { body, min: 0, max },
@@ -159,12 +182,16 @@ struct Splitter<'t, 'a> {
     splits: Vec<Option<Split>>,
     empty: ExprId,
     /// Rules without their empty text.
-    nonempty: BTreeMap<Name, Name>,
+    nonempty: &'t mut BTreeMap<Name, Name>,
     pending: Vec<(Name, Name)>,
 }
 
 impl<'t, 'a> Splitter<'t, 'a> {
-    fn new(tree: &'t mut Tree<'a>, cycle: &[Name]) -> Result<Self, CompileError> {
+    fn new(
+        tree: &'t mut Tree<'a>,
+        cycle: &[Name],
+        nonempty: &'t mut BTreeMap<Name, Name>,
+    ) -> Result<Self, CompileError> {
         let empty = tree.add(Expr::Empty)?;
         let mut in_cycle = vec![false; tree.rules.len()];
         for rule in cycle {
@@ -176,7 +203,7 @@ impl<'t, 'a> Splitter<'t, 'a> {
             in_cycle,
             splits: Vec::new(),
             empty,
-            nonempty: BTreeMap::new(),
+            nonempty,
             pending: Vec::new(),
         })
     }
@@ -224,8 +251,10 @@ impl<'t, 'a> Splitter<'t, 'a> {
         if let Some(known) = self.nonempty.get(&rule) {
             return Ok(*known);
         }
-        if !self.may_be_empty[self.tree.body(rule) as usize] {
-            return Ok(rule);
+        // A rule that was made here and has no body yet never derives the empty text.
+        match self.tree.rules[rule as usize].body {
+            Some(body) if self.may_be_empty[body as usize] => {}
+            _ => return Ok(rule),
         }
         let Tree { rules, .. } = &*self.tree;
         let (name, at) = (rules[rule as usize].name.clone(), rules[rule as usize].at);
@@ -450,15 +479,18 @@ impl<'t, 'a> Splitter<'t, 'a> {
         walks: &mut BTreeMap<Name, Name>,
         todo: &mut Vec<Name>,
     ) -> Result<ExprId, CompileError> {
-        if !walks.contains_key(&from) {
-            let (name, at) = {
+        let walk = match walks.get(&from) {
+            Some(walk) => *walk,
+            None => {
                 let rule = &self.tree.rules[to as usize];
-                (rule.name.clone(), rule.at)
-            };
-            walks.insert(from, self.tree.new_rule(&name, at)?);
-            todo.push(from);
-        }
-        self.add(Expr::Rule(walks[&from]))
+                let (name, at) = (rule.name.clone(), rule.at);
+                let walk = self.tree.new_rule(&name, at)?;
+                walks.insert(from, walk);
+                todo.push(from);
+                walk
+            }
+        };
+        self.add(Expr::Rule(walk))
     }
 }
 

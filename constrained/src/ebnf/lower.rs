@@ -14,9 +14,9 @@ use crate::pattern;
 /// Pieces above this size, about the states of their automaton, are kept apart.
 const MAX_FUSED_SIZE: usize = 192;
 const MAX_FUSED_DEPTH: usize = 24;
-/// States of a fused automaton, and what the attempt to build it may cost in units of work.
+/// States of a fused automaton, and what the attempt to build it costs in units of work, by its size.
 const MAX_FUSED_STATES: usize = 512;
-const FUSED_WORK: u64 = 20_000;
+const FUSED_WORK: u64 = 200;
 
 /// How large the automaton of an expression is about to be; `None` for what is kept apart.
 #[derive(Clone, Copy, Debug)]
@@ -198,12 +198,15 @@ impl Lowering<'_, '_> {
                 let dfa = dfa.expect("it has at most one state more");
                 return self.leaf(dfa, id).map(Some);
             }
-            Expr::Seq(_) | Expr::Alt(_) | Expr::Repeat { .. } if self.sizes[id as usize].is_some() => {
-                self.hir(id)
-            }
+            Expr::Seq(_) | Expr::Alt(_) | Expr::Repeat { .. } => match self.sizes[id as usize] {
+                Some(Size { size, .. }) => {
+                    self.spend(FUSED_WORK * (size as u64 + 1), id)?;
+                    self.hir(id)
+                }
+                None => return Ok(None),
+            },
             _ => return Ok(None),
         };
-        self.spend(FUSED_WORK, id)?;
         match pattern::compile_hir(&fused, max.min(MAX_FUSED_STATES)) {
             Ok(dfa) => self.leaf(dfa, id).map(Some),
             Err(_) => Ok(None),
