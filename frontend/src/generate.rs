@@ -83,6 +83,7 @@ pub async fn generate(
         events,
         text: TextStream::new(&options.stop),
         stop_tokens: started.stop_tokens.clone(),
+        calls: None,
         opening: String::new(),
     };
     let mut generation = Generation::new(vec![choice], 1, Arc::clone(&started.token_bytes));
@@ -129,6 +130,7 @@ fn tokens(options: &GenerateOptions, started: &Started) -> Result<Vec<u32>, Gene
     let messages: Vec<_> = system.into_iter().chain([message(Role::User, text)]).collect();
     Ok(started.encoder.chat(&Chat {
         messages: &messages,
+        tools: &[],
         add_generation_prompt: true,
         values: &serde_json::Map::new(),
     })?)

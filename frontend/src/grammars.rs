@@ -13,14 +13,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use arbora_constrained::{CompileError, Constraint as GrammarText, Grammar, Limits, Vocabulary};
+use arbora_constrained::{
+    CompileError, Constraint as GrammarText, Grammar, Limits, Tool, ToolChoice, ToolSpec, Vocabulary,
+    Whitespace,
+};
 use arbora_runtime::grammar::{GrammarState, Tokenize};
 use arbora_runtime::tokenizer::{SpecialTokens, TokenKind, Tokenizer};
 use dashmap::DashMap;
 use sha2::{Digest, Sha256};
 use tokio::sync::{OnceCell, Semaphore};
 
-use crate::wire::constraint::{Constraint, Source};
+use crate::wire::constraint::{Constraint, Source, WhichTool};
 use crate::wire::error::ApiError;
 
 /// Grammars kept. Each holds at most `max_cache_bytes` of tables.
@@ -178,6 +181,7 @@ impl Drop for Waiting<'_> {
 
 fn compile(vocabulary: &Arc<Vocabulary>, source: &Source, limits: &Limits) -> Compiled {
     let choices: Vec<&str>;
+    let tools: Vec<Tool<'_>>;
     let text = match source {
         Source::JsonSchema { text, whitespace } => GrammarText::JsonSchema {
             schema: text,
@@ -191,6 +195,28 @@ fn compile(vocabulary: &Arc<Vocabulary>, source: &Source, limits: &Limits) -> Co
         Source::Gbnf(text) => GrammarText::Gbnf(text),
         Source::Ebnf(text) => GrammarText::Ebnf { text, root: "root" },
         Source::Lark(text) => GrammarText::Lark(text),
+        Source::StructuralTag(text) => GrammarText::StructuralTag {
+            text,
+            options: Source::schema_options(Whitespace::Any),
+        },
+        Source::Tools(calls) => {
+            tools = calls
+                .functions
+                .iter()
+                .map(|(name, parameters)| Tool { name, parameters })
+                .collect();
+            GrammarText::Tools(ToolSpec {
+                tools: &tools,
+                format: calls.format,
+                choice: match &calls.which {
+                    WhichTool::Auto => ToolChoice::Auto,
+                    WhichTool::Any => ToolChoice::Required,
+                    WhichTool::Named(name) => ToolChoice::Named(name),
+                },
+                parallel: calls.parallel,
+                options: Source::schema_options(Whitespace::Any),
+            })
+        }
     };
     Grammar::compile(vocabulary, &text, limits)
 }
@@ -204,6 +230,15 @@ fn key(source: &Source) -> Key {
         Source::Gbnf(text) => ("gbnf".to_owned(), vec![text]),
         Source::Ebnf(text) => ("ebnf".to_owned(), vec![text]),
         Source::Lark(text) => ("lark".to_owned(), vec![text]),
+        Source::StructuralTag(text) => ("tag".to_owned(), vec![text]),
+        Source::Tools(calls) => {
+            let kind = format!("tools {:?} {:?} {:?}", calls.format, calls.which, calls.parallel);
+            let texts = calls
+                .functions
+                .iter()
+                .flat_map(|(name, schema)| [name.as_str(), schema]);
+            (kind, texts.collect())
+        }
     };
     let mut hash = Sha256::new();
     for text in [kind.as_str()].into_iter().chain(texts) {
@@ -230,6 +265,7 @@ mod tests {
             Source::Gbnf("a".to_owned()),
             Source::Ebnf("a".to_owned()),
             Source::Lark("a".to_owned()),
+            Source::StructuralTag("a".to_owned()),
             choice(&["a"]),
             choice(&["a", "b"]),
             choice(&["ab"]),

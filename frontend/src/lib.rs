@@ -21,4 +21,5 @@ pub mod route;
 pub mod server;
 pub mod stream;
 pub mod template;
+pub mod tools;
 pub mod wire;

@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use arbora_constrained::CallFormat;
 use arbora_runtime::tokenizer::{EncodeError, SpecialTokens, Tokenizer};
 use serde_json::Value;
 
@@ -65,6 +66,11 @@ impl PromptEncoder {
         Ok(self.with_bos(ids))
     }
 
+    /// How the model calls tools, if its template says so.
+    pub fn call_format(&self) -> Option<CallFormat> {
+        self.template.as_ref().and_then(ChatTemplate::call_format)
+    }
+
     /// The tokens of a rendered chat.
     pub fn chat(&self, chat: &Chat<'_>) -> Result<Vec<u32>, PromptError> {
         let template = self.template.as_ref().ok_or(PromptError::NoTemplate)?;
@@ -75,13 +81,20 @@ impl PromptEncoder {
                 .is_some_and(|text| self.controls.occur_in(text));
             in_content || m.extra.values().any(|value| self.spelled_in(value))
         };
-        if !chat.messages.iter().any(is_spelled) {
+        let in_tools = chat.tools.iter().any(|tool| self.spelled_in(tool));
+        if !in_tools && !chat.messages.iter().any(is_spelled) {
             return self.text(&template.render(chat)?);
         }
-        let mark = unused_mark(chat.messages).ok_or(PromptError::NoMarkLeft)?;
+        let mark = unused_mark(chat).ok_or(PromptError::NoMarkLeft)?;
         let messages: Vec<_> = chat.messages.iter().map(|m| self.marked(m, mark)).collect();
+        let tools: Vec<_> = chat
+            .tools
+            .iter()
+            .map(|tool| self.marked_value(tool, mark))
+            .collect();
         let rendered = template.render(&Chat {
             messages: &messages,
+            tools: &tools,
             ..*chat
         })?;
         self.marked_text(&rendered, mark)
@@ -160,12 +173,14 @@ impl PromptEncoder {
     }
 }
 
-fn unused_mark(messages: &[Message]) -> Option<char> {
+fn unused_mark(chat: &Chat<'_>) -> Option<char> {
     let is_used = |mark: char| {
-        messages.iter().any(|m| {
-            let in_content = m.content.as_deref().is_some_and(|text| text.contains(mark));
-            in_content || m.extra.values().any(|value| holds(value, mark))
-        })
+        let in_tools = chat.tools.iter().any(|tool| holds(tool, mark));
+        in_tools
+            || chat.messages.iter().any(|m| {
+                let in_content = m.content.as_deref().is_some_and(|text| text.contains(mark));
+                in_content || m.extra.values().any(|value| holds(value, mark))
+            })
     };
     MARKS.clone().find(|mark| !is_used(*mark))
 }

@@ -20,10 +20,12 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
 
+use crate::api::random_id;
 use crate::stream::{Explain, Generation, Piece};
+use crate::tools::CallPiece;
 use crate::wire::error::ApiError;
 use crate::wire::response::{
-    Answer, AssistantMessage, ChatChoice, ChatDelta, Delta, Head, TextChoice, UsageField,
+    Answer, AssistantMessage, ChatChoice, ChatDelta, Delta, Head, TextChoice, ToolCall, UsageField,
 };
 
 /// Which API's objects an answer is made of.
@@ -49,8 +51,11 @@ pub struct Reply {
 }
 
 /// The word for an ending, or the error it was.
-fn finish_reason(reason: &FinishReason) -> Result<&'static str, ApiError> {
+fn finish_reason(reason: &FinishReason, has_called: bool) -> Result<&'static str, ApiError> {
     match reason {
+        FinishReason::StopToken(_) | FinishReason::StopString(_) | FinishReason::Complete if has_called => {
+            Ok("tool_calls")
+        }
         FinishReason::StopToken(_) | FinishReason::StopString(_) | FinishReason::Complete => Ok("stop"),
         FinishReason::Length | FinishReason::Deadline => Ok("length"),
         FinishReason::QueueDeadline => Err(ApiError::QueueTimeout),
@@ -66,10 +71,14 @@ impl Reply {
         let n_choices = self.generation.n_choices();
         let mut texts: Vec<_> = (0..n_choices).map(|i| self.generation.take_opening(i)).collect();
         let mut reasons = vec![""; n_choices];
+        let mut calls: Vec<Vec<ToolCall>> = (0..n_choices).map(|_| Vec::new()).collect();
         while let Some(piece) = self.generation.next().await {
             texts[piece.choice].push_str(&piece.text);
+            for part in piece.calls {
+                add_call(&mut calls[piece.choice], part);
+            }
             if let Some(reason) = &piece.finish {
-                reasons[piece.choice] = finish_reason(reason)?;
+                reasons[piece.choice] = finish_reason(reason, self.generation.has_called(piece.choice))?;
             }
         }
         let usage = UsageField::Given(self.generation.usage(self.explain));
@@ -78,7 +87,8 @@ impl Reply {
         Ok(match self.format {
             Format::Chat => {
                 let choices = ended
-                    .map(|(index, (text, reason))| chat_choice(index, text, reason))
+                    .zip(calls)
+                    .map(|((index, (text, reason)), calls)| chat_choice(index, (text, calls), reason))
                     .collect();
                 Json(Answer { head, choices, usage }).into_response()
             }
@@ -114,11 +124,36 @@ impl Reply {
     }
 }
 
-fn chat_choice(index: usize, content: String, finish_reason: &'static str) -> ChatChoice {
+/// Puts a part of a call to the calls of a whole answer.
+fn add_call(calls: &mut Vec<ToolCall>, part: CallPiece) {
+    match part {
+        CallPiece::Begin { name, .. } => calls.push(ToolCall::begin(None, call_id(), name)),
+        CallPiece::Arguments { index, text } => calls[index].function.arguments.push_str(&text),
+    }
+}
+
+fn call_delta(part: CallPiece) -> ToolCall {
+    match part {
+        CallPiece::Begin { index, name } => ToolCall::begin(Some(index), call_id(), name),
+        CallPiece::Arguments { index, text } => ToolCall::more(index, text),
+    }
+}
+
+fn call_id() -> String {
+    format!("call_{}", &random_id()[..24])
+}
+
+fn chat_choice(
+    index: usize,
+    (text, tool_calls): (String, Vec<ToolCall>),
+    finish_reason: &'static str,
+) -> ChatChoice {
+    let is_silent = text.is_empty() && !tool_calls.is_empty();
     let message = AssistantMessage {
         role: "assistant",
-        content,
+        content: (!is_silent).then_some(text),
         refusal: None,
+        tool_calls,
     };
     ChatChoice {
         index,
@@ -188,6 +223,7 @@ impl EventStream {
                     let delta = Delta {
                         role: Some("assistant"),
                         content: Some(opening),
+                        tool_calls: Vec::new(),
                     };
                     self.event(chat_delta(index, delta, None), out);
                 }
@@ -198,7 +234,9 @@ impl EventStream {
     }
 
     fn piece(&mut self, piece: Piece, out: &mut Vec<u8>) {
-        let reason = match piece.finish.as_ref().map(finish_reason).transpose() {
+        let has_called = self.reply.generation.has_called(piece.choice);
+        let reason = piece.finish.as_ref();
+        let reason = match reason.map(|reason| finish_reason(reason, has_called)).transpose() {
             Ok(reason) => reason,
             Err(error) => {
                 event(&error.body(), out);
@@ -211,8 +249,15 @@ impl EventStream {
             Format::Chat => {
                 if !piece.text.is_empty() {
                     let delta = Delta {
-                        role: None,
                         content: Some(piece.text),
+                        ..Delta::default()
+                    };
+                    self.event(chat_delta(index, delta, None), out);
+                }
+                for part in piece.calls {
+                    let delta = Delta {
+                        tool_calls: vec![call_delta(part)],
+                        ..Delta::default()
                     };
                     self.event(chat_delta(index, delta, None), out);
                 }
@@ -273,6 +318,7 @@ mod tests {
                     events,
                     text: TextStream::new(&[]),
                     stop_tokens: Vec::new(),
+                    calls: None,
                     opening: opening.to_owned(),
                 };
                 (sender, choice)

@@ -7,11 +7,13 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 
+use arbora_constrained::CallFormat;
 use arbora_runtime::request::{Event, FinishReason, Finished, RequestError};
 use arbora_runtime::stop::TextStream;
 use arbora_runtime::token_bytes::TokenBytes;
 use tokio::sync::mpsc;
 
+use crate::tools::{CallParser, CallPiece};
 use crate::wire::response::{CompletionTokensDetails, Explanation, PromptTokensDetails, UsageBody};
 
 /// One completion on its way.
@@ -23,6 +25,8 @@ pub struct Choice {
     pub text: TextStream,
     /// Tokens that end this output; they are not part of its text.
     pub stop_tokens: Vec<u32>,
+    /// Finds calls of tools in the text, where there may be any.
+    pub calls: Option<CallParser>,
     /// What the text starts with: the prompt, if it is to be repeated.
     pub opening: String,
 }
@@ -46,6 +50,8 @@ pub struct Piece {
     pub choice: usize,
     /// New text, perhaps none.
     pub text: String,
+    /// New parts of tool calls.
+    pub calls: Vec<CallPiece>,
     /// Why it ended, if it did.
     pub finish: Option<FinishReason>,
 }
@@ -70,6 +76,19 @@ impl Generation {
     /// Number of completions.
     pub fn n_choices(&self) -> usize {
         self.choices.len()
+    }
+
+    /// Looks for calls of tools in all completions.
+    pub fn read_calls(&mut self, format: CallFormat) {
+        for choice in &mut self.choices {
+            choice.calls = Some(CallParser::new(format));
+        }
+    }
+
+    /// Whether completion `idx` has called a tool.
+    pub fn has_called(&self, idx: usize) -> bool {
+        let calls = self.choices[idx].calls.as_ref();
+        calls.is_some_and(|calls| calls.n_calls() > 0)
     }
 
     /// Takes what the text of completion `idx` starts with.
@@ -126,9 +145,17 @@ impl Generation {
                 Some(reason)
             }
         };
+        let mut calls = Vec::new();
+        if let Some(parser) = &mut choice.calls {
+            (text, calls) = parser.push(&text);
+            if finish.is_some() {
+                text.push_str(&parser.finish());
+            }
+        }
         Piece {
             choice: idx,
             text,
+            calls,
             finish,
         }
     }
@@ -205,6 +232,7 @@ mod tests {
                 events,
                 text: TextStream::new(&stops),
                 stop_tokens: vec![5],
+                calls: None,
                 opening: String::new(),
             }
         };

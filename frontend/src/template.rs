@@ -6,6 +6,7 @@
 use std::io::{self, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use arbora_constrained::CallFormat;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value};
@@ -24,6 +25,7 @@ const NAME: &str = "chat";
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    call_format: Option<CallFormat>,
     bos: String,
     eos: String,
 }
@@ -76,7 +78,7 @@ struct TemplateValues<'a> {
     add_generation_prompt: bool,
     bos_token: &'a str,
     eos_token: &'a str,
-    tools: Option<()>,
+    tools: Option<&'a [serde_json::Value]>,
     documents: Option<()>,
     #[serde(flatten)]
     more: &'a serde_json::Map<String, serde_json::Value>,
@@ -102,9 +104,16 @@ impl ChatTemplate {
             .map_err(TemplateError::Invalid)?;
         Ok(ChatTemplate {
             environment,
+            call_format: call_format(source),
             bos: tokens.bos,
             eos: tokens.eos,
         })
+    }
+
+    /// How the model was taught to call tools; `None` where the template knows of no tools or writes calls in a
+    /// way the server does not read.
+    pub fn call_format(&self) -> Option<CallFormat> {
+        self.call_format
     }
 
     /// The prompt for a chat.
@@ -114,7 +123,7 @@ impl ChatTemplate {
             add_generation_prompt: chat.add_generation_prompt,
             bos_token: &self.bos,
             eos_token: &self.eos,
-            tools: None,
+            tools: Some(chat.tools).filter(|tools| !tools.is_empty()),
             documents: None,
             more: chat.values,
         };
@@ -135,10 +144,25 @@ impl ChatTemplate {
 pub struct Chat<'a> {
     /// At least one.
     pub messages: &'a [Message],
+    /// What may be called, as the client wrote it.
+    pub tools: &'a [serde_json::Value],
     /// Whether the prompt ends with the opening of an answer.
     pub add_generation_prompt: bool,
     /// Further values by name.
     pub values: &'a serde_json::Map<String, serde_json::Value>,
+}
+
+/// Told from words that no template of another format has.
+fn call_format(source: &str) -> Option<CallFormat> {
+    let has = |word| source.contains(word);
+    if !has("tools") {
+        return None;
+    }
+    if has("<tool_call>") {
+        return Some(CallFormat::Hermes);
+    }
+    let is_llama = has("<|start_header_id|>") && has("\"parameters\"");
+    is_llama.then_some(CallFormat::Llama3Json)
 }
 
 const REFUSAL: &str = "raise_exception: ";
@@ -340,6 +364,7 @@ mod tests {
             eos: "</s>".to_owned(),
         };
         ChatTemplate::new(source, tokens)?.render(&Chat {
+            tools: &[],
             messages,
             add_generation_prompt: true,
             values: &serde_json::Map::new(),

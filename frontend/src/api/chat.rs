@@ -6,10 +6,13 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 
+use arbora_constrained::CallFormat;
+
 use super::{App, Asked, PreparedPrompt};
 use crate::reply::Format;
 use crate::route::RequestBody;
 use crate::template::Chat;
+use crate::tools::written_out;
 use crate::wire::chat::ChatRequest;
 use crate::wire::error::ApiError;
 
@@ -23,14 +26,27 @@ pub async fn chat_completions(
     app.check_model(request.options.model.as_deref())?;
     let ChatRequest {
         messages,
+        tools,
         add_generation_prompt,
         template_values,
-        options,
+        mut options,
     } = request;
+    // A model that was not taught to call tools is told how.
+    let taught = app.encoder.call_format();
+    let call_format = tools.as_ref().map(|_| taught.unwrap_or(CallFormat::Hermes));
+    let listed = tools.as_ref().map_or_else(Vec::new, |tools| tools.listed.clone());
+    if let (Some(tools), Some(format)) = (&tools, call_format) {
+        options.constraint = Some(tools.constraint(format));
+    }
     let tokens = app
         .encode(body.0.len(), move |encoder| {
+            let (messages, listed) = match taught {
+                Some(_) => (messages, listed),
+                None => (written_out(&messages, &listed), Vec::new()),
+            };
             encoder.chat(&Chat {
                 messages: &messages,
+                tools: &listed,
                 add_generation_prompt,
                 values: &template_values,
             })
@@ -41,7 +57,10 @@ pub async fn chat_completions(
         opening: String::new(),
     };
     let grammar = app.grammar(&options).await?;
-    let generation = app.generate(vec![prompt], &options, grammar.as_ref())?;
+    let mut generation = app.generate(vec![prompt], &options, grammar.as_ref())?;
+    if let Some(format) = call_format {
+        generation.read_calls(format);
+    }
     let asked = Asked {
         format: Format::Chat,
         options: &options,

@@ -153,6 +153,7 @@ impl App {
                     events,
                     text: TextStream::new(&options.stop.strings),
                     stop_tokens: self.ending_tokens(options),
+                    calls: None,
                     opening: prompt.opening.clone(),
                 });
             }

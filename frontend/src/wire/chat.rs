@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use super::options::Options;
+use super::tools::Tools;
 
 /// Most messages in one request.
 pub const MAX_MESSAGES: usize = 2048;
@@ -16,6 +17,8 @@ pub const MAX_PARTS: usize = 256;
 pub struct ChatRequest {
     /// What was said so far, at least one message.
     pub messages: Vec<Message>,
+    /// What the model may call; absent where nothing may be called.
+    pub tools: Option<Tools>,
     /// Whether the prompt ends with the opening of an answer; yes unless the client says no.
     pub add_generation_prompt: bool,
     /// Values for the template, from a short list of names.
@@ -74,7 +77,7 @@ impl ChatRequest {
     /// Reads a request body.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let mut f = Fields::parse(body)?;
-        refuse_tools(&mut f)?;
+        let tools = Tools::read(&mut f)?;
         f.refuse_unless("continue_final_message", |v| v == &Value::Bool(false))?;
         f.refuse_unless("echo", |v| v == &Value::Bool(false))?;
         f.refuse_unless("audio", |_| false)?;
@@ -83,30 +86,18 @@ impl ChatRequest {
         f.refuse_unless("modalities", only_text)?;
         let request = ChatRequest {
             messages: messages(&mut f)?,
+            tools,
             add_generation_prompt: f.optional("add_generation_prompt")?.unwrap_or(true),
             template_values: template_values(&mut f)?,
             options: Options::read(&mut f)?,
         };
         f.finish();
-        Ok(request)
-    }
-}
-
-/// Until tool calls are parsed and constrained, offering tools would be a promise the server does not keep.
-fn refuse_tools(f: &mut Fields) -> Result<(), ApiError> {
-    let choice = f.raw("tool_choice");
-    let forbidden = choice.as_ref().is_some_and(|c| c == "none");
-    let is_empty = |v: &Value| v.as_array().is_some_and(Vec::is_empty);
-    for name in ["tools", "functions"] {
-        f.refuse_unless(name, |v| forbidden || is_empty(v))?;
-    }
-    f.refuse_unless("function_call", |v| v == "none" || v == "auto")?;
-    match choice {
-        Some(choice) if choice != "none" && choice != "auto" => {
-            let message = "'tool_choice' is not supported by this server except as \"none\" or \"auto\".";
-            Err(ApiError::invalid("tool_choice", message))
+        if let (Some(_), Some(constraint)) = (&request.tools, &request.options.constraint) {
+            let param = &constraint.param;
+            let message = format!("'{param}' and 'tools' both constrain the output; at most one may.");
+            return Err(ApiError::invalid(param, message));
         }
-        _ => f.optional::<bool>("parallel_tool_calls").map(|_| ()),
+        Ok(request)
     }
 }
 
@@ -169,7 +160,8 @@ fn message(mut f: Fields) -> Result<Message, ApiError> {
         }
     }
     if let Some(calls) = f.list("tool_calls", MAX_PARTS)? {
-        let calls = calls.into_iter().map(|(_, call)| call).collect();
+        let calls = calls.into_iter().map(|(path, call)| tool_call(&path, call));
+        let calls = calls.collect::<Result<_, _>>()?;
         extra.insert("tool_calls".to_owned(), Value::Array(calls));
     }
     let may_be_silent = role == Role::Assistant && extra.contains_key("tool_calls");
@@ -180,6 +172,20 @@ fn message(mut f: Fields) -> Result<Message, ApiError> {
     }
     f.finish();
     Ok(Message { role, content, extra })
+}
+
+/// An earlier call as templates want it: clients send its arguments as a string that holds JSON.
+fn tool_call(path: &str, mut call: Value) -> Result<Value, ApiError> {
+    if let Some(arguments) = call.pointer_mut("/function/arguments")
+        && let Value::String(text) = arguments
+    {
+        let parsed = serde_json::from_str(text).ok().filter(Value::is_object);
+        *arguments = parsed.ok_or_else(|| {
+            let path = format!("{path}.function.arguments");
+            wrong_type(&path, "a JSON object in a string", &Value::String(text.clone()))
+        })?;
+    }
+    Ok(call)
 }
 
 fn content(f: &mut Fields) -> Result<Option<String>, ApiError> {
@@ -225,7 +231,7 @@ mod tests {
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "Ann"},
             {"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]},
             {"role": "tool", "content": "42", "tool_call_id": "1"}],
-            "tools": [{}], "tool_choice": "none", "chat_template_kwargs": {"enable_thinking": false}}"#;
+            "tools": [], "tool_choice": "none", "chat_template_kwargs": {"enable_thinking": false}}"#;
         let request = ChatRequest::parse(body).expect("valid");
         let roles: Vec<_> = request.messages.iter().map(|m| m.role.as_str()).collect();
         assert_eq!(roles, ["system", "user", "assistant", "tool"]);
@@ -285,13 +291,16 @@ mod tests {
                 "messages[0].name",
             ),
             (many, "messages"),
-            (with(r#""tools": [{"type": "function"}]"#), "tools"),
             (
-                with(r#""tools": [{"type": "function"}], "tool_choice": "auto""#),
-                "tools",
+                with(r#""tools": [{"type": "function", "function": {"name": "f"}}], "regex": "a""#),
+                "regex",
             ),
             (with(r#""tool_choice": "required""#), "tool_choice"),
-            (with(r#""tool_choice": {"type": "function"}"#), "tool_choice"),
+            (
+                r#"{"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]}]}"#
+                    .to_owned(),
+                "messages[0].tool_calls[0].function.arguments",
+            ),
             (with(r#""functions": [{}]"#), "functions"),
             (with(r#""parallel_tool_calls": 1"#), "parallel_tool_calls"),
             (with(r#""modalities": ["text", "audio"]"#), "modalities"),

@@ -10,7 +10,7 @@
 //!
 //! Where vLLM takes one field for EBNF and Lark, a text without `::=` is Lark, which has no such sign.
 
-use arbora_constrained::{Draft, FormatPolicy, SchemaOptions, Whitespace};
+use arbora_constrained::{CallFormat, Draft, FormatPolicy, ParallelCalls, SchemaOptions, Whitespace};
 use serde_json::Value;
 
 use super::error::ApiError;
@@ -49,6 +49,34 @@ pub enum Source {
     Ebnf(String),
     /// Lark's.
     Lark(String),
+    /// Free text and constrained parts, as JSON.
+    StructuralTag(String),
+    /// Calls of tools.
+    Tools(ToolCalls),
+}
+
+/// Which calls an output may or must hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ToolCalls {
+    /// Name and schema of each tool.
+    pub functions: Vec<(String, String)>,
+    /// How a call is written.
+    pub format: CallFormat,
+    /// Whether and which.
+    pub which: WhichTool,
+    /// How many.
+    pub parallel: ParallelCalls,
+}
+
+/// Which tool is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WhichTool {
+    /// What the model likes, also none.
+    Auto,
+    /// At least one.
+    Any,
+    /// This one.
+    Named(String),
 }
 
 impl Source {
@@ -100,7 +128,7 @@ impl Constraint {
 /// Reads the value of one field; `None` where it asks for nothing.
 type Read = fn(Value, &str, Whitespace) -> Result<Option<Source>, ApiError>;
 
-const TOP_LEVEL: [(&str, Read); 10] = [
+const TOP_LEVEL: [(&str, Read); 11] = [
     ("guided_json", schema),
     ("guided_json_object", json_object),
     ("guided_regex", regex),
@@ -110,6 +138,7 @@ const TOP_LEVEL: [(&str, Read); 10] = [
     ("regex", regex),
     ("choice", choice),
     ("ebnf", ebnf),
+    ("structural_tag", structural_tag),
     ("grammar", gbnf),
 ];
 
@@ -119,6 +148,10 @@ fn response_format(f: &mut Fields) -> Result<Option<Constraint>, ApiError> {
         return Ok(None);
     };
     let kind = format.required::<String>("type")?;
+    if kind == "structural_tag" {
+        let source = Source::StructuralTag(format.into_value(&kind).to_string());
+        return Ok(Some(Constraint { param, source }));
+    }
     let (name, source) = match kind.as_str() {
         "text" => return Ok(None),
         "json_object" => {
@@ -152,7 +185,7 @@ fn response_format(f: &mut Fields) -> Result<Option<Constraint>, ApiError> {
             (path, source.unwrap_or_else(any_object))
         }
         _ => {
-            let expected = "\"text\", \"json_object\" or \"json_schema\"";
+            let expected = "\"text\", \"json_object\", \"json_schema\" or \"structural_tag\"";
             return Err(wrong_type(
                 &format.path_of("type"),
                 expected,
@@ -166,12 +199,13 @@ fn response_format(f: &mut Fields) -> Result<Option<Constraint>, ApiError> {
 }
 
 fn structured_outputs(f: &mut Fields) -> Result<Option<Constraint>, ApiError> {
-    const KINDS: [(&str, Read); 5] = [
+    const KINDS: [(&str, Read); 6] = [
         ("json", schema),
         ("json_object", json_object),
         ("regex", regex),
         ("choice", choice),
         ("grammar", ebnf_or_lark),
+        ("structural_tag", structural_tag),
     ];
     let param = f.path_of("structured_outputs");
     let Some(mut outputs) = f.object("structured_outputs")? else {
@@ -260,6 +294,15 @@ fn ebnf_or_lark(value: Value, path: &str, _: Whitespace) -> Result<Option<Source
     }))
 }
 
+/// As JSON or as a string that holds JSON.
+fn structural_tag(value: Value, path: &str, _: Whitespace) -> Result<Option<Source>, ApiError> {
+    match value {
+        Value::String(text) => Ok(Some(Source::StructuralTag(text))),
+        Value::Object(_) => Ok(Some(Source::StructuralTag(value.to_string()))),
+        other => Err(wrong_type(path, "a structural tag", &other)),
+    }
+}
+
 fn choice(value: Value, path: &str, _: Whitespace) -> Result<Option<Source>, ApiError> {
     let list = match value {
         Value::Array(list) => list,
@@ -343,6 +386,14 @@ mod tests {
             (format!(r#"{{"json_schema": {in_text}}}"#), flexible(schema)),
             (format!(r#"{{"json_schema": {schema}}}"#), flexible(schema)),
             (r#"{"regex": "a+"}"#.to_owned(), regex()),
+            (
+                r#"{"response_format": {"type":"structural_tag","format":{}}}"#.to_owned(),
+                Source::StructuralTag(r#"{"format":{},"type":"structural_tag"}"#.to_owned()),
+            ),
+            (
+                r#"{"structured_outputs": {"structural_tag": {"format":{}}}}"#.to_owned(),
+                Source::StructuralTag(r#"{"format":{}}"#.to_owned()),
+            ),
             (
                 r#"{"ebnf": "root ::= x"}"#.to_owned(),
                 Source::Ebnf("root ::= x".to_owned()),

@@ -79,7 +79,8 @@ impl Fields {
 
     /// A field as it is; `null` counts as missing.
     pub fn raw(&mut self, name: &str) -> Option<Value> {
-        self.map.remove(name).filter(|v| !v.is_null())
+        // The members that stay keep their order.
+        self.map.shift_remove(name).filter(|v| !v.is_null())
     }
 
     /// The object in a field.
@@ -121,6 +122,12 @@ impl Fields {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Ends the reading; what is left goes on as it is, its `type` with it.
+    pub fn into_value(mut self, kind: &str) -> Value {
+        self.map.insert("type".to_owned(), kind.into());
+        Value::Object(self.map)
     }
 
     /// Ends the reading; what is left is unknown and ignored.

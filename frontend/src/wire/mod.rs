@@ -12,3 +12,4 @@ pub mod fields;
 pub mod options;
 pub mod response;
 pub mod strict;
+pub mod tools;

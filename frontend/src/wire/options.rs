@@ -78,8 +78,7 @@ impl Options {
 }
 
 fn refuse_unenforced(f: &mut Fields) -> Result<(), ApiError> {
-    const CONSTRAINTS: [&str; 5] = [
-        "structural_tag",
+    const CONSTRAINTS: [&str; 4] = [
         "bad_words",
         "allowed_token_ids",
         "logits_processors",
@@ -322,7 +321,6 @@ mod tests {
     #[test]
     fn a_constraint_that_is_not_enforced_is_refused_by_name() {
         let cases = [
-            r#"{"structural_tag": {}}"#,
             r#"{"bad_words": ["x"]}"#,
             r#"{"logit_bias": {"5": 1}}"#,
             r#"{"logprobs": true}"#,

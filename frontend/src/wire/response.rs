@@ -128,10 +128,67 @@ pub struct ChatChoice {
 pub struct AssistantMessage {
     /// Always `assistant`.
     pub role: &'static str,
-    /// The text.
-    pub content: String,
+    /// The text; `null` where there are only calls.
+    pub content: Option<String>,
     /// Always `null`.
     pub refusal: Option<()>,
+    /// Calls of tools; missing where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+}
+
+/// A call of a tool, or a part of one in a stream.
+#[derive(Debug, Serialize)]
+pub struct ToolCall {
+    /// Which call; in streams only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<usize>,
+    /// Made up by the server, so that the result can name its call; in a call's first part only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// `function`, in a call's first part only.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
+    /// What is called.
+    pub function: FunctionCall,
+}
+
+/// Part of [`ToolCall`].
+#[derive(Debug, Serialize)]
+pub struct FunctionCall {
+    /// The tool's name, in a call's first part only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The arguments' JSON as text, or what is new of it.
+    pub arguments: String,
+}
+
+impl ToolCall {
+    /// A call that begins.
+    pub fn begin(index: Option<usize>, id: String, name: String) -> Self {
+        ToolCall {
+            index,
+            id: Some(id),
+            kind: Some("function"),
+            function: FunctionCall {
+                name: Some(name),
+                arguments: String::new(),
+            },
+        }
+    }
+
+    /// More arguments of a call.
+    pub fn more(index: usize, arguments: String) -> Self {
+        ToolCall {
+            index: Some(index),
+            id: None,
+            kind: None,
+            function: FunctionCall {
+                name: None,
+                arguments,
+            },
+        }
+    }
 }
 
 /// A piece of one completion of a chat.
@@ -156,6 +213,9 @@ pub struct Delta {
     /// New text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    /// New parts of calls.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
 }
 
 /// One text completion, or a piece of it.
