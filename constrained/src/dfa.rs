@@ -9,6 +9,21 @@ use crate::hash::Map;
 
 pub(crate) const DEAD: u32 = 0;
 
+/// A set of bytes, byte 0 in the lowest bit of the first word.
+pub(crate) type ByteSet = [u64; 4];
+
+pub(crate) fn bytes_of(bytes: impl IntoIterator<Item = u8>) -> ByteSet {
+    let mut set = [0; 4];
+    for byte in bytes {
+        set[usize::from(byte) / 64] |= 1 << (byte % 64);
+    }
+    set
+}
+
+pub(crate) fn union_of(a: ByteSet, b: ByteSet) -> ByteSet {
+    std::array::from_fn(|word| a[word] | b[word])
+}
+
 /// More states than the caller allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooManyStates;
@@ -55,6 +70,15 @@ impl Classes {
         usize::from(self.of[usize::from(byte)])
     }
 
+    /// The bytes of each class.
+    pub(crate) fn sets(&self) -> Box<[ByteSet]> {
+        let mut sets = vec![[0; 4]; self.len()];
+        for byte in 0..=255u8 {
+            sets[self.of(byte)][usize::from(byte) / 64] |= 1 << (byte % 64);
+        }
+        sets.into()
+    }
+
     /// One byte of each class, by class.
     pub(crate) fn members(&self) -> &[u8] {
         &self.members
@@ -66,12 +90,29 @@ impl Classes {
 }
 
 /// An automaton over bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Dfa {
     classes: Classes,
     table: Vec<u32>,
     accepts: Vec<bool>,
     start: u32,
+}
+
+impl std::hash::Hash for Dfa {
+    /// Samples the table: comparing two of one hash is cheaper than hashing all of each.
+    fn hash<H: std::hash::Hasher>(&self, hasher: &mut H) {
+        const N_SAMPLED: usize = 24;
+        let n_skipped = self.table.len().div_ceil(N_SAMPLED).max(1);
+        hasher.write_usize(self.table.len());
+        hasher.write_usize(self.classes.len());
+        self.classes
+            .members
+            .iter()
+            .for_each(|byte| hasher.write_u8(*byte));
+        for entry in self.table.iter().rev().step_by(n_skipped) {
+            hasher.write_u32(*entry);
+        }
+    }
 }
 
 /// A product's rule for what it accepts, by what its two parts accept.
@@ -364,6 +405,19 @@ impl Dfa {
 
     pub(crate) fn is_accepting(&self, state: u32) -> bool {
         self.accepts[state as usize]
+    }
+
+    /// The bytes that lead anywhere from `state`; `sets` are those of [`Classes::sets`].
+    pub(crate) fn bytes(&self, state: u32, sets: &[ByteSet]) -> ByteSet {
+        let n_classes = self.classes.len();
+        let row = &self.table[state as usize * n_classes..(state as usize + 1) * n_classes];
+        let alive = row.iter().zip(sets).filter(|(next, _)| **next != DEAD);
+        alive.fold([0; 4], |all, (_, set)| union_of(all, *set))
+    }
+
+    /// Bytes of memory.
+    pub(crate) fn n_bytes(&self) -> usize {
+        size_of::<Self>() + self.table.len() * 4 + self.accepts.len() + self.classes.len()
     }
 
     /// Whether anything can follow.

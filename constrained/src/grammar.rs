@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::CompileError;
+use crate::fill::Asked;
 use crate::ir::Ir;
 use crate::limits::Limits;
 use crate::matcher::{Matcher, lock};
@@ -22,6 +23,16 @@ pub(crate) struct Parts {
     pub(crate) vocabulary: Arc<Vocabulary>,
     /// The tables that new matchers join; replaced when full.
     tables: Mutex<Arc<Mutex<Tables>>>,
+}
+
+impl Parts {
+    pub(crate) fn asked(&self) -> Asked<'_> {
+        Asked {
+            ir: &self.ir,
+            limits: &self.limits,
+            vocabulary: &self.vocabulary,
+        }
+    }
 }
 
 impl Grammar {
@@ -111,6 +122,14 @@ impl Grammar {
             tables
         };
         Matcher::new(self.clone(), tables)
+    }
+
+    /// About how many bytes of memory it holds: the compiled form, and the states, transitions and masks that
+    /// its outputs have reached so far. Never much beyond the compiled form and `max_cache_bytes`.
+    pub fn n_bytes(&self) -> usize {
+        let tables = self.current().clone();
+        let n_bytes = lock(&tables).n_bytes();
+        self.0.ir.n_bytes() + n_bytes
     }
 
     /// The vocabulary it was compiled for.

@@ -249,6 +249,27 @@ impl Ir {
         self.max_automaton_states
     }
 
+    /// About how much memory it holds.
+    pub(crate) fn n_bytes(&self) -> usize {
+        let of_node = |node: &Node| match node {
+            Node::Seq(parts) | Node::Alt(parts) => 2 * (size_of::<Node>() + parts.len() * 4),
+            _ => 2 * size_of::<Node>(),
+        };
+        let of_object = |object: &Object| {
+            let names: usize = object.keys.iter().map(|key| key.name.len()).sum();
+            names + object.keys.len() * size_of::<Key>() + object.trie.n_bytes() + object.extras.len() * 8
+        };
+        let of_array = |array: &Array| (array.prefix.len() + array.distinct.len()) * 4;
+        self.nodes.iter().map(of_node).sum::<usize>()
+            + self.dfas.iter().map(|dfa| dfa.n_bytes()).sum::<usize>()
+            + self.texts.iter().map(|text| text.n_bytes()).sum::<usize>()
+            + self.objects.iter().map(of_object).sum::<usize>()
+            + self.arrays.iter().map(of_array).sum::<usize>()
+            + self.objects.len() * size_of::<Object>()
+            + self.arrays.len() * size_of::<Array>()
+            + self.rules.len() * 4
+    }
+
     /// Refuses a grammar that has outgrown its limit.
     pub(crate) fn check_size(&self, place: &str) -> Result<(), CompileError> {
         if self.nodes.len() <= self.max_nodes {

@@ -48,8 +48,10 @@
 //! matchers move over. The tables are behind one lock per grammar, taken once per call. Where the schema's
 //! text is nested, recursion is bounded by `max_source_depth`; nothing recurses over the output.
 
+mod cache;
 mod dfa;
 mod error;
+mod fill;
 mod grammar;
 mod hash;
 mod ir;
@@ -63,6 +65,7 @@ mod number;
 mod pattern;
 mod schema;
 mod step;
+mod sweep;
 mod tables;
 mod text;
 mod trie;

@@ -59,7 +59,7 @@ impl Matcher {
         }
         self.renew();
         let parts = &self.grammar.0;
-        lock(&self.tables).mask(&parts.ir, &parts.limits, &parts.vocabulary, self.state())
+        lock(&self.tables).mask(parts.asked(), self.state())
     }
 
     /// Takes `token`.
@@ -122,7 +122,7 @@ impl Matcher {
         let parts = &self.grammar.0;
         let mut tables = lock(&self.tables);
         while bytes.len() < parts.limits.max_forced_bytes {
-            let Some(byte) = tables.only_byte(&parts.ir, &parts.limits, state) else {
+            let Some(byte) = tables.only_byte(parts.asked(), state) else {
                 break;
             };
             state = tables.step(&parts.ir, &parts.limits, state, byte);
@@ -166,7 +166,7 @@ impl Matcher {
         while n_kept > 0 {
             begin -= vocabulary.token_bytes(draft[n_kept - 1]).len();
             let tail = &forced[begin..];
-            if !tables.can_span(&parts.ir, &parts.limits, vocabulary.trie(), tail, end) {
+            if !tables.can_span(parts.asked(), tail, end) {
                 break;
             }
             n_kept -= 1;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use regex_syntax::utf8::Utf8Sequences;
 
-use crate::dfa::{Classes, DEAD, Dfa};
+use crate::dfa::{ByteSet, Classes, DEAD, Dfa, bytes_of, union_of};
 use crate::lengths::Lengths;
 
 /// A constraint on a JSON string.
@@ -185,6 +185,53 @@ impl TextSpec {
             Place { n_chars, ..place }
         } else {
             place
+        }
+    }
+
+    /// Bytes of memory.
+    pub(crate) fn n_bytes(&self) -> usize {
+        size_of::<Self>() + self.content.n_bytes() + self.is_open.len() + self.lengths.n_bytes()
+    }
+
+    pub(crate) fn content(&self) -> &Dfa {
+        &self.content
+    }
+
+    /// What `place` means for tokens of at most `max_chars` characters, the same for many lengths.
+    pub(crate) fn essence(&self, place: Place, max_chars: u32) -> [u32; 4] {
+        let (needed, left) = if self.lengths.are_free() {
+            let left = self.n_chars_left(place).unwrap_or(u32::MAX);
+            (self.min.saturating_sub(place.n_chars), left)
+        } else {
+            return [place.state, place.mode, place.n_chars, 0];
+        };
+        let bound = max_chars + 1;
+        [place.state, place.mode, needed.min(bound), left.min(bound)]
+    }
+
+    /// The bounds that content and length have together; zeros when they do not interfere.
+    pub(crate) fn joint_bounds(&self) -> (u32, Option<u32>) {
+        if self.lengths.are_free() {
+            (0, None)
+        } else {
+            (self.min, self.max)
+        }
+    }
+
+    /// The bytes that may lead anywhere from `place`, and maybe more; `sets` are those of the content's
+    /// classes.
+    pub(crate) fn bytes(&self, place: Place, sets: &[ByteSet]) -> ByteSet {
+        match place.mode {
+            OPENING => bytes_of([b'"']),
+            PLAIN => {
+                let content = self.content.bytes(place.state, sets);
+                let [low, rest @ ..] = union_of(content, bytes_of(*b"\"\\"));
+                let [second, third, fourth] = rest;
+                // Control characters are escaped.
+                [low & !0xffff_ffff, second, third, fourth]
+            }
+            ESCAPE => bytes_of(*b"\"\\bfnrtu"),
+            _ => bytes_of(*b"\\u0123456789abcdefABCDEF"),
         }
     }
 
