@@ -1,4 +1,5 @@
-//! What the grammars of one vocabulary share: masks by content, and what was found out about equal leaves.
+//! What the grammars of one vocabulary share: automata by what they were made from, masks by content, and
+//! what was found out about equal leaves.
 //!
 //! Nothing here is needed for a right answer; all of it is bounded in bytes and may be forgotten at any time.
 //! The lock is held for single look-ups and never while anything is computed.
@@ -156,7 +157,13 @@ struct Shared {
     pieces: Generations<PieceKey, Arc<Piece>>,
     masks: Generations<Arc<TokenMask>, Known>,
     unions: Generations<Union, Arc<TokenMask>>,
+    /// Automata by what they were made from.
+    automata: Generations<String, Arc<Dfa>>,
+    specs: Generations<SpecKey, Arc<TextSpec>>,
 }
+
+/// Content as given, and the bounds on its length.
+type SpecKey = (Arc<Dfa>, u32, Option<u32>);
 
 impl Cache {
     pub(crate) fn new(max_bytes: usize) -> Self {
@@ -165,7 +172,9 @@ impl Cache {
             fragments: Generations::new(max_bytes / 8),
             pieces: Generations::new(max_bytes / 4),
             masks: Generations::new(max_bytes / 8 * 3),
-            unions: Generations::new(max_bytes / 4),
+            unions: Generations::new(max_bytes / 8),
+            automata: Generations::new(max_bytes / 16),
+            specs: Generations::new(max_bytes / 16),
         }))
     }
 
@@ -180,6 +189,43 @@ impl Cache {
             + shared.pieces.n_bytes()
             + shared.masks.n_bytes()
             + shared.unions.n_bytes()
+            + shared.automata.n_bytes()
+            + shared.specs.n_bytes()
+    }
+
+    /// The automaton that `make` makes. `recipe` names all that it depends on, besides the vocabulary.
+    pub(crate) fn automaton<E>(
+        &self,
+        recipe: String,
+        make: impl FnOnce() -> Result<Dfa, E>,
+    ) -> Result<Arc<Dfa>, E> {
+        let known = self.lock().automata.find(&recipe);
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let dfa = Arc::new(make()?);
+        let n_bytes = dfa.n_bytes() + recipe.len() + 64;
+        self.lock().automata.insert(recipe, dfa.clone(), n_bytes);
+        Ok(dfa)
+    }
+
+    /// Strings whose content `content` accepts and that have `min ..= max` characters.
+    pub(crate) fn spec(
+        &self,
+        content: &Dfa,
+        min: u32,
+        max: Option<u32>,
+        is_spelled: &[bool; 256],
+    ) -> Arc<TextSpec> {
+        let key = (Arc::new(content.clone()), min, max);
+        let known = self.lock().specs.find(&key);
+        if let Some(known) = known {
+            return known;
+        }
+        let spec = Arc::new(TextSpec::new(content, min, max, is_spelled));
+        let n_bytes = content.n_bytes() + spec.n_bytes() + 64;
+        self.lock().specs.insert(key, spec.clone(), n_bytes);
+        spec
     }
 
     pub(crate) fn dfa(&self, dfa: &Arc<Dfa>) -> Arc<Fragment> {

@@ -7,13 +7,16 @@
 //! Invariants after [`Ir::finish`]: no rule reaches itself without consuming a byte; what `is_productive`
 //! says no to never matches anything and is never entered.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
+use crate::cache::Cache;
 use crate::dfa::{Classes, Dfa};
 use crate::error::CompileError;
 use crate::hash::Map;
 use crate::keys::KeyTrie;
 use crate::limits::Limits;
+use crate::pattern;
 use crate::text::TextSpec;
 use crate::vocabulary::Vocabulary;
 
@@ -97,6 +100,7 @@ pub(crate) struct Ir {
     pub(crate) is_productive: Vec<bool>,
     pub(crate) classes: Classes,
     is_spelled: [bool; 256],
+    cache: Arc<Cache>,
     /// Any string at all.
     pub(crate) any_text: Arc<TextSpec>,
     max_nodes: usize,
@@ -131,13 +135,19 @@ impl Ir {
             is_productive: Vec::new(),
             classes: Classes::by(|_| ()),
             is_spelled: *vocabulary.is_spelled(),
+            cache: vocabulary.cache().clone(),
             any_text: vocabulary.any_text().clone(),
             max_nodes: limits.max_nodes,
             max_automaton_states: limits.max_automaton_states,
         };
         let mut mark = |before: usize, byte: u8, after: usize| {
-            let dfa = punctuation(before, byte, after);
-            ir.dfa(dfa)
+            let recipe = format!("punctuation {before} {byte} {after}");
+            let cache = ir.cache.clone();
+            let made = cache.automaton(recipe, || {
+                Ok::<_, Infallible>(punctuation(before, byte, after).trimmed(&ir.is_spelled))
+            });
+            let Ok(dfa) = made;
+            ir.shared_dfa(dfa)
         };
         let n = max_whitespace;
         ir.punctuation = Punctuation {
@@ -168,6 +178,11 @@ impl Ir {
     /// A leaf for `dfa`, less what cannot be spelled.
     pub(crate) fn dfa(&mut self, dfa: Dfa) -> NodeId {
         let dfa = Arc::new(dfa.trimmed(&self.is_spelled));
+        self.shared_dfa(dfa)
+    }
+
+    /// A leaf for `dfa`, which can be spelled.
+    pub(crate) fn shared_dfa(&mut self, dfa: Arc<Dfa>) -> NodeId {
         let fresh = self.dfas.len() as u32;
         let id = *self.dfa_ids.entry(dfa.clone()).or_insert(fresh);
         if id == fresh {
@@ -181,6 +196,28 @@ impl Ir {
             return self.node(Node::Empty);
         }
         self.dfa(Dfa::of_strings([text.as_bytes()]))
+    }
+
+    /// The texts that the ECMA-262 pattern `pattern` is found in.
+    pub(crate) fn search(&self, pattern: &str) -> Result<Arc<Dfa>, CompileError> {
+        let max = self.max_automaton_states;
+        self.cache.automaton(format!("search {max} {pattern}"), || {
+            pattern::search(pattern, max)
+        })
+    }
+
+    /// The texts that `pattern`, in Rust's notation, matches from end to end.
+    pub(crate) fn pattern(&self, pattern: &str) -> Result<Arc<Dfa>, CompileError> {
+        let max = self.max_automaton_states;
+        self.cache.automaton(format!("match {max} {pattern}"), || {
+            pattern::compile(pattern, max)
+        })
+    }
+
+    /// JSON strings whose content `content` accepts and that have `min ..= max` characters.
+    pub(crate) fn text_of(&mut self, content: &Dfa, min: u32, max: Option<u32>) -> NodeId {
+        let text = self.cache.spec(content, min, max, &self.is_spelled);
+        self.text(text)
     }
 
     pub(crate) fn text(&mut self, text: Arc<TextSpec>) -> NodeId {
@@ -239,6 +276,11 @@ impl Ir {
 
     pub(crate) fn rule(&mut self, rule: RuleId) -> NodeId {
         self.node(Node::Rule(rule))
+    }
+
+    /// What the vocabulary's grammars share.
+    pub(crate) fn cache(&self) -> &Arc<Cache> {
+        &self.cache
     }
 
     pub(crate) fn is_spelled(&self) -> &[bool; 256] {

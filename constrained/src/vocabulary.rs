@@ -23,7 +23,7 @@ pub struct Vocabulary {
     strings: StringTokens,
     /// The constraint of a string that has none; most grammars need it.
     any_text: Arc<TextSpec>,
-    cache: Cache,
+    cache: Arc<Cache>,
 }
 
 const DEFAULT_CACHE_BYTES: usize = 64 << 20;
@@ -88,7 +88,7 @@ impl Vocabulary {
             }
         }
         let strings = StringTokens::new(&with_text, n.div_ceil(64));
-        let cache = Cache::new(DEFAULT_CACHE_BYTES);
+        let cache = Arc::new(Cache::new(DEFAULT_CACHE_BYTES));
         let trie = Trie::new(with_text);
         let mut eos = eos.to_vec();
         eos.sort_unstable();
@@ -109,7 +109,7 @@ impl Vocabulary {
     #[must_use]
     pub fn with_cache_bytes(self, n_bytes: usize) -> Self {
         Self {
-            cache: Cache::new(n_bytes),
+            cache: Arc::new(Cache::new(n_bytes)),
             ..self
         }
     }
@@ -139,7 +139,7 @@ impl Vocabulary {
         self.bytes.len().div_ceil(64)
     }
 
-    pub(crate) fn cache(&self) -> &Cache {
+    pub(crate) fn cache(&self) -> &Arc<Cache> {
         &self.cache
     }
 

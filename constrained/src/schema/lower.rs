@@ -10,8 +10,7 @@ use super::{
 use crate::dfa::Product;
 use crate::ir::Key;
 use crate::number::{Bound, Decimal, NumberSpec};
-use crate::pattern;
-use crate::text::{TextSpec, any_content};
+use crate::text::any_content;
 
 const NULL: u8 = 1;
 const BOOLEAN: u8 = 2;
@@ -40,7 +39,7 @@ pub(super) struct Merged {
     pub(super) number: NumberSpec,
     pub(super) min_length: u32,
     pub(super) max_length: Option<u32>,
-    pub(super) contents: Vec<Dfa>,
+    pub(super) contents: Vec<Arc<Dfa>>,
     /// Whether a keyword speaks of items or properties.
     pub(super) has_compound: bool,
 }
@@ -184,15 +183,15 @@ impl Compiler<'_> {
         Ok(())
     }
 
-    fn contents(&mut self, id: JsonId) -> Result<Vec<Dfa>, CompileError> {
-        let (document, max) = (self.document, self.ir.max_automaton_states());
+    fn contents(&mut self, id: JsonId) -> Result<Vec<Arc<Dfa>>, CompileError> {
+        let document = self.document;
         let mut contents = Vec::new();
         if let Some(value) = document.member(id, "pattern") {
             let Json::String(source) = &document[value] else {
                 return Err(self.malformed(id, "pattern", "it is not a string"));
             };
             self.spend(2_000)?;
-            let dfa = pattern::search(source, max);
+            let dfa = self.ir.search(source);
             contents.push(dfa.map_err(|error| self.unsupported(id, "pattern", &error.to_string()))?);
         }
         let Some(value) = document.member(id, "format") else {
@@ -203,7 +202,7 @@ impl Compiler<'_> {
         };
         if self.options.formats == FormatPolicy::Enforce {
             match format(name) {
-                Format::Pattern(source) => contents.push(pattern::compile(source, max)?),
+                Format::Pattern(source) => contents.push(self.ir.pattern(source)?),
                 Format::Refused => {
                     return Err(self.unsupported(id, "format", "this format would not be enforced"));
                 }
@@ -280,7 +279,7 @@ impl Compiler<'_> {
         for (i, other) in merged.contents.iter().enumerate() {
             self.spend(other.n_states() as u64 * 16)?;
             let both = if i == 0 {
-                Ok(other.clone())
+                Ok((**other).clone())
             } else {
                 content.product(other, Product::Both, max)
             };
@@ -295,13 +294,7 @@ impl Compiler<'_> {
             // Pattern and length are tabulated against each other, at worst every length.
             self.spend(length.saturating_mul(content.n_states() as u64))?;
         }
-        let text = TextSpec::new(
-            &content,
-            merged.min_length,
-            merged.max_length,
-            self.ir.is_spelled(),
-        );
-        Ok(self.ir.text(Arc::new(text)))
+        Ok(self.ir.text_of(&content, merged.min_length, merged.max_length))
     }
 
     fn lower_array(&mut self, plain: &[JsonId]) -> Result<NodeId, CompileError> {
@@ -473,7 +466,6 @@ impl Compiler<'_> {
             limit: max as u64,
             place: "the names of an object's properties".to_owned(),
         })?;
-        let text = TextSpec::new(&content, 0, None, self.ir.is_spelled());
-        Ok((self.ir.text(Arc::new(text)), self.rule(values)))
+        Ok((self.ir.text_of(&content, 0, None), self.rule(values)))
     }
 }

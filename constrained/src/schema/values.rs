@@ -1,12 +1,9 @@
 //! `enum` and `const`: the listed values themselves.
 
-use std::sync::Arc;
-
 use super::lower::Merged;
 use super::{Array, CompileError, Compiler, Dfa, Json, JsonId, KeyTrie, NodeId, Object};
 use crate::ir::Key;
 use crate::number::{Bound, Decimal, NumberSpec, automaton};
-use crate::text::TextSpec;
 
 impl Compiler<'_> {
     /// The values that `enum` or `const` of one schema allows; `None` where it has neither.
@@ -77,8 +74,7 @@ impl Compiler<'_> {
     }
 
     fn texts_node(&mut self, content: &Dfa) -> NodeId {
-        let text = TextSpec::new(content, 0, None, self.ir.is_spelled());
-        self.ir.text(Arc::new(text))
+        self.ir.text_of(content, 0, None)
     }
 
     /// Exactly `value`. Recursion is as deep as the document, which `max_source_depth` bounds.
@@ -136,19 +132,23 @@ impl Compiler<'_> {
     pub(super) fn number_node(&mut self, spec: &NumberSpec, at: JsonId) -> Result<NodeId, CompileError> {
         self.spend(500)?;
         let max = self.ir.max_automaton_states();
-        let dfa = automaton(spec, max).map_err(|error| match error {
-            Some(_) => CompileError::Limit {
-                name: "max_automaton_states",
-                limit: max as u64,
-                place: format!("the numbers of {}", self.document.pointer(at)),
-            },
-            None => self.unsupported(
-                at,
-                "multipleOf",
-                "the divisor has too many digits or is not positive",
-            ),
+        let cache = self.ir.cache().clone();
+        let dfa = cache.automaton(format!("number {max} {spec:?}"), || {
+            let dfa = automaton(spec, max).map_err(|error| match error {
+                Some(_) => CompileError::Limit {
+                    name: "max_automaton_states",
+                    limit: max as u64,
+                    place: format!("the numbers of {}", self.document.pointer(at)),
+                },
+                None => self.unsupported(
+                    at,
+                    "multipleOf",
+                    "the divisor has too many digits or is not positive",
+                ),
+            });
+            Ok(dfa?.trimmed(self.ir.is_spelled()))
         })?;
-        Ok(self.ir.dfa(dfa))
+        Ok(self.ir.shared_dfa(dfa))
     }
 }
 
