@@ -23,6 +23,7 @@ pub(crate) struct Parts {
     pub(crate) vocabulary: Arc<Vocabulary>,
     /// The tables that new matchers join; replaced when full.
     tables: Mutex<Arc<Mutex<Tables>>>,
+    n_ir_bytes: usize,
 }
 
 impl Parts {
@@ -105,6 +106,7 @@ impl Grammar {
         let ir = ir.finish(root)?;
         let tables = Mutex::new(Arc::new(Mutex::new(Tables::new(&ir, limits))));
         Ok(Self(Arc::new(Parts {
+            n_ir_bytes: ir.n_bytes(),
             ir,
             limits: limits.clone(),
             vocabulary: vocabulary.clone(),
@@ -129,7 +131,7 @@ impl Grammar {
     pub fn n_bytes(&self) -> usize {
         let tables = self.current().clone();
         let n_bytes = lock(&tables).n_bytes();
-        self.0.ir.n_bytes() + n_bytes
+        self.0.n_ir_bytes + n_bytes
     }
 
     /// The vocabulary it was compiled for.

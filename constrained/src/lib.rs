@@ -53,7 +53,9 @@ mod dfa;
 mod error;
 mod fill;
 mod grammar;
+mod grammar_cache;
 mod hash;
+mod history;
 mod ir;
 mod json;
 mod keys;
@@ -73,6 +75,7 @@ mod vocabulary;
 
 pub use error::{CompileError, MatchError, VocabularyError};
 pub use grammar::Grammar;
+pub use grammar_cache::GrammarCache;
 pub use limits::Limits;
 pub use mask::TokenMask;
 pub use matcher::Matcher;

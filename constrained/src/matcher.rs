@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::MatchError;
 use crate::grammar::Grammar;
+use crate::history::History;
 use crate::mask::TokenMask;
 use crate::tables::{NOTHING, StateId, Tables};
 
-/// Where one output stands in its grammar. Cloning it forks the output: the clone costs one number per token
-/// taken so far and shares the grammar's tables.
+/// Where one output stands in its grammar. Cloning it forks the output: whatever its length, that copies at
+/// most 64 numbers and shares the rest.
 ///
 /// The tables are shared by the matchers of one grammar and guarded by one lock, taken once per call. An
 /// engine thread owns all its matchers, so that the lock is free whenever it asks.
@@ -17,7 +18,7 @@ pub struct Matcher {
     grammar: Grammar,
     tables: Arc<Mutex<Tables>>,
     /// The state at the beginning and after each token.
-    states: Vec<StateId>,
+    states: History,
     is_ended: bool,
 }
 
@@ -27,13 +28,13 @@ impl Matcher {
         Self {
             grammar,
             tables,
-            states: vec![start],
+            states: History::new(start),
             is_ended: false,
         }
     }
 
     fn state(&self) -> StateId {
-        *self.states.last().expect("the first state is never taken back")
+        self.states.last()
     }
 
     /// Tokens taken so far, the end of text included.
@@ -102,7 +103,7 @@ impl Matcher {
         } else {
             n
         };
-        self.states.truncate(self.states.len() - n);
+        self.states.truncate_by(n);
         Ok(())
     }
 
@@ -182,14 +183,15 @@ impl Matcher {
             if !tables.is_full(&parts.limits) {
                 return;
             }
-            self.states.iter().map(|state| tables.export(*state)).collect()
+            let states = self.states.states();
+            states.into_iter().map(|state| tables.export(state)).collect()
         };
         let fresh = self.grammar.fresh_tables(&self.tables);
         let mut tables = lock(&fresh);
-        self.states = exported
-            .iter()
-            .map(|state| tables.import(&parts.ir, state))
-            .collect();
+        let mut states = exported.iter().map(|state| tables.import(&parts.ir, state));
+        let mut history = History::new(states.next().expect("it has a start"));
+        states.for_each(|state| history.push(state));
+        self.states = history;
         drop(tables);
         self.tables = fresh;
     }
