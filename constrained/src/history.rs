@@ -1,25 +1,23 @@
-//! The states that an output went through, shared between forks.
+//! A list that grows and shrinks at its end and whose clones share what they have in common.
 //!
-//! Full blocks are shared and never change; only the last states are an output's own. So a fork copies at most
-//! a block, and taking back tokens drops blocks.
+//! Full blocks are shared and never change; only the last entries are a list's own. So a clone copies at most
+//! a block, and shrinking drops blocks.
 
 use std::sync::Arc;
 
-use crate::tables::StateId;
-
 const BLOCK_LEN: usize = 64;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct History {
     before: Option<Arc<Block>>,
-    /// 1 to `BLOCK_LEN` states.
-    own: Vec<StateId>,
+    /// At most `BLOCK_LEN` entries, and one at least unless the list is empty.
+    own: Vec<u32>,
     n_before: usize,
 }
 
 #[derive(Debug)]
 struct Block {
-    states: [StateId; BLOCK_LEN],
+    entries: [u32; BLOCK_LEN],
     before: Option<Arc<Block>>,
 }
 
@@ -34,56 +32,49 @@ impl Drop for Block {
 }
 
 impl History {
-    pub(crate) fn new(start: StateId) -> Self {
-        Self {
-            before: None,
-            own: vec![start],
-            n_before: 0,
-        }
-    }
-
-    /// States, the start included.
     pub(crate) fn len(&self) -> usize {
         self.n_before + self.own.len()
     }
 
-    pub(crate) fn last(&self) -> StateId {
-        *self.own.last().expect("the start is never taken back")
+    pub(crate) fn last(&self) -> Option<u32> {
+        self.own.last().copied()
     }
 
-    pub(crate) fn push(&mut self, state: StateId) {
-        if let Ok(states) = <[StateId; BLOCK_LEN]>::try_from(&self.own[..]) {
+    pub(crate) fn push(&mut self, state: u32) {
+        if let Ok(entries) = <[u32; BLOCK_LEN]>::try_from(&self.own[..]) {
             let before = self.before.take();
-            self.before = Some(Arc::new(Block { states, before }));
+            self.before = Some(Arc::new(Block { entries, before }));
             self.n_before += BLOCK_LEN;
             self.own.clear();
         }
         self.own.push(state);
     }
 
-    /// Takes back the last `n` states; one must be left.
+    /// Takes back the last `n` entries.
     pub(crate) fn truncate_by(&mut self, mut n: usize) {
-        assert!(n < self.len(), "{n} of {} states", self.len());
+        assert!(n <= self.len(), "{n} of {} entries", self.len());
         while n >= self.own.len() {
             n -= self.own.len();
-            let block = self.before.take().expect("so many are left");
             self.own.clear();
-            self.own.extend(block.states);
+            let Some(block) = self.before.take() else {
+                return;
+            };
+            self.own.extend(block.entries);
             self.before.clone_from(&block.before);
             self.n_before -= BLOCK_LEN;
         }
         self.own.truncate(self.own.len() - n);
     }
 
-    /// All states, the start first.
-    pub(crate) fn states(&self) -> Vec<StateId> {
+    /// All entries, the first one first.
+    pub(crate) fn entries(&self) -> Vec<u32> {
         let mut blocks = Vec::new();
         let mut at = &self.before;
         while let Some(block) = at {
             blocks.push(block);
             at = &block.before;
         }
-        let shared = blocks.iter().rev().flat_map(|block| block.states);
+        let shared = blocks.iter().rev().flat_map(|block| block.entries);
         shared.chain(self.own.iter().copied()).collect()
     }
 }
@@ -94,13 +85,13 @@ mod tests {
 
     #[test]
     fn it_is_a_list_whatever_is_shared() {
-        let (mut history, mut list) = (History::new(7), vec![7]);
+        let (mut history, mut list) = (History::default(), Vec::new());
         let mut forks = Vec::new();
         let mut random = 1u32;
         for n in 0..4_000 {
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             if random >> 24 < 30 {
-                let back = (random >> 8) as usize % list.len().min(200);
+                let back = (random >> 8) as usize % (list.len() + 1).min(200);
                 history.truncate_by(back);
                 list.truncate(list.len() - back);
             } else {
@@ -109,21 +100,21 @@ mod tests {
             }
             assert_eq!(
                 (history.len(), history.last()),
-                (list.len(), list[list.len() - 1])
+                (list.len(), list.last().copied())
             );
             if n % 97 == 0 {
                 forks.push((history.clone(), list.clone()));
             }
         }
         for (fork, list) in forks {
-            assert_eq!(fork.states(), list);
+            assert_eq!(fork.entries(), list);
         }
     }
 
     #[test]
     fn a_very_long_one_is_dropped_without_recursion() {
-        let mut history = History::new(0);
+        let mut history = History::default();
         (0..10_000_000).for_each(|n| history.push(n));
-        assert_eq!(history.len(), 10_000_001);
+        assert_eq!(history.len(), 10_000_000);
     }
 }

@@ -9,7 +9,7 @@ use crate::mask::TokenMask;
 use crate::tables::{NOTHING, StateId, Tables};
 
 /// Where one output stands in its grammar. Cloning it forks the output: whatever its length, that copies at
-/// most 64 numbers and shares the rest.
+/// most 128 numbers and shares the rest.
 ///
 /// The tables are shared by the matchers of one grammar and guarded by one lock, taken once per call. An
 /// engine thread owns all its matchers, so that the lock is free whenever it asks.
@@ -17,29 +17,35 @@ use crate::tables::{NOTHING, StateId, Tables};
 pub struct Matcher {
     grammar: Grammar,
     tables: Arc<Mutex<Tables>>,
-    /// The state at the beginning and after each token.
+    /// Taken so far, less the end of text.
+    tokens: History,
+    /// The state after all of them and the states before, back to the beginning or not so far.
     states: History,
     is_ended: bool,
 }
 
 impl Matcher {
     pub(crate) fn new(grammar: Grammar, tables: Arc<Mutex<Tables>>) -> Self {
-        let start = lock(&tables).start(&grammar.0.ir);
+        let mut states = History::default();
+        states.push(lock(&tables).start(&grammar.0.ir));
         Self {
             grammar,
             tables,
-            states: History::new(start),
+            tokens: History::default(),
+            states,
             is_ended: false,
         }
     }
 
     fn state(&self) -> StateId {
-        self.states.last()
+        self.states
+            .last()
+            .expect("the state of the output is always known")
     }
 
     /// Tokens taken so far, the end of text included.
     pub fn n_tokens(&self) -> usize {
-        self.states.len() - 1 + usize::from(self.is_ended)
+        self.tokens.len() + usize::from(self.is_ended)
     }
 
     /// Whether the output may end here.
@@ -86,6 +92,7 @@ impl Matcher {
             return Err(refused);
         }
         self.states.push(next);
+        self.tokens.push(token);
         Ok(())
     }
 
@@ -103,8 +110,28 @@ impl Matcher {
         } else {
             n
         };
-        self.states.truncate_by(n);
+        self.tokens.truncate_by(n);
+        if n < self.states.len() {
+            self.states.truncate_by(n);
+        } else {
+            self.replay();
+        }
         Ok(())
+    }
+
+    /// Finds the states again that were let go.
+    fn replay(&mut self) {
+        let parts = &self.grammar.0;
+        let mut tables = lock(&self.tables);
+        let mut state = tables.start(&parts.ir);
+        self.states = History::default();
+        self.states.push(state);
+        for token in self.tokens.entries() {
+            let bytes = parts.vocabulary.token_bytes(token);
+            state = tables.run(&parts.ir, &parts.limits, state, bytes);
+            assert!(state != NOTHING, "token {token} was taken before");
+            self.states.push(state);
+        }
     }
 
     /// The bytes that must come next, whatever the model wants; empty where there is a choice or the output
@@ -175,23 +202,27 @@ impl Matcher {
         draft[..n_kept].to_vec()
     }
 
-    /// Moves to fresh tables when the current ones have reached their limit.
+    /// Moves to fresh tables when the current ones have reached their limit. Of the states only the last ones
+    /// come along: all of them could fill the fresh tables at once.
     fn renew(&mut self) {
+        /// More than the drafts that are taken back.
+        const MAX_KEPT: usize = 64;
         let parts = &self.grammar.0;
         let exported: Vec<_> = {
             let tables = lock(&self.tables);
             if !tables.is_full(&parts.limits) {
                 return;
             }
-            let states = self.states.states();
-            states.into_iter().map(|state| tables.export(state)).collect()
+            let states = self.states.entries();
+            let kept = &states[states.len().saturating_sub(MAX_KEPT)..];
+            kept.iter().map(|state| tables.export(*state)).collect()
         };
         let fresh = self.grammar.fresh_tables(&self.tables);
         let mut tables = lock(&fresh);
-        let mut states = exported.iter().map(|state| tables.import(&parts.ir, state));
-        let mut history = History::new(states.next().expect("it has a start"));
-        states.for_each(|state| history.push(state));
-        self.states = history;
+        self.states = History::default();
+        for state in &exported {
+            self.states.push(tables.import(&parts.ir, state));
+        }
         drop(tables);
         self.tables = fresh;
     }
