@@ -1,7 +1,7 @@
 //! What a grammar may cost. Every limit has a name, and the name is in the error of the request that hits it.
 
 /// Bounds on compiling and on running one grammar; the defaults suit a server that reads strangers' schemas.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// Bytes of schema, regex or grammar text.
     pub max_source_bytes: usize,

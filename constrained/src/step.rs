@@ -3,8 +3,10 @@
 //! A reading is a leaf, a place in it, and the stack of what is still to come. Stacks are shared lists, kept
 //! once each; equal stacks have equal numbers, so readings compare as plain integers.
 
+use std::sync::Arc;
+
 use crate::dfa::DEAD;
-use crate::hash::Map;
+use crate::hash::{Map, SmallSet};
 use crate::ir::{Ir, Node, NodeId};
 use crate::limits::Limits;
 use crate::text::{Moved, Place};
@@ -114,7 +116,7 @@ pub(crate) struct Stacks {
     pub(crate) is_too_many: bool,
     /// Whether a reading was dropped for its depth since this was last cleared.
     pub(crate) is_too_deep: bool,
-    continuations: Vec<Option<Box<[Reading]>>>,
+    continuations: Vec<Option<Arc<[Reading]>>>,
 }
 
 impl Stacks {
@@ -206,8 +208,9 @@ impl Stacks {
                 if state == DEAD {
                     return;
                 }
-                if let Some(node) = shape.after(state) {
-                    return self.follow(ir, node, stack, out);
+                if shape.after(state).is_some() {
+                    let marked = self.after(ir, reading, state);
+                    return self.resume(ir, marked, out);
                 }
                 if shape.may_end(state) {
                     self.resume(ir, stack, out);
@@ -226,14 +229,7 @@ impl Stacks {
                     return;
                 };
                 if let Some(key) = shape.trie.key_at(node) {
-                    let member = Frame::Member {
-                        object,
-                        at: key + 1,
-                        n: shape.counted(n + 1),
-                    };
-                    let member = self.push(member, stack);
-                    let value = self.push(Frame::Then(shape.keys[key as usize].value), member);
-                    let colon = self.push(Frame::Then(ir.punctuation.colon), value);
+                    let colon = self.after(ir, reading, key);
                     return self.resume(ir, colon, out);
                 }
                 Leaf::Key {
@@ -248,30 +244,65 @@ impl Stacks {
         out.push(Reading { leaf, stack });
     }
 
-    /// Adds what `node` begins with, above `stack`.
-    pub(crate) fn follow(&mut self, ir: &Ir, node: NodeId, stack: StackId, out: &mut Vec<Reading>) {
-        let stack = self.push(Frame::Then(node), stack);
-        self.resume(ir, stack, out);
+    /// The stack that begins with `node`, above `stack`.
+    pub(crate) fn then(&mut self, node: NodeId, stack: StackId) -> StackId {
+        self.push(Frame::Then(node), stack)
+    }
+
+    /// The stack that is on once the leaf of `reading` is complete; of several keys it was number `way`, of a
+    /// free text's states it is that of the marker.
+    pub(crate) fn after(&mut self, ir: &Ir, reading: &Reading, way: u32) -> StackId {
+        let (object, n) = match reading.leaf {
+            Leaf::Key { object, n, .. } => (object, n),
+            Leaf::Free { free, .. } => {
+                return match ir.free_texts[free as usize].after(way) {
+                    Some(node) => self.push(Frame::Then(node), reading.stack),
+                    None => reading.stack,
+                };
+            }
+            _ => return reading.stack,
+        };
+        let shape = &ir.objects[object as usize];
+        let member = Frame::Member {
+            object,
+            at: way + 1,
+            n: shape.counted(n + 1),
+        };
+        let member = self.push(member, reading.stack);
+        let value = self.push(Frame::Then(shape.keys[way as usize].value), member);
+        self.push(Frame::Then(ir.punctuation.colon), value)
     }
 
     /// Adds what may come once everything above `stack` is complete.
     pub(crate) fn resume(&mut self, ir: &Ir, stack: StackId, out: &mut Vec<Reading>) {
+        match &self.continuations[stack as usize] {
+            Some(known) => out.extend_from_slice(known),
+            None => out.extend_from_slice(&self.continuation(ir, stack)),
+        }
+    }
+
+    /// What may come once everything above `stack` is complete.
+    pub(crate) fn continuation(&mut self, ir: &Ir, stack: StackId) -> Arc<[Reading]> {
         if let Some(known) = &self.continuations[stack as usize] {
-            out.extend_from_slice(known);
-            return;
+            return known.clone();
         }
         let was_too_deep = std::mem::replace(&mut self.is_too_deep, false);
         let was_too_many = std::mem::replace(&mut self.is_too_many, false);
         let mut closure = Closure::new(self, ir);
         closure.todo.push(Task::Pop(stack));
-        let readings = closure.finish();
-        out.extend_from_slice(&readings);
+        let readings: Arc<[Reading]> = closure.finish().into();
         // What was cut at a limit must be cut, and noted, again.
         if !self.is_too_deep && !self.is_too_many {
-            self.continuations[stack as usize] = Some(readings.into());
+            self.continuations[stack as usize] = Some(readings.clone());
         }
         self.is_too_deep |= was_too_deep;
         self.is_too_many |= was_too_many;
+        readings
+    }
+
+    /// Whether anything may, or the output may end there.
+    pub(crate) fn can_follow(&mut self, ir: &Ir, stack: StackId) -> bool {
+        !self.continuation(ir, stack).is_empty()
     }
 }
 
@@ -286,8 +317,7 @@ struct Closure<'a> {
     stacks: &'a mut Stacks,
     ir: &'a Ir,
     todo: Vec<Task>,
-    seen: Vec<Task>,
-    seen_set: Map<Task, ()>,
+    seen: SmallSet<Task>,
     found: Vec<Reading>,
 }
 
@@ -297,8 +327,7 @@ impl<'a> Closure<'a> {
             stacks,
             ir,
             todo: Vec::new(),
-            seen: Vec::new(),
-            seen_set: Map::default(),
+            seen: SmallSet::new(),
             found: Vec::new(),
         }
     }
@@ -306,7 +335,7 @@ impl<'a> Closure<'a> {
     fn finish(mut self) -> Vec<Reading> {
         let mut n_tasks = 0;
         while let Some(task) = self.todo.pop() {
-            if !self.is_new(task) {
+            if !self.seen.insert(task) {
                 continue;
             }
             n_tasks += 1;
@@ -326,20 +355,6 @@ impl<'a> Closure<'a> {
         self.found.sort_unstable();
         self.found.dedup();
         self.found
-    }
-
-    /// A short list is searched faster than a table is built.
-    fn is_new(&mut self, task: Task) -> bool {
-        const MAX_LISTED: usize = 24;
-        if self.seen.len() < MAX_LISTED {
-            let is_new = !self.seen.contains(&task);
-            self.seen.push(task);
-            return is_new;
-        }
-        if self.seen_set.is_empty() {
-            self.seen_set.extend(self.seen.iter().map(|task| (*task, ())));
-        }
-        self.seen_set.insert(task, ()).is_none()
     }
 
     fn enter(&mut self, node: NodeId, stack: StackId) {
