@@ -7,7 +7,7 @@
 //!
 //! Why this is the same as stepping the whole set of readings byte by byte: steps distribute over readings,
 //! and a set never has more readings at once than leaves were entered. Where those are more than
-//! `max_readings`, the set itself is stepped.
+//! `max_readings`, or a leaf can be left nearly everywhere, the set itself is stepped.
 
 use std::sync::Arc;
 
@@ -33,10 +33,17 @@ pub(crate) struct Asked<'a> {
     pub(crate) vocabulary: &'a Vocabulary,
 }
 
+impl Asked<'_> {
+    /// Steps for one mask: once over the vocabulary is always allowed.
+    fn max_work(&self) -> usize {
+        self.limits.max_mask_work + self.vocabulary.trie().n_nodes()
+    }
+}
+
 enum Stop {
     TooMuchWork,
-    /// More leaves were entered than readings may be alive.
-    TooManyReadings,
+    /// More leaves were entered than readings may be alive, or would have to be.
+    StepTheSet,
 }
 
 impl From<TooMuchWork> for Stop {
@@ -65,6 +72,8 @@ pub(crate) struct Filling {
 
 /// The work of one closure in steps of a sweep.
 const CLOSURE_WORK: usize = 16;
+/// The work of one new state.
+const STATE_WORK: usize = 64;
 
 impl Tables {
     /// The mask of `state`, from its readings.
@@ -75,10 +84,10 @@ impl Tables {
     ) -> Result<Arc<TokenMask>, MatchError> {
         self.stacks.is_too_deep = false;
         let mut filling = std::mem::take(&mut self.filling);
-        filling.begin(asked.limits);
+        filling.begin(asked);
         let filled = match self.fill(asked, state, &mut filling) {
-            Err(Stop::TooManyReadings) => {
-                filling.begin(asked.limits);
+            Err(Stop::StepTheSet) => {
+                filling.begin(asked);
                 self.fill_by_steps(asked, state, &mut filling).map_err(Stop::from)
             }
             filled => filled,
@@ -120,6 +129,9 @@ impl Tables {
                     stack,
                 };
                 onward.extend(way.nodes.iter().map(node));
+                if way.is_dense && self.stacks.has_leaf(asked.ir, stack) {
+                    return Err(Stop::StepTheSet);
+                }
                 if way.here.is_empty() && way.suffixes.is_none() {
                     continue;
                 }
@@ -303,7 +315,7 @@ impl Tables {
             };
             return Ok(text_piece(&mut machine, place, asked)?);
         }
-        let mut found = Found::with_work(asked.limits.max_mask_work);
+        let mut found = Found::with_work(asked.max_work());
         let trie = asked.vocabulary.trie();
         if let Some(PieceKey::Literal(rest)) = key {
             sweep(&mut LiteralMachine { rest }, 0, trie, None, &mut found)?;
@@ -315,7 +327,7 @@ impl Tables {
         Ok(Piece {
             inside,
             ways: ways(asked.vocabulary, trie, &found.exits, false),
-            n_steps: asked.limits.max_mask_work - found.n_left,
+            n_steps: asked.max_work() - found.n_left,
         })
     }
 
@@ -333,8 +345,17 @@ impl Tables {
         filling: &mut Filling,
     ) -> Result<(), TooMuchWork> {
         let trie = asked.vocabulary.trie();
-        let mut machine = SetMachine { tables: self, asked };
+        let n_states = self.n_states() + asked.limits.max_mask_work / STATE_WORK;
+        let mut machine = SetMachine {
+            tables: self,
+            asked,
+            n_states,
+            is_over: false,
+        };
         sweep(&mut machine, state, trie, None, &mut filling.found)?;
+        if machine.is_over {
+            return Err(TooMuchWork);
+        }
         for (begin, end) in filling.found.ranges.drain(..) {
             filling
                 .extras
@@ -351,7 +372,7 @@ impl Tables {
         };
         let readings = self.readings(state);
         let mut filling = Filling::default();
-        filling.begin(asked.limits);
+        filling.begin(asked);
         let mut onward = Vec::new();
         for reading in readings.iter() {
             let found = &mut filling.found;
@@ -376,6 +397,9 @@ impl Tables {
 struct SetMachine<'a, 'b> {
     tables: &'a mut Tables,
     asked: Asked<'b>,
+    /// There may be as many states by the end.
+    n_states: usize,
+    is_over: bool,
 }
 
 impl Machine for SetMachine<'_, '_> {
@@ -386,7 +410,11 @@ impl Machine for SetMachine<'_, '_> {
     }
 
     fn step(&mut self, place: StateId, byte: u8) -> Step<StateId> {
-        let next = self.tables.step(self.asked.ir, self.asked.limits, place, byte);
+        self.is_over |= self.tables.n_states() > self.n_states;
+        let next = match self.is_over {
+            true => NOTHING,
+            false => self.tables.step(self.asked.ir, self.asked.limits, place, byte),
+        };
         Step {
             inside: (next != NOTHING).then_some(next),
             exit: None,
@@ -417,19 +445,19 @@ impl Tables {
 }
 
 impl Filling {
-    fn begin(&mut self, limits: &Limits) {
+    fn begin(&mut self, asked: Asked<'_>) {
         self.parts.clear();
         self.extras.clear();
         self.found.ranges.clear();
         self.found.exits.clear();
-        self.found.n_left = limits.max_mask_work;
+        self.found.n_left = asked.max_work();
         self.n_entered = 0;
     }
 
     fn enter(&mut self, n: usize, limits: &Limits) -> Result<(), Stop> {
         self.n_entered += n;
         if self.n_entered > limits.max_readings {
-            return Err(Stop::TooManyReadings);
+            return Err(Stop::StepTheSet);
         }
         if self.found.n_left == 0 {
             return Err(Stop::TooMuchWork);
@@ -522,7 +550,7 @@ fn text_piece(
 ) -> Result<Piece, TooMuchWork> {
     let vocabulary = asked.vocabulary;
     let strings = vocabulary.strings();
-    let max_work = asked.limits.max_mask_work;
+    let max_work = asked.max_work();
     let mut plain = Found::with_work(max_work);
     let n_left = machine.text.n_chars_left(place).unwrap_or(u32::MAX);
     let mut words = if machine.text.is_open(place) {
@@ -548,12 +576,14 @@ fn text_piece(
 fn ways(vocabulary: &Vocabulary, trie: &Trie, exits: &[Exit], is_foreign: bool) -> Box<[Way]> {
     /// Trees with more tokens are left in place.
     const MAX_JOINED: usize = 64;
+    const MAX_EXITS: usize = 4_096;
     let mut exits = exits.to_vec();
     exits.sort_unstable_by_key(|exit| (exit.way, exit.node));
     let of_way = |exits: &[Exit]| {
         let is_joined = |node: &u32| is_foreign || trie.range_below(*node as usize).len() <= MAX_JOINED;
         let longer = exits.iter().map(|exit| exit.node);
-        let longer = longer.filter(|node| !trie.is_leaf(*node as usize));
+        let is_dense = exits.len() > MAX_EXITS;
+        let longer = longer.filter(|node| !is_dense && !trie.is_leaf(*node as usize));
         let (joined, nodes): (Vec<u32>, Vec<u32>) = longer.partition(is_joined);
         let mut suffixes = Vec::new();
         for node in &joined {
@@ -571,6 +601,7 @@ fn ways(vocabulary: &Vocabulary, trie: &Trie, exits: &[Exit], is_foreign: bool) 
                 .collect(),
             nodes: nodes.into(),
             suffixes: (!suffixes.is_empty()).then(|| Trie::new(suffixes)),
+            is_dense,
         }
     };
     exits.chunk_by(|a, b| a.way == b.way).map(of_way).collect()

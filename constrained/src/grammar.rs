@@ -70,10 +70,18 @@ impl Grammar {
     ) -> Result<Self, CompileError> {
         check_source(regex, limits)?;
         let mut ir = Ir::new(vocabulary, limits, 0);
-        let root = match pattern::compile(regex, limits.max_automaton_states) {
-            Ok(dfa) => ir.dfa(dfa),
-            Err(CompileError::Limit { .. }) => pattern::nodes(&mut ir, regex)?,
-            Err(error) => return Err(error),
+        let counted = if pattern::has_large_count(regex) {
+            pattern::nodes(&mut ir, regex).ok()
+        } else {
+            None
+        };
+        let root = match counted {
+            Some(root) => root,
+            None => match pattern::compile(regex, limits.max_automaton_states) {
+                Ok(dfa) => ir.dfa(dfa),
+                Err(CompileError::Limit { .. }) => pattern::nodes(&mut ir, regex)?,
+                Err(error) => return Err(error),
+            },
         };
         Self::new(ir, root, vocabulary, limits)
     }

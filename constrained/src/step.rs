@@ -255,6 +255,12 @@ impl Stacks {
         readings
     }
 
+    /// Whether a byte may come once everything above `stack` is complete.
+    pub(crate) fn has_leaf(&mut self, ir: &Ir, stack: StackId) -> bool {
+        let readings = self.continuation(ir, stack);
+        readings.iter().any(|reading| reading.leaf != Leaf::Done)
+    }
+
     /// Whether anything may, or the output may end there.
     pub(crate) fn can_follow(&mut self, ir: &Ir, stack: StackId) -> bool {
         !self.continuation(ir, stack).is_empty()

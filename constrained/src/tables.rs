@@ -100,6 +100,10 @@ impl Tables {
             + n_fragments * 8
     }
 
+    pub(crate) fn n_states(&self) -> usize {
+        self.states.len()
+    }
+
     pub(crate) fn readings(&self, state: StateId) -> Arc<[Reading]> {
         self.states[state as usize].readings.clone()
     }
