@@ -72,8 +72,6 @@ pub(crate) struct Filling {
 
 /// The work of one closure in steps of a sweep.
 const CLOSURE_WORK: usize = 16;
-/// The work of one new state.
-const STATE_WORK: usize = 64;
 
 impl Tables {
     /// The mask of `state`, from its readings.
@@ -345,11 +343,11 @@ impl Tables {
         filling: &mut Filling,
     ) -> Result<(), TooMuchWork> {
         let trie = asked.vocabulary.trie();
-        let n_states = self.n_states() + asked.limits.max_mask_work / STATE_WORK;
+        let max_state_work = self.n_state_work + asked.max_work();
         let mut machine = SetMachine {
             tables: self,
             asked,
-            n_states,
+            max_state_work,
             is_over: false,
         };
         sweep(&mut machine, state, trie, None, &mut filling.found)?;
@@ -397,8 +395,8 @@ impl Tables {
 struct SetMachine<'a, 'b> {
     tables: &'a mut Tables,
     asked: Asked<'b>,
-    /// There may be as many states by the end.
-    n_states: usize,
+    /// What the tables' count may become.
+    max_state_work: usize,
     is_over: bool,
 }
 
@@ -410,7 +408,7 @@ impl Machine for SetMachine<'_, '_> {
     }
 
     fn step(&mut self, place: StateId, byte: u8) -> Step<StateId> {
-        self.is_over |= self.tables.n_states() > self.n_states;
+        self.is_over |= self.tables.n_state_work > self.max_state_work;
         let next = match self.is_over {
             true => NOTHING,
             false => self.tables.step(self.asked.ir, self.asked.limits, place, byte),
@@ -577,12 +575,15 @@ fn ways(vocabulary: &Vocabulary, trie: &Trie, exits: &[Exit], is_foreign: bool) 
     /// Trees with more tokens are left in place.
     const MAX_JOINED: usize = 64;
     const MAX_EXITS: usize = 4_096;
-    let mut exits = exits.to_vec();
+    let is_dense = exits.len() > MAX_EXITS;
+    // Of a leaf that may end anywhere only its ways are wanted, and what ends with it.
+    let mut seen = SmallSet::new();
+    let is_wanted = |exit: &&Exit| !is_dense || exit.is_end || seen.insert(exit.way);
+    let mut exits: Vec<Exit> = exits.iter().filter(is_wanted).copied().collect();
     exits.sort_unstable_by_key(|exit| (exit.way, exit.node));
     let of_way = |exits: &[Exit]| {
         let is_joined = |node: &u32| is_foreign || trie.range_below(*node as usize).len() <= MAX_JOINED;
         let longer = exits.iter().map(|exit| exit.node);
-        let is_dense = exits.len() > MAX_EXITS;
         let longer = longer.filter(|node| !is_dense && !trie.is_leaf(*node as usize));
         let (joined, nodes): (Vec<u32>, Vec<u32>) = longer.partition(is_joined);
         let mut suffixes = Vec::new();
