@@ -42,6 +42,8 @@ pub(crate) struct Way {
     pub(crate) nodes: Box<[u32]>,
     /// Tokens that go on after the leaf, by what they have after it.
     pub(crate) suffixes: Option<Trie>,
+    /// The leaf may be complete nearly everywhere, so that tokens that go on are not listed here.
+    pub(crate) is_dense: bool,
 }
 
 /// A leaf that grammars have in common.

@@ -225,28 +225,31 @@ impl Dfa {
 
     /// Accepts exactly the given strings.
     pub(crate) fn of_strings<'a>(strings: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let mut children: Vec<Map<u8, u32>> = vec![Map::default(), Map::default()];
+        let mut strings: Vec<&[u8]> = strings.into_iter().collect();
+        strings.sort_unstable();
         let mut accepts = vec![false, false];
-        let mut used = [false; 256];
+        let mut edges = Vec::new();
+        // The states along the string before.
+        let mut path: Vec<u32> = vec![1];
+        let mut previous: &[u8] = &[];
         for string in strings {
-            let mut at = 1;
-            for byte in string {
-                used[usize::from(*byte)] = true;
-                let fresh = children.len() as u32;
-                at = *children[at as usize].entry(*byte).or_insert(fresh);
-                if at == fresh {
-                    children.push(Map::default());
-                    accepts.push(false);
-                }
+            let n_shared = previous.iter().zip(string).take_while(|(a, b)| a == b).count();
+            path.truncate(n_shared + 1);
+            for byte in &string[n_shared..] {
+                let fresh = accepts.len() as u32;
+                edges.push((path[path.len() - 1], *byte, fresh));
+                accepts.push(false);
+                path.push(fresh);
             }
-            accepts[at as usize] = true;
+            accepts[path[path.len() - 1] as usize] = true;
+            previous = string;
         }
-        let classes = Classes::by(|byte| used[usize::from(byte)].then_some(byte));
-        let mut table = vec![DEAD; classes.len() * children.len()];
-        for (state, edges) in children.iter().enumerate() {
-            for (byte, next) in edges {
-                table[state * classes.len() + classes.of(*byte)] = *next;
-            }
+        let used = bytes_of(edges.iter().map(|(_, byte, _)| *byte));
+        let is_used = |byte: u8| used[usize::from(byte) / 64] >> (byte % 64) & 1 == 1;
+        let classes = Classes::by(|byte| is_used(byte).then_some(byte));
+        let mut table = vec![DEAD; classes.len() * accepts.len()];
+        for (state, byte, next) in edges {
+            table[state as usize * classes.len() + classes.of(byte)] = next;
         }
         let raw = Self {
             classes,

@@ -7,20 +7,21 @@
 //!
 //! Why this is the same as stepping the whole set of readings byte by byte: steps distribute over readings,
 //! and a set never has more readings at once than leaves were entered. Where those are more than
-//! `max_readings`, the set itself is stepped.
+//! `max_readings`, or a leaf can be left nearly everywhere, the set itself is stepped.
 
 use std::sync::Arc;
 
-use crate::cache::{Fragment, Piece, PieceKey, Union, Way};
+use crate::cache::{Fragment, Known, Piece, PieceKey, Union};
 use crate::error::MatchError;
 use crate::free_text::FreeMachine;
 use crate::hash::SmallSet;
 use crate::ir::Ir;
 use crate::limits::Limits;
 use crate::mask::TokenMask;
+use crate::pieces::{only_rest, text_piece, ways};
 use crate::step::{Leaf, Reading, StackId};
 use crate::sweep::{
-    DfaMachine, Exit, Found, KeyMachine, LiteralMachine, Machine, Step, TextMachine, TooMuchWork, sweep,
+    DfaMachine, Found, KeyMachine, LiteralMachine, Machine, Step, TextMachine, TooMuchWork, sweep,
 };
 use crate::tables::{NOTHING, StateId, TOO_MANY, Tables};
 use crate::trie::Trie;
@@ -34,10 +35,17 @@ pub(crate) struct Asked<'a> {
     pub(crate) vocabulary: &'a Vocabulary,
 }
 
+impl Asked<'_> {
+    /// Steps for one mask: once over the vocabulary is always allowed.
+    pub(crate) fn max_work(&self) -> usize {
+        self.limits.max_mask_work + self.vocabulary.trie().n_nodes()
+    }
+}
+
 enum Stop {
     TooMuchWork,
-    /// More leaves were entered than readings may be alive.
-    TooManyReadings,
+    /// More leaves were entered than readings may be alive, or would have to be.
+    StepTheSet,
 }
 
 impl From<TooMuchWork> for Stop {
@@ -58,7 +66,7 @@ struct Onward {
 /// A mask in the making; empty between masks, kept for its memory.
 #[derive(Debug, Default)]
 pub(crate) struct Filling {
-    pub(crate) parts: Vec<crate::cache::Known>,
+    pub(crate) parts: Vec<Known>,
     pub(crate) extras: Vec<u32>,
     found: Found,
     n_entered: usize,
@@ -76,11 +84,11 @@ impl Tables {
     ) -> Result<Arc<TokenMask>, MatchError> {
         (self.stacks.is_too_deep, self.stacks.is_too_many) = (false, false);
         let mut filling = std::mem::take(&mut self.filling);
-        filling.begin(asked.limits);
+        filling.begin(asked);
         let filled = match self.fill(asked, state, &mut filling) {
-            Err(Stop::TooManyReadings) => {
+            Err(Stop::StepTheSet) => {
                 self.stacks.is_too_many = false;
-                filling.begin(asked.limits);
+                filling.begin(asked);
                 self.fill_by_steps(asked, state, &mut filling).map_err(Stop::from)
             }
             filled => filled,
@@ -118,6 +126,9 @@ impl Tables {
                     stack,
                 };
                 onward.extend(way.nodes.iter().map(node));
+                if way.is_dense && self.stacks.has_leaf(asked.ir, stack) {
+                    return Err(Stop::StepTheSet);
+                }
                 if way.here.is_empty() && way.suffixes.is_none() {
                     continue;
                 }
@@ -234,14 +245,12 @@ impl Tables {
         }
     }
 
-    /// Whether anything but the end of the output may follow a free text at any border.
+    /// Whether bytes may follow a free text at any border.
     fn may_leave(&mut self, ir: &Ir, reading: &Reading) -> bool {
         let Leaf::Free { free, .. } = reading.leaf else {
             return false;
         };
-        let is_text = |reading: &Reading| reading.leaf != Leaf::Done;
-        ir.free_texts[free as usize].is_nullable()
-            && self.stacks.continuation(ir, reading.stack).iter().any(is_text)
+        ir.free_texts[free as usize].is_nullable() && self.stacks.has_leaf(ir, reading.stack)
     }
 
     fn dfa_fragment(&mut self, asked: Asked<'_>, dfa: u32) -> Arc<Fragment> {
@@ -325,7 +334,7 @@ impl Tables {
             };
             return Ok(text_piece(&mut machine, place, asked)?);
         }
-        let mut found = Found::with_work(asked.limits.max_mask_work);
+        let mut found = Found::with_work(asked.max_work());
         let trie = asked.vocabulary.trie();
         if let Some(PieceKey::Literal(rest)) = key {
             sweep(&mut LiteralMachine { rest }, 0, trie, None, &mut found)?;
@@ -337,7 +346,7 @@ impl Tables {
         Ok(Piece {
             inside,
             ways: ways(asked.vocabulary, trie, &found.exits, false),
-            n_steps: asked.limits.max_mask_work - found.n_left,
+            n_steps: asked.max_work() - found.n_left,
         })
     }
 
@@ -355,14 +364,21 @@ impl Tables {
         filling: &mut Filling,
     ) -> Result<(), TooMuchWork> {
         let trie = asked.vocabulary.trie();
+        let max_state_work = self.n_state_work + asked.max_work();
         let mut machine = SetMachine {
             tables: self,
             asked,
+            max_state_work,
+            is_over: false,
             is_too_many: false,
         };
         let swept = sweep(&mut machine, state, trie, None, &mut filling.found);
-        self.stacks.is_too_many = machine.is_too_many;
+        let (is_over, is_too_many) = (machine.is_over, machine.is_too_many);
+        self.stacks.is_too_many = is_too_many;
         swept?;
+        if is_over {
+            return Err(TooMuchWork);
+        }
         for (begin, end) in filling.found.ranges.drain(..) {
             filling
                 .extras
@@ -380,7 +396,7 @@ impl Tables {
         };
         let readings = self.readings(state);
         let mut filling = Filling::default();
-        filling.begin(asked.limits);
+        filling.begin(asked);
         let mut onward = Vec::new();
         for reading in readings.iter() {
             let found = &mut filling.found;
@@ -407,6 +423,9 @@ impl Tables {
 struct SetMachine<'a, 'b> {
     tables: &'a mut Tables,
     asked: Asked<'b>,
+    /// What the tables' count may become.
+    max_state_work: usize,
+    is_over: bool,
     /// Whether a state was met of which nobody can say how it goes on.
     is_too_many: bool,
 }
@@ -419,7 +438,11 @@ impl Machine for SetMachine<'_, '_> {
     }
 
     fn step(&mut self, place: StateId, byte: u8) -> Step<StateId> {
-        let next = self.tables.step(self.asked.ir, self.asked.limits, place, byte);
+        self.is_over |= self.tables.n_state_work > self.max_state_work;
+        let next = match self.is_over {
+            true => NOTHING,
+            false => self.tables.step(self.asked.ir, self.asked.limits, place, byte),
+        };
         self.is_too_many |= next == TOO_MANY;
         Step {
             inside: (next != NOTHING && next != TOO_MANY).then_some(next),
@@ -456,19 +479,19 @@ impl Tables {
 }
 
 impl Filling {
-    fn begin(&mut self, limits: &Limits) {
+    fn begin(&mut self, asked: Asked<'_>) {
         self.parts.clear();
         self.extras.clear();
         self.found.ranges.clear();
         self.found.exits.clear();
-        self.found.n_left = limits.max_mask_work;
+        self.found.n_left = asked.max_work();
         self.n_entered = 0;
     }
 
     fn enter(&mut self, n: usize, limits: &Limits) -> Result<(), Stop> {
         self.n_entered += n;
         if self.n_entered > limits.max_readings {
-            return Err(Stop::TooManyReadings);
+            return Err(Stop::StepTheSet);
         }
         if self.found.n_left == 0 {
             return Err(Stop::TooMuchWork);
@@ -514,113 +537,4 @@ impl Filling {
         let mask = TokenMask::from_words(&words, n_vocab);
         vocabulary.cache().keep_union(union, mask)
     }
-}
-
-impl Found {
-    pub(crate) fn with_work(n_left: usize) -> Self {
-        Self {
-            n_left,
-            ..Self::default()
-        }
-    }
-
-    /// Adds the tokens found inside to `words`.
-    pub(crate) fn add_to(&self, trie: &Trie, words: &mut [u64]) {
-        for (begin, end) in &self.ranges {
-            for token in &trie.tokens()[*begin as usize..*end as usize] {
-                words[*token as usize / 64] |= 1 << (token % 64);
-            }
-        }
-    }
-
-    /// The mask of `words` and the tokens found inside.
-    pub(crate) fn inside(
-        &self,
-        trie: &Trie,
-        words: &mut [u64],
-        vocabulary: &Vocabulary,
-    ) -> crate::cache::Known {
-        self.add_to(trie, words);
-        let mask = TokenMask::from_words(words, vocabulary.n_vocab());
-        vocabulary.cache().mask(mask)
-    }
-}
-
-/// The only key that can come, and what is left of it.
-fn only_rest(ir: &Ir, leaf: Leaf) -> Option<(u32, Vec<u8>)> {
-    let Leaf::Key {
-        object,
-        node,
-        first,
-        last,
-        ..
-    } = leaf
-    else {
-        return None;
-    };
-    let trie = &ir.objects[object as usize].trie;
-    let key = trie.only_key(node, first, last)?;
-    Some((key, trie.rest_of(node, key)?))
-}
-
-/// Plain text and the rest are looked at apart: of plain text most is decided without a look.
-fn text_piece(
-    machine: &mut TextMachine<'_>,
-    place: crate::text::Place,
-    asked: Asked<'_>,
-) -> Result<Piece, TooMuchWork> {
-    let vocabulary = asked.vocabulary;
-    let strings = vocabulary.strings();
-    let max_work = asked.limits.max_mask_work;
-    let mut plain = Found::with_work(max_work);
-    let n_left = machine.text.n_chars_left(place).unwrap_or(u32::MAX);
-    let mut words = if machine.text.is_open(place) {
-        strings.up_to(n_left)
-    } else {
-        machine.plain_chars = Some(strings.max_chars);
-        sweep(machine, place, &strings.plain, None, &mut plain)?;
-        machine.plain_chars = None;
-        strings.words_of(&mut plain.ranges, vocabulary.n_words())
-    };
-    let mut other = Found::with_work(plain.n_left);
-    sweep(machine, place, &strings.other, None, &mut other)?;
-    let inside = other.inside(&strings.other, &mut words, vocabulary);
-    Ok(Piece {
-        inside,
-        ways: ways(vocabulary, &strings.other, &other.exits, true),
-        n_steps: max_work - other.n_left,
-    })
-}
-
-/// Sorts `exits` by their way. Small subtrees are joined to one tree of what follows the leaf; `is_foreign`
-/// subtrees, of another tree than the vocabulary's, all are.
-pub(crate) fn ways(vocabulary: &Vocabulary, trie: &Trie, exits: &[Exit], is_foreign: bool) -> Box<[Way]> {
-    /// Trees with more tokens are left in place.
-    const MAX_JOINED: usize = 64;
-    let mut exits = exits.to_vec();
-    exits.sort_unstable_by_key(|exit| (exit.way, exit.node));
-    let of_way = |exits: &[Exit]| {
-        let is_joined = |node: &u32| is_foreign || trie.range_below(*node as usize).len() <= MAX_JOINED;
-        let longer = exits.iter().map(|exit| exit.node);
-        let longer = longer.filter(|node| !trie.is_leaf(*node as usize));
-        let (joined, nodes): (Vec<u32>, Vec<u32>) = longer.partition(is_joined);
-        let mut suffixes = Vec::new();
-        for node in &joined {
-            let token_bytes = |token| vocabulary.token_bytes(token);
-            trie.for_each_below(*node as usize, token_bytes, |rest, token| {
-                suffixes.push((rest, token));
-            });
-        }
-        let ends = exits.iter().filter(|exit| exit.is_end);
-        Way {
-            way: exits[0].way,
-            here: ends
-                .flat_map(|exit| trie.tokens_at(exit.node as usize))
-                .copied()
-                .collect(),
-            nodes: nodes.into(),
-            suffixes: (!suffixes.is_empty()).then(|| Trie::new(suffixes)),
-        }
-    };
-    exits.chunk_by(|a, b| a.way == b.way).map(of_way).collect()
 }

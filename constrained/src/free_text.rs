@@ -16,9 +16,10 @@ use std::sync::Arc;
 use crate::cache::Piece;
 use crate::dfa::{ByteSet, Classes, DEAD, Dfa, bytes_of};
 use crate::error::{CompileError, shorten};
-use crate::fill::{Asked, ways};
+use crate::fill::Asked;
 use crate::hash::Map;
 use crate::ir::{Ir, Node, NodeId};
+use crate::pieces::ways;
 use crate::sweep::{Found, Machine, Step, TooMuchWork, sweep};
 use crate::text::step_utf8;
 use crate::trie::Trie;
@@ -333,7 +334,7 @@ pub(crate) struct FreeMachine<'a> {
     dfa: &'a Dfa,
     /// Of its classes.
     sets: &'a [ByteSet],
-    /// Whether anything but the end of the output follows where no marker came.
+    /// Whether bytes may follow where no marker came.
     may_leave: bool,
     /// The bytes to look at where the text goes on.
     first: ByteSet,
@@ -386,7 +387,7 @@ impl<'a> FreeMachine<'a> {
 
     /// What is known about `state`.
     pub(crate) fn piece(&mut self, asked: Asked<'_>, state: u32) -> Result<Piece, TooMuchWork> {
-        let (vocabulary, max_work) = (asked.vocabulary, asked.limits.max_mask_work);
+        let (vocabulary, max_work) = (asked.vocabulary, asked.max_work());
         let (split, trie) = (&self.free.split, vocabulary.trie());
         let mut own = Found::with_work(max_work);
         if !self.free.is_border[state as usize] {

@@ -37,6 +37,8 @@ pub(crate) struct Tables {
     /// `n_classes` entries a state.
     rows: Vec<u32>,
     pub(crate) n_mask_bytes: usize,
+    /// Work on transitions so far, in steps of a sweep.
+    pub(crate) n_state_work: usize,
     scratch: Vec<Reading>,
     /// By automaton and by string, what other grammars know too; filled when first needed.
     pub(crate) dfa_fragments: Box<[Option<Arc<Fragment>>]>,
@@ -58,6 +60,7 @@ impl Tables {
             ids: Map::default(),
             rows: Vec::new(),
             n_mask_bytes: 0,
+            n_state_work: 0,
             scratch: Vec::new(),
             dfa_fragments: vec![None; ir.dfas.len()].into(),
             text_fragments: vec![None; ir.texts.len()].into(),
@@ -166,7 +169,10 @@ impl Tables {
     }
 
     fn first_step(&mut self, ir: &Ir, limits: &Limits, state: StateId, byte: u8) -> StateId {
+        /// Measured against a step of a sweep.
+        const READING_WORK: usize = 24;
         let readings = self.states[state as usize].readings.clone();
+        self.n_state_work += READING_WORK * (1 + readings.len());
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
         self.stacks.is_too_many = false;

@@ -104,7 +104,6 @@ impl Trie {
         }
     }
 
-    #[cfg(test)]
     pub(crate) fn n_nodes(&self) -> usize {
         self.nodes.len()
     }

@@ -3,7 +3,7 @@
 mod common;
 
 use arbora_constrained::{Grammar, Limits, MatchError, SchemaOptions, Whitespace};
-use common::{Random, check, vocabulary};
+use common::{Random, brute_force, check, vocabulary};
 
 /// A random expression over a few letters that the vocabulary's longer tokens share.
 fn regex(random: &mut Random, depth: usize) -> String {
@@ -242,27 +242,33 @@ fn forks_and_rollbacks_are_replays() {
 #[test]
 fn work_beyond_the_limit_ends_the_request_and_no_other() {
     let vocabulary = vocabulary();
-    let compile = |max_mask_work| {
+    // Bounded lengths keep plain text from being decided without a look.
+    let patterns = ["a", "b", "c", "d", "e", "f"].map(|letter| format!(r#"{{"pattern":"{letter}"}}"#));
+    let schema = format!(
+        r#"{{"type":"string","maxLength":9,"anyOf":[{}]}}"#,
+        patterns.join(",")
+    );
+    let matcher = |max_mask_work| {
         let limits = Limits {
             max_mask_work,
             ..Limits::default()
         };
-        Grammar::compile_regex(&vocabulary, "(?:[a-z]|é)*", &limits).expect("valid")
+        let grammar = Grammar::compile_json_schema(&vocabulary, &schema, &SchemaOptions::default(), &limits);
+        let mut matcher = grammar.expect("valid").matcher();
+        matcher.advance(common::byte_token(b'"')).expect("a string");
+        matcher
     };
-    let mut tight = compile(20).matcher();
+    let limit = MatchError::Limit {
+        name: "max_mask_work",
+        limit: 20,
+    };
+    let mut tight = matcher(20);
     for _ in 0..2 {
-        let error = tight.mask().expect_err("26 letters take more steps");
-        assert_eq!(
-            error,
-            MatchError::Limit {
-                name: "max_mask_work",
-                limit: 20
-            }
-        );
+        assert_eq!(tight.mask(), Err(limit.clone()));
     }
-    assert!(compile(10_000).matcher().mask().expect("enough").n_allowed() > 26);
+    assert!(matcher(10_000).mask().expect("enough").n_allowed() > 26);
     // What another grammar found out does not change what is within the limit.
-    assert!(compile(20).matcher().mask().is_err());
+    assert_eq!(matcher(20).mask(), Err(limit));
 }
 
 #[test]
@@ -297,4 +303,93 @@ fn memory_is_told_and_bounded() {
     assert_eq!(matcher.mask(), replayed.mask());
     assert_eq!(matcher.n_tokens(), 12);
     assert!(vocabulary.n_cache_bytes() > 0);
+}
+
+/// Many tokens begin with whitespace or a comma: what follows a leaf in them is looked up in the whole tree.
+#[test]
+fn masks_are_exact_where_many_tokens_go_on_after_a_leaf() {
+    let mut texts: Vec<Option<Vec<u8>>> = vec![None];
+    texts.extend((0..=255u8).map(|byte| Some(vec![byte])));
+    for first in [" ", ",", ", ", ": ", "\": "] {
+        for second in ["\"", "[", "1", "-", "n", "t", "{", "a", "]", "}"] {
+            for third in ["", "\"", "a", "1", "]", "ul", ",", "}", "abc"] {
+                texts.push(Some(format!("{first}{second}{third}").into_bytes()));
+            }
+        }
+    }
+    let vocabulary =
+        std::sync::Arc::new(arbora_constrained::Vocabulary::new(texts, &[common::EOS]).expect("700"));
+    for seed in 0..25 {
+        let source = schema(&mut Random(seed), 3);
+        let options = SchemaOptions::default();
+        let grammar = Grammar::compile_json_schema(&vocabulary, &source, &options, &Limits::default());
+        check(&grammar.expect("as above"), &format!("seed {seed}: {source}"));
+    }
+}
+
+#[test]
+fn masks_are_exact_up_to_the_deepest_nesting() {
+    // An array that cannot be closed at once has nothing to go on with at the limit.
+    let lists = r##"{"$defs":{"t":{"anyOf":[{"type":"null"},
+        {"type":"array","items":{"$ref":"#/$defs/t"},"minItems":1}]}},"$ref":"#/$defs/t"}"##;
+    let vocabulary = vocabulary();
+    for (max_output_depth, schema) in (3..14).flat_map(|depth| [(depth, "{}"), (depth, lists)]) {
+        let limits = Limits {
+            max_output_depth,
+            ..Limits::default()
+        };
+        let options = SchemaOptions {
+            whitespace: Whitespace::None,
+            ..SchemaOptions::default()
+        };
+        let grammar = Grammar::compile_json_schema(&vocabulary, schema, &options, &limits).expect("valid");
+        for seed in 0..6 {
+            let (mut random, mut matcher) = (Random(seed), grammar.matcher());
+            for _ in 0..12 {
+                let Ok(mask) = matcher.mask() else { break };
+                let allowed: Vec<u32> = (0..mask.n_vocab()).filter(|token| mask.allows(*token)).collect();
+                assert_eq!(
+                    allowed,
+                    brute_force(&vocabulary, &matcher),
+                    "depth {max_output_depth}, seed {seed}"
+                );
+                // Down as far as it goes.
+                let opens = |token: &&u32| {
+                    let bytes = vocabulary.token_bytes(**token);
+                    bytes.ends_with(b"[") || bytes.ends_with(b"{\"") || bytes.ends_with(b":")
+                };
+                let deeper: Vec<u32> = allowed.iter().filter(opens).copied().collect();
+                let choices = if deeper.is_empty() { allowed } else { deeper };
+                let token = choices[random.below(choices.len())];
+                matcher.advance(token).expect("the mask allows it");
+                if token == common::EOS {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Leaves that may be left after nearly every token are stepped together with what follows.
+#[test]
+fn masks_are_exact_where_a_leaf_may_end_anywhere() {
+    let mut texts: Vec<Option<Vec<u8>>> = vec![None];
+    texts.extend((0..=255u8).map(|byte| Some(vec![byte])));
+    for first in b'!'..=b'z' {
+        texts.extend((b'!'..=b'z').map(|second| Some(vec![first, second])));
+    }
+    let vocabulary =
+        std::sync::Arc::new(arbora_constrained::Vocabulary::new(texts, &[common::EOS]).expect("8,000"));
+    let limits = Limits::default();
+    for regex in [".*", "[!-z]*", "(?:[!-z]{1,300},){2}[0-9]+", "(?:[!-z]+,)+"] {
+        let grammar = Grammar::compile_regex(&vocabulary, regex, &limits).expect(regex);
+        let (mut random, mut matcher) = (Random(1), grammar.matcher());
+        for _ in 0..5 {
+            let mask = matcher.mask().expect("no limit is near");
+            let allowed: Vec<u32> = (0..mask.n_vocab()).filter(|token| mask.allows(*token)).collect();
+            assert_eq!(allowed, brute_force(&vocabulary, &matcher), "{regex}");
+            let token = allowed[1 + random.below(allowed.len() - 1)];
+            matcher.advance(token).expect("the mask allows it");
+        }
+    }
 }
