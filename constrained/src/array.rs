@@ -60,6 +60,18 @@ impl Array {
         }
     }
 
+    /// Bytes of memory.
+    pub(crate) fn n_bytes(&self) -> usize {
+        let n_variants = self.prefix.iter().map(Vec::len).sum::<usize>() + self.rest.len();
+        let numbers = self.completions.iter().flatten();
+        let of_numbers = |numbers: &Numbers| size_of::<Numbers>() + numbers.words.len() * 8;
+        size_of::<Self>()
+            + n_variants * size_of::<Variant>()
+            + self.distinct.len() * 4
+            + self.counters.len() * size_of::<Counter>()
+            + numbers.map(of_numbers).sum::<usize>()
+    }
+
     pub(crate) fn of_distinct(distinct: Vec<NodeId>, min: u32, max: Option<u32>) -> Self {
         Self {
             distinct,

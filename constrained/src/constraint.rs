@@ -144,6 +144,11 @@ fn max_whitespace(options: &SchemaOptions, limits: &Limits) -> usize {
 }
 
 pub(crate) fn lower_regex(ir: &mut Ir, regex: &str, limits: &Limits) -> Result<NodeId, CompileError> {
+    if pattern::has_large_count(regex)
+        && let Ok(root) = pattern::nodes(ir, regex)
+    {
+        return Ok(root);
+    }
     match pattern::compile(regex, limits.max_automaton_states) {
         Ok(dfa) => Ok(ir.dfa(dfa)),
         Err(CompileError::Limit { .. }) => pattern::nodes(ir, regex),

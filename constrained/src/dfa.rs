@@ -9,6 +9,21 @@ use crate::hash::Map;
 
 pub(crate) const DEAD: u32 = 0;
 
+/// A set of bytes, byte 0 in the lowest bit of the first word.
+pub(crate) type ByteSet = [u64; 4];
+
+pub(crate) fn bytes_of(bytes: impl IntoIterator<Item = u8>) -> ByteSet {
+    let mut set = [0; 4];
+    for byte in bytes {
+        set[usize::from(byte) / 64] |= 1 << (byte % 64);
+    }
+    set
+}
+
+pub(crate) fn union_of(a: ByteSet, b: ByteSet) -> ByteSet {
+    std::array::from_fn(|word| a[word] | b[word])
+}
+
 /// More states than the caller allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooManyStates;
@@ -55,6 +70,15 @@ impl Classes {
         usize::from(self.of[usize::from(byte)])
     }
 
+    /// The bytes of each class.
+    pub(crate) fn sets(&self) -> Box<[ByteSet]> {
+        let mut sets = vec![[0; 4]; self.len()];
+        for byte in 0..=255u8 {
+            sets[self.of(byte)][usize::from(byte) / 64] |= 1 << (byte % 64);
+        }
+        sets.into()
+    }
+
     /// One byte of each class, by class.
     pub(crate) fn members(&self) -> &[u8] {
         &self.members
@@ -66,12 +90,61 @@ impl Classes {
 }
 
 /// An automaton over bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Dfa {
     classes: Classes,
     table: Vec<u32>,
     accepts: Vec<bool>,
     start: u32,
+}
+
+impl std::hash::Hash for Dfa {
+    /// Samples the table: comparing two of one hash is cheaper than hashing all of each.
+    fn hash<H: std::hash::Hasher>(&self, hasher: &mut H) {
+        const N_SAMPLED: usize = 24;
+        let n_skipped = self.table.len().div_ceil(N_SAMPLED).max(1);
+        hasher.write_usize(self.table.len());
+        hasher.write_usize(self.classes.len());
+        self.classes
+            .members
+            .iter()
+            .for_each(|byte| hasher.write_u8(*byte));
+        for entry in self.table.iter().rev().step_by(n_skipped) {
+            hasher.write_u32(*entry);
+        }
+    }
+}
+
+/// By state, the states that lead to it, in one array.
+struct Incoming {
+    /// State n's begin at `[n]` and end at `[n + 1]`.
+    begins: Vec<u32>,
+    from: Vec<u32>,
+}
+
+impl Incoming {
+    /// Of edges `(from, to)` between `n` states.
+    fn new<E: Iterator<Item = (u32, u32)>>(n: usize, edges: impl Fn() -> E) -> Self {
+        let mut begins = vec![0; n + 2];
+        for (_, to) in edges() {
+            begins[to as usize + 2] += 1;
+        }
+        for state in 2..n + 2 {
+            begins[state] += begins[state - 1];
+        }
+        let mut from = vec![0; begins[n + 1] as usize];
+        for (origin, to) in edges() {
+            let slot = &mut begins[to as usize + 1];
+            from[*slot as usize] = origin;
+            *slot += 1;
+        }
+        Self { begins, from }
+    }
+
+    fn of(&self, state: u32) -> &[u32] {
+        let state = state as usize;
+        &self.from[self.begins[state] as usize..self.begins[state + 1] as usize]
+    }
 }
 
 /// A product's rule for what it accepts, by what its two parts accept.
@@ -83,6 +156,21 @@ pub(crate) enum Product {
 }
 
 impl Dfa {
+    /// The automaton with the given states, of which 0 is dead and 1 the start; `step` gives a state's
+    /// successor. It must be minimal and every state but 0 must lead to acceptance.
+    pub(crate) fn of_states(classes: Classes, accepts: Vec<bool>, step: impl Fn(u32, u8) -> u32) -> Self {
+        let states = 0..accepts.len() as u32;
+        let members = &classes.members;
+        let row = |state: u32| members.iter().map(move |byte| (state, *byte));
+        let table = states.flat_map(row).map(|(state, byte)| step(state, byte));
+        Self {
+            table: table.collect(),
+            classes,
+            accepts,
+            start: 1,
+        }
+    }
+
     /// The automaton whose states are the values that `step` reaches from `start`, at most `max_states`.
     /// `step` must treat the bytes of one class alike.
     pub(crate) fn explore<S: Clone + Eq + Hash>(
@@ -137,28 +225,31 @@ impl Dfa {
 
     /// Accepts exactly the given strings.
     pub(crate) fn of_strings<'a>(strings: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let mut children: Vec<Map<u8, u32>> = vec![Map::default(), Map::default()];
+        let mut strings: Vec<&[u8]> = strings.into_iter().collect();
+        strings.sort_unstable();
         let mut accepts = vec![false, false];
-        let mut used = [false; 256];
+        let mut edges = Vec::new();
+        // The states along the string before.
+        let mut path: Vec<u32> = vec![1];
+        let mut previous: &[u8] = &[];
         for string in strings {
-            let mut at = 1;
-            for byte in string {
-                used[usize::from(*byte)] = true;
-                let fresh = children.len() as u32;
-                at = *children[at as usize].entry(*byte).or_insert(fresh);
-                if at == fresh {
-                    children.push(Map::default());
-                    accepts.push(false);
-                }
+            let n_shared = previous.iter().zip(string).take_while(|(a, b)| a == b).count();
+            path.truncate(n_shared + 1);
+            for byte in &string[n_shared..] {
+                let fresh = accepts.len() as u32;
+                edges.push((path[path.len() - 1], *byte, fresh));
+                accepts.push(false);
+                path.push(fresh);
             }
-            accepts[at as usize] = true;
+            accepts[path[path.len() - 1] as usize] = true;
+            previous = string;
         }
-        let classes = Classes::by(|byte| used[usize::from(byte)].then_some(byte));
-        let mut table = vec![DEAD; classes.len() * children.len()];
-        for (state, edges) in children.iter().enumerate() {
-            for (byte, next) in edges {
-                table[state * classes.len() + classes.of(*byte)] = *next;
-            }
+        let used = bytes_of(edges.iter().map(|(_, byte, _)| *byte));
+        let is_used = |byte: u8| used[usize::from(byte) / 64] >> (byte % 64) & 1 == 1;
+        let classes = Classes::by(|byte| is_used(byte).then_some(byte));
+        let mut table = vec![DEAD; classes.len() * accepts.len()];
+        for (state, byte, next) in edges {
+            table[state as usize * classes.len() + classes.of(byte)] = next;
         }
         let raw = Self {
             classes,
@@ -198,19 +289,16 @@ impl Dfa {
         let n = self.n_states();
         let n_classes = self.classes.len();
         let usable = Classes::usable(&self.classes, usable);
-        let mut into: Vec<Vec<u32>> = vec![Vec::new(); n];
-        for state in 0..n {
-            for (class, is_usable) in usable.iter().enumerate() {
-                let next = self.table[state * n_classes + class];
-                if *is_usable && next != DEAD {
-                    into[next as usize].push(state as u32);
-                }
-            }
-        }
+        let into = Incoming::new(n, || {
+            let entries = self.table.iter().enumerate();
+            entries
+                .filter(|(slot, next)| **next != DEAD && usable[slot % n_classes])
+                .map(|(slot, next)| ((slot / n_classes) as u32, *next))
+        });
         let mut alive = self.accepts.clone();
         let mut queue: Vec<u32> = (0..n as u32).filter(|state| alive[*state as usize]).collect();
         while let Some(state) = queue.pop() {
-            for from in &into[state as usize] {
+            for from in into.of(state) {
                 if !std::mem::replace(&mut alive[*from as usize], true) {
                     queue.push(*from);
                 }
@@ -259,21 +347,35 @@ impl Dfa {
         let (n, n_classes) = (self.n_states(), self.classes.len());
         let mut block = self.distances();
         let mut n_blocks = 0;
+        let (mut signatures, mut sizes) = (Vec::new(), Vec::new());
         loop {
-            let mut signatures: Map<Vec<u32>, u32> = Map::default();
-            let mut next = vec![0; n];
-            for state in 0..n {
+            sizes.clear();
+            sizes.resize(n, 0u32);
+            block.iter().for_each(|own| sizes[*own as usize] += 1);
+            // The only state of its block is told apart already.
+            let shared = |state: &usize| sizes[block[*state] as usize] > 1;
+            signatures.clear();
+            for state in (0..n).filter(shared) {
+                signatures.push(block[state]);
                 let row = &self.table[state * n_classes..(state + 1) * n_classes];
-                let own = block[state];
-                let signature = std::iter::once(own).chain(row.iter().map(|to| block[*to as usize]));
-                let fresh = signatures.len() as u32;
-                next[state] = *signatures.entry(signature.collect()).or_insert(fresh);
+                signatures.extend(row.iter().map(|to| block[*to as usize]));
+            }
+            let mut ids: Map<&[u32], u32> = Map::default();
+            let (mut next, mut n_next) = (vec![0; n], 0);
+            let mut rows = signatures.chunks_exact(n_classes + 1);
+            for (state, id) in next.iter_mut().enumerate() {
+                *id = n_next;
+                if shared(&state) {
+                    let row = rows.next().expect("a signature for each of them");
+                    *id = *ids.entry(row).or_insert(n_next);
+                }
+                n_next += u32::from(*id == n_next);
             }
             block = next;
-            if signatures.len() == n_blocks || signatures.len() == n {
+            if n_next as usize == n_blocks || n_next as usize == n {
                 break;
             }
-            n_blocks = signatures.len();
+            n_blocks = n_next as usize;
         }
         let mut first = vec![u32::MAX; n];
         for state in (0..n as u32).rev() {
@@ -283,29 +385,29 @@ impl Dfa {
             .with_fewest_classes()
     }
 
-    /// Bytes from each state to the nearest accepting one: a first partition that makes long chains cheap.
+    /// Bytes from each state to the nearest accepting one: a first partition that makes long chains cheap. The
+    /// dead state is as far as nothing else is.
     fn distances(&self) -> Vec<u32> {
         let (n, n_classes) = (self.n_states(), self.classes.len());
-        let mut into: Vec<Vec<u32>> = vec![Vec::new(); n];
-        for state in 1..n {
-            for next in &self.table[state * n_classes..(state + 1) * n_classes] {
-                into[*next as usize].push(state as u32);
-            }
-        }
-        let mut distance = vec![u32::MAX; n];
+        let into = Incoming::new(n, || {
+            let entries = self.table.iter().enumerate().skip(n_classes);
+            entries.map(|(slot, next)| ((slot / n_classes) as u32, *next))
+        });
+        let mut distance = vec![n as u32 - 1; n];
         let mut queue: Vec<u32> = (0..n as u32)
             .filter(|state| self.accepts[*state as usize])
             .collect();
+        let mut is_known = self.accepts.clone();
         for state in &queue {
             distance[*state as usize] = 0;
         }
         let mut at = 0;
         while at < queue.len() {
-            let state = queue[at] as usize;
+            let state = queue[at];
             at += 1;
-            for from in &into[state] {
-                if distance[*from as usize] == u32::MAX {
-                    distance[*from as usize] = distance[state] + 1;
+            for from in into.of(state) {
+                if !std::mem::replace(&mut is_known[*from as usize], true) {
+                    distance[*from as usize] = distance[state as usize] + 1;
                     queue.push(*from);
                 }
             }
@@ -367,6 +469,19 @@ impl Dfa {
 
     pub(crate) fn is_accepting(&self, state: u32) -> bool {
         self.accepts[state as usize]
+    }
+
+    /// The bytes that lead anywhere from `state`; `sets` are those of [`Classes::sets`].
+    pub(crate) fn bytes(&self, state: u32, sets: &[ByteSet]) -> ByteSet {
+        let n_classes = self.classes.len();
+        let row = &self.table[state as usize * n_classes..(state as usize + 1) * n_classes];
+        let alive = row.iter().zip(sets).filter(|(next, _)| **next != DEAD);
+        alive.fold([0; 4], |all, (_, set)| union_of(all, *set))
+    }
+
+    /// Bytes of memory.
+    pub(crate) fn n_bytes(&self) -> usize {
+        size_of::<Self>() + self.table.len() * 4 + self.accepts.len() + self.classes.len()
     }
 
     /// Whether anything can follow.

@@ -11,13 +11,16 @@
 //! Invariants: no marker contains another or is contained in an excluded text or contains one; a marker's
 //! state has no edges.
 
-use crate::dfa::{Classes, DEAD, Dfa};
-use crate::error::{CompileError, MatchError, shorten};
+use std::sync::Arc;
+
+use crate::cache::Piece;
+use crate::dfa::{ByteSet, Classes, DEAD, Dfa, bytes_of};
+use crate::error::{CompileError, shorten};
+use crate::fill::Asked;
 use crate::hash::Map;
 use crate::ir::{Ir, Node, NodeId};
-use crate::limits::Limits;
-use crate::step::Leaf;
-use crate::tables::{StateId, Tables};
+use crate::pieces::ways;
+use crate::sweep::{Found, Machine, Step, TooMuchWork, sweep};
 use crate::text::step_utf8;
 use crate::trie::Trie;
 use crate::vocabulary::Vocabulary;
@@ -49,13 +52,15 @@ pub(crate) struct FreeText {
     ending: Ending,
     /// By automaton state: whether it stands between characters.
     is_border: Vec<bool>,
-    /// Whole texts without a byte that begins a marker.
-    plain: Vec<u64>,
-    /// All other tokens.
-    rest: Trie,
+    split: Arc<Split>,
 }
 
 impl FreeText {
+    /// Bytes of memory, without what the vocabulary's grammars share.
+    pub(crate) fn n_bytes(&self) -> usize {
+        size_of::<Self>() + self.complete.len() * 16 + self.tokens.len() * 8 + self.is_border.len()
+    }
+
     pub(crate) fn after(&self, state: u32) -> Option<NodeId> {
         self.complete.get(&state).copied()
     }
@@ -125,7 +130,7 @@ impl Ir {
                 complete.insert(state, spec.markers[marker].1);
             }
         }
-        let (plain, rest) = split_tokens(vocabulary, &search.first_bytes());
+        let split = vocabulary.split(search.first_bytes());
         self.has_tokens |= !spec.tokens.is_empty();
         let dfa = self.push_dfa(dfa);
         self.free_texts.push(FreeText {
@@ -134,8 +139,7 @@ impl Ir {
             tokens: spec.tokens,
             ending: spec.ending,
             is_border,
-            plain,
-            rest,
+            split,
         });
         Ok(self.node(Node::Free(self.free_texts.len() as u32 - 1)))
     }
@@ -283,86 +287,140 @@ impl Search {
         places
     }
 
-    fn first_bytes(&self) -> [bool; 256] {
-        let mut first = [false; 256];
-        for (byte, _) in &self.nodes[0].children {
-            first[usize::from(*byte)] = true;
-        }
-        first
+    fn first_bytes(&self) -> ByteSet {
+        bytes_of(self.nodes[0].children.iter().map(|(byte, _)| *byte))
     }
 }
 
-/// The tokens that are whole text without a byte of `first`, and a tree of the others.
-fn split_tokens(vocabulary: &Vocabulary, first: &[bool; 256]) -> (Vec<u64>, Trie) {
-    let mut plain = vocabulary.whole_text().to_vec();
-    let trie = vocabulary.trie();
-    let (mut at, nodes) = (0, trie.nodes());
-    while let Some(node) = nodes.get(at) {
-        if !first[usize::from(node.byte)] {
-            at += 1;
-            continue;
-        }
-        let end = node.skip as usize;
-        for token in trie.tokens_between(at, end) {
-            plain[*token as usize / 64] &= !(1 << (token % 64));
-        }
-        at = end;
-    }
-    let is_rest = |token: &u32| plain[*token as usize / 64] >> (token % 64) & 1 == 0;
-    let rest = trie
-        .tokens_between(0, nodes.len())
-        .iter()
-        .filter(|token| is_rest(token));
-    let rest = rest
-        .map(|token| (vocabulary.token_bytes(*token), *token))
-        .collect();
-    (plain, Trie::new(rest))
+/// The tokens of a vocabulary, by whether they can begin a marker.
+#[derive(Debug)]
+pub(crate) struct Split {
+    /// Whole texts without a byte that begins a marker.
+    plain: Vec<u64>,
+    /// All other tokens.
+    rest: Trie,
 }
 
-impl Tables {
-    /// The tokens that may come in a state that stands between characters of a free text; `None` elsewhere.
-    pub(crate) fn free_text_words(
-        &mut self,
-        ir: &Ir,
-        limits: &Limits,
-        vocabulary: &Vocabulary,
-        state: StateId,
-    ) -> Result<Option<Vec<u64>>, MatchError> {
-        let found = self
-            .readings(state)
-            .iter()
-            .find_map(|reading| match reading.leaf {
-                Leaf::Free { free, state } if ir.free_texts[free as usize].is_border[state as usize] => {
-                    Some((free, state))
-                }
-                _ => None,
-            });
-        let Some((free, at)) = found else {
-            return Ok(None);
-        };
-        let free = &ir.free_texts[free as usize];
-        let dfa = &ir.dfas[free.dfa as usize];
-        let trie = vocabulary.trie();
-        let mut words = free.plain.clone();
-        let mut apart = Vec::new();
-        for byte in 0..=255u8 {
-            if dfa.step(at, byte) == dfa.step(dfa.start(), byte) {
-                continue;
+impl Split {
+    pub(crate) fn new(vocabulary: &Vocabulary, first: &ByteSet) -> Self {
+        let mut plain = vocabulary.whole_text().to_vec();
+        let is_first = |byte: &u8| first[usize::from(*byte) / 64] >> (byte % 64) & 1 == 1;
+        let mut rest = Vec::new();
+        for token in vocabulary.trie().tokens() {
+            let text = vocabulary.token_bytes(*token);
+            let word = &mut plain[*token as usize / 64];
+            if text.iter().any(is_first) {
+                *word &= !(1 << (token % 64));
             }
-            let Some(node) = trie.child(None, byte) else {
-                continue;
+            if *word >> (token % 64) & 1 == 0 {
+                rest.push((text, *token));
+            }
+        }
+        Self {
+            plain,
+            rest: Trie::new(rest),
+        }
+    }
+
+    /// Bytes of memory.
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.plain.len() * 8 + self.rest.n_bytes()
+    }
+}
+
+/// A free text; its way out is the state of the marker, or 0 without one.
+pub(crate) struct FreeMachine<'a> {
+    free: &'a FreeText,
+    dfa: &'a Dfa,
+    /// Of its classes.
+    sets: &'a [ByteSet],
+    /// Whether bytes may follow where no marker came.
+    may_leave: bool,
+    /// The bytes to look at where the text goes on.
+    first: ByteSet,
+}
+
+const ALL_BYTES: ByteSet = [u64::MAX; 4];
+
+impl Machine for FreeMachine<'_> {
+    /// The state, and whether it is the one in which the look began.
+    type Place = (u32, bool);
+
+    fn bytes(&mut self, (state, is_first): (u32, bool)) -> ByteSet {
+        let bytes = self.dfa.bytes(state, self.sets);
+        if is_first {
+            std::array::from_fn(|word| bytes[word] & self.first[word])
+        } else {
+            bytes
+        }
+    }
+
+    fn step(&mut self, (state, _): (u32, bool), byte: u8) -> Step<(u32, bool)> {
+        let state = self.dfa.step(state, byte);
+        if state == DEAD {
+            return Step::NONE;
+        }
+        if self.free.after(state).is_some() {
+            return Step {
+                inside: None,
+                exit: Some(state),
             };
-            let range = node..trie.nodes()[node].skip as usize;
-            for token in trie.tokens_between(range.start, range.end) {
+        }
+        Step {
+            inside: Some((state, false)),
+            exit: (self.may_leave && self.free.may_end(state)).then_some(0),
+        }
+    }
+}
+
+impl<'a> FreeMachine<'a> {
+    pub(crate) fn new(ir: &'a Ir, free: u32, sets: &'a [ByteSet], may_leave: bool) -> Self {
+        let free = &ir.free_texts[free as usize];
+        Self {
+            free,
+            dfa: &ir.dfas[free.dfa as usize],
+            sets,
+            may_leave,
+            first: ALL_BYTES,
+        }
+    }
+
+    /// What is known about `state`.
+    pub(crate) fn piece(&mut self, asked: Asked<'_>, state: u32) -> Result<Piece, TooMuchWork> {
+        let (vocabulary, max_work) = (asked.vocabulary, asked.max_work());
+        let (split, trie) = (&self.free.split, vocabulary.trie());
+        let mut own = Found::with_work(max_work);
+        if !self.free.is_border[state as usize] {
+            sweep(self, (state, true), trie, None, &mut own)?;
+            let mut words = vec![0; vocabulary.n_words()];
+            return Ok(Piece {
+                inside: own.inside(trie, &mut words, vocabulary),
+                ways: ways(vocabulary, trie, &own.exits, false),
+                n_steps: max_work - own.n_left,
+            });
+        }
+        let mut words = split.plain.clone();
+        let start = self.dfa.start();
+        let differs = |byte: &u8| self.dfa.step(state, *byte) != self.dfa.step(start, *byte);
+        let apart: Vec<u8> = (0..=255).filter(differs).collect();
+        for node in apart.iter().filter_map(|byte| trie.child(None, *byte)) {
+            for token in &trie.tokens()[trie.range_below(node)] {
                 words[*token as usize / 64] &= !(1 << (token % 64));
             }
-            apart.push(range);
         }
-        for range in apart {
-            self.walk(ir, limits, (trie, range), state, &mut words)?;
-        }
-        let all = 0..free.rest.nodes().len();
-        self.walk(ir, limits, (&free.rest, all), state, &mut words)?;
-        Ok(Some(words))
+        self.first = bytes_of(apart);
+        sweep(self, (state, true), trie, None, &mut own)?;
+        own.add_to(trie, &mut words);
+        self.first = ALL_BYTES;
+        let mut other = Found::with_work(own.n_left);
+        sweep(self, (state, true), &split.rest, None, &mut other)?;
+        let inside = other.inside(&split.rest, &mut words, vocabulary);
+        let of_own = ways(vocabulary, trie, &own.exits, false);
+        let of_other = ways(vocabulary, &split.rest, &other.exits, true);
+        Ok(Piece {
+            inside,
+            ways: of_own.into_iter().chain(of_other).collect(),
+            n_steps: max_work - other.n_left,
+        })
     }
 }

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::constraint::Constraint;
 use crate::error::CompileError;
+use crate::fill::Asked;
 use crate::ir::Ir;
 use crate::limits::Limits;
 use crate::matcher::{Matcher, lock};
@@ -23,6 +24,17 @@ pub(crate) struct Parts {
     pub(crate) vocabulary: Arc<Vocabulary>,
     /// The tables that new matchers join; replaced when full.
     tables: Mutex<Arc<Mutex<Tables>>>,
+    n_ir_bytes: usize,
+}
+
+impl Parts {
+    pub(crate) fn asked(&self) -> Asked<'_> {
+        Asked {
+            ir: &self.ir,
+            limits: &self.limits,
+            vocabulary: &self.vocabulary,
+        }
+    }
 }
 
 impl Grammar {
@@ -163,6 +175,7 @@ impl Grammar {
         }
         let tables = Mutex::new(Arc::new(Mutex::new(tables)));
         Ok(Self(Arc::new(Parts {
+            n_ir_bytes: ir.n_bytes(),
             ir,
             limits: limits.clone(),
             vocabulary: vocabulary.clone(),
@@ -180,6 +193,14 @@ impl Grammar {
             tables
         };
         Matcher::new(self.clone(), tables)
+    }
+
+    /// About how many bytes of memory it holds: the compiled form, and the states, transitions and masks that
+    /// its outputs have reached so far. Never much beyond the compiled form and `max_cache_bytes`.
+    pub fn n_bytes(&self) -> usize {
+        let tables = self.current().clone();
+        let n_bytes = lock(&tables).n_bytes();
+        self.0.n_ir_bytes + n_bytes
     }
 
     /// The vocabulary it was compiled for.

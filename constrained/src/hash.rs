@@ -3,8 +3,40 @@
 //! The keys are automaton states, which a stranger's schema shapes but does not choose bit by bit, and every
 //! table is bounded; the standard SipHash is several times slower here.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+
+/// A set that is searched one by one while it is small: most are, and a table costs more to build.
+#[derive(Debug)]
+pub(crate) struct SmallSet<T> {
+    listed: Vec<T>,
+    table: HashSet<T, BuildHasherDefault<WordHasher>>,
+}
+
+impl<T: Copy + Eq + Hash> SmallSet<T> {
+    pub(crate) fn new() -> Self {
+        Self {
+            listed: Vec::new(),
+            table: HashSet::default(),
+        }
+    }
+
+    /// Whether `item` is new to the set.
+    pub(crate) fn insert(&mut self, item: T) -> bool {
+        const MAX_LISTED: usize = 24;
+        if self.listed.len() < MAX_LISTED {
+            let is_new = !self.listed.contains(&item);
+            if is_new {
+                self.listed.push(item);
+            }
+            return is_new;
+        }
+        if self.table.is_empty() {
+            self.table.extend(&self.listed);
+        }
+        self.table.insert(item)
+    }
+}
 
 pub(crate) type Map<K, V> = HashMap<K, V, BuildHasherDefault<WordHasher>>;
 

@@ -7,15 +7,18 @@
 //! Invariants after [`Ir::finish`]: no rule reaches itself without consuming a byte; what `is_productive`
 //! says no to never matches anything and is never entered.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 pub(crate) use crate::array::Array;
+use crate::cache::Cache;
 use crate::dfa::{Classes, Dfa};
 use crate::error::CompileError;
 use crate::free_text::FreeText;
 use crate::hash::Map;
 use crate::keys::KeyTrie;
 use crate::limits::Limits;
+use crate::pattern;
 use crate::text::TextSpec;
 use crate::tokens::TokenSet;
 use crate::vocabulary::Vocabulary;
@@ -100,6 +103,7 @@ pub(crate) struct Ir {
     pub(crate) is_productive: Vec<bool>,
     pub(crate) classes: Classes,
     is_spelled: [bool; 256],
+    cache: Arc<Cache>,
     /// Any string at all.
     pub(crate) any_text: Arc<TextSpec>,
     max_nodes: usize,
@@ -138,13 +142,19 @@ impl Ir {
             is_productive: Vec::new(),
             classes: Classes::by(|_| ()),
             is_spelled: *vocabulary.is_spelled(),
+            cache: vocabulary.cache().clone(),
             any_text: vocabulary.any_text().clone(),
             max_nodes: limits.max_nodes,
             max_automaton_states: limits.max_automaton_states,
         };
         let mut mark = |before: usize, byte: u8, after: usize| {
-            let dfa = punctuation(before, byte, after);
-            ir.dfa(dfa)
+            let recipe = format!("punctuation {before} {byte} {after}");
+            let cache = ir.cache.clone();
+            let made = cache.automaton(recipe, || {
+                Ok::<_, Infallible>(punctuation(before, byte, after).trimmed(&ir.is_spelled))
+            });
+            let Ok(dfa) = made;
+            ir.shared_dfa(dfa)
         };
         let n = max_whitespace;
         ir.punctuation = Punctuation {
@@ -175,6 +185,11 @@ impl Ir {
     /// A leaf for `dfa`, less what cannot be spelled.
     pub(crate) fn dfa(&mut self, dfa: Dfa) -> NodeId {
         let dfa = Arc::new(dfa.trimmed(&self.is_spelled));
+        self.shared_dfa(dfa)
+    }
+
+    /// A leaf for `dfa`, which can be spelled.
+    pub(crate) fn shared_dfa(&mut self, dfa: Arc<Dfa>) -> NodeId {
         let fresh = self.dfas.len() as u32;
         let id = *self.dfa_ids.entry(dfa.clone()).or_insert(fresh);
         if id == fresh {
@@ -194,6 +209,28 @@ impl Ir {
             return self.node(Node::Empty);
         }
         self.dfa(Dfa::of_strings([text.as_bytes()]))
+    }
+
+    /// The texts that the ECMA-262 pattern `pattern` is found in.
+    pub(crate) fn search(&self, pattern: &str) -> Result<Arc<Dfa>, CompileError> {
+        let max = self.max_automaton_states;
+        self.cache.automaton(format!("search {max} {pattern}"), || {
+            pattern::search(pattern, max)
+        })
+    }
+
+    /// The texts that `pattern`, in Rust's notation, matches from end to end.
+    pub(crate) fn pattern(&self, pattern: &str) -> Result<Arc<Dfa>, CompileError> {
+        let max = self.max_automaton_states;
+        self.cache.automaton(format!("match {max} {pattern}"), || {
+            pattern::compile(pattern, max)
+        })
+    }
+
+    /// JSON strings whose content `content` accepts and that have `min ..= max` characters.
+    pub(crate) fn text_of(&mut self, content: &Dfa, min: u32, max: Option<u32>) -> NodeId {
+        let text = self.cache.spec(content, min, max, &self.is_spelled);
+        self.text(text)
     }
 
     pub(crate) fn text(&mut self, text: Arc<TextSpec>) -> NodeId {
@@ -254,12 +291,42 @@ impl Ir {
         self.node(Node::Rule(rule))
     }
 
+    /// What the vocabulary's grammars share.
+    pub(crate) fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
     pub(crate) fn is_spelled(&self) -> &[bool; 256] {
         &self.is_spelled
     }
 
     pub(crate) fn max_automaton_states(&self) -> usize {
         self.max_automaton_states
+    }
+
+    /// About how much memory it holds.
+    pub(crate) fn n_bytes(&self) -> usize {
+        let of_node = |node: &Node| match node {
+            Node::Seq(parts) | Node::Alt(parts) => 2 * (size_of::<Node>() + parts.len() * 4),
+            _ => 2 * size_of::<Node>(),
+        };
+        let of_object = |object: &Object| {
+            let closing = object.closing.as_ref().map_or(0, Vec::len);
+            let names: usize = object.keys.iter().map(|key| key.name.len()).sum();
+            names
+                + object.keys.len() * size_of::<Key>()
+                + object.trie.n_bytes()
+                + (object.extras.len() + closing) * 8
+        };
+        self.nodes.iter().map(of_node).sum::<usize>()
+            + self.dfas.iter().map(|dfa| dfa.n_bytes()).sum::<usize>()
+            + self.texts.iter().map(|text| text.n_bytes()).sum::<usize>()
+            + self.objects.iter().map(of_object).sum::<usize>()
+            + self.arrays.iter().map(Array::n_bytes).sum::<usize>()
+            + self.token_sets.iter().map(|set| 2 * set.n_bytes()).sum::<usize>()
+            + self.free_texts.iter().map(FreeText::n_bytes).sum::<usize>()
+            + self.objects.len() * size_of::<Object>()
+            + self.rules.len() * 4
     }
 
     /// Refuses a grammar that has outgrown its limit.

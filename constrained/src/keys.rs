@@ -5,6 +5,8 @@
 
 use std::fmt::Write;
 
+use crate::dfa::{ByteSet, bytes_of};
+
 #[derive(Clone, Debug, Default)]
 struct KeyNode {
     children: Vec<(u8, u32)>,
@@ -58,6 +60,42 @@ impl KeyTrie {
         let keys = &self.nodes[*child as usize].keys;
         let at = keys.partition_point(|key| *key < first);
         keys.get(at).is_some_and(|key| *key <= last).then_some(*child)
+    }
+
+    /// The bytes on the edges below `node`.
+    pub(crate) fn bytes(&self, node: u32) -> ByteSet {
+        bytes_of(self.nodes[node as usize].children.iter().map(|(byte, _)| *byte))
+    }
+
+    /// The key below `node`, when there is only one of number `first ..= last`.
+    pub(crate) fn only_key(&self, node: u32, first: u32, last: u32) -> Option<u32> {
+        let keys = &self.nodes[node as usize].keys;
+        let at = keys.partition_point(|key| *key < first);
+        let in_range = |at: usize| keys.get(at).copied().filter(|key| *key <= last);
+        in_range(at).filter(|_| in_range(at + 1).is_none())
+    }
+
+    /// What must follow from `node` to the end of key `key`, unless it has two spellings from here.
+    pub(crate) fn rest_of(&self, mut node: u32, key: u32) -> Option<Vec<u8>> {
+        let mut rest = Vec::new();
+        while self.key_at(node).is_none() {
+            let children = self.nodes[node as usize].children.iter();
+            let mut with_key =
+                children.filter(|(_, child)| self.nodes[*child as usize].keys.binary_search(&key).is_ok());
+            let (byte, child) = with_key.next()?;
+            if with_key.next().is_some() {
+                return None;
+            }
+            rest.push(*byte);
+            node = *child;
+        }
+        Some(rest)
+    }
+
+    /// Bytes of memory.
+    pub(crate) fn n_bytes(&self) -> usize {
+        let of_node = |node: &KeyNode| node.children.len() * 8 + node.keys.len() * 4 + size_of::<KeyNode>();
+        self.nodes.iter().map(of_node).sum()
     }
 
     /// The key that ends at `node`, its closing quote included.

@@ -58,6 +58,14 @@ impl Lengths {
         matches!(self, Self::Free)
     }
 
+    /// Bytes of memory besides its own.
+    pub(crate) fn n_bytes(&self) -> usize {
+        match self {
+            Self::Free => 0,
+            Self::Rows { upper, lower, .. } => upper.iter().chain(lower).map(Vec::len).sum(),
+        }
+    }
+
     pub(crate) fn allow(&self, state: u32, n_chars: u32) -> bool {
         let Self::Rows {
             min,

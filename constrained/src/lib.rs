@@ -49,13 +49,17 @@
 //! text is nested, recursion is bounded by `max_source_depth`; nothing recurses over the output.
 
 mod array;
+mod cache;
 mod constraint;
 mod dfa;
 mod ebnf;
 mod error;
+mod fill;
 mod free_text;
 mod grammar;
+mod grammar_cache;
 mod hash;
+mod history;
 mod ir;
 mod json;
 mod keys;
@@ -64,9 +68,12 @@ mod limits;
 mod mask;
 mod matcher;
 mod number;
+mod object;
 mod pattern;
+mod pieces;
 mod schema;
 mod step;
+mod sweep;
 mod tables;
 mod tags;
 mod text;
@@ -78,6 +85,7 @@ mod vocabulary;
 pub use constraint::Constraint;
 pub use error::{CompileError, MatchError, VocabularyError};
 pub use grammar::Grammar;
+pub use grammar_cache::GrammarCache;
 pub use limits::Limits;
 pub use mask::TokenMask;
 pub use matcher::Matcher;

@@ -1,7 +1,7 @@
 //! What a grammar may cost. Every limit has a name, and the name is in the error of the request that hits it.
 
 /// Bounds on compiling and on running one grammar; the defaults suit a server that reads strangers' schemas.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// Bytes of schema, regex or grammar text.
     pub max_source_bytes: usize,
@@ -25,7 +25,7 @@ pub struct Limits {
     pub max_lazy_states: usize,
     /// Bytes of masks and transitions kept by one grammar; beyond it the tables start anew.
     pub max_cache_bytes: usize,
-    /// Automaton steps that one mask may take.
+    /// Automaton steps that one mask may take, besides one pass over the vocabulary.
     pub max_mask_work: usize,
     /// Bytes that are looked ahead for forced text.
     pub max_forced_bytes: usize,
@@ -47,7 +47,7 @@ impl Default for Limits {
             max_readings: 4_096,
             max_lazy_states: 50_000,
             max_cache_bytes: 64 << 20,
-            max_mask_work: 2_000_000,
+            max_mask_work: 400_000,
             max_forced_bytes: 512,
             max_whitespace: 64,
         }

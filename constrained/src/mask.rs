@@ -4,13 +4,13 @@
 //! bits at or beyond `n_vocab` are zero. So equal sets are equal values.
 
 /// Which tokens may come next. Cheap to share: the matcher hands it out in an `Arc`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenMask {
     n_vocab: u32,
     set: Set,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Set {
     Ids(Box<[u32]>),
     Bits { words: Box<[u64]>, n_allowed: u32 },
@@ -39,6 +39,22 @@ impl TokenMask {
             }
         }
         Self::from_sorted_ids(ids, n_vocab)
+    }
+
+    /// Adds the tokens to `words`.
+    pub(crate) fn add_to(&self, words: &mut [u64]) {
+        match &self.set {
+            Set::Ids(ids) => {
+                for id in ids {
+                    words[*id as usize / 64] |= 1 << (id % 64);
+                }
+            }
+            Set::Bits { words: own, .. } => {
+                for (word, own) in words.iter_mut().zip(own) {
+                    *word |= own;
+                }
+            }
+        }
     }
 
     /// The tokens of `ids`: ascending, without repetition, at most [`Self::MAX_IDS`].
@@ -126,6 +142,20 @@ impl TokenMask {
         match &self.set {
             Set::Ids(ids) => ids.len() * 4 + size_of::<Self>(),
             Set::Bits { words, .. } => words.len() * 8 + size_of::<Self>(),
+        }
+    }
+}
+
+impl std::hash::Hash for TokenMask {
+    /// Of the bits only every eighth word: masks that differ in a few tokens mostly differ in their number
+    /// too.
+    fn hash<H: std::hash::Hasher>(&self, hasher: &mut H) {
+        match &self.set {
+            Set::Ids(ids) => ids.iter().for_each(|id| hasher.write_u32(*id)),
+            Set::Bits { words, n_allowed } => {
+                hasher.write_u32(*n_allowed);
+                words.iter().step_by(8).for_each(|word| hasher.write_u64(*word));
+            }
         }
     }
 }

@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::MatchError;
 use crate::grammar::Grammar;
+use crate::history::History;
 use crate::mask::TokenMask;
 use crate::tables::{NOTHING, StateId, TOO_MANY, Tables};
 
-/// Where one output stands in its grammar. Cloning it forks the output: the clone costs one number per token
-/// taken so far and shares the grammar's tables.
+/// Where one output stands in its grammar. Cloning it forks the output: whatever its length, that copies at
+/// most 128 numbers and shares the rest.
 ///
 /// The tables are shared by the matchers of one grammar and guarded by one lock, taken once per call. An
 /// engine thread owns all its matchers, so that the lock is free whenever it asks.
@@ -16,29 +17,35 @@ use crate::tables::{NOTHING, StateId, TOO_MANY, Tables};
 pub struct Matcher {
     grammar: Grammar,
     tables: Arc<Mutex<Tables>>,
-    /// The state at the beginning and after each token.
-    states: Vec<StateId>,
+    /// Taken so far, less the end of text.
+    tokens: History,
+    /// The state after all of them and the states before, back to the beginning or not so far.
+    states: History,
     is_ended: bool,
 }
 
 impl Matcher {
     pub(crate) fn new(grammar: Grammar, tables: Arc<Mutex<Tables>>) -> Self {
-        let start = lock(&tables).start(&grammar.0.ir);
+        let mut states = History::default();
+        states.push(lock(&tables).start(&grammar.0.ir));
         Self {
             grammar,
             tables,
-            states: vec![start],
+            tokens: History::default(),
+            states,
             is_ended: false,
         }
     }
 
     fn state(&self) -> StateId {
-        *self.states.last().expect("the first state is never taken back")
+        self.states
+            .last()
+            .expect("the state of the output is always known")
     }
 
     /// Tokens taken so far, the end of text included.
     pub fn n_tokens(&self) -> usize {
-        self.states.len() - 1 + usize::from(self.is_ended)
+        self.tokens.len() + usize::from(self.is_ended)
     }
 
     /// Whether the output may end here.
@@ -59,7 +66,7 @@ impl Matcher {
         }
         self.renew();
         let parts = &self.grammar.0;
-        lock(&self.tables).mask(&parts.ir, &parts.limits, &parts.vocabulary, self.state())
+        lock(&self.tables).mask(parts.asked(), self.state())
     }
 
     /// Takes `token`.
@@ -77,7 +84,7 @@ impl Matcher {
             return if self.is_ended { Ok(()) } else { Err(refused) };
         }
         let mut tables = lock(&self.tables);
-        let next = tables.advance(&parts.ir, &parts.limits, &parts.vocabulary, self.state(), token);
+        let next = tables.advance(parts.asked(), self.state(), token);
         drop(tables);
         if next == NOTHING {
             return Err(refused);
@@ -89,6 +96,7 @@ impl Matcher {
             });
         }
         self.states.push(next);
+        self.tokens.push(token);
         Ok(())
     }
 
@@ -106,8 +114,30 @@ impl Matcher {
         } else {
             n
         };
-        self.states.truncate(self.states.len() - n);
+        self.tokens.truncate_by(n);
+        if n < self.states.len() {
+            self.states.truncate_by(n);
+        } else {
+            self.replay();
+        }
         Ok(())
+    }
+
+    /// Finds the states again that were let go.
+    fn replay(&mut self) {
+        let parts = &self.grammar.0;
+        let mut tables = lock(&self.tables);
+        let mut state = tables.start(&parts.ir);
+        self.states = History::default();
+        self.states.push(state);
+        for token in self.tokens.entries() {
+            state = tables.advance(parts.asked(), state, token);
+            assert!(
+                state != NOTHING && state != TOO_MANY,
+                "token {token} was taken before"
+            );
+            self.states.push(state);
+        }
     }
 
     /// The bytes that must come next, whatever the model wants; empty where there is a choice or the output
@@ -126,7 +156,7 @@ impl Matcher {
         let parts = &self.grammar.0;
         let mut tables = lock(&self.tables);
         while bytes.len() < parts.limits.max_forced_bytes {
-            let Some(byte) = tables.only_byte(&parts.ir, &parts.limits, state) else {
+            let Some(byte) = tables.only_byte(parts.asked(), state) else {
                 break;
             };
             state = tables.step(&parts.ir, &parts.limits, state, byte);
@@ -170,7 +200,7 @@ impl Matcher {
         while n_kept > 0 {
             begin -= vocabulary.token_bytes(draft[n_kept - 1]).len();
             let tail = &forced[begin..];
-            if !tables.can_span(&parts.ir, &parts.limits, vocabulary.trie(), tail, end) {
+            if !tables.can_span(parts.asked(), tail, end) {
                 break;
             }
             n_kept -= 1;
@@ -178,22 +208,27 @@ impl Matcher {
         draft[..n_kept].to_vec()
     }
 
-    /// Moves to fresh tables when the current ones have reached their limit.
+    /// Moves to fresh tables when the current ones have reached their limit. Of the states only the last ones
+    /// come along: all of them could fill the fresh tables at once.
     fn renew(&mut self) {
+        /// More than the drafts that are taken back.
+        const MAX_KEPT: usize = 64;
         let parts = &self.grammar.0;
         let exported: Vec<_> = {
             let tables = lock(&self.tables);
             if !tables.is_full(&parts.limits) {
                 return;
             }
-            self.states.iter().map(|state| tables.export(*state)).collect()
+            let states = self.states.entries();
+            let kept = &states[states.len().saturating_sub(MAX_KEPT)..];
+            kept.iter().map(|state| tables.export(*state)).collect()
         };
         let fresh = self.grammar.fresh_tables(&self.tables);
         let mut tables = lock(&fresh);
-        self.states = exported
-            .iter()
-            .map(|state| tables.import(&parts.ir, state))
-            .collect();
+        self.states = History::default();
+        for state in &exported {
+            self.states.push(tables.import(&parts.ir, state));
+        }
         drop(tables);
         self.tables = fresh;
     }

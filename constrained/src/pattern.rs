@@ -105,6 +105,25 @@ pub(crate) fn nodes(ir: &mut Ir, pattern: &str) -> Result<NodeId, CompileError> 
     node(ir, &hir, pattern)
 }
 
+/// Whether something is repeated so often that counting costs less than states for each repetition. Recursion is
+/// as deep as the parser's nesting limit.
+pub(crate) fn has_large_count(pattern: &str) -> bool {
+    fn is_large(hir: &Hir) -> bool {
+        /// Repetitions.
+        const LARGE: u32 = 256;
+        match hir.kind() {
+            HirKind::Repetition(repetition) => {
+                repetition.max.unwrap_or(0).max(repetition.min) >= LARGE || is_large(&repetition.sub)
+            }
+            HirKind::Capture(capture) => is_large(&capture.sub),
+            HirKind::Concat(parts) | HirKind::Alternation(parts) => parts.iter().any(is_large),
+            HirKind::Empty | HirKind::Literal(_) | HirKind::Class(_) | HirKind::Look(_) => false,
+        }
+    }
+    let parser = regex_syntax::ParserBuilder::new().nest_limit(96).build();
+    { parser }.parse(pattern).is_ok_and(|hir| is_large(&hir))
+}
+
 pub(crate) fn node(ir: &mut Ir, hir: &Hir, pattern: &str) -> Result<NodeId, CompileError> {
     ir.check_size("the regular expression")?;
     Ok(match hir.kind() {

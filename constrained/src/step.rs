@@ -3,8 +3,10 @@
 //! A reading is a leaf, a place in it, and the stack of what is still to come. Stacks are shared lists, kept
 //! once each; equal stacks have equal numbers, so readings compare as plain integers.
 
+use std::sync::Arc;
+
 use crate::dfa::DEAD;
-use crate::hash::Map;
+use crate::hash::{Map, SmallSet};
 use crate::ir::{Ir, Node, NodeId};
 use crate::limits::Limits;
 use crate::text::{Moved, Place};
@@ -114,7 +116,7 @@ pub(crate) struct Stacks {
     pub(crate) is_too_many: bool,
     /// Whether a reading was dropped for its depth since this was last cleared.
     pub(crate) is_too_deep: bool,
-    continuations: Vec<Option<Box<[Reading]>>>,
+    continuations: Vec<Option<Arc<[Reading]>>>,
 }
 
 impl Stacks {
@@ -206,8 +208,9 @@ impl Stacks {
                 if state == DEAD {
                     return;
                 }
-                if let Some(node) = shape.after(state) {
-                    return self.follow(ir, node, stack, out);
+                if shape.after(state).is_some() {
+                    let marked = self.after(ir, reading, state);
+                    return self.resume(ir, marked, out);
                 }
                 if shape.may_end(state) {
                     self.resume(ir, stack, out);
@@ -226,14 +229,7 @@ impl Stacks {
                     return;
                 };
                 if let Some(key) = shape.trie.key_at(node) {
-                    let member = Frame::Member {
-                        object,
-                        at: key + 1,
-                        n: shape.counted(n + 1),
-                    };
-                    let member = self.push(member, stack);
-                    let value = self.push(Frame::Then(shape.keys[key as usize].value), member);
-                    let colon = self.push(Frame::Then(ir.punctuation.colon), value);
+                    let colon = self.after(ir, reading, key);
                     return self.resume(ir, colon, out);
                 }
                 Leaf::Key {
@@ -248,30 +244,72 @@ impl Stacks {
         out.push(Reading { leaf, stack });
     }
 
-    /// Adds what `node` begins with, above `stack`.
-    pub(crate) fn follow(&mut self, ir: &Ir, node: NodeId, stack: StackId, out: &mut Vec<Reading>) {
-        let stack = self.push(Frame::Then(node), stack);
-        self.resume(ir, stack, out);
+    /// The stack that begins with `node`, above `stack`.
+    pub(crate) fn then(&mut self, node: NodeId, stack: StackId) -> StackId {
+        self.push(Frame::Then(node), stack)
+    }
+
+    /// The stack that is on once the leaf of `reading` is complete; of several keys it was number `way`, of a
+    /// free text's states it is that of the marker.
+    pub(crate) fn after(&mut self, ir: &Ir, reading: &Reading, way: u32) -> StackId {
+        let (object, n) = match reading.leaf {
+            Leaf::Key { object, n, .. } => (object, n),
+            Leaf::Free { free, .. } => {
+                return match ir.free_texts[free as usize].after(way) {
+                    Some(node) => self.push(Frame::Then(node), reading.stack),
+                    None => reading.stack,
+                };
+            }
+            _ => return reading.stack,
+        };
+        let shape = &ir.objects[object as usize];
+        let member = Frame::Member {
+            object,
+            at: way + 1,
+            n: shape.counted(n + 1),
+        };
+        let member = self.push(member, reading.stack);
+        let value = self.push(Frame::Then(shape.keys[way as usize].value), member);
+        self.push(Frame::Then(ir.punctuation.colon), value)
     }
 
     /// Adds what may come once everything above `stack` is complete.
     pub(crate) fn resume(&mut self, ir: &Ir, stack: StackId, out: &mut Vec<Reading>) {
+        match &self.continuations[stack as usize] {
+            Some(known) => out.extend_from_slice(known),
+            None => out.extend_from_slice(&self.continuation(ir, stack)),
+        }
+    }
+
+    /// What may come once everything above `stack` is complete.
+    pub(crate) fn continuation(&mut self, ir: &Ir, stack: StackId) -> Arc<[Reading]> {
         if let Some(known) = &self.continuations[stack as usize] {
-            out.extend_from_slice(known);
-            return;
+            return known.clone();
         }
         let was_too_deep = std::mem::replace(&mut self.is_too_deep, false);
         let was_too_many = std::mem::replace(&mut self.is_too_many, false);
         let mut closure = Closure::new(self, ir);
         closure.todo.push(Task::Pop(stack));
-        let readings = closure.finish();
-        out.extend_from_slice(&readings);
+        let readings: Arc<[Reading]> = closure.finish().into();
         // What was cut at a limit must be cut, and noted, again.
         if !self.is_too_deep && !self.is_too_many {
-            self.continuations[stack as usize] = Some(readings.into());
+            self.continuations[stack as usize] = Some(readings.clone());
         }
         self.is_too_deep |= was_too_deep;
         self.is_too_many |= was_too_many;
+        readings
+    }
+
+    /// Whether a byte may come once everything above `stack` is complete.
+    pub(crate) fn has_leaf(&mut self, ir: &Ir, stack: StackId) -> bool {
+        let readings = self.continuation(ir, stack);
+        let takes_bytes = |leaf| !matches!(leaf, Leaf::Done | Leaf::Token { .. });
+        readings.iter().any(|reading| takes_bytes(reading.leaf))
+    }
+
+    /// Whether anything may, or the output may end there.
+    pub(crate) fn can_follow(&mut self, ir: &Ir, stack: StackId) -> bool {
+        !self.continuation(ir, stack).is_empty()
     }
 }
 
@@ -286,8 +324,7 @@ struct Closure<'a> {
     stacks: &'a mut Stacks,
     ir: &'a Ir,
     todo: Vec<Task>,
-    seen: Vec<Task>,
-    seen_set: Map<Task, ()>,
+    seen: SmallSet<Task>,
     found: Vec<Reading>,
 }
 
@@ -297,8 +334,7 @@ impl<'a> Closure<'a> {
             stacks,
             ir,
             todo: Vec::new(),
-            seen: Vec::new(),
-            seen_set: Map::default(),
+            seen: SmallSet::new(),
             found: Vec::new(),
         }
     }
@@ -306,7 +342,7 @@ impl<'a> Closure<'a> {
     fn finish(mut self) -> Vec<Reading> {
         let mut n_tasks = 0;
         while let Some(task) = self.todo.pop() {
-            if !self.is_new(task) {
+            if !self.seen.insert(task) {
                 continue;
             }
             n_tasks += 1;
@@ -326,20 +362,6 @@ impl<'a> Closure<'a> {
         self.found.sort_unstable();
         self.found.dedup();
         self.found
-    }
-
-    /// A short list is searched faster than a table is built.
-    fn is_new(&mut self, task: Task) -> bool {
-        const MAX_LISTED: usize = 24;
-        if self.seen.len() < MAX_LISTED {
-            let is_new = !self.seen.contains(&task);
-            self.seen.push(task);
-            return is_new;
-        }
-        if self.seen_set.is_empty() {
-            self.seen_set.extend(self.seen.iter().map(|task| (*task, ())));
-        }
-        self.seen_set.insert(task, ()).is_none()
     }
 
     fn enter(&mut self, node: NodeId, stack: StackId) {
@@ -516,69 +538,5 @@ impl<'a> Closure<'a> {
         for (item, n, used) in ir.arrays[array as usize].items(n, used) {
             self.enter_above(item, Frame::AfterItem { array, n, used }, stack);
         }
-    }
-}
-
-impl crate::ir::Object {
-    /// `n` members, or as many as can matter.
-    pub(crate) fn counted(&self, n: u32) -> u32 {
-        if self.max.is_some() { n } else { n.min(self.min) }
-    }
-
-    fn n_required_from(&self, at: u32) -> u32 {
-        let rest = self.keys.iter().skip(at as usize);
-        rest.filter(|key| key.is_required).count() as u32
-    }
-
-    /// Whether the last member is still to come.
-    fn owes_last(&self, at: u32) -> bool {
-        self.closing.is_some() && at <= self.keys.len() as u32 + 1
-    }
-
-    /// Whether the object may end before key `at` with `n` members. Where extra keys were written the
-    /// minimum was checked before: two extra keys may be the same, so only the first one counts.
-    fn can_close(&self, at: u32, n: u32) -> bool {
-        let has_extra = at > self.keys.len() as u32;
-        self.n_required_from(at) == 0 && !self.owes_last(at) && (n >= self.min || has_extra)
-    }
-
-    /// Whether an extra member, or the last one, may come.
-    fn allows_unnamed(&self, at: u32, n: u32) -> bool {
-        let has_extra = at > self.keys.len() as u32;
-        self.n_required_from(at) == 0
-            && (has_extra || n + 1 >= self.min)
-            && self.max.is_none_or(|max| n < max)
-    }
-
-    fn allows_extra(&self, at: u32, n: u32) -> bool {
-        let is_before_last = at <= self.keys.len() as u32 + 1;
-        let has_room = !self.owes_last(at) || self.max.is_none_or(|max| n + 1 < max);
-        !self.extras.is_empty() && is_before_last && has_room && self.allows_unnamed(at, n)
-    }
-
-    fn allows_last(&self, at: u32, n: u32) -> bool {
-        self.owes_last(at) && self.allows_unnamed(at, n)
-    }
-
-    /// The numbers of the keys that may come next, when all before `at` are past and `n` were written: no
-    /// required one is skipped, and both bounds on the number of members can still be met.
-    fn next_keys(&self, at: u32, n: u32) -> Option<(u32, u32)> {
-        let n_keys = self.keys.len() as u32;
-        let required = (at..n_keys).find(|key| self.keys[*key as usize].is_required);
-        let n_required = self.n_required_from(at) + u32::from(self.owes_last(at));
-        let mut first = at;
-        if let Some(max) = self.max {
-            if n + n_required.max(1) > max {
-                return None;
-            }
-            if n + 1 + n_required > max {
-                first = required?;
-            }
-        }
-        let n_extra = u32::from(!self.extras.is_empty() || self.closing.is_some());
-        // Key k leaves n + 1 + (n_keys - k - 1) + n_extra members possible.
-        let last = (n + n_keys + n_extra).checked_sub(self.min)?;
-        let last = last.min(required.unwrap_or(n_keys)).min(n_keys.checked_sub(1)?);
-        (first <= last).then_some((first, last))
     }
 }

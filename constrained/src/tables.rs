@@ -1,19 +1,19 @@
 //! States of a running grammar, built when first reached and kept: sets of readings, where each byte leads,
 //! and which tokens may come next.
 //!
-//! Invariants: states 0 and 1 have no readings and lead to themselves; otherwise equal sets have equal numbers; a row entry is `UNKNOWN` or a state.
+//! Invariants: states 0 and 1 have no readings and lead to themselves; otherwise equal sets have equal
+//! numbers; a row entry is `UNKNOWN` or a state.
 
-use std::collections::HashSet;
-use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
+use crate::cache::{Fragment, Piece};
 use crate::error::MatchError;
-use crate::hash::{Map, WordHasher};
+use crate::fill::{Asked, Filling};
+use crate::hash::Map;
 use crate::ir::Ir;
 use crate::limits::Limits;
 use crate::mask::TokenMask;
 use crate::step::{Frame, Leaf, Reading, Stacks};
-use crate::trie::Trie;
 use crate::vocabulary::Vocabulary;
 
 pub(crate) type StateId = u32;
@@ -31,16 +31,22 @@ struct State {
 /// What a grammar's matchers have found out together.
 #[derive(Debug)]
 pub(crate) struct Tables {
-    stacks: Stacks,
+    pub(crate) stacks: Stacks,
     states: Vec<State>,
     ids: Map<Arc<[Reading]>, StateId>,
     /// `n_classes` entries a state.
     rows: Vec<u32>,
-    masks: HashSet<Arc<TokenMask>, BuildHasherDefault<WordHasher>>,
-    n_mask_bytes: usize,
+    pub(crate) n_mask_bytes: usize,
+    /// Work on transitions so far, in steps of a sweep.
+    pub(crate) n_state_work: usize,
     scratch: Vec<Reading>,
-    /// By depth in the trie, the state on the current path of a walk.
-    path: Vec<StateId>,
+    /// By automaton and by string, what other grammars know too; filled when first needed.
+    pub(crate) dfa_fragments: Box<[Option<Arc<Fragment>>]>,
+    pub(crate) text_fragments: Box<[Option<Arc<Fragment>>]>,
+    /// Several keys that may come, and free texts by whether more may follow; mostly no other grammar has the
+    /// same.
+    pub(crate) own_pieces: Map<(Leaf, bool), Arc<Piece>>,
+    pub(crate) filling: Filling,
 }
 
 /// A state that any tables can take in: readings with their stacks written out.
@@ -53,10 +59,13 @@ impl Tables {
             states: Vec::new(),
             ids: Map::default(),
             rows: Vec::new(),
-            masks: HashSet::default(),
             n_mask_bytes: 0,
+            n_state_work: 0,
             scratch: Vec::new(),
-            path: Vec::new(),
+            dfa_fragments: vec![None; ir.dfas.len()].into(),
+            text_fragments: vec![None; ir.texts.len()].into(),
+            own_pieces: Map::default(),
+            filling: Filling::default(),
         };
         tables.intern(&[], ir.classes.len());
         tables.states.push(State {
@@ -86,10 +95,6 @@ impl Tables {
         }
     }
 
-    pub(crate) fn stacks(&mut self) -> &mut Stacks {
-        &mut self.stacks
-    }
-
     /// The state of `readings`.
     pub(crate) fn state_of(&mut self, ir: &Ir, limits: &Limits, mut readings: Vec<Reading>) -> StateId {
         readings.sort_unstable();
@@ -115,9 +120,19 @@ impl Tables {
 
     /// Whether new tables should be begun.
     pub(crate) fn is_full(&self, limits: &Limits) -> bool {
-        let n_bytes =
-            self.rows.len() * 4 + self.n_mask_bytes + self.states.len() * 160 + self.stacks.n_bytes();
-        self.states.len() > limits.max_lazy_states || n_bytes > limits.max_cache_bytes
+        self.states.len() > limits.max_lazy_states || self.n_bytes() > limits.max_cache_bytes
+    }
+
+    /// About how much memory they hold, masks that other grammars share included.
+    pub(crate) fn n_bytes(&self) -> usize {
+        /// A state with two readings, its entry in the table of states included.
+        const STATE_BYTES: usize = 160;
+        let n_fragments = self.dfa_fragments.len() + self.text_fragments.len();
+        self.rows.len() * 4
+            + self.n_mask_bytes
+            + self.states.len() * STATE_BYTES
+            + self.stacks.n_bytes()
+            + n_fragments * 8
     }
 
     pub(crate) fn export(&self, state: StateId) -> Portable {
@@ -154,7 +169,10 @@ impl Tables {
     }
 
     fn first_step(&mut self, ir: &Ir, limits: &Limits, state: StateId, byte: u8) -> StateId {
+        /// Measured against a step of a sweep.
+        const READING_WORK: usize = 24;
         let readings = self.states[state as usize].readings.clone();
+        self.n_state_work += READING_WORK * (1 + readings.len());
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
         self.stacks.is_too_many = false;
@@ -184,41 +202,35 @@ impl Tables {
     }
 
     /// The only byte that may come, when the output may not end and there is only one.
-    pub(crate) fn only_byte(&mut self, ir: &Ir, limits: &Limits, state: StateId) -> Option<u8> {
-        if self.is_accepting(state) || self.offers_tokens(ir, state) {
+    pub(crate) fn only_byte(&mut self, asked: Asked<'_>, state: StateId) -> Option<u8> {
+        if self.is_accepting(state) || self.offers_tokens(asked.ir, state) {
             return None;
         }
         let mut only = None;
-        for class in 0..ir.classes.len() {
-            let byte = ir.classes.members()[class];
-            if self.step(ir, limits, state, byte) == NOTHING {
-                continue;
+        for (bits, first) in self.bytes(asked, state).into_iter().zip([0u8, 64, 128, 192]) {
+            let mut rest = bits;
+            while rest != 0 {
+                let byte = first + rest.trailing_zeros() as u8;
+                rest &= rest - 1;
+                if self.step(asked.ir, asked.limits, state, byte) != NOTHING && only.replace(byte).is_some() {
+                    return None;
+                }
             }
-            let n_bytes = (0..=255).filter(|byte| ir.classes.of(*byte) == class).count();
-            if only.is_some() || n_bytes > 1 {
-                return None;
-            }
-            only = Some(byte);
         }
         only
     }
 
     /// The tokens that may come in `state`, and the tokens that end the text where it may end.
-    pub(crate) fn mask(
-        &mut self,
-        ir: &Ir,
-        limits: &Limits,
-        vocabulary: &Vocabulary,
-        state: StateId,
-    ) -> Result<Arc<TokenMask>, MatchError> {
+    pub(crate) fn mask(&mut self, asked: Asked<'_>, state: StateId) -> Result<Arc<TokenMask>, MatchError> {
         if let Some(mask) = &self.states[state as usize].mask {
             return Ok(mask.clone());
         }
-        let alike = self.alike(ir, vocabulary, state);
+        let alike = self.alike(asked.ir, asked.vocabulary, state);
         let mask = match self.states[alike as usize].mask.clone() {
             Some(mask) => mask,
-            None => self.first_mask(ir, limits, vocabulary, alike)?,
+            None => self.first_mask(asked, alike)?,
         };
+        self.n_mask_bytes += mask.n_bytes();
         self.states[state as usize].mask = Some(mask.clone());
         self.states[alike as usize].mask = Some(mask.clone());
         Ok(mask)
@@ -239,150 +251,5 @@ impl Tables {
         let place = ir.texts[text as usize].alike(place, vocabulary.strings().max_chars);
         let leaf = Leaf::Text { text, place };
         self.intern(&[Reading { leaf, stack }], ir.classes.len())
-    }
-
-    fn first_mask(
-        &mut self,
-        ir: &Ir,
-        limits: &Limits,
-        vocabulary: &Vocabulary,
-        state: StateId,
-    ) -> Result<Arc<TokenMask>, MatchError> {
-        self.stacks.is_too_deep = false;
-        self.stacks.is_too_many = false;
-        let mut words = match self.free_text_words(ir, limits, vocabulary, state)? {
-            Some(words) => words,
-            None => {
-                let (known, rest) = self.known_part(ir, vocabulary, state);
-                let none = || vec![0; (vocabulary.n_vocab() as usize).div_ceil(64)];
-                let mut words = known.unwrap_or_else(none);
-                let all = 0..rest.nodes().len();
-                self.walk(ir, limits, (rest, all), state, &mut words)?;
-                words
-            }
-        };
-        self.add_tokens(ir, vocabulary, state, &mut words);
-        if self.is_accepting(state) {
-            for token in vocabulary.eos() {
-                words[*token as usize / 64] |= 1 << (token % 64);
-            }
-        }
-        let mask = TokenMask::from_words(&words, vocabulary.n_vocab());
-        // Compiling removed what leads nowhere, so only a limit can have kept everything out, now or when the
-        // transition was first taken.
-        if mask.n_allowed() == 0 || self.stacks.is_too_many {
-            let (name, limit) = self.exceeded(limits);
-            return Err(MatchError::Limit { name, limit });
-        }
-        let mask = Arc::new(mask);
-        if let Some(known) = self.masks.get(&mask) {
-            return Ok(known.clone());
-        }
-        self.n_mask_bytes += mask.n_bytes();
-        self.masks.insert(mask.clone());
-        Ok(mask)
-    }
-
-    /// Tokens whose answer is known without a walk, and the tokens to walk. Plain text inside a string is
-    /// allowed as long as the string has room for it.
-    fn known_part<'v>(
-        &self,
-        ir: &Ir,
-        vocabulary: &'v Vocabulary,
-        state: StateId,
-    ) -> (Option<Vec<u64>>, &'v Trie) {
-        let strings = vocabulary.strings();
-        let readings = &self.states[state as usize].readings;
-        for reading in readings.iter() {
-            let Leaf::Text { text, place } = reading.leaf else {
-                continue;
-            };
-            let text = &ir.texts[text as usize];
-            if !text.is_open(place) {
-                continue;
-            }
-            let n_left = text.n_chars_left(place).unwrap_or(u32::MAX);
-            // Other readings could allow what is too long for this one.
-            if n_left >= strings.max_plain_chars() || readings.len() == 1 {
-                let n_chars = n_left.min(strings.max_plain_chars());
-                let known = strings.plain_up_to[n_chars as usize].clone();
-                return (Some(known), &strings.not_plain);
-            }
-        }
-        (None, vocabulary.trie())
-    }
-
-    /// Adds the tokens of a subtree, or of all of the tree, that may come.
-    pub(crate) fn walk(
-        &mut self,
-        ir: &Ir,
-        limits: &Limits,
-        (trie, nodes): (&Trie, std::ops::Range<usize>),
-        state: StateId,
-        words: &mut [u64],
-    ) -> Result<(), MatchError> {
-        let mut path = std::mem::take(&mut self.path);
-        path.clear();
-        path.resize(trie.max_depth() + 1, NOTHING);
-        path[0] = state;
-        let (mut at, mut n_steps) = (nodes.start, 0);
-        let nodes = &trie.nodes()[..nodes.end];
-        while let Some(node) = nodes.get(at) {
-            n_steps += 1;
-            let depth = usize::from(node.depth);
-            let next = self.step(ir, limits, path[depth], node.byte);
-            if next == NOTHING {
-                at = node.skip as usize;
-                continue;
-            }
-            if next == TOO_MANY {
-                self.stacks.is_too_many = true;
-                break;
-            }
-            path[depth + 1] = next;
-            for token in trie.tokens_at(at) {
-                words[*token as usize / 64] |= 1 << (token % 64);
-            }
-            at += 1;
-        }
-        self.path = path;
-        if n_steps > limits.max_mask_work {
-            return Err(MatchError::Limit {
-                name: "max_mask_work",
-                limit: limits.max_mask_work as u64,
-            });
-        }
-        Ok(())
-    }
-
-    /// Whether a token that begins with `bytes` and is longer may come, read from `state` after `bytes`.
-    pub(crate) fn can_span(
-        &mut self,
-        ir: &Ir,
-        limits: &Limits,
-        trie: &Trie,
-        bytes: &[u8],
-        state: StateId,
-    ) -> bool {
-        let Some(root) = trie.find(bytes) else {
-            return false;
-        };
-        let (mut at, end) = (root + 1, trie.nodes()[root].skip as usize);
-        let mut path = vec![state; trie.max_depth() + 1];
-        while at < end {
-            let node = trie.nodes()[at];
-            let depth = usize::from(node.depth);
-            let next = self.step(ir, limits, path[depth], node.byte);
-            if next == NOTHING {
-                at = node.skip as usize;
-                continue;
-            }
-            if !trie.tokens_at(at).is_empty() {
-                return true;
-            }
-            path[depth + 1] = next;
-            at += 1;
-        }
-        false
     }
 }

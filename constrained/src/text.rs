@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use regex_syntax::utf8::Utf8Sequences;
 
-use crate::dfa::{Classes, DEAD, Dfa};
+use crate::dfa::{ByteSet, Classes, DEAD, Dfa, bytes_of, union_of};
 use crate::lengths::Lengths;
 
 /// A constraint on a JSON string.
@@ -185,6 +185,53 @@ impl TextSpec {
             Place { n_chars, ..place }
         } else {
             place
+        }
+    }
+
+    /// Bytes of memory.
+    pub(crate) fn n_bytes(&self) -> usize {
+        size_of::<Self>() + self.content.n_bytes() + self.is_open.len() + self.lengths.n_bytes()
+    }
+
+    pub(crate) fn content(&self) -> &Dfa {
+        &self.content
+    }
+
+    /// What `place` means for tokens of at most `max_chars` characters, the same for many lengths.
+    pub(crate) fn essence(&self, place: Place, max_chars: u32) -> [u32; 4] {
+        let (needed, left) = if self.lengths.are_free() {
+            let left = self.n_chars_left(place).unwrap_or(u32::MAX);
+            (self.min.saturating_sub(place.n_chars), left)
+        } else {
+            return [place.state, place.mode, place.n_chars, 0];
+        };
+        let bound = max_chars + 1;
+        [place.state, place.mode, needed.min(bound), left.min(bound)]
+    }
+
+    /// The bounds that content and length have together; zeros when they do not interfere.
+    pub(crate) fn joint_bounds(&self) -> (u32, Option<u32>) {
+        if self.lengths.are_free() {
+            (0, None)
+        } else {
+            (self.min, self.max)
+        }
+    }
+
+    /// The bytes that may lead anywhere from `place`, and maybe more; `sets` are those of the content's
+    /// classes.
+    pub(crate) fn bytes(&self, place: Place, sets: &[ByteSet]) -> ByteSet {
+        match place.mode {
+            OPENING => bytes_of([b'"']),
+            PLAIN => {
+                let content = self.content.bytes(place.state, sets);
+                let [low, rest @ ..] = union_of(content, bytes_of(*b"\"\\"));
+                let [second, third, fourth] = rest;
+                // Control characters are escaped.
+                [low & !0xffff_ffff, second, third, fourth]
+            }
+            ESCAPE => bytes_of(*b"\"\\bfnrtu"),
+            _ => bytes_of(*b"\\u0123456789abcdefABCDEF"),
         }
     }
 
@@ -397,17 +444,45 @@ pub(crate) fn step_utf8(state: u8, byte: u8) -> Option<u8> {
     }
 }
 
+/// By byte, a number that bytes share which all states of [`step_utf8`] treat alike.
+const UTF8_CLASSES: [u8; 256] = {
+    let mut classes = [0; 256];
+    let mut byte = 0x80;
+    while byte < 256 {
+        classes[byte] = match byte {
+            0x80..=0x8F => 1,
+            0x90..=0x9F => 2,
+            0xA0..=0xBF => 3,
+            0xC2..=0xDF => 4,
+            0xE0 => 5,
+            0xED => 6,
+            0xE1..=0xEF => 7,
+            0xF0 => 8,
+            0xF1..=0xF3 => 9,
+            0xF4 => 10,
+            _ => 11,
+        };
+        byte += 1;
+    }
+    classes
+};
+
+fn utf8_classes() -> Classes {
+    Classes::by(|byte| UTF8_CLASSES[usize::from(byte)])
+}
+
 /// All texts.
 pub(crate) fn any_content() -> Arc<Dfa> {
-    let classes = Classes::by(|byte| std::array::from_fn::<_, 8, _>(|state| step_utf8(state as u8, byte)));
-    let dfa = Dfa::explore(
-        classes,
-        0,
-        |state, byte| step_utf8(*state, byte),
-        |state| *state == 0,
-        99,
-    );
-    Arc::new(dfa.expect("eight states"))
+    let accepts = (0..9).map(|state| state == 1).collect();
+    // Automaton states count from 1; 0 is dead.
+    let dfa = Dfa::of_states(utf8_classes(), accepts, |state, byte| {
+        let next = (state as u8)
+            .checked_sub(1)
+            .and_then(|state| step_utf8(state, byte));
+        next.map_or(DEAD, |next| u32::from(next) + 1)
+    });
+    // Trimming numbers states in the order in which they are met, here as wherever content is made.
+    Arc::new(dfa.trimmed(&[true; 256]))
 }
 
 /// The states, at a border between characters, from which no text leads to death.
@@ -415,7 +490,7 @@ fn open_states(content: &Dfa) -> Vec<bool> {
     let n = content.n_states();
     let mut is_bad = vec![[false; 8]; n];
     let mut into: Vec<Vec<(u32, u8, u8)>> = vec![Vec::new(); n];
-    let members = content.classes().refine(any_content().classes());
+    let members = content.classes().refine(&utf8_classes());
     let mut seen = vec![[false; 8]; n];
     let mut queue = vec![(content.start(), 0u8)];
     seen[content.start() as usize][0] = true;
@@ -465,6 +540,18 @@ mod tests {
     }
 
     #[test]
+    fn any_content_is_the_smallest_automaton_of_utf8() {
+        let explored = Dfa::explore(
+            utf8_classes(),
+            0,
+            |state, byte| step_utf8(*state, byte),
+            |state| *state == 0,
+            99,
+        );
+        assert_eq!(explored.expect("eight states"), *any_content());
+    }
+
+    #[test]
     fn escapes_are_the_characters_they_stand_for() {
         let content = Dfa::of_strings(["é\n\"".as_bytes(), "😀".as_bytes()]);
         let spec = TextSpec::new(&content, 0, None, &[true; 256]);
@@ -507,6 +594,7 @@ mod tests {
     #[test]
     fn lengths_count_characters_and_are_never_a_dead_end() {
         let spec = TextSpec::new(&any_content(), 2, Some(3), &[true; 256]);
+        assert!(spec.lengths.are_free());
         for (text, is_ok) in [
             ("\"a\"", false),
             ("\"é\\n\"", true),

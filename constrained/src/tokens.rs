@@ -4,10 +4,11 @@
 //! both ways at once, by its number and by its bytes.
 
 use crate::error::CompileError;
+use crate::fill::{Asked, Filling};
 use crate::ir::{Ir, Node, NodeId};
-use crate::limits::Limits;
-use crate::step::{Leaf, Reading};
-use crate::tables::{NOTHING, StateId, Tables};
+use crate::mask::TokenMask;
+use crate::step::Leaf;
+use crate::tables::{NOTHING, StateId, TOO_MANY, Tables};
 use crate::vocabulary::Vocabulary;
 
 /// Tokens by number, ascending. End-of-text tokens are in none.
@@ -36,26 +37,16 @@ impl TokenSet {
         }
     }
 
+    /// Bytes of memory.
+    pub(crate) fn n_bytes(&self) -> usize {
+        let (Self::Only(ids) | Self::AllBut(ids)) = self;
+        size_of::<Self>() + ids.len() * 4
+    }
+
     pub(crate) fn is_empty(&self, vocabulary: &Vocabulary) -> bool {
         match self {
             Self::Only(ids) => ids.is_empty(),
             Self::AllBut(_) => !(0..vocabulary.n_vocab()).any(|token| self.contains(vocabulary, token)),
-        }
-    }
-
-    fn add_to(&self, vocabulary: &Vocabulary, words: &mut [u64]) {
-        match self {
-            Self::Only(ids) => ids.iter().for_each(|token| add(words, *token)),
-            Self::AllBut(ids) => {
-                let mut ids = ids.iter().peekable();
-                for (at, word) in words.iter_mut().enumerate() {
-                    let mut with_text = vocabulary.with_text()[at];
-                    while let Some(token) = ids.next_if(|token| **token as usize / 64 == at) {
-                        with_text &= !(1 << (token % 64));
-                    }
-                    *word |= with_text;
-                }
-            }
         }
     }
 }
@@ -65,10 +56,6 @@ fn sorted(ids: &[u32]) -> Box<[u32]> {
     ids.sort_unstable();
     ids.dedup();
     ids.into()
-}
-
-fn add(words: &mut [u64], token: u32) {
-    words[token as usize / 64] |= 1 << (token % 64);
 }
 
 /// The token that a grammar calls by number.
@@ -116,77 +103,69 @@ impl Ir {
 
 impl Tables {
     /// The state after `token`; `NOTHING` when it cannot come.
-    pub(crate) fn advance(
-        &mut self,
-        ir: &Ir,
-        limits: &Limits,
-        vocabulary: &Vocabulary,
-        state: StateId,
-        token: u32,
-    ) -> StateId {
-        let bytes = vocabulary.token_bytes(token);
+    pub(crate) fn advance(&mut self, asked: Asked<'_>, state: StateId, token: u32) -> StateId {
+        let bytes = asked.vocabulary.token_bytes(token);
         let by_bytes = if bytes.is_empty() {
             NOTHING
         } else {
-            self.run(ir, limits, state, bytes)
+            self.run(asked.ir, asked.limits, state, bytes)
         };
-        if !ir.has_tokens {
+        if !asked.ir.has_tokens || by_bytes == TOO_MANY {
             return by_bytes;
         }
+        self.stacks.is_too_many = false;
         let mut out = Vec::new();
         for reading in self.readings(state).iter() {
-            self.take(ir, vocabulary, reading, token, &mut out);
+            let (ir, stacks) = (asked.ir, &mut self.stacks);
+            match reading.leaf {
+                Leaf::Token { set } if ir.token_sets[set as usize].contains(asked.vocabulary, token) => {
+                    stacks.resume(ir, reading.stack, &mut out);
+                }
+                Leaf::Free { free, state } => {
+                    if let Some(node) = ir.free_texts[free as usize].after_token(state, token) {
+                        let stack = stacks.then(node, reading.stack);
+                        stacks.resume(ir, stack, &mut out);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if std::mem::take(&mut self.stacks.is_too_many) {
+            return TOO_MANY;
         }
         if out.is_empty() {
             return by_bytes;
         }
         out.extend_from_slice(&self.readings(by_bytes));
-        self.state_of(ir, limits, out)
-    }
-
-    /// Adds to `out` what `reading` becomes after `token`, taken by its number.
-    fn take(
-        &mut self,
-        ir: &Ir,
-        vocabulary: &Vocabulary,
-        reading: &Reading,
-        token: u32,
-        out: &mut Vec<Reading>,
-    ) {
-        match reading.leaf {
-            Leaf::Token { set } if ir.token_sets[set as usize].contains(vocabulary, token) => {
-                self.stacks().resume(ir, reading.stack, out);
-            }
-            Leaf::Free { free, state } => {
-                let then = ir.free_texts[free as usize].after_token(state, token);
-                if let Some(node) = then {
-                    self.stacks().follow(ir, node, reading.stack, out);
-                }
-            }
-            _ => {}
-        }
+        self.state_of(asked.ir, asked.limits, out)
     }
 
     /// Adds the tokens that `state` allows by number.
-    pub(crate) fn add_tokens(&mut self, ir: &Ir, vocabulary: &Vocabulary, state: StateId, words: &mut [u64]) {
+    pub(crate) fn add_tokens(&mut self, asked: Asked<'_>, state: StateId, filling: &mut Filling) {
+        let (ir, vocabulary) = (asked.ir, asked.vocabulary);
         if !ir.has_tokens {
             return;
         }
         for reading in self.readings(state).iter() {
             match reading.leaf {
-                Leaf::Token { set } => {
-                    let mut out = Vec::new();
-                    self.stacks().resume(ir, reading.stack, &mut out);
-                    if !out.is_empty() {
-                        ir.token_sets[set as usize].add_to(vocabulary, words);
+                Leaf::Token { set } if self.stacks.can_follow(ir, reading.stack) => {
+                    match &ir.token_sets[set as usize] {
+                        TokenSet::Only(ids) => filling.extras.extend(ids),
+                        TokenSet::AllBut(ids) => {
+                            let mut words = vocabulary.with_text().to_vec();
+                            for token in ids {
+                                words[*token as usize / 64] &= !(1 << (token % 64));
+                            }
+                            let mask = TokenMask::from_words(&words, vocabulary.n_vocab());
+                            filling.parts.push(vocabulary.cache().mask(mask));
+                        }
                     }
                 }
                 Leaf::Free { free, state } => {
                     for (token, node) in ir.free_texts[free as usize].tokens_at(state) {
-                        let mut out = Vec::new();
-                        self.stacks().follow(ir, *node, reading.stack, &mut out);
-                        if !out.is_empty() {
-                            add(words, *token);
+                        let stack = self.stacks.then(*node, reading.stack);
+                        if self.stacks.can_follow(ir, stack) {
+                            filling.extras.push(*token);
                         }
                     }
                 }

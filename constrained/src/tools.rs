@@ -28,7 +28,7 @@ pub struct Tool<'a> {
 }
 
 /// How a call is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CallFormat {
     /// In `<tool_call>` and `</tool_call>`.
     Hermes,
@@ -37,7 +37,7 @@ pub enum CallFormat {
 }
 
 /// Whether a tool is called, and which.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ToolChoice<'a> {
     /// Text, or calls. In [`CallFormat::Hermes`] both; in [`CallFormat::Llama3Json`] what begins with a brace
     /// is a call.
@@ -49,7 +49,7 @@ pub enum ToolChoice<'a> {
 }
 
 /// How many calls one output may have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ParallelCalls {
     /// Any number.
     Allowed,

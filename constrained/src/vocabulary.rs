@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
+use crate::cache::Cache;
+use crate::dfa::ByteSet;
 use crate::error::VocabularyError;
+use crate::free_text::Split;
 use crate::hash::Map;
 use crate::text::{TextSpec, any_content};
 use crate::trie::Trie;
@@ -28,21 +31,29 @@ pub struct Vocabulary {
     strings: StringTokens,
     /// The constraint of a string that has none; most grammars need it.
     any_text: Arc<TextSpec>,
+    cache: Arc<Cache>,
 }
+
+const DEFAULT_CACHE_BYTES: usize = 64 << 20;
 
 /// Tokens sorted by what they do inside a JSON string.
 #[derive(Debug)]
 pub(crate) struct StringTokens {
-    /// `[n]`: whole characters, none of them quote, backslash or control, at most n of them.
-    pub(crate) plain_up_to: Vec<Vec<u64>>,
-    /// The tokens that are in none of these sets.
-    pub(crate) not_plain: Trie,
+    /// `[n]`: plain tokens of at most n characters. Plain are whole characters, none of them quote, backslash
+    /// or control.
+    up_to: Vec<Vec<u64>>,
+    /// Plain tokens of more than [`MAX_SET_CHARS`] characters, by their number.
+    long: Vec<(u32, u32)>,
+    /// All plain tokens.
+    pub(crate) plain: Trie,
+    /// The tokens that are not plain.
+    pub(crate) other: Trie,
     /// Characters of the longest token, whatever it is.
     pub(crate) max_chars: u32,
 }
 
-/// Plain sets are kept up to this many characters; longer tokens are walked one by one.
-const MAX_PLAIN_CHARS: usize = 24;
+/// Sets of plain tokens are kept up to this many characters.
+const MAX_SET_CHARS: usize = 24;
 
 impl Vocabulary {
     /// The vocabulary of `tokens` in the order of their ids. `None` is a special token: it has no text and no
@@ -90,6 +101,7 @@ impl Vocabulary {
             whole[*token as usize / 64] |= u64::from(std::str::from_utf8(text).is_ok()) << (token % 64);
         }
         let strings = StringTokens::new(&with_text, n.div_ceil(64));
+        let cache = Arc::new(Cache::new(DEFAULT_CACHE_BYTES));
         let trie = Trie::new(with_text);
         let mut eos = eos.to_vec();
         eos.sort_unstable();
@@ -105,6 +117,7 @@ impl Vocabulary {
             is_spelled,
             strings,
             any_text,
+            cache,
         })
     }
 
@@ -153,6 +166,20 @@ impl Vocabulary {
         &self.whole_text
     }
 
+    /// The same vocabulary, keeping at most about `n_bytes` of what its grammars share, 64 MiB unless said.
+    #[must_use]
+    pub fn with_cache_bytes(self, n_bytes: usize) -> Self {
+        Self {
+            cache: Arc::new(Cache::new(n_bytes)),
+            ..self
+        }
+    }
+
+    /// Bytes that it holds by now for its grammars to share, besides the tokens.
+    pub fn n_cache_bytes(&self) -> usize {
+        self.cache.n_bytes()
+    }
+
     /// How many tokens there are.
     pub fn n_vocab(&self) -> u32 {
         self.bytes.len() as u32
@@ -166,6 +193,20 @@ impl Vocabulary {
     /// The tokens that end a text, ascending.
     pub fn eos(&self) -> &[u32] {
         &self.eos
+    }
+
+    /// Words of 64 bits that hold a bit per token.
+    pub(crate) fn n_words(&self) -> usize {
+        self.bytes.len().div_ceil(64)
+    }
+
+    /// Its tokens by whether they have one of the bytes `first`.
+    pub(crate) fn split(&self, first: ByteSet) -> Arc<Split> {
+        self.cache.split(first, || Split::new(self, &first))
+    }
+
+    pub(crate) fn cache(&self) -> &Arc<Cache> {
+        &self.cache
     }
 
     pub(crate) fn trie(&self) -> &Trie {
@@ -187,35 +228,72 @@ impl Vocabulary {
 
 impl StringTokens {
     fn new(tokens: &[(&[u8], u32)], n_words: usize) -> Self {
-        let mut plain_up_to = vec![vec![0u64; n_words]; MAX_PLAIN_CHARS + 1];
-        let mut rest = Vec::new();
+        let mut up_to = vec![vec![0u64; n_words]; MAX_SET_CHARS + 1];
+        let (mut plain, mut other, mut long) = (Vec::new(), Vec::new(), Vec::new());
         let mut max_chars = 1;
         for (text, token) in tokens {
-            // An upper bound where the text is not whole characters: each byte may begin one.
-            let n_bytes = text.len();
-            let n_chars = plain_chars(text);
-            max_chars = max_chars.max(n_chars.unwrap_or(n_bytes) as u32);
-            match n_chars.filter(|n| *n <= MAX_PLAIN_CHARS) {
-                Some(n) => plain_up_to[n][*token as usize / 64] |= 1 << (token % 64),
-                None => rest.push((*text, *token)),
+            let Some(n_chars) = plain_chars(text) else {
+                // An upper bound where the text is not whole characters: each byte may begin one.
+                max_chars = max_chars.max(text.len() as u32);
+                other.push((*text, *token));
+                continue;
+            };
+            max_chars = max_chars.max(n_chars as u32);
+            plain.push((*text, *token));
+            match up_to.get_mut(n_chars) {
+                Some(set) => set[*token as usize / 64] |= 1 << (token % 64),
+                None => long.push((n_chars as u32, *token)),
             }
         }
-        for n in 1..plain_up_to.len() {
-            let (before, here) = plain_up_to.split_at_mut(n);
+        for n in 1..up_to.len() {
+            let (before, here) = up_to.split_at_mut(n);
             for (word, shorter) in here[0].iter_mut().zip(&before[n - 1]) {
                 *word |= shorter;
             }
         }
         Self {
-            plain_up_to,
-            not_plain: Trie::new(rest),
+            up_to,
+            long,
+            plain: Trie::new(plain),
+            other: Trie::new(other),
             max_chars,
         }
     }
 
-    /// Characters of the longest plain token that is kept in a set.
-    pub(crate) fn max_plain_chars(&self) -> u32 {
-        MAX_PLAIN_CHARS as u32
+    /// The plain tokens of at most `n_chars` characters, as bits.
+    pub(crate) fn up_to(&self, n_chars: u32) -> Vec<u64> {
+        let n_set = (n_chars as usize).min(MAX_SET_CHARS);
+        let mut words = self.up_to[n_set].clone();
+        for (_, token) in self.long.iter().filter(|(n, _)| *n <= n_chars) {
+            words[*token as usize / 64] |= 1 << (token % 64);
+        }
+        words
+    }
+
+    /// The plain tokens in `ranges` of the plain tree, which are disjoint, as bits.
+    pub(crate) fn words_of(&self, ranges: &mut [(u32, u32)], n_words: usize) -> Vec<u64> {
+        let tokens = self.plain.tokens();
+        let n_within: usize = ranges.iter().map(|(begin, end)| (end - begin) as usize).sum();
+        if n_within < tokens.len() / 2 {
+            let mut words = vec![0; n_words];
+            for (begin, end) in ranges {
+                for token in &tokens[*begin as usize..*end as usize] {
+                    words[*token as usize / 64] |= 1 << (token % 64);
+                }
+            }
+            return words;
+        }
+        // Most are: taking the rest away is less work.
+        let mut words = self.up_to(u32::MAX);
+        ranges.sort_unstable();
+        let mut at = 0;
+        for (begin, end) in ranges.iter().copied().chain([(tokens.len() as u32, 0)]) {
+            for token in &tokens[at..begin as usize] {
+                words[*token as usize / 64] &= !(1 << (token % 64));
+            }
+            at = end as usize;
+        }
+        words
     }
 }
 
@@ -239,12 +317,21 @@ mod tests {
         let texts: [&[u8]; 5] = ["é".as_bytes(), b"abc", b"a\"", b"\xc3", b"\n"];
         let tokens = texts.map(|text| Some(text.to_vec()));
         let vocabulary = Vocabulary::new(tokens, &[]).expect("five tokens");
-        let plain = &vocabulary.strings().plain_up_to;
-        let up_to = |n: usize| (0..5).filter(|token| has(&plain[n], *token)).collect::<Vec<_>>();
-        assert_eq!(up_to(0), [0u32; 0]);
-        assert_eq!(up_to(1), [0]);
-        assert_eq!(up_to(3), [0, 1]);
-        assert_eq!(vocabulary.strings().not_plain.nodes().len(), 4);
+        let strings = vocabulary.strings();
+        let members = |words: &[u64]| (0..5).filter(|token| has(words, *token)).collect::<Vec<_>>();
+        assert_eq!(members(&strings.up_to(0)), [0u32; 0]);
+        assert_eq!(members(&strings.up_to(1)), [0]);
+        assert_eq!(members(&strings.up_to(u32::MAX)), [0, 1]);
+        assert_eq!(strings.other.n_nodes(), 4);
+        // In the order of their bytes: abc, then é.
+        for (mut ranges, tokens) in [
+            (vec![], vec![]),
+            (vec![(1, 2)], vec![0]),
+            (vec![(0, 1)], vec![1]),
+            (vec![(1, 2), (0, 1)], vec![0, 1]),
+        ] {
+            assert_eq!(members(&strings.words_of(&mut ranges, 1)), tokens);
+        }
         assert!(vocabulary.is_spelled()[0xc3] && !vocabulary.is_spelled()[usize::from(b'a')]);
     }
 

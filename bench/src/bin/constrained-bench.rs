@@ -1,15 +1,17 @@
 //! `constrained-bench`: times compilation, masks and advances of the grammar engine. One JSON request a line
-//! on stdin, one JSON reply a line on stdout, in order: `init`, `compile`, `walk`, `quit`. A bad request is
-//! answered with `{"ok":false,"error":…}`.
+//! on stdin, one JSON reply a line on stdout, in order: `init`, `compile`, `walk`, `wander`, `quit`. A bad
+//! request is answered with `{"ok":false,"error":…}`.
 
 use std::io::{self, BufRead, Read, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arbora_constrained::{Grammar, Limits, SchemaOptions, TokenMask, Vocabulary, Whitespace};
+use arbora_constrained::{Grammar, GrammarCache, Limits, SchemaOptions, TokenMask, Vocabulary, Whitespace};
 use serde_json::{Value, json};
 
+/// Of the cache that repeated schemas are found in.
+const CACHE_BYTES: usize = 256 << 20;
 /// Bytes of one request line.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
@@ -19,6 +21,7 @@ struct State {
     tokenizer: Option<tokenizers::Tokenizer>,
     whitespace: Whitespace,
     grammar: Option<Grammar>,
+    cache: Option<GrammarCache>,
 }
 
 fn main() -> ExitCode {
@@ -51,8 +54,9 @@ fn serve(input: &mut impl BufRead, output: &mut impl Write) -> io::Result<()> {
                 Some("init") => state.init(&request),
                 Some("compile") => state.compile(&request),
                 Some("walk") => state.walk(&request),
+                Some("wander") => state.wander(&request),
                 Some("quit") => return Ok(()),
-                _ => Err("`op` is none of init, compile, walk, quit".to_owned()),
+                _ => Err("`op` is none of init, compile, walk, wander, quit".to_owned()),
             },
         };
         let reply = reply.unwrap_or_else(|error| json!({ "ok": false, "error": error }));
@@ -90,7 +94,9 @@ impl State {
                 Some(tokenizers::Tokenizer::from_file(path).map_err(|error| format!("{path}: {error}"))?)
             }
         };
-        self.vocabulary = Some(Arc::new(vocabulary));
+        let vocabulary = Arc::new(vocabulary);
+        self.cache = Some(GrammarCache::new(vocabulary.clone(), CACHE_BYTES));
+        self.vocabulary = Some(vocabulary);
         self.whitespace = whitespace(&request["options"], Whitespace::Any);
         self.grammar = None;
         Ok(json!({
@@ -103,17 +109,77 @@ impl State {
 
     fn compile(&mut self, request: &Value) -> Result<Value, String> {
         let vocabulary = self.vocabulary.as_ref().ok_or("`init` comes first")?;
-        let schema = request["schema"].as_str().ok_or("`schema` is missing")?;
+        let is_regex = request["regex"].is_string();
+        let source = request[if is_regex { "regex" } else { "schema" }].as_str();
+        let source = source.ok_or("`schema` is missing")?;
         let options = SchemaOptions {
             whitespace: whitespace(&request["options"], self.whitespace),
             ..SchemaOptions::default()
         };
+        let limits = Limits::default();
         self.grammar = None;
         let begin = Instant::now();
-        let grammar = Grammar::compile_json_schema(vocabulary, schema, &options, &Limits::default());
+        let grammar = if is_regex {
+            Grammar::compile_regex(vocabulary, source, &limits)
+        } else {
+            Grammar::compile_json_schema(vocabulary, source, &options, &limits)
+        };
         let compile_us = begin.elapsed().as_nanos() as f64 / 1e3;
-        self.grammar = Some(grammar.map_err(|error| error.to_string())?);
-        Ok(json!({ "ok": true, "compile_us": compile_us }))
+        let grammar = grammar.map_err(|error| error.to_string())?;
+        let n_bytes = grammar.n_bytes();
+        self.grammar = Some(grammar);
+        let mut again_us = 0.0;
+        if let Some(cache) = self
+            .cache
+            .as_ref()
+            .filter(|_| request["again"] == true && !is_regex)
+        {
+            let ask = || {
+                cache
+                    .json_schema(source, &options, &limits)
+                    .map(|grammar| grammar.matcher())
+            };
+            ask()
+                .map(|mut matcher| matcher.mask())
+                .map_err(|error| error.to_string())?
+                .map_err(|error| error.to_string())?;
+            let begin = Instant::now();
+            let mask = ask().map(|mut matcher| matcher.mask());
+            again_us = begin.elapsed().as_nanos() as f64 / 1e3;
+            mask.map_err(|error| error.to_string())?
+                .map_err(|error| error.to_string())?;
+        }
+        Ok(json!({ "ok": true, "compile_us": compile_us, "again_us": again_us, "n_bytes": n_bytes }))
+    }
+
+    /// A walk of up to `n` random allowed tokens, the same for the same `seed`.
+    fn wander(&mut self, request: &Value) -> Result<Value, String> {
+        let grammar = self.grammar.as_ref().ok_or("no grammar was compiled")?;
+        let n = request["n"].as_u64().ok_or("`n` is missing")?;
+        let mut random = request["seed"].as_u64().ok_or("`seed` is missing")?;
+        let mut matcher = grammar.matcher();
+        let (mut mask_ns, mut stopped) = (vec![], String::new());
+        for _ in 0..n {
+            let begin = Instant::now();
+            let mask = matcher.mask();
+            mask_ns.push(begin.elapsed().as_nanos() as u64);
+            let mask = match mask {
+                Ok(mask) => mask,
+                Err(error) => {
+                    stopped = error.to_string();
+                    break;
+                }
+            };
+            let eos = grammar.vocabulary().eos();
+            let allowed = (0..mask.n_vocab()).filter(|token| mask.allows(*token) && !eos.contains(token));
+            let allowed: Vec<u32> = allowed.collect();
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let Some(token) = allowed.get((random >> 33) as usize % allowed.len().max(1)) else {
+                break;
+            };
+            matcher.advance(*token).map_err(|error| error.to_string())?;
+        }
+        Ok(json!({ "ok": true, "mask_ns": mask_ns, "stopped": stopped, "n_bytes": grammar.n_bytes() }))
     }
 
     fn walk(&mut self, request: &Value) -> Result<Value, String> {
@@ -155,7 +221,7 @@ impl State {
         let n_forced = self.n_forced(grammar, &tokens[..n_accepted]);
         Ok(json!({
             "ok": true, "accepted": n_accepted, "eos": has_eos, "mask_ns": mask_ns, "adv_ns": adv_ns,
-            "allowed": allowed, "hash": hash, "ff": n_forced, "new_ns": new_ns,
+            "allowed": allowed, "hash": hash, "ff": n_forced, "new_ns": new_ns, "n_bytes": grammar.n_bytes(),
         }))
     }
 

@@ -37,7 +37,7 @@ use crate::json::{Document, Json, JsonId};
 use crate::limits::Limits;
 
 /// Which whitespace the output may have around JSON's punctuation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Whitespace {
     /// Any, up to `max_whitespace` characters in a run.
     #[default]
@@ -47,7 +47,7 @@ pub enum Whitespace {
 }
 
 /// The rules by which a schema without `$schema` is read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Draft {
     /// 2020-12.
     #[default]
@@ -57,7 +57,7 @@ pub enum Draft {
 }
 
 /// What `format` means.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum FormatPolicy {
     /// A known format is enforced or refused; unknown ones are annotations.
     #[default]
@@ -67,7 +67,7 @@ pub enum FormatPolicy {
 }
 
 /// How a schema is read and its values are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SchemaOptions {
     /// Whitespace in the output.
     pub whitespace: Whitespace,

@@ -4,7 +4,6 @@
 //! them must be there, it is the object's last member.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use super::facts::{Fact, Facts, Goal, NameId, Target, Witness};
 use super::names::{NameClass, Patterns};
@@ -13,7 +12,6 @@ use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId};
 use crate::dfa::{DEAD, Product};
 use crate::ir::{Key, Object};
 use crate::keys::KeyTrie;
-use crate::text::TextSpec;
 
 /// What one schema says about members.
 struct Layer {
@@ -262,8 +260,7 @@ impl Compiler<'_> {
         let Some(names) = names else {
             return self.ir.text(self.ir.any_text.clone());
         };
-        let text = TextSpec::new(names, 0, None, self.ir.is_spelled());
-        self.ir.text(Arc::new(text))
+        self.ir.text_of(names, 0, None)
     }
 
     /// The members of `class` that are called as `names` has it and satisfy `goal` as well.

@@ -8,8 +8,7 @@ use super::keywords::STRING;
 use super::lower::Merged;
 use super::{CompileError, Compiler, Dfa, FormatPolicy, Json, JsonId, NodeId};
 use crate::dfa::Product;
-use crate::pattern;
-use crate::text::{TextSpec, any_content, step_utf8};
+use crate::text::{any_content, step_utf8};
 
 impl Compiler<'_> {
     pub(super) fn pattern_of(&mut self, id: JsonId) -> Result<Option<Arc<Dfa>>, CompileError> {
@@ -29,8 +28,8 @@ impl Compiler<'_> {
         if let Some(known) = self.patterns.get(source) {
             return Ok(known.clone());
         }
-        let dfa = pattern::search(source, self.ir.max_automaton_states());
-        let dfa = Arc::new(dfa.map_err(|error| self.unsupported(id, keyword, &error.to_string()))?);
+        let dfa = self.ir.search(source);
+        let dfa = dfa.map_err(|error| self.unsupported(id, keyword, &error.to_string()))?;
         self.spend(30_000 + dfa.n_states() as u64 * 3_000)?;
         self.patterns.insert(source.to_owned(), dfa.clone());
         Ok(dfa)
@@ -57,7 +56,7 @@ impl Compiler<'_> {
         if let Some(known) = self.patterns.get(&key) {
             return Ok(Some(known.clone()));
         }
-        let dfa = Arc::new(pattern::compile(source, self.ir.max_automaton_states())?);
+        let dfa = self.ir.pattern(source)?;
         self.spend(20_000 + dfa.n_states() as u64 * 1_000)?;
         self.patterns.insert(key, dfa.clone());
         Ok(Some(dfa))
@@ -128,8 +127,7 @@ impl Compiler<'_> {
             self.spend(length.saturating_mul(content.n_states() as u64))?;
         }
         let content = content.unwrap_or_else(|| (*any_content()).clone());
-        let text = TextSpec::new(&content, min, max, self.ir.is_spelled());
-        Ok(self.ir.text(Arc::new(text)))
+        Ok(self.ir.text_of(&content, min, max))
     }
 
     /// The strings that meet all of `goals`; `at` is where they stand.

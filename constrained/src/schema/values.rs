@@ -1,7 +1,5 @@
 //! `enum` and `const`: the listed values themselves.
 
-use std::sync::Arc;
-
 use super::facts::Facts;
 use super::keywords::{ARRAY, OBJECT, type_of};
 use super::lower::Merged;
@@ -10,7 +8,6 @@ use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId};
 use crate::ir::{Array, Key, Object};
 use crate::keys::KeyTrie;
 use crate::number::{Bound, Decimal, NumberSpec, automaton, listed};
-use crate::text::TextSpec;
 
 /// Keywords that speak of items.
 const OF_ARRAYS: [&str; 8] = [
@@ -128,8 +125,7 @@ impl Compiler<'_> {
     }
 
     fn texts_node(&mut self, content: &Dfa) -> NodeId {
-        let text = TextSpec::new(content, 0, None, self.ir.is_spelled());
-        self.ir.text(Arc::new(text))
+        self.ir.text_of(content, 0, None)
     }
 
     /// Exactly `value`. Recursion is as deep as the document, which `max_source_depth` bounds.
@@ -177,21 +173,25 @@ impl Compiler<'_> {
     pub(super) fn number_node(&mut self, spec: &NumberSpec, at: JsonId) -> Result<NodeId, CompileError> {
         self.spend(500 * (1 + spec.excluded.len() as u64).pow(2))?;
         let max = self.ir.max_automaton_states();
-        let dfa = automaton(spec, max).map_err(|error| match error {
-            Some(_) => CompileError::Limit {
-                name: "max_automaton_states",
-                limit: max as u64,
-                place: format!("the numbers of {}", self.document.pointer(at)),
-            },
-            None => self.unsupported(
-                at,
-                "multipleOf",
-                "the divisor has too many digits or is not positive",
-            ),
+        let cache = self.ir.cache().clone();
+        let dfa = cache.automaton(format!("number {max} {spec:?}"), || {
+            let dfa = automaton(spec, max).map_err(|error| match error {
+                Some(_) => CompileError::Limit {
+                    name: "max_automaton_states",
+                    limit: max as u64,
+                    place: format!("the numbers of {}", self.document.pointer(at)),
+                },
+                None => self.unsupported(
+                    at,
+                    "multipleOf",
+                    "the divisor has too many digits or is not positive",
+                ),
+            });
+            Ok(dfa?.trimmed(self.ir.is_spelled()))
         })?;
         // Minimising long chains of digits takes about as many rounds as there are digits.
         self.spend((dfa.n_states() as u64).pow(2) * 8)?;
-        Ok(self.ir.dfa(dfa))
+        Ok(self.ir.shared_dfa(dfa))
     }
 }
 

@@ -1,0 +1,369 @@
+//! What the grammars of one vocabulary share: automata by what they were made from, masks by content, and
+//! what was found out about equal leaves.
+//!
+//! Nothing here is needed for a right answer; all of it is bounded in bytes and may be forgotten at any time.
+//! The lock is held for single look-ups and never while anything is computed.
+
+use std::borrow::Borrow;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::dfa::{ByteSet, Dfa};
+use crate::free_text::Split;
+use crate::hash::Map;
+use crate::mask::TokenMask;
+use crate::text::TextSpec;
+use crate::trie::Trie;
+
+/// A mask and its number, which no other mask ever gets.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) mask: Arc<TokenMask>,
+    pub(crate) id: u64,
+}
+
+/// One leaf at one place: the tokens that stay within it, and those that leave it.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    pub(crate) inside: Known,
+    pub(crate) ways: Box<[Way]>,
+    /// Steps that it took to find out; charged again to whoever finds it here, so that a limit does not
+    /// depend on what others did.
+    pub(crate) n_steps: usize,
+}
+
+/// The tokens that complete a leaf in one way.
+#[derive(Debug, Default)]
+pub(crate) struct Way {
+    pub(crate) way: u32,
+    /// They end with the leaf, and nothing of it could follow.
+    pub(crate) here: Box<[u32]>,
+    /// Nodes of the vocabulary's tree: what is longer goes on after the leaf.
+    pub(crate) nodes: Box<[u32]>,
+    /// Tokens that go on after the leaf, by what they have after it.
+    pub(crate) suffixes: Option<Trie>,
+    /// The leaf may be complete nearly everywhere, so that tokens that go on are not listed here.
+    pub(crate) is_dense: bool,
+}
+
+/// A leaf that grammars have in common.
+#[derive(Debug)]
+pub(crate) struct Fragment {
+    /// Never used twice.
+    id: u64,
+    /// The bytes of each class of the automaton.
+    pub(crate) sets: Box<[ByteSet]>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum FragmentKey {
+    Dfa(Arc<Dfa>),
+    Text(TextKey),
+}
+
+/// Strings are equal when their contents are, and the bounds that the content depends on.
+#[derive(Clone, Debug)]
+struct TextKey(Arc<TextSpec>);
+
+impl PartialEq for TextKey {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+            || self.0.joint_bounds() == other.0.joint_bounds() && self.0.content() == other.0.content()
+    }
+}
+
+impl Eq for TextKey {}
+
+impl Hash for TextKey {
+    fn hash<H: std::hash::Hasher>(&self, hasher: &mut H) {
+        self.0.joint_bounds().hash(hasher);
+        self.0.content().hash(hasher);
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum PieceKey {
+    Leaf {
+        fragment: u64,
+        place: [u32; 4],
+    },
+    /// What is left of the only key that can come.
+    Literal(Box<[u8]>),
+}
+
+/// Numbers of masks to be united, ascending, and further tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Union {
+    pub(crate) parts: Vec<u64>,
+    pub(crate) extras: Vec<u32>,
+}
+
+/// A table that forgets what was not asked for lately: when the young half is full it becomes the old one,
+/// and the old one goes. Holds at most `max_bytes` and one entry.
+#[derive(Debug)]
+struct Generations<K, V> {
+    young: Map<K, (V, usize)>,
+    old: Map<K, (V, usize)>,
+    n_young_bytes: usize,
+    n_old_bytes: usize,
+    max_bytes: usize,
+}
+
+impl<K: Eq + Hash, V: Clone> Generations<K, V> {
+    fn new(max_bytes: usize) -> Self {
+        Self {
+            young: Map::default(),
+            old: Map::default(),
+            n_young_bytes: 0,
+            n_old_bytes: 0,
+            max_bytes,
+        }
+    }
+
+    fn find<Q>(&mut self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        if let Some((value, _)) = self.young.get(key) {
+            return Some(value.clone());
+        }
+        let (key, (value, n_bytes)) = self.old.remove_entry(key)?;
+        self.n_old_bytes -= n_bytes;
+        self.insert(key, value.clone(), n_bytes);
+        Some(value)
+    }
+
+    fn insert(&mut self, key: K, value: V, n_bytes: usize) {
+        if self.n_young_bytes + n_bytes > self.max_bytes / 2 {
+            self.old = std::mem::take(&mut self.young);
+            self.n_old_bytes = std::mem::take(&mut self.n_young_bytes);
+        }
+        if self.young.insert(key, (value, n_bytes)).is_none() {
+            self.n_young_bytes += n_bytes;
+        }
+    }
+
+    fn n_bytes(&self) -> usize {
+        self.n_young_bytes + self.n_old_bytes
+    }
+}
+
+/// Owned by a vocabulary.
+#[derive(Debug)]
+pub(crate) struct Cache(Mutex<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    n_numbers: u64,
+    fragments: Generations<FragmentKey, Arc<Fragment>>,
+    pieces: Generations<PieceKey, Arc<Piece>>,
+    masks: Generations<Arc<TokenMask>, Known>,
+    unions: Generations<Union, Arc<TokenMask>>,
+    /// Automata by what they were made from.
+    automata: Generations<String, Arc<Dfa>>,
+    specs: Generations<SpecKey, Arc<TextSpec>>,
+    /// Tokens by the bytes with which a free text's markers begin.
+    splits: Generations<ByteSet, Arc<Split>>,
+}
+
+/// Content as given, and the bounds on its length.
+type SpecKey = (Arc<Dfa>, u32, Option<u32>);
+
+impl Cache {
+    pub(crate) fn new(max_bytes: usize) -> Self {
+        Self(Mutex::new(Shared {
+            n_numbers: 0,
+            fragments: Generations::new(max_bytes / 8),
+            pieces: Generations::new(max_bytes / 4),
+            masks: Generations::new(max_bytes / 16 * 5),
+            unions: Generations::new(max_bytes / 8),
+            automata: Generations::new(max_bytes / 16),
+            specs: Generations::new(max_bytes / 16),
+            splits: Generations::new(max_bytes / 16),
+        }))
+    }
+
+    /// Entries are added whole and never changed, so that a holder's panic leaves nothing broken.
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn n_bytes(&self) -> usize {
+        let shared = self.lock();
+        shared.fragments.n_bytes()
+            + shared.pieces.n_bytes()
+            + shared.masks.n_bytes()
+            + shared.unions.n_bytes()
+            + shared.automata.n_bytes()
+            + shared.specs.n_bytes()
+            + shared.splits.n_bytes()
+    }
+
+    /// The automaton that `make` makes. `recipe` names all that it depends on, besides the vocabulary.
+    pub(crate) fn automaton<E>(
+        &self,
+        recipe: String,
+        make: impl FnOnce() -> Result<Dfa, E>,
+    ) -> Result<Arc<Dfa>, E> {
+        let known = self.lock().automata.find(&recipe);
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let dfa = Arc::new(make()?);
+        let n_bytes = dfa.n_bytes() + recipe.len() + 64;
+        self.lock().automata.insert(recipe, dfa.clone(), n_bytes);
+        Ok(dfa)
+    }
+
+    /// Strings whose content `content` accepts and that have `min ..= max` characters.
+    pub(crate) fn spec(
+        &self,
+        content: &Dfa,
+        min: u32,
+        max: Option<u32>,
+        is_spelled: &[bool; 256],
+    ) -> Arc<TextSpec> {
+        let key = (Arc::new(content.clone()), min, max);
+        let known = self.lock().specs.find(&key);
+        if let Some(known) = known {
+            return known;
+        }
+        let spec = Arc::new(TextSpec::new(content, min, max, is_spelled));
+        let n_bytes = content.n_bytes() + spec.n_bytes() + 64;
+        self.lock().specs.insert(key, spec.clone(), n_bytes);
+        spec
+    }
+
+    /// The vocabulary's tokens by whether they have one of the bytes `first`.
+    pub(crate) fn split(&self, first: ByteSet, make: impl FnOnce() -> Split) -> Arc<Split> {
+        let known = self.lock().splits.find(&first);
+        if let Some(known) = known {
+            return known;
+        }
+        let split = Arc::new(make());
+        let n_bytes = split.n_bytes() + 64;
+        self.lock().splits.insert(first, split.clone(), n_bytes);
+        split
+    }
+
+    pub(crate) fn dfa(&self, dfa: &Arc<Dfa>) -> Arc<Fragment> {
+        self.lock().fragment(FragmentKey::Dfa(dfa.clone()), dfa)
+    }
+
+    pub(crate) fn text(&self, text: &Arc<TextSpec>) -> Arc<Fragment> {
+        let key = FragmentKey::Text(TextKey(text.clone()));
+        self.lock().fragment(key, text.content())
+    }
+
+    pub(crate) fn piece(&self, key: &PieceKey) -> Option<Arc<Piece>> {
+        self.lock().pieces.find(key)
+    }
+
+    pub(crate) fn keep_piece(&self, key: PieceKey, piece: Piece) -> Arc<Piece> {
+        let n_bytes = piece.n_bytes() + key.n_bytes();
+        let piece = Arc::new(piece);
+        self.lock().pieces.insert(key, piece.clone(), n_bytes);
+        piece
+    }
+
+    /// The one mask that is equal to `mask`.
+    pub(crate) fn mask(&self, mask: TokenMask) -> Known {
+        self.lock().mask(mask)
+    }
+
+    pub(crate) fn union(&self, union: &Union) -> Option<Arc<TokenMask>> {
+        self.lock().unions.find(union)
+    }
+
+    pub(crate) fn keep_union(&self, union: Union, mask: TokenMask) -> Arc<TokenMask> {
+        let n_bytes = size_of::<Union>() + union.parts.len() * 8 + union.extras.len() * 4 + mask.n_bytes();
+        let mut shared = self.lock();
+        let mask = shared.mask(mask).mask;
+        shared.unions.insert(union, mask.clone(), n_bytes);
+        mask
+    }
+}
+
+impl Shared {
+    fn fragment(&mut self, key: FragmentKey, dfa: &Dfa) -> Arc<Fragment> {
+        if let Some(known) = self.fragments.find(&key) {
+            return known;
+        }
+        self.n_numbers += 1;
+        let fragment = Arc::new(Fragment {
+            id: self.n_numbers,
+            sets: dfa.classes().sets(),
+        });
+        let n_bytes = dfa.n_bytes() + fragment.sets.len() * size_of::<ByteSet>() + 128;
+        self.fragments.insert(key, fragment.clone(), n_bytes);
+        fragment
+    }
+
+    fn mask(&mut self, mask: TokenMask) -> Known {
+        if let Some(known) = self.masks.find(&mask) {
+            return known;
+        }
+        self.n_numbers += 1;
+        let (n_bytes, mask) = (mask.n_bytes() + 64, Arc::new(mask));
+        let known = Known {
+            mask: mask.clone(),
+            id: self.n_numbers,
+        };
+        self.masks.insert(mask, known.clone(), n_bytes);
+        known
+    }
+}
+
+impl Fragment {
+    pub(crate) fn at(&self, place: [u32; 4]) -> PieceKey {
+        PieceKey::Leaf {
+            fragment: self.id,
+            place,
+        }
+    }
+}
+
+impl PieceKey {
+    fn n_bytes(&self) -> usize {
+        match self {
+            Self::Leaf { .. } => size_of::<Self>(),
+            Self::Literal(rest) => size_of::<Self>() + rest.len(),
+        }
+    }
+}
+
+impl Piece {
+    pub(crate) fn n_bytes(&self) -> usize {
+        let of_way = |way: &Way| {
+            let suffixes = way.suffixes.as_ref().map_or(0, Trie::n_bytes);
+            size_of::<Way>() + (way.here.len() + way.nodes.len()) * 4 + suffixes
+        };
+        self.ways.iter().map(of_way).sum::<usize>() + size_of::<Self>() + self.inside.mask.n_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_stays_and_the_rest_goes() {
+        let mut kept = Generations::new(100);
+        for n in 0..1_000u32 {
+            kept.insert(n, n, 10);
+            assert!(kept.n_bytes() <= 100, "{}", kept.n_bytes());
+            assert_eq!(kept.find(&0), Some(0), "after {n}");
+        }
+        assert_eq!(kept.find(&1), None);
+        assert_eq!(kept.find(&999), Some(999));
+    }
+
+    #[test]
+    fn equal_masks_are_one() {
+        let cache = Cache::new(1 << 20);
+        let mask = |ids: &[u32]| cache.mask(TokenMask::from_sorted_ids(ids.to_vec(), 100)).mask;
+        assert!(Arc::ptr_eq(&mask(&[1, 5]), &mask(&[1, 5])));
+        assert!(!Arc::ptr_eq(&mask(&[1, 5]), &mask(&[1])));
+    }
+}

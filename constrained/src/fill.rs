@@ -1,0 +1,540 @@
+//! Masks of states that were not visited before.
+//!
+//! A mask is the union of its readings' masks. Of each reading the leaf alone decides most tokens, and what it
+//! decides is kept by the vocabulary for all grammars with an equal leaf ([`crate::cache`]). Only tokens that
+//! go on after the leaf depend on the stack: they are followed from leaf to leaf, and no state is built for
+//! them.
+//!
+//! Why this is the same as stepping the whole set of readings byte by byte: steps distribute over readings,
+//! and a set never has more readings at once than leaves were entered. Where those are more than
+//! `max_readings`, or a leaf can be left nearly everywhere, the set itself is stepped.
+
+use std::sync::Arc;
+
+use crate::cache::{Fragment, Known, Piece, PieceKey, Union};
+use crate::error::MatchError;
+use crate::free_text::FreeMachine;
+use crate::hash::SmallSet;
+use crate::ir::Ir;
+use crate::limits::Limits;
+use crate::mask::TokenMask;
+use crate::pieces::{only_rest, text_piece, ways};
+use crate::step::{Leaf, Reading, StackId};
+use crate::sweep::{
+    DfaMachine, Found, KeyMachine, LiteralMachine, Machine, Step, TextMachine, TooMuchWork, sweep,
+};
+use crate::tables::{NOTHING, StateId, TOO_MANY, Tables};
+use crate::trie::Trie;
+use crate::vocabulary::Vocabulary;
+
+/// What a mask is asked of.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub(crate) ir: &'a Ir,
+    pub(crate) limits: &'a Limits,
+    pub(crate) vocabulary: &'a Vocabulary,
+}
+
+impl Asked<'_> {
+    /// Steps for one mask: once over the vocabulary is always allowed.
+    pub(crate) fn max_work(&self) -> usize {
+        self.limits.max_mask_work + self.vocabulary.trie().n_nodes()
+    }
+}
+
+enum Stop {
+    TooMuchWork,
+    /// More leaves were entered than readings may be alive, or would have to be.
+    StepTheSet,
+}
+
+impl From<TooMuchWork> for Stop {
+    fn from(_: TooMuchWork) -> Self {
+        Self::TooMuchWork
+    }
+}
+
+/// A point to go on from: what is longer than `node` follows the leaf that ended there.
+#[derive(Clone, Copy)]
+struct Onward {
+    /// `None` is the root.
+    node: Option<u32>,
+    is_end: bool,
+    stack: StackId,
+}
+
+/// A mask in the making; empty between masks, kept for its memory.
+#[derive(Debug, Default)]
+pub(crate) struct Filling {
+    pub(crate) parts: Vec<Known>,
+    pub(crate) extras: Vec<u32>,
+    found: Found,
+    n_entered: usize,
+}
+
+/// The work of one closure in steps of a sweep.
+const CLOSURE_WORK: usize = 16;
+
+impl Tables {
+    /// The mask of `state`, from its readings.
+    pub(crate) fn first_mask(
+        &mut self,
+        asked: Asked<'_>,
+        state: StateId,
+    ) -> Result<Arc<TokenMask>, MatchError> {
+        (self.stacks.is_too_deep, self.stacks.is_too_many) = (false, false);
+        let mut filling = std::mem::take(&mut self.filling);
+        filling.begin(asked);
+        let filled = match self.fill(asked, state, &mut filling) {
+            Err(Stop::StepTheSet) => {
+                self.stacks.is_too_many = false;
+                filling.begin(asked);
+                self.fill_by_steps(asked, state, &mut filling).map_err(Stop::from)
+            }
+            filled => filled,
+        };
+        let mask = filled.map(|()| {
+            self.add_tokens(asked, state, &mut filling);
+            if self.is_accepting(state) {
+                filling.extras.extend(asked.vocabulary.eos());
+            }
+            filling.finish(asked.vocabulary)
+        });
+        self.filling = filling;
+        let limit = |(name, limit)| MatchError::Limit { name, limit };
+        let mask = mask.map_err(|_| limit(("max_mask_work", asked.limits.max_mask_work as u64)))?;
+        // Compiling removed what leads nowhere, so only a limit can have kept everything out, now or when the
+        // transition was first taken.
+        if mask.n_allowed() == 0 || self.stacks.is_too_many {
+            return Err(limit(self.exceeded(asked.limits)));
+        }
+        Ok(mask)
+    }
+
+    fn fill(&mut self, asked: Asked<'_>, state: StateId, filling: &mut Filling) -> Result<(), Stop> {
+        let readings = self.readings(state);
+        filling.enter(readings.len(), asked.limits)?;
+        let mut onward = Vec::new();
+        let has_text = |leaf| !matches!(leaf, Leaf::Done | Leaf::Token { .. });
+        for reading in readings.iter().filter(|reading| has_text(reading.leaf)) {
+            let piece = self.piece(asked, reading, filling)?;
+            for way in &piece.ways {
+                let stack = self.after_piece(asked.ir, reading, way.way);
+                let node = |node: &u32| Onward {
+                    node: Some(*node),
+                    is_end: false,
+                    stack,
+                };
+                onward.extend(way.nodes.iter().map(node));
+                if way.is_dense && self.stacks.has_leaf(asked.ir, stack) {
+                    return Err(Stop::StepTheSet);
+                }
+                if way.here.is_empty() && way.suffixes.is_none() {
+                    continue;
+                }
+                if !way.here.is_empty() && self.stacks.can_follow(asked.ir, stack) {
+                    filling.extras.extend(&way.here);
+                }
+                if let Some(suffixes) = &way.suffixes {
+                    let root = Onward {
+                        node: None,
+                        is_end: false,
+                        stack,
+                    };
+                    self.follow(asked, suffixes, vec![root], filling)?;
+                }
+            }
+            if filling.parts.iter().all(|part| part.id != piece.inside.id) {
+                filling.parts.push(piece.inside.clone());
+            }
+        }
+        self.follow(asked, asked.vocabulary.trie(), onward, filling)
+    }
+
+    /// Follows tokens of `trie` from leaf to leaf.
+    fn follow(
+        &mut self,
+        asked: Asked<'_>,
+        trie: &Trie,
+        mut onward: Vec<Onward>,
+        filling: &mut Filling,
+    ) -> Result<(), Stop> {
+        let mut seen = SmallSet::new();
+        while let Some(Onward { node, is_end, stack }) = onward.pop() {
+            if !seen.insert((node, stack)) {
+                continue;
+            }
+            filling.found.n_left = filling.found.n_left.saturating_sub(CLOSURE_WORK);
+            let readings = self.stacks.continuation(asked.ir, stack);
+            filling.enter(readings.len(), asked.limits)?;
+            let node = node.map(|node| node as usize);
+            if is_end && !readings.is_empty() {
+                let node = node.expect("a leaf takes a byte");
+                filling.extras.extend(trie.tokens_at(node));
+            }
+            for reading in readings.iter() {
+                self.sweep_leaf(asked, reading, trie, node, &mut filling.found)?;
+                let found = &mut filling.found;
+                for (begin, end) in found.ranges.drain(..) {
+                    filling
+                        .extras
+                        .extend(&trie.tokens()[begin as usize..end as usize]);
+                }
+                for exit in found.exits.drain(..) {
+                    onward.push(Onward {
+                        node: Some(exit.node),
+                        is_end: exit.is_end,
+                        stack: self.stacks.after(asked.ir, reading, exit.way),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the leaf of `reading` over the tokens of `trie` below `from`.
+    fn sweep_leaf(
+        &mut self,
+        asked: Asked<'_>,
+        reading: &Reading,
+        trie: &Trie,
+        from: Option<usize>,
+        found: &mut Found,
+    ) -> Result<(), TooMuchWork> {
+        let ir = asked.ir;
+        match reading.leaf {
+            Leaf::Done | Leaf::Token { .. } => Ok(()),
+            Leaf::Free { free, state } => {
+                let fragment = self.dfa_fragment(asked, ir.free_texts[free as usize].dfa);
+                let may_leave = self.may_leave(ir, reading);
+                let mut machine = FreeMachine::new(ir, free, &fragment.sets, may_leave);
+                sweep(&mut machine, (state, true), trie, from, found)
+            }
+            Leaf::Dfa { dfa, state } => {
+                let fragment = self.dfa_fragment(asked, dfa);
+                let mut machine = DfaMachine {
+                    dfa: &ir.dfas[dfa as usize],
+                    sets: &fragment.sets,
+                };
+                sweep(&mut machine, state, trie, from, found)
+            }
+            Leaf::Text { text, place } => {
+                let fragment = self.text_fragment(asked, text);
+                let mut machine = TextMachine {
+                    text: &ir.texts[text as usize],
+                    sets: &fragment.sets,
+                    plain_chars: None,
+                };
+                sweep(&mut machine, place, trie, from, found)
+            }
+            Leaf::Key {
+                object,
+                node,
+                first,
+                last,
+                ..
+            } => {
+                let trie_of_keys = &ir.objects[object as usize].trie;
+                let mut machine = KeyMachine {
+                    trie: trie_of_keys,
+                    first,
+                    last,
+                };
+                sweep(&mut machine, node, trie, from, found)
+            }
+        }
+    }
+
+    /// Whether bytes may follow a free text at any border.
+    fn may_leave(&mut self, ir: &Ir, reading: &Reading) -> bool {
+        let Leaf::Free { free, .. } = reading.leaf else {
+            return false;
+        };
+        ir.free_texts[free as usize].is_nullable() && self.stacks.has_leaf(ir, reading.stack)
+    }
+
+    fn dfa_fragment(&mut self, asked: Asked<'_>, dfa: u32) -> Arc<Fragment> {
+        let slot = &mut self.dfa_fragments[dfa as usize];
+        slot.get_or_insert_with(|| asked.vocabulary.cache().dfa(&asked.ir.dfas[dfa as usize]))
+            .clone()
+    }
+
+    fn text_fragment(&mut self, asked: Asked<'_>, text: u32) -> Arc<Fragment> {
+        let slot = &mut self.text_fragments[text as usize];
+        slot.get_or_insert_with(|| asked.vocabulary.cache().text(&asked.ir.texts[text as usize]))
+            .clone()
+    }
+
+    /// What is known about the leaf of `reading`, now if not before.
+    fn piece(
+        &mut self,
+        asked: Asked<'_>,
+        reading: &Reading,
+        filling: &mut Filling,
+    ) -> Result<Arc<Piece>, Stop> {
+        let vocabulary = asked.vocabulary;
+        let key = match reading.leaf {
+            Leaf::Done | Leaf::Token { .. } => unreachable!("no byte moves it"),
+            Leaf::Free { .. } => None,
+            Leaf::Dfa { dfa, state } => Some(self.dfa_fragment(asked, dfa).at([state, 0, 0, 0])),
+            Leaf::Text { text, place } => {
+                let max_chars = vocabulary.strings().max_chars;
+                let essence = asked.ir.texts[text as usize].essence(place, max_chars);
+                Some(self.text_fragment(asked, text).at(essence))
+            }
+            Leaf::Key { .. } => {
+                only_rest(asked.ir, reading.leaf).map(|(_, rest)| PieceKey::Literal(rest.into()))
+            }
+        };
+        let own_key = (reading.leaf, self.may_leave(asked.ir, reading));
+        let known = match &key {
+            Some(key) => vocabulary.cache().piece(key),
+            None => self.own_pieces.get(&own_key).cloned(),
+        };
+        let piece = match known {
+            Some(piece) => piece,
+            None => {
+                let piece = self.new_piece(asked, reading, &key)?;
+                match key {
+                    Some(key) => vocabulary.cache().keep_piece(key, piece),
+                    None => {
+                        let piece = Arc::new(piece);
+                        self.n_mask_bytes += piece.n_bytes();
+                        self.own_pieces.insert(own_key, piece.clone());
+                        piece
+                    }
+                }
+            }
+        };
+        filling.found.n_left = filling.found.n_left.saturating_sub(piece.n_steps);
+        if filling.found.n_left == 0 {
+            return Err(Stop::TooMuchWork);
+        }
+        Ok(piece)
+    }
+
+    fn new_piece(
+        &mut self,
+        asked: Asked<'_>,
+        reading: &Reading,
+        key: &Option<PieceKey>,
+    ) -> Result<Piece, Stop> {
+        if let Leaf::Free { free, state } = reading.leaf {
+            let fragment = self.dfa_fragment(asked, asked.ir.free_texts[free as usize].dfa);
+            let may_leave = self.may_leave(asked.ir, reading);
+            let mut machine = FreeMachine::new(asked.ir, free, &fragment.sets, may_leave);
+            return Ok(machine.piece(asked, state)?);
+        }
+        if let Leaf::Text { text, place } = reading.leaf {
+            let fragment = self.text_fragment(asked, text);
+            let mut machine = TextMachine {
+                text: &asked.ir.texts[text as usize],
+                sets: &fragment.sets,
+                plain_chars: None,
+            };
+            return Ok(text_piece(&mut machine, place, asked)?);
+        }
+        let mut found = Found::with_work(asked.max_work());
+        let trie = asked.vocabulary.trie();
+        if let Some(PieceKey::Literal(rest)) = key {
+            sweep(&mut LiteralMachine { rest }, 0, trie, None, &mut found)?;
+        } else {
+            self.sweep_leaf(asked, reading, trie, None, &mut found)?;
+        }
+        let mut words = vec![0; asked.vocabulary.n_words()];
+        let inside = found.inside(trie, &mut words, asked.vocabulary);
+        Ok(Piece {
+            inside,
+            ways: ways(asked.vocabulary, trie, &found.exits, false),
+            n_steps: asked.max_work() - found.n_left,
+        })
+    }
+
+    /// As [`crate::step::Stacks::after`], where `way` is one of a piece.
+    fn after_piece(&mut self, ir: &Ir, reading: &Reading, way: u32) -> StackId {
+        let way = only_rest(ir, reading.leaf).map_or(way, |(key, _)| key);
+        self.stacks.after(ir, reading, way)
+    }
+
+    /// The mask of `state` by stepping all its readings together.
+    fn fill_by_steps(
+        &mut self,
+        asked: Asked<'_>,
+        state: StateId,
+        filling: &mut Filling,
+    ) -> Result<(), TooMuchWork> {
+        let trie = asked.vocabulary.trie();
+        let max_state_work = self.n_state_work + asked.max_work();
+        let mut machine = SetMachine {
+            tables: self,
+            asked,
+            max_state_work,
+            is_over: false,
+            is_too_many: false,
+        };
+        let swept = sweep(&mut machine, state, trie, None, &mut filling.found);
+        let (is_over, is_too_many) = (machine.is_over, machine.is_too_many);
+        self.stacks.is_too_many = is_too_many;
+        swept?;
+        if is_over {
+            return Err(TooMuchWork);
+        }
+        for (begin, end) in filling.found.ranges.drain(..) {
+            filling
+                .extras
+                .extend(&trie.tokens()[begin as usize..end as usize]);
+        }
+        Ok(())
+    }
+
+    /// Whether a token that begins with `bytes` and is longer may come, read from `state` after `bytes`.
+    pub(crate) fn can_span(&mut self, asked: Asked<'_>, bytes: &[u8], state: StateId) -> bool {
+        let trie = asked.vocabulary.trie();
+        self.stacks.is_too_many = state == TOO_MANY;
+        let Some(node) = trie.find(bytes) else {
+            return false;
+        };
+        let readings = self.readings(state);
+        let mut filling = Filling::default();
+        filling.begin(asked);
+        let mut onward = Vec::new();
+        for reading in readings.iter() {
+            let found = &mut filling.found;
+            let swept = self.sweep_leaf(asked, reading, trie, Some(node), found);
+            if swept.is_err() || !found.ranges.is_empty() {
+                return true;
+            }
+            for exit in found.exits.drain(..) {
+                onward.push(Onward {
+                    node: Some(exit.node),
+                    is_end: exit.is_end,
+                    stack: self.stacks.after(asked.ir, reading, exit.way),
+                });
+            }
+        }
+        // Where it cannot be told, a draft is cut too short rather than too long.
+        self.follow(asked, trie, onward, &mut filling).is_err()
+            || !filling.extras.is_empty()
+            || self.stacks.is_too_many
+    }
+}
+
+/// The readings of a state together.
+struct SetMachine<'a, 'b> {
+    tables: &'a mut Tables,
+    asked: Asked<'b>,
+    /// What the tables' count may become.
+    max_state_work: usize,
+    is_over: bool,
+    /// Whether a state was met of which nobody can say how it goes on.
+    is_too_many: bool,
+}
+
+impl Machine for SetMachine<'_, '_> {
+    type Place = StateId;
+
+    fn bytes(&mut self, place: StateId) -> crate::dfa::ByteSet {
+        self.tables.bytes(self.asked, place)
+    }
+
+    fn step(&mut self, place: StateId, byte: u8) -> Step<StateId> {
+        self.is_over |= self.tables.n_state_work > self.max_state_work;
+        let next = match self.is_over {
+            true => NOTHING,
+            false => self.tables.step(self.asked.ir, self.asked.limits, place, byte),
+        };
+        self.is_too_many |= next == TOO_MANY;
+        Step {
+            inside: (next != NOTHING && next != TOO_MANY).then_some(next),
+            exit: None,
+        }
+    }
+}
+
+impl Tables {
+    /// The bytes that may lead anywhere from `state`, and maybe more.
+    pub(crate) fn bytes(&mut self, asked: Asked<'_>, state: StateId) -> crate::dfa::ByteSet {
+        let readings = self.readings(state);
+        readings.iter().fold([0; 4], |all, reading| {
+            let own = match reading.leaf {
+                Leaf::Done | Leaf::Token { .. } => [0; 4],
+                Leaf::Free { free, state } => {
+                    let dfa = asked.ir.free_texts[free as usize].dfa;
+                    let sets = self.dfa_fragment(asked, dfa);
+                    asked.ir.dfas[dfa as usize].bytes(state, &sets.sets)
+                }
+                Leaf::Dfa { dfa, state } => {
+                    let sets = self.dfa_fragment(asked, dfa);
+                    asked.ir.dfas[dfa as usize].bytes(state, &sets.sets)
+                }
+                Leaf::Text { text, place } => {
+                    let sets = self.text_fragment(asked, text);
+                    asked.ir.texts[text as usize].bytes(place, &sets.sets)
+                }
+                Leaf::Key { object, node, .. } => asked.ir.objects[object as usize].trie.bytes(node),
+            };
+            crate::dfa::union_of(all, own)
+        })
+    }
+}
+
+impl Filling {
+    fn begin(&mut self, asked: Asked<'_>) {
+        self.parts.clear();
+        self.extras.clear();
+        self.found.ranges.clear();
+        self.found.exits.clear();
+        self.found.n_left = asked.max_work();
+        self.n_entered = 0;
+    }
+
+    fn enter(&mut self, n: usize, limits: &Limits) -> Result<(), Stop> {
+        self.n_entered += n;
+        if self.n_entered > limits.max_readings {
+            return Err(Stop::StepTheSet);
+        }
+        if self.found.n_left == 0 {
+            return Err(Stop::TooMuchWork);
+        }
+        Ok(())
+    }
+
+    /// The union of parts and extras.
+    fn finish(&mut self, vocabulary: &Vocabulary) -> Arc<TokenMask> {
+        let Self { parts, extras, .. } = self;
+        parts.retain(|part| part.mask.n_allowed() > 0);
+        extras.retain(|token| !parts.iter().any(|part| part.mask.allows(*token)));
+        if let ([part], []) = (&parts[..], &extras[..]) {
+            return part.mask.clone();
+        }
+        extras.sort_unstable();
+        extras.dedup();
+        let n_vocab = vocabulary.n_vocab();
+        let n_most = extras.len() + parts.iter().map(|part| part.mask.n_allowed()).sum::<usize>();
+        if n_most <= TokenMask::MAX_IDS {
+            let of_parts = parts
+                .iter()
+                .flat_map(|part| part.mask.ids().expect("so few are listed"));
+            extras.extend(of_parts);
+            extras.sort_unstable();
+            extras.dedup();
+            let mask = TokenMask::from_sorted_ids(extras.clone(), n_vocab);
+            return vocabulary.cache().mask(mask).mask;
+        }
+        parts.sort_unstable_by_key(|part| part.id);
+        let union = Union {
+            parts: parts.iter().map(|part| part.id).collect(),
+            extras: extras.clone(),
+        };
+        if let Some(mask) = vocabulary.cache().union(&union) {
+            return mask;
+        }
+        let mut words = vec![0; vocabulary.n_words()];
+        parts.iter().for_each(|part| part.mask.add_to(&mut words));
+        for token in extras {
+            words[*token as usize / 64] |= 1 << (*token % 64);
+        }
+        let mask = TokenMask::from_words(&words, n_vocab);
+        vocabulary.cache().keep_union(union, mask)
+    }
+}

@@ -1,0 +1,224 @@
+//! Which tokens stay within one leaf, and where tokens leave it: one leaf's machine run over a prefix tree.
+//!
+//! This knows nothing of stacks, so that what it finds holds for every grammar with an equal leaf.
+
+use crate::dfa::{ByteSet, DEAD, Dfa, bytes_of};
+use crate::keys::KeyTrie;
+use crate::text::{Moved, Place, TextSpec};
+use crate::trie::Trie;
+
+/// More steps than were allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TooMuchWork;
+
+/// What one byte does to a leaf.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step<P> {
+    /// Where the leaf goes on.
+    pub(crate) inside: Option<P>,
+    /// That it may be complete; the number tells in which way.
+    pub(crate) exit: Option<u32>,
+}
+
+impl<P> Step<P> {
+    pub(crate) const NONE: Self = Self {
+        inside: None,
+        exit: None,
+    };
+}
+
+/// A leaf that can be run byte by byte.
+pub(crate) trait Machine {
+    type Place: Copy;
+    /// The bytes that may lead anywhere from `place`, and maybe more.
+    fn bytes(&mut self, place: Self::Place) -> ByteSet;
+    fn step(&mut self, place: Self::Place, byte: u8) -> Step<Self::Place>;
+    /// Whether everything that the tree holds below may follow `place` without leaving the leaf.
+    fn takes_all(&self, _place: Self::Place) -> bool {
+        false
+    }
+}
+
+/// A way out: a node at whose end the leaf may be complete.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Exit {
+    pub(crate) way: u32,
+    pub(crate) node: u32,
+    /// Whether the tokens that end at the node count only when something can follow the leaf.
+    pub(crate) is_end: bool,
+}
+
+/// What a sweep has found; several add to the same.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// Ranges of the tree's tokens that end inside.
+    pub(crate) ranges: Vec<(u32, u32)>,
+    pub(crate) exits: Vec<Exit>,
+    /// Steps that may still be taken.
+    pub(crate) n_left: usize,
+}
+
+/// Runs `machine` from `place` over the tokens of `trie` that are longer than `from`.
+pub(crate) fn sweep<M: Machine>(
+    machine: &mut M,
+    place: M::Place,
+    trie: &Trie,
+    from: Option<usize>,
+    found: &mut Found,
+) -> Result<(), TooMuchWork> {
+    let mut open = vec![(from, place)];
+    while let Some((node, place)) = open.pop() {
+        let bytes = if trie.is_wide(node) {
+            machine.bytes(place)
+        } else {
+            [0; 4]
+        };
+        trie.for_each_child(node, bytes, |child| {
+            found.n_left = found.n_left.saturating_sub(1);
+            let step = machine.step(place, trie.byte(child));
+            if let Some(way) = step.exit {
+                let is_end = step.inside.is_none();
+                if !trie.is_leaf(child) || is_end {
+                    let node = child as u32;
+                    found.exits.push(Exit { way, node, is_end });
+                }
+            }
+            let Some(next) = step.inside else { return };
+            let takes_all = machine.takes_all(next);
+            let range = if takes_all {
+                trie.range_below(child)
+            } else {
+                trie.own_range(child)
+            };
+            if !range.is_empty() {
+                found.ranges.push((range.start as u32, range.end as u32));
+            }
+            if !takes_all && !trie.is_leaf(child) {
+                open.push((Some(child), next));
+            }
+        });
+        if found.n_left == 0 {
+            return Err(TooMuchWork);
+        }
+    }
+    Ok(())
+}
+
+/// A byte automaton from one of its states.
+pub(crate) struct DfaMachine<'a> {
+    pub(crate) dfa: &'a Dfa,
+    /// Of its classes.
+    pub(crate) sets: &'a [ByteSet],
+}
+
+impl Machine for DfaMachine<'_> {
+    type Place = u32;
+
+    fn bytes(&mut self, place: u32) -> ByteSet {
+        self.dfa.bytes(place, self.sets)
+    }
+
+    fn step(&mut self, place: u32, byte: u8) -> Step<u32> {
+        let state = self.dfa.step(place, byte);
+        if state == DEAD {
+            return Step::NONE;
+        }
+        // Every state but the dead one accepts or goes on.
+        let is_accepting = self.dfa.is_accepting(state);
+        Step {
+            inside: (!is_accepting || self.dfa.has_edges(state)).then_some(state),
+            exit: is_accepting.then_some(0),
+        }
+    }
+}
+
+/// A JSON string.
+pub(crate) struct TextMachine<'a> {
+    pub(crate) text: &'a TextSpec,
+    /// Of its content's classes.
+    pub(crate) sets: &'a [ByteSet],
+    /// When the tree holds plain text only: the characters of the longest token.
+    pub(crate) plain_chars: Option<u32>,
+}
+
+impl Machine for TextMachine<'_> {
+    type Place = Place;
+
+    fn bytes(&mut self, place: Place) -> ByteSet {
+        self.text.bytes(place, self.sets)
+    }
+
+    fn step(&mut self, place: Place, byte: u8) -> Step<Place> {
+        match self.text.step(place, byte) {
+            Moved::Dead => Step::NONE,
+            Moved::To(place) => Step {
+                inside: Some(place),
+                exit: None,
+            },
+            Moved::End => Step {
+                inside: None,
+                exit: Some(0),
+            },
+        }
+    }
+
+    fn takes_all(&self, place: Place) -> bool {
+        let has_room = |n_chars| {
+            self.text
+                .n_chars_left(place)
+                .is_none_or(|n_left| n_left >= n_chars)
+        };
+        self.plain_chars
+            .is_some_and(|n_chars| self.text.is_open(place) && has_room(n_chars))
+    }
+}
+
+/// One of several declared keys; the way out is the key.
+pub(crate) struct KeyMachine<'a> {
+    pub(crate) trie: &'a KeyTrie,
+    pub(crate) first: u32,
+    pub(crate) last: u32,
+}
+
+impl Machine for KeyMachine<'_> {
+    type Place = u32;
+
+    fn bytes(&mut self, place: u32) -> ByteSet {
+        self.trie.bytes(place)
+    }
+
+    fn step(&mut self, place: u32, byte: u8) -> Step<u32> {
+        let Some(node) = self.trie.step(place, byte, self.first, self.last) else {
+            return Step::NONE;
+        };
+        let exit = self.trie.key_at(node);
+        Step {
+            inside: exit.is_none().then_some(node),
+            exit,
+        }
+    }
+}
+
+/// The rest of the one key that is left.
+pub(crate) struct LiteralMachine<'a> {
+    pub(crate) rest: &'a [u8],
+}
+
+impl Machine for LiteralMachine<'_> {
+    type Place = usize;
+
+    fn bytes(&mut self, place: usize) -> ByteSet {
+        bytes_of([self.rest[place]])
+    }
+
+    fn step(&mut self, place: usize, byte: u8) -> Step<usize> {
+        if self.rest[place] != byte {
+            return Step::NONE;
+        }
+        let is_end = place + 1 == self.rest.len();
+        Step {
+            inside: (!is_end).then_some(place + 1),
+            exit: is_end.then_some(0),
+        }
+    }
+}
