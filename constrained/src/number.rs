@@ -314,8 +314,8 @@ enum Zeros {
     Some,
 }
 
-/// The spellings of exactly `values`, without an exponent; whole numbers may have a point and zeros unless
-/// they are to be `whole`.
+/// The spellings of exactly `values`, without an exponent: with one zero too many at most, since a model that
+/// may write any number of zeros sometimes does, and without a point where they are to be `whole`.
 pub(crate) fn listed<'a>(values: impl Iterator<Item = &'a Decimal>, is_whole: bool) -> Dfa {
     let mut texts: Vec<String> = values.map(Decimal::text).collect();
     if texts.iter().any(|text| text == "0") {
@@ -327,7 +327,7 @@ pub(crate) fn listed<'a>(values: impl Iterator<Item = &'a Decimal>, is_whole: bo
         let is_complete = shortest.is_accepting(*state);
         let zeros = match byte {
             b'.' if is_complete && !has_point && !is_whole => Some(Zeros::Point),
-            b'0' if zeros.is_some() || is_complete && *has_point => Some(Zeros::Some),
+            b'0' if *zeros == Some(Zeros::Point) || is_complete && *has_point => Some(Zeros::Some),
             _ => None,
         };
         (next != DEAD || zeros.is_some()).then_some((next, *has_point || byte == b'.', zeros))
