@@ -22,6 +22,12 @@ def percentile(values, share):
     return sorted(values)[min(len(values) - 1, int(len(values) * share))] if values else float("nan")
 
 
+def resident(process):
+    """Bytes of memory that the process has at hand."""
+    lines = open(f"/proc/{process}/status")
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
 class Arbora:
     name = "arbora"
 
@@ -38,14 +44,28 @@ class Arbora:
         reply = self.ask(op="compile", id="", schema=schema, options={})
         return reply["compile_us"] if reply["ok"] else None
 
+    def again(self, schema):
+        """Microseconds to the first mask of a schema that was compiled and used before."""
+        reply = self.ask(op="compile", id="", schema=schema, options={}, again=True)
+        return reply["again_us"] if reply["ok"] else None
+
+    def n_resident(self):
+        return resident(self.process.pid)
+
     def walk(self, tokens):
         reply = self.ask(op="walk", tokens=tokens, want=[])
+        self.n_bytes = reply.get("n_bytes", 0)
         is_whole = reply["ok"] and reply["accepted"] == len(tokens) and reply["eos"]
         return is_whole, reply.get("mask_ns", []), reply.get("adv_ns", []), reply.get("ff", 0)
 
 
 class Peer:
     """Common steps: a matcher with `fill`, `allows`, `take`."""
+
+    n_bytes = None
+
+    def n_resident(self):
+        return resident("self")
 
     def walk(self, tokens):
         masks, advances = [], []
@@ -132,6 +152,7 @@ class Xgrammar(Peer):
 def run(engine, schemas, tokenizer):
     compiles, firsts, masks, advances = [], [], [], []
     n_right = n_unsound = n_tokens = n_forced = 0
+    sizes, n_resident = [], engine.n_resident()
     for case in schemas:
         took = engine.compile(json.dumps(case["schema"]))
         if took is None:
@@ -155,12 +176,19 @@ def run(engine, schemas, tokenizer):
                         n_tokens += len(tokens)
                         n_forced += forced
         n_right += is_right
+        sizes.append(engine.n_bytes)
+    growth = (engine.n_resident() - n_resident) / 1e6
+    again = [engine.again(json.dumps(case["schema"])) for case in schemas] if hasattr(engine, "again") else []
+    again = [took for took in again if took is not None]
     row = [percentile(compiles, s) for s in (0.5, 0.95, 1)] + [percentile(firsts, 0.5)]
     row += [percentile(masks, s) / 1e3 for s in (0.5, 0.9, 0.99, 1)] + [numpy.mean(masks) / 1e3]
     row += [percentile(advances, 0.99) / 1e3]
+    row.append(percentile(again, 0.5))
+    kilobytes = "" if None in sizes else f"{percentile(sizes, 0.5) / 1e3:,.0f} / {max(sizes) / 1e3:,.0f}"
     figures = " | ".join(f"{value:,.1f}" for value in row)
     share, jumped = 100 * n_right / len(schemas), 100 * n_forced / max(1, n_tokens)
-    print(f"| {engine.name} | {len(compiles)} | {figures} | {share:.1f} % | {n_unsound} | {jumped:.1f} % |", flush=True)
+    print(f"| {engine.name} | {len(compiles)} | {figures} | {share:.1f} % | {n_unsound} | {jumped:.1f} % |"
+          f" {kilobytes} | {growth:,.1f} |", flush=True)
 
 
 def main():
@@ -170,8 +198,8 @@ def main():
     n_vocab = sum(1 for _ in open(f"{folder}/vocab.jsonl"))
     print(f"{len(schemas)} schemas, {time.strftime('%Y-%m-%d')}; all times in microseconds")
     print("| engine | compiled | compile p50 | p95 | max | first mask p50 | mask p50 | p90 | p99 | max | mean |"
-          " advance p99 | right | unsound | jumped |")
-    print("|" + "---|" * 15)
+          " advance p99 | repeated first mask p50 | right | unsound | jumped | grammar kB p50 / max | resident MB grown |")
+    print("|" + "---|" * 18)
     makers = [lambda: Arbora(program, folder, n_vocab), lambda: Llguidance(folder, n_vocab)]
     makers.append(lambda: Xgrammar(folder, n_vocab))
     for make in makers:

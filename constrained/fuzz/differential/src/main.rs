@@ -14,11 +14,15 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 use toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 
-/// Why a token may be allowed by one and not by the other, judged by the token's text.
-const RULES: [(&str, fn(&Difference<'_>) -> bool); 2] = [
+/// Why a token may be allowed by one and not by the other, judged by the schema and the token's text.
+const RULES: [(&str, fn(&Difference<'_>) -> bool); 3] = [
     (
         "ours may escape what is not ASCII in a key, theirs writes it as it is",
         |it| it.is_ours && it.text == b"\\",
+    ),
+    (
+        "ours writes zero as -0 too where zero is the minimum, theirs does not",
+        |it| it.is_ours && [&b"-"[..], b"-0"].contains(&it.text) && it.schema.contains("\"minimum\":0"),
     ),
     (
         "ours has DEL in strings as JSON allows it, theirs wants it escaped",
@@ -27,6 +31,7 @@ const RULES: [(&str, fn(&Difference<'_>) -> bool); 2] = [
 ];
 
 struct Difference<'a> {
+    schema: &'a str,
     text: &'a [u8],
     /// Allowed by ours, not by theirs.
     is_ours: bool,
@@ -176,6 +181,7 @@ fn compare(
                 }
                 n_different += 1;
                 let it = Difference {
+                    schema: &text,
                     text: vocabulary.token_bytes(token),
                     is_ours: a,
                 };
