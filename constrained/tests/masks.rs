@@ -116,7 +116,7 @@ fn check(grammar: &Grammar, what: &str) {
     }
 }
 
-const SCHEMAS: [&str; 15] = [
+const SCHEMAS: [&str; 23] = [
     r#"{"type":"array","items":{"enum":["a","ab",1,1.0,null]},"uniqueItems":true,"minItems":2}"#,
     "{}",
     r#"{"type":"object","properties":{"name":{"type":"string"},"a":{"type":"integer"}},"required":["a"],"additionalProperties":false}"#,
@@ -132,6 +132,14 @@ const SCHEMAS: [&str; 15] = [
     r#"{"type":"array","prefixItems":[{"type":"null"},{"type":"integer"}],"items":{"type":"string"},"minItems":1,"maxItems":4}"#,
     r##"{"$defs":{"t":{"type":"array","items":{"$ref":"#/$defs/t"},"maxItems":2}},"$ref":"#/$defs/t"}"##,
     r#"{"anyOf":[{"type":"string"},{"type":"string","maxLength":3},{"type":"integer","multipleOf":3}]}"#,
+    r#"{"type":"array","items":{"enum":[1,2,"a"]},"contains":{"const":1},"minContains":2,"maxContains":3,"maxItems":4}"#,
+    r#"{"type":"array","prefixItems":[{"const":1}],"contains":{"type":"string"},"not":{"contains":{"const":"a"}},"minItems":3}"#,
+    r#"{"type":"object","properties":{"a":{"type":"integer"}},"not":{"additionalProperties":{"type":"integer"}},"maxProperties":3}"#,
+    r#"{"type":"object","patternProperties":{"^a":{"const":1},"b$":{"enum":[1,2]}},"additionalProperties":false}"#,
+    r#"{"type":"object","propertyNames":{"enum":["a","ab","abc"]},"additionalProperties":{"type":"null"},"minProperties":1}"#,
+    r#"{"oneOf":[{"type":"integer","multipleOf":2},{"type":"integer","minimum":10},{"type":"string","maxLength":2}]}"#,
+    r#"{"type":"object","properties":{"a":{"enum":[1,2]}},"if":{"properties":{"a":{"const":1}}},"then":{"required":["b"]},"else":{"maxProperties":1}}"#,
+    r#"{"type":"object","anyOf":[{"properties":{"a":{"const":1}},"required":["a"]},{"properties":{"ab":{"const":2}}}],"unevaluatedProperties":false}"#,
 ];
 
 #[test]

@@ -1,6 +1,6 @@
 //! Which schema a reference means: base URIs, anchors and pointers within one document.
 //!
-//! Identifiers count only where a schema stands: an `$id` in an `enum` or in an unknown keyword names nothing.
+//! Identifiers count only where a schema stands: an `$id` in an `enum` or in an unknown keyword is none.
 //! What the document does not hold cannot be referred to; nothing is ever fetched.
 
 use std::collections::{BTreeMap, BTreeSet};
