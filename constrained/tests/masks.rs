@@ -303,3 +303,34 @@ fn what_cannot_be_spelled_or_satisfied_is_refused_when_compiling() {
         assert!(error.contains(word), "{schema}: {error}");
     }
 }
+
+#[test]
+fn each_dialect_is_read_by_its_own_rules() {
+    let vocabulary = vocabulary();
+    let accepts = |schema: &str, text: &str| {
+        let grammar =
+            Grammar::compile_json_schema(&vocabulary, schema, &SchemaOptions::default(), &Limits::default());
+        let mut matcher = grammar.map_err(|error| error.to_string())?.matcher();
+        let is_taken = text.bytes().all(|byte| matcher.advance(byte_token(byte)).is_ok());
+        Ok::<bool, String>(is_taken && matcher.is_accepting())
+    };
+    let of =
+        |draft: &str, rest: &str| format!(r#"{{"$schema":"http://json-schema.org/{draft}/schema",{rest}}}"#);
+    let bound = r#""type":"integer","minimum":3,"exclusiveMinimum":true"#;
+    assert_eq!(accepts(&of("draft-04", bound), "3"), Ok(false));
+    assert_eq!(accepts(&of("draft-04", bound), "4"), Ok(true));
+    let hidden = r##""$ref":"#/definitions/a","type":"null","definitions":{"a":{"type":"boolean"}}"##;
+    assert_eq!(accepts(&of("draft-07", hidden), "true"), Ok(true));
+    assert!(accepts(&of("draft/2020-12", hidden), "true").is_err());
+    // `contains` evaluates items since 2020-12.
+    let contained = r#""contains":{"const":1},"unevaluatedItems":false"#;
+    assert_eq!(accepts(&of("draft/2020-12", contained), "[1]"), Ok(true));
+    assert_ne!(accepts(&of("draft/2019-09", contained), "[1]"), Ok(true));
+    // What a dialect does not know may be enforced, but not negated.
+    let foreign = r#""not":{"dependentRequired":{"a":["b"]}}"#;
+    assert_eq!(accepts(&of("draft/2019-09", foreign), r#"{"a":1}"#), Ok(true));
+    let error = accepts(&of("draft-07", foreign), r#"{"a":1}"#).expect_err("it means nothing there");
+    assert!(error.contains("dependentRequired"), "{error}");
+    let mixed = r#""properties":{"a":{"$schema":"http://json-schema.org/draft-04/schema"}}"#;
+    assert!(accepts(&of("draft-07", mixed), "{}").is_err());
+}

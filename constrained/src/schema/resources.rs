@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Draft;
+use super::Dialect;
 use super::uri::{percent_decoded, resolve};
 use crate::json::{Document, Json, JsonId};
 
@@ -50,7 +50,7 @@ pub(super) struct Resources {
 }
 
 impl Resources {
-    pub(super) fn new(document: &Document, draft: Draft) -> Self {
+    pub(super) fn new(document: &Document, dialect: Dialect) -> Self {
         let mut resources = Self {
             roots: BTreeMap::new(),
             by_uri: BTreeMap::new(),
@@ -61,7 +61,7 @@ impl Resources {
         resources.roots.insert(0, String::new());
         let mut todo = vec![(0, 0)];
         while let Some((id, root)) = todo.pop() {
-            let root = resources.note(document, draft, id, root);
+            let root = resources.note(document, dialect, id, root);
             todo.extend(subschemas(document, id).map(|id| (id, root)));
         }
         for (id, uri) in &resources.roots {
@@ -71,13 +71,14 @@ impl Resources {
     }
 
     /// Takes up the names that the schema `id` gives itself; returns the resource it belongs to.
-    fn note(&mut self, document: &Document, draft: Draft, id: JsonId, mut root: JsonId) -> JsonId {
+    fn note(&mut self, document: &Document, dialect: Dialect, id: JsonId, mut root: JsonId) -> JsonId {
         let text = |keyword: &str| match document.member(id, keyword).map(|value| &document[value]) {
             Some(Json::String(text)) => Some(text.as_str()),
             _ => None,
         };
-        let is_hidden = draft == Draft::Draft7 && document.member(id, "$ref").is_some();
-        if let Some(text) = text("$id").filter(|_| !is_hidden) {
+        let is_hidden = dialect <= Dialect::Draft7 && document.member(id, "$ref").is_some();
+        let identifier = if dialect == Dialect::Draft4 { "id" } else { "$id" };
+        if let Some(text) = text(identifier).filter(|_| !is_hidden) {
             match text.strip_prefix('#') {
                 Some(name) if !name.is_empty() => {
                     self.anchors.insert((root, name.to_owned()), id);
