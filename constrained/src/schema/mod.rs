@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use self::facts::{Goal, NameId, ScopeId, Target};
 use self::keywords::ALL;
-use self::resources::Resources;
+use self::resources::{RECURSIVE, Resources};
 use crate::dfa::Dfa;
 use crate::error::{CompileError, shorten};
 use crate::hash::Map;
@@ -296,14 +296,19 @@ impl Compiler<'_> {
             let Some(reference) = self.text(at.id, keyword)? else {
                 continue;
             };
-            if keyword == "$recursiveRef" && self.resources.has_recursive_anchor() {
-                let why = "with `$recursiveAnchor` it would not be followed right";
-                return Err(self.unsupported(at.id, keyword, why));
+            if keyword == "$recursiveRef" && reference != "#" {
+                return Err(self.malformed(at.id, keyword, "it is not `#`"));
             }
             let target = self.resources.resolve(self.document, at.id, reference);
             let mut id = target.map_err(|why| self.unsupported(at.id, keyword, &why))?;
-            if keyword == "$dynamicRef" {
-                id = self.dynamically(at, reference, id);
+            if keyword != "$ref" {
+                let name = reference.split_once('#').map_or("", |(_, fragment)| fragment);
+                let name = if keyword == "$recursiveRef" {
+                    RECURSIVE
+                } else {
+                    name
+                };
+                id = self.dynamically(at, name, id);
             }
             found.push(self.within(at, id));
         }
@@ -312,8 +317,7 @@ impl Compiler<'_> {
 
     /// What the dynamic reference at `at` means when it would mean `id` as a plain one: the outermost schema
     /// of the same dynamic anchor.
-    fn dynamically(&self, at: Target, reference: &str, id: JsonId) -> JsonId {
-        let name = reference.split_once('#').map_or("", |(_, fragment)| fragment);
+    fn dynamically(&self, at: Target, name: &str, id: JsonId) -> JsonId {
         let root = self.resources.root_of(self.document, id);
         if self.resources.dynamic_anchor(root, name) != Some(id) {
             return id;

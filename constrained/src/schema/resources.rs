@@ -46,8 +46,10 @@ pub(super) struct Resources {
     anchors: BTreeMap<(JsonId, String), JsonId>,
     /// The anchors among these that `$dynamicRef` may find in an outer resource.
     dynamic: BTreeMap<(JsonId, String), JsonId>,
-    has_recursive_anchor: bool,
 }
+
+/// Stands for `$recursiveAnchor` among the names of dynamic anchors, which never have this character.
+pub(super) const RECURSIVE: &str = "#";
 
 impl Resources {
     pub(super) fn new(document: &Document, dialect: Dialect) -> Self {
@@ -56,7 +58,6 @@ impl Resources {
             by_uri: BTreeMap::new(),
             anchors: BTreeMap::new(),
             dynamic: BTreeMap::new(),
-            has_recursive_anchor: false,
         };
         resources.roots.insert(0, String::new());
         let mut todo = vec![(0, 0)];
@@ -101,7 +102,10 @@ impl Resources {
                 }
             }
         }
-        self.has_recursive_anchor |= document.member(id, "$recursiveAnchor").is_some();
+        let is_recursive = document.member(id, "$recursiveAnchor");
+        if id == root && is_recursive.is_some_and(|value| document[value] == Json::Bool(true)) {
+            self.dynamic.insert((root, RECURSIVE.to_owned()), id);
+        }
         root
     }
 
@@ -115,10 +119,6 @@ impl Resources {
 
     pub(super) fn has_dynamic_anchors(&self) -> bool {
         !self.dynamic.is_empty()
-    }
-
-    pub(super) fn has_recursive_anchor(&self) -> bool {
-        self.has_recursive_anchor
     }
 
     /// The schema that the resource `root` offers dynamically under `name`.
