@@ -38,9 +38,17 @@
 //! prefix tree through the states; inside a string the plain text tokens are a ready-made set.
 //!
 //! What the output looks like: members come in the schema's order, extra ones last; a character that can
-//! stand for itself in a string does; integers have no fraction. This is a choice among spellings of a value,
-//! not a restriction of values, with one exception: members without a declared name could repeat, so that
-//! `minProperties` beyond the declared names is refused.
+//! stand for itself in a string does; integers have no fraction; numbers with a bound, a divisor or values
+//! kept out have no exponent. This is a choice among spellings of a value, not a restriction of values, with
+//! these exceptions: a format may be enforced more narrowly than its standard has it; and members without a
+//! declared name could be written twice, so that only one of them counts for `minProperties`, and where one
+//! of them must be there (`not` of `additionalProperties`, say) it comes last. Where a name is written twice
+//! the last value counts.
+//!
+//! What is refused of JSON Schema: `uniqueItems` unless the items are of one list of up to 32 values or have
+//! a type each, `minProperties` beyond the declared names and one more, `unevaluated*`, `uniqueItems` and
+//! inexact formats where they are negated, the format `regex`, references out of the document, and
+//! dialects of one's own. `tests/suite/refused.txt` shows what that means for the official test suite.
 //!
 //! Costs: a state known already costs a lookup, a new one the work on its readings. Each grammar keeps at
 //! most

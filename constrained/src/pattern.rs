@@ -212,6 +212,13 @@ fn translate(pattern: &str) -> Result<String, &'static str> {
             }
             '[' | '&' | '~' if in_class => out.extend(['\\', c]),
             '-' if in_class && chars.peek() == Some(&'-') => return Err("a range from or to `-`"),
+            '{' if !in_class && !chars.peek().is_some_and(char::is_ascii_digit) => {
+                // Some read `{,3}` as a repetition, some as itself.
+                if chars.peek() == Some(&',') {
+                    return Err("a repetition without a lower bound");
+                }
+                out.push_str("\\{");
+            }
             '.' if !in_class => out.push_str("[^\\n\\r\\u{2028}\\u{2029}]"),
             '(' if !in_class && chars.peek() == Some(&'?') => {
                 chars.next();
@@ -249,7 +256,11 @@ fn translate_escape(
         's' | 'S' => class(SPACES, escaped == 'S'),
         'n' | 'r' | 't' | 'f' | 'v' => out.extend(['\\', escaped]),
         'b' | 'B' if !in_class => out.push_str(if escaped == 'b' { "(?-u:\\b)" } else { "(?-u:\\B)" }),
-        'p' | 'P' => out.extend(['\\', escaped]),
+        'p' | 'P' => {
+            chars.next_if_eq(&'{').ok_or("a property without braces")?;
+            let name: String = chars.by_ref().take_while(|c| *c != '}').collect();
+            out.push_str(&format!("\\{escaped}{{{name}}}"));
+        }
         '0' if !chars.peek().is_some_and(char::is_ascii_digit) => out.push_str("\\x00"),
         'c' => {
             let letter = chars.next().filter(char::is_ascii_alphabetic);
@@ -296,6 +307,8 @@ mod tests {
             ("^\\u00e9$", "é", true),
             ("^\\$$", "$", true),
             ("^a\\$", "a$b", true),
+            ("^{a}$", "{a}", true),
+            ("^\\p{Lu}$", "É", true),
             ("", "anything", true),
         ] {
             let dfa = search(pattern, 999).expect(pattern);
@@ -305,7 +318,9 @@ mod tests {
 
     #[test]
     fn what_is_not_regular_or_too_large_is_refused() {
-        for pattern in ["(?=a)", "(?<!a)b", "(a)\\1", "\\ya", "a{2", "[]", "\\u12"] {
+        for pattern in [
+            "(?=a)", "(?<!a)b", "(a)\\1", "\\ya", "a{2", "a{,2}", "[]", "\\u12",
+        ] {
             assert!(search(pattern, 999).is_err(), "{pattern}");
         }
         let error = search("(a|b)*a(a|b){16}", 999).expect_err("131,072 states");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arbora_constrained::{Grammar, Limits, MatchError, SchemaOptions, Vocabulary, Whitespace};
 use common::{EOS, byte_token, check, vocabulary};
 
-const SCHEMAS: [&str; 15] = [
+const SCHEMAS: [&str; 23] = [
     r#"{"type":"array","items":{"enum":["a","ab",1,1.0,null]},"uniqueItems":true,"minItems":2}"#,
     "{}",
     r#"{"type":"object","properties":{"name":{"type":"string"},"a":{"type":"integer"}},"required":["a"],"additionalProperties":false}"#,
@@ -23,6 +23,14 @@ const SCHEMAS: [&str; 15] = [
     r#"{"type":"array","prefixItems":[{"type":"null"},{"type":"integer"}],"items":{"type":"string"},"minItems":1,"maxItems":4}"#,
     r##"{"$defs":{"t":{"type":"array","items":{"$ref":"#/$defs/t"},"maxItems":2}},"$ref":"#/$defs/t"}"##,
     r#"{"anyOf":[{"type":"string"},{"type":"string","maxLength":3},{"type":"integer","multipleOf":3}]}"#,
+    r#"{"type":"array","items":{"enum":[1,2,"a"]},"contains":{"const":1},"minContains":2,"maxContains":3,"maxItems":4}"#,
+    r#"{"type":"array","prefixItems":[{"const":1}],"contains":{"type":"string"},"not":{"contains":{"const":"a"}},"minItems":3}"#,
+    r#"{"type":"object","properties":{"a":{"type":"integer"}},"not":{"additionalProperties":{"type":"integer"}},"maxProperties":3}"#,
+    r#"{"type":"object","patternProperties":{"^a":{"const":1},"b$":{"enum":[1,2]}},"additionalProperties":false}"#,
+    r#"{"type":"object","propertyNames":{"enum":["a","ab","abc"]},"additionalProperties":{"type":"null"},"minProperties":1}"#,
+    r#"{"oneOf":[{"type":"integer","multipleOf":2},{"type":"integer","minimum":10},{"type":"string","maxLength":2}]}"#,
+    r#"{"type":"object","properties":{"a":{"enum":[1,2]}},"if":{"properties":{"a":{"const":1}}},"then":{"required":["b"]},"else":{"maxProperties":1}}"#,
+    r#"{"type":"object","anyOf":[{"properties":{"a":{"const":1}},"required":["a"]},{"properties":{"ab":{"const":2}}}],"unevaluatedProperties":false}"#,
 ];
 
 #[test]
@@ -185,4 +193,35 @@ fn what_cannot_be_spelled_or_satisfied_is_refused_when_compiling() {
         let error = grammar.map(|_| ()).expect_err(schema).to_string();
         assert!(error.contains(word), "{schema}: {error}");
     }
+}
+
+#[test]
+fn each_dialect_is_read_by_its_own_rules() {
+    let vocabulary = vocabulary();
+    let accepts = |schema: &str, text: &str| {
+        let grammar =
+            Grammar::compile_json_schema(&vocabulary, schema, &SchemaOptions::default(), &Limits::default());
+        let mut matcher = grammar.map_err(|error| error.to_string())?.matcher();
+        let is_taken = text.bytes().all(|byte| matcher.advance(byte_token(byte)).is_ok());
+        Ok::<bool, String>(is_taken && matcher.is_accepting())
+    };
+    let of =
+        |draft: &str, rest: &str| format!(r#"{{"$schema":"http://json-schema.org/{draft}/schema",{rest}}}"#);
+    let bound = r#""type":"integer","minimum":3,"exclusiveMinimum":true"#;
+    assert_eq!(accepts(&of("draft-04", bound), "3"), Ok(false));
+    assert_eq!(accepts(&of("draft-04", bound), "4"), Ok(true));
+    let hidden = r##""$ref":"#/definitions/a","type":"null","definitions":{"a":{"type":"boolean"}}"##;
+    assert_eq!(accepts(&of("draft-07", hidden), "true"), Ok(true));
+    assert!(accepts(&of("draft/2020-12", hidden), "true").is_err());
+    // `contains` evaluates items since 2020-12.
+    let contained = r#""contains":{"const":1},"unevaluatedItems":false"#;
+    assert_eq!(accepts(&of("draft/2020-12", contained), "[1]"), Ok(true));
+    assert_ne!(accepts(&of("draft/2019-09", contained), "[1]"), Ok(true));
+    // What a dialect does not know may be enforced, but not negated.
+    let foreign = r#""not":{"dependentRequired":{"a":["b"]}}"#;
+    assert_eq!(accepts(&of("draft/2019-09", foreign), r#"{"a":1}"#), Ok(true));
+    let error = accepts(&of("draft-07", foreign), r#"{"a":1}"#).expect_err("it means nothing there");
+    assert!(error.contains("dependentRequired"), "{error}");
+    let mixed = r#""properties":{"a":{"$schema":"http://json-schema.org/draft-04/schema"}}"#;
+    assert!(accepts(&of("draft-07", mixed), "{}").is_err());
 }

@@ -5,7 +5,7 @@
 
 use super::facts::{Counted, Fact, Facts, Goal, Target};
 use super::keywords::{ALL, OBJECT, type_of};
-use super::{CompileError, Compiler, Draft};
+use super::{CompileError, Compiler, named_dialect};
 use crate::json::{Json, JsonId};
 
 /// Where a goal was reached from: a place in [`Paths`].
@@ -298,7 +298,7 @@ impl Compiler<'_> {
         for referred in self.references(target)? {
             partial.todo.push((Goal::Holds(referred), path));
         }
-        if self.options.draft == Draft::Draft7 && self.has(id, "$ref") {
+        if self.does_ref_hide() && self.has(id, "$ref") {
             return Ok(true);
         }
         let is_seen = !observers.is_empty();
@@ -363,6 +363,11 @@ impl Compiler<'_> {
     fn check_keywords(&self, id: JsonId) -> Result<(), CompileError> {
         if let Some(keyword) = UNSUPPORTED.iter().find(|keyword| self.has(id, keyword)) {
             return Err(self.unsupported(id, keyword, "it would not be enforced"));
+        }
+        if let Some(dialect) = self.text(id, "$schema")?
+            && named_dialect(dialect) != Some(self.dialect)
+        {
+            return Err(self.unsupported(id, "$schema", "a part of the schema is of another dialect"));
         }
         if !matches!(self.value(id, "enum"), None | Some(Json::Array(_))) {
             return Err(self.malformed(id, "enum", "it is not a list"));

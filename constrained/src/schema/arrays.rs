@@ -2,7 +2,7 @@
 
 use super::facts::{Counted, Fact, Facts, Goal, Target};
 use super::keywords::{ALL, type_of};
-use super::{CompileError, Compiler, Json, JsonId, NodeId};
+use super::{CompileError, Compiler, Dialect, Json, JsonId, NodeId};
 use crate::array::{Counter, Variant};
 use crate::ir::Array;
 
@@ -220,7 +220,8 @@ impl Compiler<'_> {
             }
             n_evaluated = n_evaluated.max(items.prefix.len());
             for (i, counted) in shape.counted.iter().enumerate() {
-                if counted.owner == Some(below) {
+                // Up to 2019-09 `contains` evaluates nothing.
+                if counted.owner == Some(below) && self.dialect == Dialect::Draft2020 {
                     unless |= 1 << i;
                 }
             }

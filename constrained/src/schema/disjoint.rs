@@ -3,7 +3,7 @@
 //! A shortcut only: `oneOf` over branches that are not known to be disjoint negates the others.
 
 use super::keywords::{ALL, OBJECT};
-use super::{CompileError, Compiler, Draft};
+use super::{CompileError, Compiler};
 use crate::json::{Json, JsonId};
 
 /// Properties within properties that are looked at.
@@ -73,7 +73,7 @@ impl<'a> Compiler<'a> {
                 Json::String(text) => self.resources.resolve(self.document, id, text).ok(),
                 _ => None,
             });
-            let is_hidden = self.options.draft == Draft::Draft7 && reference.is_some();
+            let is_hidden = self.does_ref_hide() && reference.is_some();
             let all = self.list(id, "allOf").ok().filter(|_| !is_hidden);
             for part in reference.into_iter().chain(all.into_iter().flatten().copied()) {
                 if parts.len() < MAX_PARTS && !parts.contains(&part) {

@@ -1,6 +1,6 @@
 //! What the keywords of one schema object say, read and checked.
 
-use super::{CompileError, Compiler, Draft};
+use super::{CompileError, Compiler, Dialect};
 use crate::json::{Json, JsonId};
 use crate::number::{Bound, Decimal};
 
@@ -23,6 +23,28 @@ pub(super) fn type_of(value: &Json) -> u8 {
     }
 }
 
+/// The first dialect that knows a keyword.
+const SINCE: [(&str, Dialect); 13] = [
+    ("const", Dialect::Draft6),
+    ("contains", Dialect::Draft6),
+    ("propertyNames", Dialect::Draft6),
+    ("if", Dialect::Draft7),
+    ("dependentRequired", Dialect::Draft2019),
+    ("dependentSchemas", Dialect::Draft2019),
+    ("maxContains", Dialect::Draft2019),
+    ("minContains", Dialect::Draft2019),
+    ("unevaluatedItems", Dialect::Draft2019),
+    ("unevaluatedProperties", Dialect::Draft2019),
+    ("$recursiveRef", Dialect::Draft2019),
+    ("prefixItems", Dialect::Draft2020),
+    ("$dynamicRef", Dialect::Draft2020),
+];
+/// The last dialect that knows a keyword.
+const UNTIL: [(&str, Dialect); 2] = [
+    ("dependencies", Dialect::Draft7),
+    ("$recursiveRef", Dialect::Draft2019),
+];
+
 /// The items of an array: the first ones, then all others.
 #[derive(Clone, Copy)]
 pub(super) struct Items<'a> {
@@ -38,6 +60,25 @@ impl<'a> Compiler<'a> {
 
     pub(super) fn has(&self, id: JsonId, keyword: &str) -> bool {
         self.document.member(id, keyword).is_some()
+    }
+
+    /// Whether only other dialects know `keyword`. Such a keyword is enforced, which makes the output
+    /// stricter; to negate it would not.
+    pub(super) fn is_foreign(&self, keyword: &str) -> bool {
+        let is_early = |(known, since): &(&str, Dialect)| *known == keyword && self.dialect < *since;
+        let is_late = |(known, until): &(&str, Dialect)| *known == keyword && self.dialect > *until;
+        SINCE.iter().any(is_early) || UNTIL.iter().any(is_late)
+    }
+
+    /// A keyword of the schema `id` that only other dialects know.
+    pub(super) fn foreign_keyword(&self, id: JsonId) -> Option<&'static str> {
+        let mut keywords = SINCE.iter().chain(&UNTIL).map(|(keyword, _)| *keyword);
+        keywords.find(|keyword| self.has(id, keyword) && self.is_foreign(keyword))
+    }
+
+    /// Whether what `$ref` stands beside is ignored.
+    pub(super) fn does_ref_hide(&self) -> bool {
+        self.dialect <= Dialect::Draft7
     }
 
     /// The types that a schema's own `type`, `const` and `enum` leave possible.
@@ -192,8 +233,8 @@ impl<'a> Compiler<'a> {
                 rest: self.document.member(id, "additionalItems"),
             });
         }
-        if has_prefix && items.is_some() && self.options.draft == Draft::Draft7 {
-            let why = "draft 7 does not know it, and beside `items` it would mean something else";
+        if has_prefix && items.is_some() && self.is_foreign("prefixItems") {
+            let why = "the schema's draft does not know it, and beside `items` it would mean something else";
             return Err(self.unsupported(id, "prefixItems", why));
         }
         Ok(Items {
@@ -205,8 +246,8 @@ impl<'a> Compiler<'a> {
     /// How many items `contains` asks for.
     pub(super) fn contains_range(&self, id: JsonId) -> Result<(u32, Option<u32>), CompileError> {
         for keyword in ["minContains", "maxContains"] {
-            if self.options.draft == Draft::Draft7 && self.has(id, keyword) {
-                return Err(self.unsupported(id, keyword, "draft 7 does not know it"));
+            if self.is_foreign(keyword) && self.has(id, keyword) {
+                return Err(self.unsupported(id, keyword, "the schema's draft does not know it"));
             }
         }
         let min = self.count(id, "minContains")?.unwrap_or(1);

@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use self::facts::{Goal, NameId, ScopeId, Target};
 use self::keywords::ALL;
-use self::resources::Resources;
+use self::resources::{RECURSIVE, Resources};
 use crate::dfa::Dfa;
 use crate::error::{CompileError, shorten};
 use crate::hash::Map;
@@ -77,11 +77,22 @@ pub struct SchemaOptions {
     pub formats: FormatPolicy,
 }
 
+/// The rules that a schema is read by, in the order of their years.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Dialect {
+    Draft4,
+    Draft6,
+    Draft7,
+    Draft2019,
+    Draft2020,
+}
+
 struct Compiler<'a> {
     ir: &'a mut Ir,
     document: &'a Document,
     resources: Resources,
-    options: SchemaOptions,
+    dialect: Dialect,
+    formats: FormatPolicy,
     limits: &'a Limits,
     rules: Map<Vec<Goal>, RuleId>,
     queue: Vec<(Vec<Goal>, RuleId)>,
@@ -108,7 +119,10 @@ pub(crate) fn compile(
     limits: &Limits,
 ) -> Result<NodeId, CompileError> {
     let document = Document::parse(text, limits.max_source_depth)?;
-    let mut options = *options;
+    let mut dialect = match options.draft {
+        Draft::Draft7 => Dialect::Draft7,
+        Draft::Draft2020 => Dialect::Draft2020,
+    };
     if let Some(Json::String(named)) = document.member(0, "$schema").map(|id| &document[id]) {
         let unknown = || CompileError::Unsupported {
             pointer: "#".to_owned(),
@@ -118,13 +132,14 @@ pub(crate) fn compile(
                 shorten(named)
             ),
         };
-        options.draft = named_draft(named).ok_or_else(unknown)?;
+        dialect = named_dialect(named).ok_or_else(unknown)?;
     }
     let mut compiler = Compiler {
         ir,
         document: &document,
-        resources: Resources::new(&document, options.draft),
-        options,
+        resources: Resources::new(&document, dialect),
+        dialect,
+        formats: options.formats,
         limits,
         rules: Map::default(),
         queue: Vec::new(),
@@ -150,11 +165,14 @@ pub(crate) fn compile(
 }
 
 /// The rules that `$schema` names; `None` for a dialect that is not the standard's own.
-fn named_draft(uri: &str) -> Option<Draft> {
+fn named_dialect(uri: &str) -> Option<Dialect> {
     let path = uri.trim_end_matches('#').split_once("://json-schema.org/")?.1;
     match path {
-        "draft-04/schema" | "draft-06/schema" | "draft-07/schema" => Some(Draft::Draft7),
-        "draft/2019-09/schema" | "draft/2020-12/schema" => Some(Draft::Draft2020),
+        "draft-04/schema" => Some(Dialect::Draft4),
+        "draft-06/schema" => Some(Dialect::Draft6),
+        "draft-07/schema" => Some(Dialect::Draft7),
+        "draft/2019-09/schema" => Some(Dialect::Draft2019),
+        "draft/2020-12/schema" => Some(Dialect::Draft2020),
         _ => None,
     }
 }
@@ -278,14 +296,19 @@ impl Compiler<'_> {
             let Some(reference) = self.text(at.id, keyword)? else {
                 continue;
             };
-            if keyword == "$recursiveRef" && self.resources.has_recursive_anchor() {
-                let why = "with `$recursiveAnchor` it would not be followed right";
-                return Err(self.unsupported(at.id, keyword, why));
+            if keyword == "$recursiveRef" && reference != "#" {
+                return Err(self.malformed(at.id, keyword, "it is not `#`"));
             }
             let target = self.resources.resolve(self.document, at.id, reference);
             let mut id = target.map_err(|why| self.unsupported(at.id, keyword, &why))?;
-            if keyword == "$dynamicRef" {
-                id = self.dynamically(at, reference, id);
+            if keyword != "$ref" {
+                let name = reference.split_once('#').map_or("", |(_, fragment)| fragment);
+                let name = if keyword == "$recursiveRef" {
+                    RECURSIVE
+                } else {
+                    name
+                };
+                id = self.dynamically(at, name, id);
             }
             found.push(self.within(at, id));
         }
@@ -294,8 +317,7 @@ impl Compiler<'_> {
 
     /// What the dynamic reference at `at` means when it would mean `id` as a plain one: the outermost schema
     /// of the same dynamic anchor.
-    fn dynamically(&self, at: Target, reference: &str, id: JsonId) -> JsonId {
-        let name = reference.split_once('#').map_or("", |(_, fragment)| fragment);
+    fn dynamically(&self, at: Target, name: &str, id: JsonId) -> JsonId {
         let root = self.resources.root_of(self.document, id);
         if self.resources.dynamic_anchor(root, name) != Some(id) {
             return id;

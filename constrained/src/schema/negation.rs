@@ -6,23 +6,8 @@
 use super::alternatives::{Branch, DEPENDENT};
 use super::facts::{Broken, Counted, Fact, Goal, Target, Witness};
 use super::keywords::{ALL, ARRAY, OBJECT, STRING};
-use super::{CompileError, Compiler, Draft, FormatPolicy};
+use super::{CompileError, Compiler, FormatPolicy};
 use crate::json::{Json, JsonId};
-
-/// Keywords of other drafts than the schema's. They are enforced, which only makes the output stricter; to
-/// negate them would not.
-const UNKNOWN_TO_DRAFT_7: [&str; 9] = [
-    "$dynamicRef",
-    "$recursiveRef",
-    "dependentRequired",
-    "dependentSchemas",
-    "maxContains",
-    "minContains",
-    "prefixItems",
-    "unevaluatedItems",
-    "unevaluatedProperties",
-];
-const UNKNOWN_TO_DRAFT_2020: [&str; 1] = ["dependencies"];
 
 impl Compiler<'_> {
     /// The ways in which the schema `at`, an object, fails.
@@ -31,16 +16,10 @@ impl Compiler<'_> {
         for referred in self.references(at)? {
             ways.push(Branch::of_goals(vec![Goal::Fails(referred)]));
         }
-        let is_draft_7 = self.options.draft == Draft::Draft7;
-        if is_draft_7 && self.has(at.id, "$ref") {
+        if self.does_ref_hide() && self.has(at.id, "$ref") {
             return Ok(ways);
         }
-        let foreign: &[&str] = if is_draft_7 {
-            &UNKNOWN_TO_DRAFT_7
-        } else {
-            &UNKNOWN_TO_DRAFT_2020
-        };
-        if let Some(keyword) = foreign.iter().find(|keyword| self.has(at.id, keyword)) {
+        if let Some(keyword) = self.foreign_keyword(at.id) {
             let why = "the schema's draft does not know it, and it stands where it is negated";
             return Err(self.unsupported(at.id, keyword, why));
         }
@@ -134,7 +113,7 @@ impl Compiler<'_> {
             broken(Broken::Pattern);
         }
         if let Some(name) = self.text(id, "format")?
-            && self.options.formats == FormatPolicy::Enforce
+            && self.formats == FormatPolicy::Enforce
         {
             match self.exact_format(id, name) {
                 Ok(false) => {}

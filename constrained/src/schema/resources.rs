@@ -1,11 +1,11 @@
 //! Which schema a reference means: base URIs, anchors and pointers within one document.
 //!
-//! Identifiers count only where a schema stands: an `$id` in an `enum` or in an unknown keyword names nothing.
+//! Identifiers count only where a schema stands: an `$id` in an `enum` or in an unknown keyword is none.
 //! What the document does not hold cannot be referred to; nothing is ever fetched.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Draft;
+use super::Dialect;
 use super::uri::{percent_decoded, resolve};
 use crate::json::{Document, Json, JsonId};
 
@@ -46,22 +46,23 @@ pub(super) struct Resources {
     anchors: BTreeMap<(JsonId, String), JsonId>,
     /// The anchors among these that `$dynamicRef` may find in an outer resource.
     dynamic: BTreeMap<(JsonId, String), JsonId>,
-    has_recursive_anchor: bool,
 }
 
+/// Stands for `$recursiveAnchor` among the names of dynamic anchors, which never have this character.
+pub(super) const RECURSIVE: &str = "#";
+
 impl Resources {
-    pub(super) fn new(document: &Document, draft: Draft) -> Self {
+    pub(super) fn new(document: &Document, dialect: Dialect) -> Self {
         let mut resources = Self {
             roots: BTreeMap::new(),
             by_uri: BTreeMap::new(),
             anchors: BTreeMap::new(),
             dynamic: BTreeMap::new(),
-            has_recursive_anchor: false,
         };
         resources.roots.insert(0, String::new());
         let mut todo = vec![(0, 0)];
         while let Some((id, root)) = todo.pop() {
-            let root = resources.note(document, draft, id, root);
+            let root = resources.note(document, dialect, id, root);
             todo.extend(subschemas(document, id).map(|id| (id, root)));
         }
         for (id, uri) in &resources.roots {
@@ -71,13 +72,14 @@ impl Resources {
     }
 
     /// Takes up the names that the schema `id` gives itself; returns the resource it belongs to.
-    fn note(&mut self, document: &Document, draft: Draft, id: JsonId, mut root: JsonId) -> JsonId {
+    fn note(&mut self, document: &Document, dialect: Dialect, id: JsonId, mut root: JsonId) -> JsonId {
         let text = |keyword: &str| match document.member(id, keyword).map(|value| &document[value]) {
             Some(Json::String(text)) => Some(text.as_str()),
             _ => None,
         };
-        let is_hidden = draft == Draft::Draft7 && document.member(id, "$ref").is_some();
-        if let Some(text) = text("$id").filter(|_| !is_hidden) {
+        let is_hidden = dialect <= Dialect::Draft7 && document.member(id, "$ref").is_some();
+        let identifier = if dialect == Dialect::Draft4 { "id" } else { "$id" };
+        if let Some(text) = text(identifier).filter(|_| !is_hidden) {
             match text.strip_prefix('#') {
                 Some(name) if !name.is_empty() => {
                     self.anchors.insert((root, name.to_owned()), id);
@@ -100,7 +102,10 @@ impl Resources {
                 }
             }
         }
-        self.has_recursive_anchor |= document.member(id, "$recursiveAnchor").is_some();
+        let is_recursive = document.member(id, "$recursiveAnchor");
+        if id == root && is_recursive.is_some_and(|value| document[value] == Json::Bool(true)) {
+            self.dynamic.insert((root, RECURSIVE.to_owned()), id);
+        }
         root
     }
 
@@ -114,10 +119,6 @@ impl Resources {
 
     pub(super) fn has_dynamic_anchors(&self) -> bool {
         !self.dynamic.is_empty()
-    }
-
-    pub(super) fn has_recursive_anchor(&self) -> bool {
-        self.has_recursive_anchor
     }
 
     /// The schema that the resource `root` offers dynamically under `name`.

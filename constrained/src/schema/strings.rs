@@ -40,7 +40,7 @@ impl Compiler<'_> {
         let Some(name) = self.text(id, "format")? else {
             return Ok(None);
         };
-        if self.options.formats != FormatPolicy::Enforce {
+        if self.formats != FormatPolicy::Enforce {
             return Ok(None);
         }
         let source = match format(name) {
