@@ -7,7 +7,7 @@ use crate::error::CompileError;
 use crate::ir::{Ir, Node, NodeId};
 use crate::limits::Limits;
 use crate::step::{Leaf, Reading};
-use crate::tables::{NOTHING, StateId, Tables};
+use crate::tables::{NOTHING, StateId, TOO_MANY, Tables};
 use crate::vocabulary::Vocabulary;
 
 /// Tokens by number, ascending. End-of-text tokens are in none.
@@ -130,7 +130,7 @@ impl Tables {
         } else {
             self.run(ir, limits, state, bytes)
         };
-        if !ir.has_tokens {
+        if !ir.has_tokens || by_bytes == TOO_MANY {
             return by_bytes;
         }
         let mut out = Vec::new();

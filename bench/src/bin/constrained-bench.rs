@@ -1,13 +1,13 @@
 //! `constrained-bench`: times compilation, masks and advances of the grammar engine. One JSON request a line
-//! on stdin, one JSON reply a line on stdout, in order: `init`, `compile`, `walk`, `quit`. A bad request is
-//! answered with `{"ok":false,"error":…}`.
+//! on stdin, one JSON reply a line on stdout, in order: `init`, `compile` (a `schema`, or another `kind` of text),
+//! `walk`, `quit`. A bad request is answered with `{"ok":false,"error":…}`.
 
 use std::io::{self, BufRead, Read, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arbora_constrained::{Grammar, Limits, SchemaOptions, TokenMask, Vocabulary, Whitespace};
+use arbora_constrained::{Constraint, Grammar, Limits, SchemaOptions, TokenMask, Vocabulary, Whitespace};
 use serde_json::{Value, json};
 
 /// Bytes of one request line.
@@ -108,9 +108,24 @@ impl State {
             whitespace: whitespace(&request["options"], self.whitespace),
             ..SchemaOptions::default()
         };
+        let constraint = match request["kind"].as_str() {
+            None | Some("json_schema") => Constraint::JsonSchema { schema, options },
+            Some("gbnf") => Constraint::Gbnf(schema),
+            Some("ebnf") => Constraint::Ebnf {
+                text: schema,
+                root: "root",
+            },
+            Some("lark") => Constraint::Lark(schema),
+            Some("regex") => Constraint::Regex(schema),
+            Some("structural_tag") => Constraint::StructuralTag {
+                text: schema,
+                options,
+            },
+            Some(kind) => return Err(format!("`kind` is `{kind}`, which is no constraint")),
+        };
         self.grammar = None;
         let begin = Instant::now();
-        let grammar = Grammar::compile_json_schema(vocabulary, schema, &options, &Limits::default());
+        let grammar = Grammar::compile(vocabulary, &constraint, &Limits::default());
         let compile_us = begin.elapsed().as_nanos() as f64 / 1e3;
         self.grammar = Some(grammar.map_err(|error| error.to_string())?);
         Ok(json!({ "ok": true, "compile_us": compile_us }))

@@ -33,6 +33,8 @@ struct Lowering<'t, 'a> {
     /// By expression: a body that is being lowered.
     is_open: Vec<bool>,
     rules: BTreeMap<Name, RuleId>,
+    /// Literals and classes that were built.
+    leaves: BTreeMap<Vec<u32>, NodeId>,
     work: u64,
 }
 
@@ -44,6 +46,7 @@ pub(crate) fn lower(ir: &mut Ir, tree: &Tree<'_>, root: Name) -> Result<NodeId, 
         nodes: vec![None; tree.exprs.len()],
         is_open: vec![false; tree.exprs.len()],
         rules: BTreeMap::new(),
+        leaves: BTreeMap::new(),
         work: 0,
     };
     lowering.run(tree.body(root))
@@ -128,6 +131,24 @@ fn hir_size(hir: &Hir) -> usize {
     }
 }
 
+/// What identifies a literal or a class.
+fn key(hir: &Hir) -> Option<Vec<u32>> {
+    match hir.kind() {
+        hir::HirKind::Literal(literal) => Some(
+            [0].into_iter()
+                .chain(literal.0.iter().map(|byte| u32::from(*byte)))
+                .collect(),
+        ),
+        hir::HirKind::Class(hir::Class::Unicode(class)) => {
+            let ends = class
+                .iter()
+                .flat_map(|range| [u32::from(range.start()), u32::from(range.end())]);
+            Some([1].into_iter().chain(ends).collect())
+        }
+        _ => None,
+    }
+}
+
 impl Lowering<'_, '_> {
     fn run(&mut self, root: ExprId) -> Result<NodeId, CompileError> {
         let mut path = vec![(root, false)];
@@ -183,8 +204,20 @@ impl Lowering<'_, '_> {
         let max = self.ir.max_automaton_states();
         let fused = match expr {
             Expr::Leaf(hir) => {
-                return match pattern::compile_hir(hir, max) {
-                    Ok(dfa) => self.leaf(dfa, id).map(Some),
+                let key = key(hir);
+                if let Some(known) = key.as_ref().and_then(|key| self.leaves.get(key)) {
+                    return Ok(Some(*known));
+                }
+                let dfa = match hir.kind() {
+                    hir::HirKind::Literal(literal) => Ok(Dfa::of_strings([&literal.0[..]])),
+                    _ => pattern::compile_hir(hir, max),
+                };
+                return match dfa {
+                    Ok(dfa) => {
+                        let node = self.leaf(dfa, id)?;
+                        self.leaves.extend(key.map(|key| (key, node)));
+                        Ok(Some(node))
+                    }
                     Err(CompileError::Limit { .. }) => {
                         pattern::node(self.ir, hir, &hir.to_string()).map(Some)
                     }
