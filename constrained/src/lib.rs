@@ -7,8 +7,8 @@
 //! and token numbers only: no tokenizer, no model, no I/O, no thread, no clock.
 //!
 //! * [`Vocabulary`] holds a model's tokens as bytes.
-//! * [`Constraint`] says what is asked for, and of which kind it is: JSON Schema, a regular expression, choices,
-//!   a grammar in GBNF, EBNF or Lark, a structural tag, tool calls, or free text before one of these.
+//! * [`Constraint`] says what is asked for, and of which kind it is: JSON Schema, a regular expression,
+//!   choices, a grammar in GBNF, EBNF or Lark, a structural tag, tool calls, or free text before one of them.
 //! * [`Grammar`] is compiled once, is immutable and cheap to clone.
 //! * [`Matcher`] is one output: [`Matcher::mask`], [`Matcher::advance`], [`Matcher::rollback`], and
 //!   [`Matcher::forced`] for text that must come whatever the model wants. A clone is a fork.

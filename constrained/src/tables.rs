@@ -1,7 +1,8 @@
 //! States of a running grammar, built when first reached and kept: sets of readings, where each byte leads,
 //! and which tokens may come next.
 //!
-//! Invariants: states 0 and 1 have no readings and lead to themselves; otherwise equal sets have equal numbers; a row entry is `UNKNOWN` or a state.
+//! Invariants: states 0 and 1 have no readings and lead to themselves; otherwise equal sets have equal
+//! numbers; a row entry is `UNKNOWN` or a state.
 
 use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
@@ -160,6 +161,11 @@ impl Tables {
         self.stacks.is_too_many = false;
         for reading in readings.iter() {
             self.stacks.step(ir, reading, byte, &mut out);
+            // Ways that come to the same are counted too: they cost as much.
+            if out.len() > limits.max_readings.saturating_mul(16) {
+                self.stacks.is_too_many = true;
+                break;
+            }
         }
         out.sort_unstable();
         out.dedup();

@@ -1,6 +1,6 @@
 //! `constrained-bench`: times compilation, masks and advances of the grammar engine. One JSON request a line
-//! on stdin, one JSON reply a line on stdout, in order: `init`, `compile` (a `schema`, or another `kind` of text),
-//! `walk`, `quit`. A bad request is answered with `{"ok":false,"error":…}`.
+//! on stdin, one JSON reply a line on stdout, in order: `init`, `compile` (a `schema`, or the text of another
+//! `kind`), `walk`, `quit`. A bad request is answered with `{"ok":false,"error":…}`.
 
 use std::io::{self, BufRead, Read, Write};
 use std::process::ExitCode;

@@ -14,9 +14,9 @@ use crate::pattern;
 /// Pieces above this size, about the states of their automaton, are kept apart.
 const MAX_FUSED_SIZE: usize = 192;
 const MAX_FUSED_DEPTH: usize = 24;
-/// States of a fused automaton, and what the attempt to build it costs in units of work, by its size.
 const MAX_FUSED_STATES: usize = 512;
-const FUSED_WORK: u64 = 200;
+/// The sizes of all that is fused in one grammar; beyond it pieces stay apart, which costs while running.
+const MAX_FUSED_TOTAL: usize = 8_000;
 
 /// How large the automaton of an expression is about to be; `None` for what is kept apart.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +35,8 @@ struct Lowering<'t, 'a> {
     rules: BTreeMap<Name, RuleId>,
     /// Literals and classes that were built.
     leaves: BTreeMap<Vec<u32>, NodeId>,
+    /// Sizes of what was fused so far.
+    fused: usize,
     work: u64,
 }
 
@@ -47,6 +49,7 @@ pub(crate) fn lower(ir: &mut Ir, tree: &Tree<'_>, root: Name) -> Result<NodeId, 
         is_open: vec![false; tree.exprs.len()],
         rules: BTreeMap::new(),
         leaves: BTreeMap::new(),
+        fused: 0,
         work: 0,
     };
     lowering.run(tree.body(root))
@@ -231,18 +234,35 @@ impl Lowering<'_, '_> {
                 let dfa = dfa.expect("it has at most one state more");
                 return self.leaf(dfa, id).map(Some);
             }
+            // However many: a tree of texts is built in one go.
+            Expr::Alt(parts) if parts.iter().all(|part| self.text(*part).is_some()) => {
+                let texts = parts.iter().filter_map(|part| self.text(*part));
+                return self.leaf(Dfa::of_strings(texts), id).map(Some);
+            }
             Expr::Seq(_) | Expr::Alt(_) | Expr::Repeat { .. } => match self.sizes[id as usize] {
-                Some(Size { size, .. }) => {
-                    self.spend(FUSED_WORK * (size as u64 + 1), id)?;
+                Some(Size { size, .. }) if self.fused + size < MAX_FUSED_TOTAL => {
+                    self.fused += size + 1;
                     self.hir(id)
                 }
-                None => return Ok(None),
+                _ => return Ok(None),
             },
             _ => return Ok(None),
         };
         match pattern::compile_hir(&fused, max.min(MAX_FUSED_STATES)) {
             Ok(dfa) => self.leaf(dfa, id).map(Some),
             Err(_) => Ok(None),
+        }
+    }
+
+    /// The text of an expression that is one.
+    fn text(&self, id: ExprId) -> Option<&[u8]> {
+        match &self.tree.exprs[id as usize] {
+            Expr::Empty => Some(&[]),
+            Expr::Leaf(hir) => match hir.kind() {
+                hir::HirKind::Literal(literal) => Some(&literal.0),
+                _ => None,
+            },
+            _ => None,
         }
     }
 
