@@ -39,7 +39,7 @@ def main():
     print(f"{time.strftime('%Y-%m-%d')}; walks of 200 random tokens, 3 each\n")
     print("| grammar | compile ms | worst mask ms | kB | ended by |\n|---|---|---|---|---|")
     cases = [(name, {"schema": json.dumps(schema)}) for name, schema in schemas()]
-    cases += [(f"`{regex}`".replace("|", "\\|"), {"regex": regex}) for regex in REGEXES]
+    cases += [(f"`{regex}`".replace("|", "\\|"), {"kind": "regex", "schema": regex}) for regex in REGEXES]
     for name, source in cases:
         begin = time.perf_counter()
         reply = ask(op="compile", **source, options={})

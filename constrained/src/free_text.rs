@@ -1,8 +1,8 @@
 //! Free text: any UTF-8, until one of a few markers is complete.
 //!
 //! An Aho-Corasick automaton over the markers and the excluded texts, run beside a check that the text is
-//! UTF-8, is one leaf. A complete marker ends the leaf, and what the marker asks for follows; an excluded text
-//! is never completed. Special tokens may be markers too, at any border between characters.
+//! UTF-8, is one leaf. A complete marker ends the leaf, and what the marker asks for follows; an excluded
+//! text is never completed. Special tokens may be markers too, at any border between characters.
 //!
 //! Masks are cheap: at the beginning of the automaton a token that is whole text and has no byte with which a
 //! marker begins leads back to the beginning, so that these tokens are a ready-made set. Elsewhere only the

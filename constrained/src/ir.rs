@@ -440,9 +440,9 @@ impl Ir {
             }
             *min = 0;
             if max.is_some_and(|max| max > MAX_EMPTY_REPEATS) {
-                return Err(CompileError::Syntax {
-                    line: 0,
-                    column: 0,
+                return Err(CompileError::Unsupported {
+                    pointer: "#".to_owned(),
+                    keyword: "repetition".to_owned(),
                     why: format!(
                         "something that may be empty is repeated more than {MAX_EMPTY_REPEATS} times, counted"
                     ),
@@ -488,10 +488,10 @@ impl Ir {
                 match *mark {
                     Mark::Done => continue,
                     Mark::Open => {
-                        return Err(CompileError::Syntax {
-                            line: 0,
-                            column: 0,
-                            why: "a rule begins with itself (left recursion)".to_owned(),
+                        return Err(CompileError::Unsupported {
+                            pointer: "#".to_owned(),
+                            keyword: "recursion".to_owned(),
+                            why: "something begins with itself".to_owned(),
                         });
                     }
                     Mark::New => *mark = Mark::Open,

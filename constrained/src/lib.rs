@@ -1,4 +1,5 @@
-//! Grammar-constrained decoding: JSON Schema, regular expressions and choices as token masks and forced text.
+//! Grammar-constrained decoding: JSON Schema, regular expressions, choices, grammars as text, structural tags
+//! and tool calls as token masks and forced text.
 //!
 //! A grammar says which texts are allowed; a matcher follows one output through it and says, before each
 //! token, which tokens may come next. Nothing that violates the grammar is ever allowed, and whatever would
@@ -6,6 +7,8 @@
 //! and token numbers only: no tokenizer, no model, no I/O, no thread, no clock.
 //!
 //! * [`Vocabulary`] holds a model's tokens as bytes.
+//! * [`Constraint`] says what is asked for, and of which kind it is: JSON Schema, a regular expression,
+//!   choices, a grammar in GBNF, EBNF or Lark, a structural tag, tool calls, or free text before one of them.
 //! * [`Grammar`] is compiled once, is immutable and cheap to clone.
 //! * [`Matcher`] is one output: [`Matcher::mask`], [`Matcher::advance`], [`Matcher::rollback`], and
 //!   [`Matcher::forced`] for text that must come whatever the model wants. A clone is a fork.
@@ -49,6 +52,22 @@
 //! a type each, `minProperties` beyond the declared names and one more, `unevaluated*`, `uniqueItems` and
 //! inexact formats where they are negated, the format `regex`, references out of the document, and
 //! dialects of one's own. `tests/suite/refused.txt` shows what that means for the official test suite.
+//!
+//! Grammars as text, each dialect named by the caller:
+//!
+//! * GBNF ([`Grammar::compile_gbnf`]): rules, literals, classes, `.`, groups, `|`, `* + ? {m} {m,} {m,n}`,
+//!   `<token>`, `<[7]>` and their negation by `!`.
+//! * XGrammar's EBNF ([`Grammar::compile_ebnf`]): the same with its own escapes and layout, `Token`,
+//!   `ExcludeToken` and `Regex`; no look-ahead, no `TagDispatch`, no rule attributes.
+//! * Lark ([`Grammar::compile_lark`]): rules, terminals, regular expressions, ranges, `%ignore`,
+//!   `%import common.X`; no priorities, templates or other directives. There is no lexer: a text is accepted
+//!   when any way of reading it fits.
+//!
+//! Left recursion works in all of them. Rules that are used must be defined and derive something.
+//!
+//! Structural tags ([`Grammar::compile_structural_tag`]) and tool calls ([`Grammar::compile_tools`]) mix free
+//! text with constrained parts. Free text is UTF-8 without special tokens; its markers may be text or special
+//! tokens, which [`Vocabulary::with_special`] names.
 //!
 //! Costs: a state known already costs a lookup, a new one the work on its readings. Each grammar keeps at
 //! most

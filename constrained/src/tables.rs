@@ -178,6 +178,11 @@ impl Tables {
         self.stacks.is_too_many = false;
         for reading in readings.iter() {
             self.stacks.step(ir, reading, byte, &mut out);
+            // Ways that come to the same are counted too: they cost as much.
+            if out.len() > limits.max_readings.saturating_mul(16) {
+                self.stacks.is_too_many = true;
+                break;
+            }
         }
         out.sort_unstable();
         out.dedup();

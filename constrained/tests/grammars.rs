@@ -397,6 +397,7 @@ fn hostile_grammars_meet_a_named_limit_or_compile() {
         "root ::= ((\"a\"{1000}){1000}){1000}".to_owned(),
         "root ::= (a | \"b\")*\na ::= a a | a | \"\" | \"x\" a".to_owned(),
         format!("root ::= {}\"z\"", "\"a\"? ".repeat(1_000)),
+        (0..20_000).fold("root ::= \"a\"".to_owned(), |text, i| format!("{text} | \"{i}\"")),
         format!("root ::= ({})* \"z\"", "[ab]* ".repeat(500)),
         rules(20, &|i| {
             format!("r{} \"x\" | r{} | r0 \"y\"", i + 1, (i + 7) % 20)
@@ -417,6 +418,22 @@ fn hostile_grammars_meet_a_named_limit_or_compile() {
             }
         }
     }
+}
+
+#[test]
+fn too_many_readings_are_an_error_and_not_a_refusal() {
+    let text = format!("root ::= {}\"z\"", "\"a\"? ".repeat(1_000));
+    let grammar = Grammar::compile_gbnf(&vocabulary(), &text, &Limits::default()).expect("it is small");
+    let mut matcher = grammar.matcher();
+    let limit = MatchError::Limit {
+        name: "max_readings",
+        limit: Limits::default().max_readings as u64,
+    };
+    assert_eq!(matcher.advance(byte_token(b'a')), Err(limit.clone()));
+    assert_eq!(matcher.mask(), Err(limit));
+    assert_eq!(matcher.n_tokens(), 0);
+    matcher.advance(byte_token(b'z')).expect("one way leads there");
+    assert!(matcher.is_accepting());
 }
 
 /// An expression over `a` and `b`, as its text and as the rule numbers and letters of its language.

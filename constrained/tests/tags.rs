@@ -32,7 +32,7 @@ fn bytes(text: &str) -> Vec<u32> {
 /// Format, accepted, refused.
 type Case = (&'static str, &'static [&'static str], &'static [&'static str]);
 
-const FORMATS: [Case; 17] = [
+const FORMATS: [Case; 18] = [
     (r#"{"type":"const_string","value":"Hé"}"#, &["Hé"], &["", "H"]),
     (
         r#"{"type":"json_schema","json_schema":{"type":"integer"},"style":"json","any_order":false}"#,
@@ -50,6 +50,12 @@ const FORMATS: [Case; 17] = [
         r#"{"type":"any_text","excludes":["<t","aab"]}"#,
         &["", "<", "a<<", "aa ab"],
         &["<t", "a<<tool", "aaab"],
+    ),
+    // One excluded text within the way to another.
+    (
+        r#"{"type":"any_text","excludes":["xabc","b"]}"#,
+        &["", "xa", "xac"],
+        &["b", "xab", "xxabc"],
     ),
     (
         r#"{"type":"sequence","elements":[{"type":"const_string","value":"a"},{"type":"or","elements":[

@@ -1,13 +1,15 @@
 //! `constrained-bench`: times compilation, masks and advances of the grammar engine. One JSON request a line
-//! on stdin, one JSON reply a line on stdout, in order: `init`, `compile`, `walk`, `wander`, `quit`. A bad
-//! request is answered with `{"ok":false,"error":…}`.
+//! on stdin, one JSON reply a line on stdout, in order: `init`, `compile` (a `schema`, or the text of another
+//! `kind`), `walk`, `wander`, `quit`. A bad request is answered with `{"ok":false,"error":…}`.
 
 use std::io::{self, BufRead, Read, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arbora_constrained::{Grammar, GrammarCache, Limits, SchemaOptions, TokenMask, Vocabulary, Whitespace};
+use arbora_constrained::{
+    Constraint, Grammar, GrammarCache, Limits, SchemaOptions, TokenMask, Vocabulary, Whitespace,
+};
 use serde_json::{Value, json};
 
 /// Of the cache that repeated schemas are found in.
@@ -109,45 +111,46 @@ impl State {
 
     fn compile(&mut self, request: &Value) -> Result<Value, String> {
         let vocabulary = self.vocabulary.as_ref().ok_or("`init` comes first")?;
-        let is_regex = request["regex"].is_string();
-        let source = request[if is_regex { "regex" } else { "schema" }].as_str();
-        let source = source.ok_or("`schema` is missing")?;
+        let schema = request["schema"].as_str().ok_or("`schema` is missing")?;
         let options = SchemaOptions {
             whitespace: whitespace(&request["options"], self.whitespace),
             ..SchemaOptions::default()
         };
+        let constraint = match request["kind"].as_str() {
+            None | Some("json_schema") => Constraint::JsonSchema { schema, options },
+            Some("gbnf") => Constraint::Gbnf(schema),
+            Some("ebnf") => Constraint::Ebnf {
+                text: schema,
+                root: "root",
+            },
+            Some("lark") => Constraint::Lark(schema),
+            Some("regex") => Constraint::Regex(schema),
+            Some("structural_tag") => Constraint::StructuralTag {
+                text: schema,
+                options,
+            },
+            Some(kind) => return Err(format!("`kind` is `{kind}`, which is no constraint")),
+        };
         let limits = Limits::default();
         self.grammar = None;
         let begin = Instant::now();
-        let grammar = if is_regex {
-            Grammar::compile_regex(vocabulary, source, &limits)
-        } else {
-            Grammar::compile_json_schema(vocabulary, source, &options, &limits)
-        };
+        let grammar = Grammar::compile(vocabulary, &constraint, &limits);
         let compile_us = begin.elapsed().as_nanos() as f64 / 1e3;
         let grammar = grammar.map_err(|error| error.to_string())?;
         let n_bytes = grammar.n_bytes();
         self.grammar = Some(grammar);
         let mut again_us = 0.0;
-        if let Some(cache) = self
-            .cache
-            .as_ref()
-            .filter(|_| request["again"] == true && !is_regex)
-        {
+        if let Some(cache) = self.cache.as_ref().filter(|_| request["again"] == true) {
             let ask = || {
-                cache
-                    .json_schema(source, &options, &limits)
-                    .map(|grammar| grammar.matcher())
+                let grammar = cache.compile(&constraint, &limits);
+                let mask = grammar.map_err(|error| error.to_string())?.matcher().mask();
+                mask.map_err(|error| error.to_string())
             };
-            ask()
-                .map(|mut matcher| matcher.mask())
-                .map_err(|error| error.to_string())?
-                .map_err(|error| error.to_string())?;
+            ask()?;
             let begin = Instant::now();
-            let mask = ask().map(|mut matcher| matcher.mask());
+            let mask = ask();
             again_us = begin.elapsed().as_nanos() as f64 / 1e3;
-            mask.map_err(|error| error.to_string())?
-                .map_err(|error| error.to_string())?;
+            mask?;
         }
         Ok(json!({ "ok": true, "compile_us": compile_us, "again_us": again_us, "n_bytes": n_bytes }))
     }

@@ -10,9 +10,9 @@
 //! its complete dynamic lexer. What `%ignore` names may stand after every lexeme of a rule, never within a
 //! terminal and not before the first one.
 //!
-//! Refused by name: priorities, templates, `%declare`, `%override`, `%extend`, `%json`, `%lark` and every other
-//! directive, imports from elsewhere than `common`, look-around, back-references, anchors and the flags `l`
-//! and `x` of regular expressions.
+//! Refused by name: priorities, templates, `%declare`, `%override`, `%extend`, `%json`, `%lark` and every
+//! other directive, imports from elsewhere than `common`, look-around, back-references, anchors and the
+//! flags `l` and `x` of regular expressions.
 
 use super::quoting::{Escapes, quoted};
 use super::source::limit;

@@ -333,24 +333,7 @@ impl<'t, 'a> Splitter<'t, 'a> {
                 let ways = parts.iter().map(|part| (*part, self.empty)).collect();
                 self.join(ways)?
             }
-            Expr::Seq(parts) => {
-                let n_empty = parts
-                    .iter()
-                    .take_while(|part| self.may_be_empty[**part as usize])
-                    .count();
-                let last = (n_empty + 1).min(parts.len());
-                let mut after = match &parts[last..] {
-                    [] => self.empty,
-                    [one] => *one,
-                    rest => self.add(Expr::Seq(rest.to_vec()))?,
-                };
-                let mut ways = Vec::new();
-                for part in parts[..last].iter().rev() {
-                    ways.push((*part, after));
-                    after = self.pair(*part, after)?;
-                }
-                self.join(ways)?
-            }
+            Expr::Seq(parts) => self.split_seq(&parts)?,
             Expr::Repeat { max: Some(0), .. } => Split::default(),
             Expr::Repeat { body, min, max } => {
                 let is_nullable = self.may_be_empty[body as usize];
@@ -374,6 +357,25 @@ impl<'t, 'a> Splitter<'t, 'a> {
                 self.join(vec![(body, after)])?
             }
         })
+    }
+
+    fn split_seq(&mut self, parts: &[ExprId]) -> Result<Split, CompileError> {
+        let n_empty = parts
+            .iter()
+            .take_while(|part| self.may_be_empty[**part as usize])
+            .count();
+        let last = (n_empty + 1).min(parts.len());
+        let mut after = match &parts[last..] {
+            [] => self.empty,
+            [one] => *one,
+            rest => self.add(Expr::Seq(rest.to_vec()))?,
+        };
+        let mut ways = Vec::new();
+        for part in parts[..last].iter().rev() {
+            ways.push((*part, after));
+            after = self.pair(*part, after)?;
+        }
+        self.join(ways)
     }
 
     /// The ways of all `ways`: a part, without its empty text, and what follows it.

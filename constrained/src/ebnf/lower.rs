@@ -14,9 +14,9 @@ use crate::pattern;
 /// Pieces above this size, about the states of their automaton, are kept apart.
 const MAX_FUSED_SIZE: usize = 192;
 const MAX_FUSED_DEPTH: usize = 24;
-/// States of a fused automaton, and what the attempt to build it costs in units of work, by its size.
 const MAX_FUSED_STATES: usize = 512;
-const FUSED_WORK: u64 = 200;
+/// The sizes of all that is fused in one grammar; beyond it pieces stay apart, which costs while running.
+const MAX_FUSED_TOTAL: usize = 8_000;
 
 /// How large the automaton of an expression is about to be; `None` for what is kept apart.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +33,10 @@ struct Lowering<'t, 'a> {
     /// By expression: a body that is being lowered.
     is_open: Vec<bool>,
     rules: BTreeMap<Name, RuleId>,
+    /// Literals and classes that were built.
+    leaves: BTreeMap<Vec<u32>, NodeId>,
+    /// Sizes of what was fused so far.
+    fused: usize,
     work: u64,
 }
 
@@ -44,6 +48,8 @@ pub(crate) fn lower(ir: &mut Ir, tree: &Tree<'_>, root: Name) -> Result<NodeId, 
         nodes: vec![None; tree.exprs.len()],
         is_open: vec![false; tree.exprs.len()],
         rules: BTreeMap::new(),
+        leaves: BTreeMap::new(),
+        fused: 0,
         work: 0,
     };
     lowering.run(tree.body(root))
@@ -128,6 +134,24 @@ fn hir_size(hir: &Hir) -> usize {
     }
 }
 
+/// What identifies a literal or a class.
+fn key(hir: &Hir) -> Option<Vec<u32>> {
+    match hir.kind() {
+        hir::HirKind::Literal(literal) => Some(
+            [0].into_iter()
+                .chain(literal.0.iter().map(|byte| u32::from(*byte)))
+                .collect(),
+        ),
+        hir::HirKind::Class(hir::Class::Unicode(class)) => {
+            let ends = class
+                .iter()
+                .flat_map(|range| [u32::from(range.start()), u32::from(range.end())]);
+            Some([1].into_iter().chain(ends).collect())
+        }
+        _ => None,
+    }
+}
+
 impl Lowering<'_, '_> {
     fn run(&mut self, root: ExprId) -> Result<NodeId, CompileError> {
         let mut path = vec![(root, false)];
@@ -183,8 +207,20 @@ impl Lowering<'_, '_> {
         let max = self.ir.max_automaton_states();
         let fused = match expr {
             Expr::Leaf(hir) => {
-                return match pattern::compile_hir(hir, max) {
-                    Ok(dfa) => self.leaf(dfa, id).map(Some),
+                let key = key(hir);
+                if let Some(known) = key.as_ref().and_then(|key| self.leaves.get(key)) {
+                    return Ok(Some(*known));
+                }
+                let dfa = match hir.kind() {
+                    hir::HirKind::Literal(literal) => Ok(Dfa::of_strings([&literal.0[..]])),
+                    _ => pattern::compile_hir(hir, max),
+                };
+                return match dfa {
+                    Ok(dfa) => {
+                        let node = self.leaf(dfa, id)?;
+                        self.leaves.extend(key.map(|key| (key, node)));
+                        Ok(Some(node))
+                    }
                     Err(CompileError::Limit { .. }) => {
                         pattern::node(self.ir, hir, &hir.to_string()).map(Some)
                     }
@@ -198,18 +234,35 @@ impl Lowering<'_, '_> {
                 let dfa = dfa.expect("it has at most one state more");
                 return self.leaf(dfa, id).map(Some);
             }
+            // However many: a tree of texts is built in one go.
+            Expr::Alt(parts) if parts.iter().all(|part| self.text(*part).is_some()) => {
+                let texts = parts.iter().filter_map(|part| self.text(*part));
+                return self.leaf(Dfa::of_strings(texts), id).map(Some);
+            }
             Expr::Seq(_) | Expr::Alt(_) | Expr::Repeat { .. } => match self.sizes[id as usize] {
-                Some(Size { size, .. }) => {
-                    self.spend(FUSED_WORK * (size as u64 + 1), id)?;
+                Some(Size { size, .. }) if self.fused + size < MAX_FUSED_TOTAL => {
+                    self.fused += size + 1;
                     self.hir(id)
                 }
-                None => return Ok(None),
+                _ => return Ok(None),
             },
             _ => return Ok(None),
         };
         match pattern::compile_hir(&fused, max.min(MAX_FUSED_STATES)) {
             Ok(dfa) => self.leaf(dfa, id).map(Some),
             Err(_) => Ok(None),
+        }
+    }
+
+    /// The text of an expression that is one.
+    fn text(&self, id: ExprId) -> Option<&[u8]> {
+        match &self.tree.exprs[id as usize] {
+            Expr::Empty => Some(&[]),
+            Expr::Leaf(hir) => match hir.kind() {
+                hir::HirKind::Literal(literal) => Some(&literal.0),
+                _ => None,
+            },
+            _ => None,
         }
     }
 
