@@ -1,19 +1,19 @@
 //! From a model file to a running engine.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use arbora_kernels::{Backend, KvShape};
 use arbora_runtime::engine::{self, EngineConfig, EngineError, EngineExit, EngineHandle};
 use arbora_runtime::model::decoder::Decoder;
+use arbora_runtime::model::directory::SamplingDefaults;
 use arbora_runtime::model::{LoadError, ModelFile};
 use arbora_runtime::token_bytes::TokenBytes;
 use arbora_runtime::tokenizer::Tokenizer;
 
 use crate::config::{Config, KvSize};
 use crate::memory;
-use crate::models::DEFAULT_MODEL;
+use crate::models;
 use crate::prompt::PromptEncoder;
 use crate::template::{ChatTemplate, TemplateError, TemplateTokens};
 
@@ -35,6 +35,8 @@ pub struct Started {
     pub stop_tokens: Vec<u32>,
     /// Name for clients.
     pub name: String,
+    /// What the model recommends where a request does not say.
+    pub sampling_defaults: SamplingDefaults,
 }
 
 /// Why a model did not start.
@@ -73,9 +75,10 @@ pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> R
         )
     });
     let (tokenizer, decoder): (Tokenizer, Decoder<B>) = (tokenizer?, decoder?);
+    let sampling_defaults = file.sampling_defaults()?;
     let template = match file.chat_template()? {
         None => None,
-        Some(source) => Some(ChatTemplate::new(source, template_tokens(&tokenizer))?),
+        Some(source) => Some(ChatTemplate::new(&source, template_tokens(&tokenizer))?),
     };
     let token_bytes = Arc::new(text_of_tokens(&tokenizer));
     let stop_tokens = tokenizer.stop_token_ids().to_vec();
@@ -90,6 +93,12 @@ pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> R
         chat_template = template.is_some(),
         "model loaded"
     );
+    if let Some(window) = file.config().window {
+        tracing::warn!(
+            window,
+            "the model has a sliding window; its context is limited to that"
+        );
+    }
     tracing::info!(
         pages = n_pages,
         tokens = n_pages * page_size,
@@ -109,7 +118,11 @@ pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> R
         encoder: Arc::new(PromptEncoder::new(Arc::new(tokenizer), template)),
         token_bytes,
         stop_tokens,
-        name: served_name(config, file.path()),
+        name: config
+            .served_model_name
+            .clone()
+            .unwrap_or_else(|| models::served_name(&config.model)),
+        sampling_defaults,
     })
 }
 
@@ -127,7 +140,8 @@ fn engine_config(config: &Config, n_pages: usize, context: usize) -> EngineConfi
     }
 }
 
-fn page_bytes(file: &ModelFile, page_size: usize) -> usize {
+/// Bytes of a page of `page_size` tokens over all layers.
+pub fn page_bytes(file: &ModelFile, page_size: usize) -> usize {
     let model = file.config();
     let shape = KvShape {
         n_layers: model.n_layers,
@@ -177,17 +191,4 @@ fn text_of_tokens(tokenizer: &Tokenizer) -> TokenBytes {
         true => &[],
         false => tokenizer.token_bytes(id),
     }))
-}
-
-/// What the operator chose, else what was asked for: the alias, or the file's name.
-fn served_name(config: &Config, path: &Path) -> String {
-    match &config.served_model_name {
-        Some(name) => name.clone(),
-        None if config.model == DEFAULT_MODEL => config.model.clone(),
-        None => path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
-    }
 }
