@@ -34,7 +34,8 @@ pub struct Options {
     /// once [default: smollm2:135m]
     #[arg(long, env = "ARBORA_MODEL")]
     pub model: Option<String>,
-    /// auto reads the model's weights; dummy makes them up from its config.json, for benchmarks [default: auto]
+    /// auto reads the model's weights; dummy makes them up from its config.json, for benchmarks
+    /// [default: auto]
     #[arg(long, env = "ARBORA_LOAD_FORMAT")]
     pub load_format: Option<String>,
     /// Address to listen on [default: 127.0.0.1]

@@ -6,8 +6,8 @@
 //!      (not when offline)          one GGUF file, or config, tokenizer and safetensors
 //! ```
 //!
-//! A file appears in the cache whole and checked, or not at all. What an interruption leaves is one file named
-//! `.incomplete`, which the next try continues.
+//! A file appears in the cache whole and checked, or not at all. What an interruption leaves is one file
+//! named `.incomplete`, which the next try continues.
 
 mod cache;
 mod client;
@@ -248,14 +248,14 @@ impl Hub {
         interrupted: &AtomicBool,
     ) -> Result<PathBuf, HubError> {
         if self.settings.offline {
-            return self.from_cache(model, format).ok_or_else(|| HubError::Offline {
+            return self.cached(model, format).ok_or_else(|| HubError::Offline {
                 model: model.to_string(),
                 cache: self.settings.cache.clone(),
             });
         }
         let listing = match self.client.list(model, interrupted) {
             Err(HubError::Unreachable { what, reason }) => {
-                let Some(path) = self.from_cache(model, format) else {
+                let Some(path) = self.cached(model, format) else {
                     return Err(HubError::Unreachable { what, reason });
                 };
                 tracing::warn!(%model, reason, "the hub does not answer; taking what is cached");
@@ -296,7 +296,7 @@ impl Hub {
     }
 
     /// The same from the cache alone, where it is all there.
-    fn from_cache(&self, model: &HubModel, format: LoadFormat) -> Option<PathBuf> {
+    fn cached(&self, model: &HubModel, format: LoadFormat) -> Option<PathBuf> {
         let commit = self.cache.commit(model)?;
         let snapshot = self.cache.snapshot(model, &commit);
         let has = |file: &String| snapshot.join(file).is_file();

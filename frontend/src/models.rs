@@ -190,8 +190,8 @@ pub fn resolve(model: &str) -> Result<PathBuf, ModelsError> {
     resolve_unless(model, LoadFormat::Auto, &AtomicBool::new(false))
 }
 
-/// As [`resolve`], but gives up cleanly soon after `interrupted` is set, and fetches no weights for a `format`
-/// that makes them up.
+/// As [`resolve`], but gives up cleanly soon after `interrupted` is set, and fetches no weights for a
+/// `format` that makes them up.
 pub fn resolve_unless(
     model: &str,
     format: LoadFormat,

@@ -4,9 +4,9 @@
 //! text ─ added tokens cut out ─ normalized ─ pieces (split) ─ spelled ─ merges ─ ids
 //! ```
 //!
-//! The merges are those of Hugging Face's `tokenizers`; what comes before them is done here, in time linear in
-//! the text. Two ways of spelling: byte-level BPE writes every byte as a printable character, SentencePiece
-//! BPE writes blanks as `▁` and falls back to tokens like `<0x0A>`.
+//! The merges are those of Hugging Face's `tokenizers`; what comes before them is done here, in time linear
+//! in the text. Two ways of spelling: byte-level BPE writes every byte as a printable character,
+//! SentencePiece BPE writes blanks as `▁` and falls back to tokens like `<0x0A>`.
 //!
 //! Kinds of tokens, as GGUF numbers them: *control* tokens (`<|im_end|>`) steer the model and exist for
 //! templates only; *user-defined* tokens are ordinary text that is never cut. Text encoded
@@ -143,7 +143,7 @@ pub struct EncodeError {
 /// How pieces are written for the merges, and tokens read back.
 enum Spelling {
     /// Every byte as one printable character.
-    ByteLevel(ByteAlphabet),
+    ByteLevel(Box<ByteAlphabet>),
     /// As they are; blanks are marks by then.
     SentencePiece,
 }
@@ -270,7 +270,7 @@ impl Tokenizer {
             found_normalized: HashSet::new(),
             normalizer: Normalizer::default(),
             splitter: Splitter::default(),
-            spelling: Spelling::ByteLevel(alphabet),
+            spelling: Spelling::ByteLevel(Box::new(alphabet)),
             bos: None,
             eos: None,
             add_bos: false,

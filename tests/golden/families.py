@@ -184,7 +184,8 @@ def write_gguf(name, model, config, tokenizer):
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("qwen2")
         writer.add_token_merges([" ".join(pair) for pair in model_json["merges"]])
-    writer.add_token_types([special.get(token, 1 if i in vocabulary else 5) for i, token in enumerate(tokens)])
+    kinds = [special.get(token, 1 if i in vocabulary else 5) for i, token in enumerate(tokens)]
+    writer.add_token_types(kinds)
     writer.add_eos_token_id(tokens.index("</s>"))
     for key, tensor in model.state_dict().items():
         if key == "lm_head.weight" and config.tie_word_embeddings:

@@ -251,8 +251,8 @@ impl Client {
         }
     }
 
-    /// One request and the redirects it leads through: the last answer, and the headers of all of them. A HEAD
-    /// stops where a redirect leaves the host: what stands there may be signed for a GET only.
+    /// One request and the redirects it leads through: the last answer, and the headers of all of them. A
+    /// HEAD stops where a redirect leaves the host: what stands there may be signed for a GET only.
     fn follow(
         &self,
         url: &str,

@@ -1,9 +1,9 @@
 //! The table of model families: how an architecture's own words become a [`DecoderConfig`].
 //!
-//! A family that fits the decoder is a row here and a golden test. GGUF metadata and `config.json` say the same
-//! things under different names, so each thing is read once, by a [`Key`] with both names. Whatever a file
-//! asks for that the decoder does not do is refused by name: a model that answers nonsense because a key was
-//! ignored is worse than one that does not start. Keys that neither the families nor the lists of refused
+//! A family that fits the decoder is a row here and a golden test. GGUF metadata and `config.json` say the
+//! same things under different names, so each thing is read once, by a [`Key`] with both names. Whatever a
+//! file asks for that the decoder does not do is refused by name: a model that answers nonsense because a key
+//! was ignored is worse than one that does not start. Keys that neither the families nor the lists of refused
 //! keys know are passed over, as the reference implementations of these classes pass over them.
 
 use arbora_kernels::{HeadLayout, RopeStyle};
@@ -23,8 +23,8 @@ struct Family {
     /// The only name in `architectures`, and `model_type`, of `config.json`.
     class: &'static str,
     model_type: &'static str,
-    /// Pairing of rotated elements as the GGUF converter leaves it: for llama it permutes q and k. Checkpoints
-    /// beside a `config.json` have halves.
+    /// Pairing of rotated elements as the GGUF converter leaves it: for llama it permutes q and k.
+    /// Checkpoints beside a `config.json` have halves.
     gguf_rope_style: RopeStyle,
     /// Biases on q, k and v.
     qkv_bias: bool,

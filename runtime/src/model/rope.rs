@@ -4,7 +4,8 @@ use arbora_kernels::RopeTable;
 
 use super::config::{RopeConfig, RopeScaling};
 
-/// The rotation of positions `0..n_positions`: pair `i` turns by `position * scaled(base^(-2i / dim)) / factor[i]`.
+/// The rotation of positions `0..n_positions`: pair `i` turns by
+/// `position * scaled(base^(-2i / dim)) / factor[i]`.
 /// `factors` (Llama 3's long-context scaling, as GGUF has it) has `dim / 2` elements or is absent.
 ///
 /// Angles are computed in f64: at position 100,000 an f32 angle is off by 0.004 already.

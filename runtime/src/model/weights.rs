@@ -226,7 +226,8 @@ impl WeightSource<'_> {
         Ok(Some(bias))
     }
 
-    /// A tensor that nothing here reads would be one the result should depend on: a bias, a scale, an adapter.
+    /// A tensor that nothing here reads would be one the result should depend on: a bias, a scale, an
+    /// adapter.
     fn refuse_unexpected(&self) -> Result<(), LoadError> {
         let Data::Files { tensors, .. } = self.data else {
             return Ok(());

@@ -96,7 +96,7 @@ fn byte_level(metadata: &Metadata) -> Result<Scheme, TokenizerError> {
         ignore_merges: row.ignore_merges,
         normalizer: Normalizer { steps, marks: None },
         splitter: Splitter::of_row(row),
-        spelling: Spelling::ByteLevel(ByteAlphabet::new()),
+        spelling: Spelling::ByteLevel(Box::new(ByteAlphabet::new())),
         add_bos: row.add_bos,
     })
 }

@@ -180,7 +180,7 @@ impl Tokenizer {
         preparation.normalizer.steps = steps(file.normalizer)?;
         preparation.pre_tokenize(file.pre_tokenizer)?;
         let spelling = match (preparation.is_byte_level, file.model.byte_fallback) {
-            (true, false) => Spelling::ByteLevel(ByteAlphabet::new()),
+            (true, false) => Spelling::ByteLevel(Box::new(ByteAlphabet::new())),
             (false, true) => Spelling::SentencePiece,
             (_, fallback) => return Err(unsupported("byte_fallback", &fallback)),
         };
@@ -500,9 +500,9 @@ mod tests {
         }
         json!({
             "added_tokens": [
-                added(300, "<|end|>", true, false),
-                added(301, "<tool>", false, false),
-                added(302, "the\u{e9}", false, true),
+                added(261, "<|end|>", true, false),
+                added(262, "<tool>", false, false),
+                added(263, "the\u{e9}", false, true),
             ],
             "normalizer": {"type": "NFC"},
             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true, "trim_offsets": true},
@@ -664,7 +664,7 @@ mod tests {
         json["post_processor"] = json!({"type": "TemplateProcessing", "pair": [], "special_tokens": {},
             "single": [{"SpecialToken": {"id": "<|end|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]});
         let tokenizer = build(&json).expect("good");
-        assert_eq!((tokenizer.bos(), tokenizer.add_bos()), (Some(300), true));
+        assert_eq!((tokenizer.bos(), tokenizer.add_bos()), (Some(261), true));
         let off = JsonSettings {
             add_bos: Some(false),
             ..SETTINGS
