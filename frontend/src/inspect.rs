@@ -26,8 +26,9 @@ pub enum InspectError {
     Write(#[from] io::Error),
 }
 
-/// Writes what the model at `path` is and what memory it takes: from its header or settings alone.
-pub fn write_description(path: &Path, out: &mut impl Write) -> Result<(), InspectError> {
+/// Writes what the model at `path`, which the operator calls `name`, is and what memory it takes: from its
+/// header or settings alone.
+pub fn write_description(name: &str, path: &Path, out: &mut impl Write) -> Result<(), InspectError> {
     let file = ModelFile::open(path)?;
     let config = file.config();
     let heads = config.heads;
@@ -42,7 +43,7 @@ pub fn write_description(path: &Path, out: &mut impl Write) -> Result<(), Inspec
         "no"
     };
     let rows = [
-        ("name", file.name()),
+        ("name", name.to_owned()),
         ("path", file.path().display().to_string()),
         ("family", file.architecture()),
         ("parameters", thousands(file.n_params())),
@@ -132,9 +133,10 @@ mod tests {
     fn a_folder_is_described_from_its_settings() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/families/mistral");
         let mut out = Vec::new();
-        write_description(&path, &mut out).expect("a good folder");
+        write_description("a-name", &path, &mut out).expect("a good folder");
         let text = String::from_utf8(out).expect("UTF-8");
         for line in [
+            "name                  a-name",
             "family                MistralForCausalLM",
             "quantization          F16",
             "context               160 (its sliding window)",

@@ -127,7 +127,7 @@ async fn pull(model: &str) -> Result<ExitCode, Failure> {
 
 async fn describe(model: &str) -> Result<ExitCode, Failure> {
     let path = fetch(model, LoadFormat::Auto).await?;
-    inspect::write_description(&path, &mut std::io::stdout())?;
+    inspect::write_description(&models::served_name(model), &path, &mut std::io::stdout())?;
     Ok(ExitCode::SUCCESS)
 }
 
