@@ -20,6 +20,19 @@ pub enum Command {
     Serve(Box<Options>),
     /// Answer one prompt on the terminal
     Generate(Box<GenerateOptions>),
+    /// Fetch a model into the cache and say where it is
+    Pull(ModelOption),
+    /// List the models in the cache
+    Models,
+    /// Say what a model is and what memory it takes, without loading it
+    Inspect(ModelOption),
+}
+
+/// The one thing that `pull` and `inspect` need.
+#[derive(Clone, Debug, Args)]
+pub struct ModelOption {
+    /// GGUF file, folder, smollm2:135m, or OWNER/NAME[@REVISION][:FILE] of the hub
+    pub model: String,
 }
 
 /// Options of `arbora generate`.
@@ -67,7 +80,7 @@ mod tests {
         let mut command = Cli::command();
         command.clone().debug_assert();
         command.build();
-        for name in ["serve", "generate"] {
+        for name in ["serve", "generate", "pull", "models", "inspect"] {
             let subcommand = command.find_subcommand(name).expect("there is one");
             let n = subcommand
                 .get_arguments()

@@ -9,11 +9,16 @@ use std::time::Duration;
 use arbora_kernels::cpu::Isa;
 use arbora_runtime::EvictionPolicy;
 use arbora_runtime::config::SchedulePolicy;
+use arbora_runtime::model::LoadFormat;
 use serde::{Deserialize, Deserializer};
 
+use crate::hub::HubSettings;
 use crate::models::DEFAULT_MODEL;
 
 const DRAFTS: [(&str, Drafts); 2] = [("auto", Drafts::Auto), ("off", Drafts::Off)];
+
+/// Where models come from unless `HF_ENDPOINT` says otherwise.
+const DEFAULT_HUB: &str = "https://huggingface.co";
 
 const EVICTION_POLICIES: [(&str, EvictionPolicy); 4] = [
     ("lru", EvictionPolicy::Lru),
@@ -27,9 +32,14 @@ const EVICTION_POLICIES: [(&str, EvictionPolicy); 4] = [
 #[derive(Clone, Debug, Default, PartialEq, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Options {
-    /// GGUF file, or smollm2:135m, which is fetched once [default: smollm2:135m]
+    /// GGUF file, folder with safetensors, smollm2:135m, or OWNER/NAME[@REVISION][:FILE] of the hub, fetched
+    /// once [default: smollm2:135m]
     #[arg(long, env = "ARBORA_MODEL")]
     pub model: Option<String>,
+    /// auto reads the model's weights; dummy makes them up from its config.json, for benchmarks
+    /// [default: auto]
+    #[arg(long, env = "ARBORA_LOAD_FORMAT")]
+    pub load_format: Option<String>,
     /// Address to listen on [default: 127.0.0.1]
     #[arg(long, env = "ARBORA_HOST")]
     pub host: Option<String>,
@@ -107,7 +117,8 @@ pub struct Options {
 /// The options that `arbora generate` shares with the server.
 #[derive(Clone, Debug, Default, PartialEq, clap::Args)]
 pub struct ModelOptions {
-    /// GGUF file, or smollm2:135m, which is fetched once [default: smollm2:135m]
+    /// GGUF file, folder with safetensors, smollm2:135m, or OWNER/NAME[@REVISION][:FILE] of the hub, fetched
+    /// once [default: smollm2:135m]
     #[arg(long, env = "ARBORA_MODEL")]
     pub model: Option<String>,
     /// Most tokens of prompt and answer together [default: the model's]
@@ -144,8 +155,10 @@ impl From<ModelOptions> for Options {
 /// Every option, decided.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Path or alias.
+    /// Path, alias or name on the hub.
     pub model: String,
+    /// Where its weights come from.
+    pub load_format: LoadFormat,
     /// Where to listen.
     pub address: SocketAddr,
     /// Keys of which clients must send one; empty asks for none.
@@ -291,6 +304,7 @@ impl Options {
         };
         Options {
             model: self.model.or(under.model),
+            load_format: self.load_format.or(under.load_format),
             host: self.host.or(under.host),
             port: self.port.or(under.port),
             api_key: if self.api_key.is_empty() {
@@ -341,6 +355,7 @@ impl Options {
         Ok(Config {
             address: self.address()?,
             model: self.model.unwrap_or_else(|| DEFAULT_MODEL.to_owned()),
+            load_format: choice("load-format", &LoadFormat::NAMES, self.load_format)?.unwrap_or_default(),
             api_keys: self.api_key,
             served_model_name: self.served_model_name,
             context: self.context,
@@ -466,6 +481,32 @@ impl<'de> Deserialize<'de> for ByteSize {
 pub fn cache_directory() -> Option<PathBuf> {
     let absolute = |name| environment(name).map(PathBuf::from).filter(|p| p.is_absolute());
     absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))
+}
+
+/// The hub by `HF_ENDPOINT`, `HF_TOKEN` (or the token file that the hub's own tool writes), `HF_HOME` and
+/// `HF_HUB_OFFLINE`. Absent where there is no place for a cache.
+pub fn hub_settings() -> Option<HubSettings> {
+    let text = |name| environment(name).and_then(|value| value.into_string().ok());
+    let filled = |name| {
+        text(name)
+            .map(|value| value.trim().to_owned())
+            .filter(|value| !value.is_empty())
+    };
+    let home = environment("HF_HOME")
+        .filter(|home| !home.is_empty())
+        .map(PathBuf::from);
+    let home = home.or_else(|| Some(cache_directory()?.join("huggingface")))?;
+    let token_file = || {
+        let token = std::fs::read_to_string(home.join("token")).ok()?;
+        Some(token.trim().to_owned()).filter(|token| !token.is_empty())
+    };
+    let is_on = |value: String| ["1", "true", "yes", "on"].contains(&value.to_ascii_lowercase().as_str());
+    Some(HubSettings {
+        endpoint: filled("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_HUB.to_owned()),
+        token: filled("HF_TOKEN").or_else(token_file),
+        offline: filled("HF_HUB_OFFLINE").is_some_and(is_on),
+        cache: home.join("hub"),
+    })
 }
 
 fn rust_log() -> Option<String> {

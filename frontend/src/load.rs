@@ -1,11 +1,11 @@
 //! From a model file to a running engine.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use arbora_kernels::{Backend, KvShape};
 use arbora_runtime::engine::{self, EngineConfig, EngineError, EngineExit, EngineHandle};
+use arbora_runtime::model::directory::SamplingDefaults;
 use arbora_runtime::model::{LoadError, ModelFile};
 use arbora_runtime::token_bytes::TokenBytes;
 use arbora_runtime::tokenizer::Tokenizer;
@@ -13,7 +13,7 @@ use arbora_runtime::tokenizer::Tokenizer;
 use crate::config::{Config, Drafts, KvSize};
 use crate::grammars::Grammars;
 use crate::memory;
-use crate::models::DEFAULT_MODEL;
+use crate::models;
 use crate::prompt::PromptEncoder;
 use crate::template::{ChatTemplate, TemplateError, TemplateTokens};
 
@@ -37,6 +37,8 @@ pub struct Started {
     pub stop_tokens: Vec<u32>,
     /// Name for clients.
     pub name: String,
+    /// What the model recommends where a request does not say.
+    pub sampling_defaults: SamplingDefaults,
 }
 
 /// Why a model did not start.
@@ -80,9 +82,10 @@ pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> R
         )
     });
     let ((tokenizer, grammars), decoder) = (tokenizer?, decoder?);
+    let sampling_defaults = file.sampling_defaults()?;
     let template = match file.chat_template()? {
         None => None,
-        Some(source) => Some(ChatTemplate::new(source, template_tokens(&tokenizer))?),
+        Some(source) => Some(ChatTemplate::new(&source, template_tokens(&tokenizer))?),
     };
     let token_bytes = Arc::new(text_of_tokens(&tokenizer));
     let stop_tokens = tokenizer.stop_token_ids().to_vec();
@@ -97,6 +100,12 @@ pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> R
         chat_template = template.is_some(),
         "model loaded"
     );
+    if let Some(window) = file.config().window {
+        tracing::warn!(
+            window,
+            "the model has a sliding window; its context is limited to that"
+        );
+    }
     tracing::info!(
         pages = n_pages,
         tokens = n_pages * page_size,
@@ -117,7 +126,11 @@ pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> R
         grammars,
         token_bytes,
         stop_tokens,
-        name: served_name(config, file.path()),
+        name: config
+            .served_model_name
+            .clone()
+            .unwrap_or_else(|| models::served_name(&config.model)),
+        sampling_defaults,
     })
 }
 
@@ -139,7 +152,8 @@ fn engine_config(config: &Config, n_pages: usize, context: usize) -> EngineConfi
     }
 }
 
-fn page_bytes(file: &ModelFile, page_size: usize) -> usize {
+/// Bytes of a page of `page_size` tokens over all layers.
+pub fn page_bytes(file: &ModelFile, page_size: usize) -> usize {
     let model = file.config();
     let shape = KvShape {
         n_layers: model.n_layers,
@@ -189,17 +203,4 @@ fn text_of_tokens(tokenizer: &Tokenizer) -> TokenBytes {
         true => &[],
         false => tokenizer.token_bytes(id),
     }))
-}
-
-/// What the operator chose, else what was asked for: the alias, or the file's name.
-fn served_name(config: &Config, path: &Path) -> String {
-    match &config.served_model_name {
-        Some(name) => name.clone(),
-        None if config.model == DEFAULT_MODEL => config.model.clone(),
-        None => path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
-    }
 }

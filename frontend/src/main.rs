@@ -1,7 +1,7 @@
 //! The `arbora` binary: parses the command line, chooses the device, decides the exit code.
 
 use std::future::Future;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use arbora::config::{Config, KvSize, Options};
 use arbora::load::{StartError, Started};
 use arbora::models::ModelsError;
 use arbora::server::Server;
-use arbora::{generate, load, models};
+use arbora::{generate, inspect, load, models};
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, Pinning};
 use arbora_runtime::engine::EngineExit;
-use arbora_runtime::model::ModelFile;
+use arbora_runtime::model::{LoadFormat, ModelFile};
 use clap::Parser;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -44,6 +44,9 @@ fn main() -> ExitCode {
         (Err(error), _) => Err(Failure::from(error)),
         (Ok(runtime), Command::Serve(options)) => runtime.block_on(serve(*options)),
         (Ok(runtime), Command::Generate(options)) => runtime.block_on(answer(&options)),
+        (Ok(runtime), Command::Pull(option)) => runtime.block_on(pull(&option.model)),
+        (Ok(runtime), Command::Inspect(option)) => runtime.block_on(describe(&option.model)),
+        (Ok(_), Command::Models) => list(),
     };
     match outcome {
         Ok(code) => code,
@@ -64,7 +67,7 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
     let listener = TcpListener::bind(config.address)
         .await
         .map_err(|error| format!("cannot listen on {}: {error}", config.address))?;
-    let path = fetch(&config.model).await?;
+    let path = fetch(&config.model, config.load_format).await?;
     let started = {
         let config = config.clone();
         tokio::task::spawn_blocking(move || start(&path, &config)).await??
@@ -111,17 +114,34 @@ async fn answer(options: &GenerateOptions) -> Result<ExitCode, Failure> {
     if options.model.kv_memory.is_none() {
         config.kv = KvSize::Contexts(1);
     }
-    let path = fetch(&config.model).await?;
+    let path = fetch(&config.model, config.load_format).await?;
     let started = tokio::task::spawn_blocking(move || start(&path, &config)).await??;
     generate::generate(options, &started, &mut std::io::stdout()).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Finds the model, fetching it if need be; an interrupt stops that and leaves nothing behind.
-async fn fetch(model: &str) -> Result<PathBuf, Failure> {
+async fn pull(model: &str) -> Result<ExitCode, Failure> {
+    let path = fetch(model, LoadFormat::Auto).await?;
+    writeln!(std::io::stdout(), "{}", path.display())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn describe(model: &str) -> Result<ExitCode, Failure> {
+    let path = fetch(model, LoadFormat::Auto).await?;
+    inspect::write_description(&models::served_name(model), &path, &mut std::io::stdout())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list() -> Result<ExitCode, Failure> {
+    inspect::write_cached_models(&mut std::io::stdout())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Finds the model, fetching it if need be; an interrupt stops that and leaves nothing half-made behind.
+async fn fetch(model: &str, format: LoadFormat) -> Result<PathBuf, Failure> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let (model, flag) = (model.to_owned(), Arc::clone(&interrupted));
-    let mut fetched = tokio::task::spawn_blocking(move || models::resolve_unless(&model, &flag));
+    let mut fetched = tokio::task::spawn_blocking(move || models::resolve_unless(&model, format, &flag));
     tokio::select! {
         done = &mut fetched => Ok(done??),
         () = first_signal()? => {
@@ -133,7 +153,7 @@ async fn fetch(model: &str) -> Result<PathBuf, Failure> {
 
 /// The one place that knows which devices there are.
 fn start(path: &std::path::Path, config: &Config) -> Result<Started, Failure> {
-    let file = ModelFile::open(path).map_err(StartError::from)?;
+    let file = ModelFile::open_as(path, config.load_format).map_err(StartError::from)?;
     let backend = CpuBackend::new(CpuConfig {
         n_threads: config.n_threads,
         isa: config.isa,

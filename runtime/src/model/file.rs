@@ -1,17 +1,21 @@
-//! A model file: what it says about itself, and loading it.
+//! A model, one GGUF file or a folder with safetensors: what it says about itself, and loading it.
 
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
+use arbora_kernels::quant::Format;
 use arbora_kernels::{Backend, BackendError};
 
 use super::config::DecoderConfig;
 use super::decoder::{Decoder, ForwardLimits};
-use super::gguf::{Gguf, GgufError, TensorType};
-use super::metadata::KeyError;
-use super::weights::WeightSource;
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use super::directory::{CONFIG_FILE, Directory, DirectoryError, SamplingDefaults, TOKENIZER_FILE};
+use super::gguf::{Gguf, GgufError};
+use super::metadata::{KeyError, Metadata};
+use super::safetensors::{Safetensors, SafetensorsError};
+use super::tensors::{TensorTable, TensorType};
+use super::weights::{Data, HUGGING_FACE_HEAD, Names, WeightSource};
+use crate::tokenizer::{JsonSettings, Tokenizer, TokenizerError};
 
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +31,26 @@ pub enum LoadError {
     /// The header is not usable.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// The folder is not usable.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// Its weights are not.
+    #[error(transparent)]
+    Safetensors(#[from] SafetensorsError),
+    /// Weights cannot be made up for this.
+    #[error("{}: weights are made up for a folder with {CONFIG_FILE} only", path.display())]
+    NoDummy {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// The vocabulary does not fit the model.
+    #[error("the tokenizer has {n_tokens} tokens, the embedding {n_vocab} rows")]
+    VocabularyTooLarge {
+        /// Tokens of the tokenizer.
+        n_tokens: usize,
+        /// Rows of the embedding.
+        n_vocab: usize,
+    },
     /// A metadata key is missing or wrong.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -122,34 +146,60 @@ pub enum LoadError {
     },
 }
 
-/// An open model file whose header has been read and checked.
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoadFormat {
+    /// The model's files, by what they are.
+    #[default]
+    Auto,
+    /// Made up from `config.json` alone, for benchmarks.
+    Dummy,
+}
+
+impl LoadFormat {
+    /// Every format by the name an operator gives.
+    pub const NAMES: [(&str, LoadFormat); 2] = [("auto", LoadFormat::Auto), ("dummy", LoadFormat::Dummy)];
+}
+
+/// What describes the model.
+#[derive(Debug)]
+enum Description {
+    Gguf(Metadata),
+    Directory(Directory),
+}
+
+/// The bytes of its weights.
+#[derive(Debug)]
+enum Weights {
+    Files { files: Vec<File>, tensors: TensorTable },
+    Dummy { format: Format },
+}
+
+/// An open model whose header or settings have been read and checked.
 #[derive(Debug)]
 pub struct ModelFile {
     path: PathBuf,
-    file: File,
-    gguf: Gguf,
+    description: Description,
+    weights: Weights,
     config: DecoderConfig,
 }
 
 impl ModelFile {
-    /// Opens a GGUF file and reads its header; no weights yet.
+    /// Opens a GGUF file or a folder with safetensors and reads what describes it; no weights yet.
     pub fn open(path: &Path) -> Result<ModelFile, LoadError> {
-        let opened = File::open(path).and_then(|file| {
-            let n_bytes = file.metadata()?.len();
-            Ok((file, n_bytes))
-        });
-        let (file, n_bytes) = opened.map_err(|source| LoadError::Open {
-            path: path.to_owned(),
-            source,
-        })?;
-        let gguf = Gguf::read(BufReader::with_capacity(1 << 16, &file), n_bytes)?;
-        let config = DecoderConfig::from_gguf(&gguf)?;
-        Ok(ModelFile {
-            path: path.to_owned(),
-            file,
-            gguf,
-            config,
-        })
+        ModelFile::open_as(path, LoadFormat::Auto)
+    }
+
+    /// As [`ModelFile::open`], with weights from where `format` says.
+    pub fn open_as(path: &Path, format: LoadFormat) -> Result<ModelFile, LoadError> {
+        match (path.is_dir(), format) {
+            (true, format) => open_directory(path, format),
+            (false, LoadFormat::Auto) => open_gguf(path),
+            (false, LoadFormat::Dummy) => {
+                let path = path.to_owned();
+                Err(LoadError::NoDummy { path })
+            }
+        }
     }
 
     /// Where it is.
@@ -162,52 +212,115 @@ impl ModelFile {
         &self.config
     }
 
-    /// The whole header.
-    pub fn header(&self) -> &Gguf {
-        &self.gguf
+    /// The metadata of a GGUF file; nothing of a folder.
+    pub fn gguf_metadata(&self) -> Option<&Metadata> {
+        match &self.description {
+            Description::Gguf(metadata) => Some(metadata),
+            Description::Directory(_) => None,
+        }
     }
 
     /// Builds the tokenizer. Takes tens of milliseconds; run it beside [`ModelFile::load_decoder`].
     pub fn tokenizer(&self) -> Result<Tokenizer, LoadError> {
-        Ok(Tokenizer::from_metadata(&self.gguf.metadata)?)
+        let n_vocab = self.config.n_vocab;
+        let tokenizer = match &self.description {
+            Description::Gguf(metadata) => Tokenizer::from_metadata(metadata)?,
+            Description::Directory(directory) => match (directory.tokenizer_json()?, &self.weights) {
+                (Some(json), _) => Tokenizer::from_json(&json, &self.json_settings(directory)?)?,
+                (None, Weights::Dummy { .. }) => Tokenizer::of_bytes(n_vocab),
+                (None, Weights::Files { .. }) => {
+                    let path = self.path.join(TOKENIZER_FILE);
+                    let source = std::io::ErrorKind::NotFound.into();
+                    return Err(DirectoryError::Io { path, source }.into());
+                }
+            },
+        };
+        let n_tokens = tokenizer.n_vocab();
+        if n_tokens > n_vocab {
+            return Err(LoadError::VocabularyTooLarge { n_tokens, n_vocab });
+        }
+        Ok(tokenizer)
     }
 
-    /// The chat template (Jinja), where the file has one.
-    pub fn chat_template(&self) -> Result<Option<&str>, LoadError> {
-        Ok(self.gguf.metadata.text("tokenizer.chat_template")?)
+    fn json_settings<'a>(&self, directory: &'a Directory) -> Result<JsonSettings<'a>, LoadError> {
+        Ok(JsonSettings {
+            bos: directory.special_token("bos_token"),
+            eos: directory.special_token("eos_token"),
+            add_bos: directory.add_bos(),
+            eos_token_ids: directory.eos_token_ids()?,
+            n_vocab: self.config.n_vocab,
+        })
     }
 
-    /// The model's name: the file's own word for it, else the file's name.
+    /// The chat template (Jinja), where there is one.
+    pub fn chat_template(&self) -> Result<Option<String>, LoadError> {
+        Ok(match &self.description {
+            Description::Gguf(metadata) => metadata.text("tokenizer.chat_template")?.map(str::to_owned),
+            Description::Directory(directory) => directory.chat_template()?,
+        })
+    }
+
+    /// What the model recommends where a request does not say. GGUF files recommend nothing.
+    pub fn sampling_defaults(&self) -> Result<SamplingDefaults, LoadError> {
+        Ok(match &self.description {
+            Description::Gguf(_) => SamplingDefaults::default(),
+            Description::Directory(directory) => directory.sampling_defaults()?,
+        })
+    }
+
+    /// The architecture in the file's words.
+    pub fn architecture(&self) -> String {
+        let name = match &self.description {
+            Description::Gguf(metadata) => metadata.text("general.architecture").ok().flatten(),
+            Description::Directory(directory) => {
+                let first = directory
+                    .config()
+                    .get("architectures")
+                    .and_then(|names| names.get(0));
+                first
+                    .or(directory.config().get("model_type"))
+                    .and_then(|name| name.as_str())
+            }
+        };
+        name.expect("the family was found by it").to_owned()
+    }
+
+    /// The model's name: the file's own word for it, else the name of the file or folder.
     pub fn name(&self) -> String {
-        match self.gguf.metadata.text("general.name") {
-            Ok(Some(name)) if !name.trim().is_empty() => name.to_owned(),
-            _ => self
-                .path
-                .file_stem()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned(),
+        let own = self.gguf_metadata().map(|metadata| metadata.text("general.name"));
+        match own {
+            Some(Ok(Some(name))) if !name.trim().is_empty() => name.to_owned(),
+            _ => path_name(&self.path),
         }
     }
 
     /// Weights in the file.
     pub fn n_params(&self) -> u64 {
-        let counts = self.gguf.tensors.iter().map(|tensor| tensor.n_elements());
-        // The sizes of tensors in unknown formats are anybody's word.
-        counts.fold(0, u64::saturating_add)
+        match &self.weights {
+            Weights::Files { tensors, .. } => tensors.n_elements(),
+            Weights::Dummy { .. } => self.config.n_params(),
+        }
+    }
+
+    /// Bytes the weights take in memory: repacking keeps their number.
+    pub fn weight_bytes(&self) -> u64 {
+        match &self.weights {
+            Weights::Files { tensors, .. } => {
+                let sizes = tensors.iter().filter_map(|tensor| tensor.n_bytes);
+                sizes.fold(0, u64::saturating_add)
+            }
+            Weights::Dummy { format } => self.config.n_params() * format.block_bytes() as u64,
+        }
     }
 
     /// How most of the weights are stored, `Q4_1` for example.
     pub fn quantization(&self) -> String {
-        let mut n_elements: Vec<(TensorType, u64)> = Vec::new();
-        for tensor in &self.gguf.tensors {
-            match n_elements.iter_mut().find(|(kind, _)| *kind == tensor.kind) {
-                Some((_, n)) => *n = n.saturating_add(tensor.n_elements()),
-                None => n_elements.push((tensor.kind, tensor.n_elements())),
-            }
+        match &self.weights {
+            Weights::Files { tensors, .. } => tensors
+                .main_type()
+                .map_or_else(String::new, |kind| kind.to_string()),
+            Weights::Dummy { format } => format!("{format:?}").to_uppercase(),
         }
-        let most = n_elements.iter().max_by_key(|(_, n)| *n);
-        most.map_or_else(String::new, |(kind, _)| kind.to_string())
     }
 
     /// Loads the weights into `backend` for sequences of up to `context` tokens and steps within `limits`.
@@ -224,11 +337,92 @@ impl ModelFile {
             });
         }
         let source = WeightSource {
-            file: &self.file,
-            gguf: &self.gguf,
+            data: match &self.weights {
+                Weights::Files { files, tensors } => Data::Files { files, tensors },
+                Weights::Dummy { format } => Data::Dummy { format: *format },
+            },
+            names: match self.description {
+                Description::Gguf(_) => Names::Gguf,
+                Description::Directory(_) => Names::HuggingFace,
+            },
             config: &self.config,
         };
         let weights = source.load(backend, context)?;
         Decoder::new(backend, self.config.clone(), weights, limits).map_err(LoadError::Activations)
+    }
+}
+
+/// The stem of a file's name, the whole name of a folder: `Llama-3.2-1B` has no extension.
+fn path_name(path: &Path) -> String {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let name = match path.is_dir() {
+        true => absolute.file_name(),
+        false => absolute.file_stem(),
+    };
+    name.unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn open_gguf(path: &Path) -> Result<ModelFile, LoadError> {
+    let opened = File::open(path).and_then(|file| {
+        let n_bytes = file.metadata()?.len();
+        Ok((file, n_bytes))
+    });
+    let (file, n_bytes) = opened.map_err(|source| LoadError::Open {
+        path: path.to_owned(),
+        source,
+    })?;
+    let gguf = Gguf::read(BufReader::with_capacity(1 << 16, &file), n_bytes)?;
+    let config = DecoderConfig::from_gguf(&gguf)?;
+    Ok(ModelFile {
+        path: path.to_owned(),
+        description: Description::Gguf(gguf.metadata),
+        weights: Weights::Files {
+            files: vec![file],
+            tensors: gguf.tensors,
+        },
+        config,
+    })
+}
+
+fn open_directory(path: &Path, format: LoadFormat) -> Result<ModelFile, LoadError> {
+    let directory = Directory::open(path)?;
+    let (weights, has_head) = match format {
+        LoadFormat::Auto => {
+            let Safetensors { files, tensors } = Safetensors::open(path)?;
+            let has_head = tensors.named(HUGGING_FACE_HEAD).is_some();
+            (Weights::Files { files, tensors }, has_head)
+        }
+        LoadFormat::Dummy => {
+            let format = dummy_format(&directory)?;
+            (Weights::Dummy { format }, true)
+        }
+    };
+    let config = DecoderConfig::from_json(directory.config(), has_head)?;
+    Ok(ModelFile {
+        path: path.to_owned(),
+        description: Description::Directory(directory),
+        weights,
+        config,
+    })
+}
+
+/// The format that `config.json` says the weights have.
+fn dummy_format(directory: &Directory) -> Result<Format, KeyError> {
+    let config = directory.config();
+    let Some((key, value)) = ["dtype", "torch_dtype"]
+        .into_iter()
+        .find_map(|key| Some((key, config.get(key)?.as_str()?)))
+    else {
+        return Ok(Format::Bf16);
+    };
+    match value {
+        "float32" => Ok(Format::F32),
+        "float16" => Ok(Format::F16),
+        "bfloat16" => Ok(Format::Bf16),
+        other => Err(KeyError::OutOfRange {
+            key: key.to_owned(),
+            value: other.to_owned(),
+            limit: "float32, float16 or bfloat16".to_owned(),
+        }),
     }
 }

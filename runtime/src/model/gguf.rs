@@ -15,12 +15,10 @@
 //!
 //! Source: the GGUF specification of the ggml project.
 
-use std::collections::HashMap;
 use std::io::Read;
 
-use arbora_kernels::quant::Format;
-
 use super::metadata::{Metadata, Strings, Value};
+use super::tensors::{DuplicateTensor, TensorInfo, TensorTable, TensorType};
 
 /// Most bytes of metadata and tensor table together.
 pub const MAX_HEADER_BYTES: u64 = 64 << 20;
@@ -112,96 +110,13 @@ pub enum GgufError {
     },
 }
 
-/// How a tensor is stored, by the number in the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TensorType(pub u32);
-
-impl TensorType {
-    /// The format, where it is one that can be read.
-    pub fn format(self) -> Option<Format> {
-        match self.0 {
-            0 => Some(Format::F32),
-            1 => Some(Format::F16),
-            2 => Some(Format::Q4_0),
-            3 => Some(Format::Q4_1),
-            8 => Some(Format::Q8_0),
-            30 => Some(Format::Bf16),
-            _ => None,
-        }
-    }
-}
-
-impl std::fmt::Display for TensorType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = match self.0 {
-            0 => "F32",
-            1 => "F16",
-            2 => "Q4_0",
-            3 => "Q4_1",
-            6 => "Q5_0",
-            7 => "Q5_1",
-            8 => "Q8_0",
-            9 => "Q8_1",
-            10 => "Q2_K",
-            11 => "Q3_K",
-            12 => "Q4_K",
-            13 => "Q5_K",
-            14 => "Q6_K",
-            15 => "Q8_K",
-            16 => "IQ2_XXS",
-            17 => "IQ2_XS",
-            18 => "IQ3_XXS",
-            19 => "IQ1_S",
-            20 => "IQ4_NL",
-            21 => "IQ3_S",
-            22 => "IQ2_S",
-            23 => "IQ4_XS",
-            24 => "I8",
-            25 => "I16",
-            26 => "I32",
-            27 => "I64",
-            28 => "F64",
-            29 => "IQ1_M",
-            30 => "BF16",
-            34 => "TQ1_0",
-            35 => "TQ2_0",
-            39 => "MXFP4",
-            other => return write!(f, "type {other}"),
-        };
-        f.write_str(name)
-    }
-}
-
-/// One entry of the tensor table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorInfo {
-    /// Its name, unique in the file.
-    pub name: String,
-    /// Sizes, the fastest first: a matrix is `[n_in, n_out]`. One to four, none of them 0.
-    pub dimensions: Vec<u64>,
-    /// How it is stored.
-    pub kind: TensorType,
-    /// First byte, from the start of the file.
-    pub offset: u64,
-    /// Bytes it takes, within the file; `None` where the format is unknown.
-    pub n_bytes: Option<u64>,
-}
-
-impl TensorInfo {
-    /// Elements in it.
-    pub fn n_elements(&self) -> u64 {
-        self.dimensions.iter().product()
-    }
-}
-
 /// The header of a GGUF file: everything but the tensors' data.
 #[derive(Clone, Debug)]
 pub struct Gguf {
     /// Keys and values.
     pub metadata: Metadata,
     /// The tensor table, in the file's order.
-    pub tensors: Vec<TensorInfo>,
-    by_name: HashMap<String, usize>,
+    pub tensors: TensorTable,
 }
 
 impl Gguf {
@@ -231,23 +146,14 @@ impl Gguf {
         }
         let data_start = cursor.offset.next_multiple_of(alignment);
         place_tensors(&mut tensors, data_start, file_bytes)?;
-        let mut by_name = HashMap::with_capacity(tensors.len());
-        for (idx, tensor) in tensors.iter().enumerate() {
-            if by_name.insert(tensor.name.clone(), idx).is_some() {
-                let name = tensor.name.clone();
-                return Err(GgufError::Duplicate { what: "tensor", name });
-            }
-        }
-        Ok(Gguf {
-            metadata,
-            tensors,
-            by_name,
-        })
+        let tensors = TensorTable::new(tensors)
+            .map_err(|DuplicateTensor { name }| GgufError::Duplicate { what: "tensor", name })?;
+        Ok(Gguf { metadata, tensors })
     }
 
     /// The tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.by_name.get(name).map(|&idx| &self.tensors[idx])
+        self.tensors.named(name)
     }
 }
 
@@ -380,7 +286,7 @@ fn read_tensor_info<R: Read>(cursor: &mut Cursor<R>, alignment: u64) -> Result<T
         };
         dimensions.push(size);
     }
-    let kind = TensorType(cursor.u32("a tensor type")?);
+    let kind = TensorType::Ggml(cursor.u32("a tensor type")?);
     let offset = cursor.u64("a tensor offset")?;
     if offset % alignment != 0 {
         return bad("does not start at a multiple of the alignment");
@@ -402,6 +308,7 @@ fn read_tensor_info<R: Read>(cursor: &mut Cursor<R>, alignment: u64) -> Result<T
         name,
         dimensions,
         kind,
+        file_idx: 0,
         offset,
         n_bytes,
     })

@@ -209,6 +209,14 @@ impl Metadata {
         })
     }
 
+    /// An array of floats.
+    pub fn floats(&self, key: &str) -> Result<Option<&[f64]>, KeyError> {
+        self.typed(key, "an array of floats", |value| match value {
+            Value::Floats(numbers) => Some(numbers.as_slice()),
+            _ => None,
+        })
+    }
+
     fn typed<'a, T>(
         &'a self,
         key: &str,

@@ -2,13 +2,17 @@
 
 pub mod config;
 pub mod decoder;
+pub mod directory;
+mod dummy;
 mod family;
 mod file;
 pub mod gguf;
 pub mod metadata;
 mod rope;
+pub mod safetensors;
+pub mod tensors;
 #[cfg(test)]
 mod testing;
 mod weights;
 
-pub use file::{LoadError, ModelFile};
+pub use file::{LoadError, LoadFormat, ModelFile};

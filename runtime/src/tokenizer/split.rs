@@ -1,4 +1,5 @@
-//! Cutting text into the pieces that BPE merges within, by the name in `tokenizer.ggml.pre`.
+//! Cutting text into the pieces that BPE merges within: by the name in `tokenizer.ggml.pre`, or stage by
+//! stage as a `tokenizer.json` says.
 //!
 //! The published patterns end in `\s+(?!\S)|\s+`: a run of whitespace leaves its last character to what
 //! follows it. That look-ahead is the only thing in them that a finite automaton cannot do, and backtracking
@@ -16,6 +17,9 @@
 //! compared with Hugging Face's `tokenizers` by the golden tests.
 
 use regex_automata::{Anchored, Input, PatternID, meta::Regex};
+
+use super::TokenizerError;
+use super::normalize::SPACE_MARK;
 
 /// How a family of vocabularies cuts text.
 pub(super) struct PreTokenizer {
@@ -100,57 +104,190 @@ pub(super) fn names() -> Vec<&'static str> {
     PRE_TOKENIZERS.iter().flat_map(|row| row.names).copied().collect()
 }
 
-/// A compiled [`PreTokenizer`].
+/// Stages that cut text further and further; without any, a text is one piece.
+#[derive(Default)]
 pub(super) struct Splitter {
-    single_digits: bool,
+    pub(super) stages: Vec<Stage>,
+}
+
+/// One way of cutting a piece.
+pub(super) enum Stage {
+    /// Every digit is a piece.
+    Digits,
+    /// Every run of digits is a piece.
+    DigitRuns,
+    /// A piece starts at every mark.
+    Marks,
+    /// Matches are pieces, and so is what lies between them.
+    Pattern(Pattern),
+}
+
+impl Splitter {
+    pub(super) fn of_row(row: &PreTokenizer) -> Self {
+        let pattern = Pattern {
+            regex: Regex::new_many(&[row.pattern, r"\s+"]).expect("the table's patterns compile"),
+            gives_back: true,
+        };
+        let mut stages = vec![Stage::Pattern(pattern)];
+        if row.single_digits {
+            stages.insert(0, Stage::Digits);
+        }
+        Splitter { stages }
+    }
+
+    /// The pieces of `text` in order; together they are `text`.
+    pub(super) fn split<'t>(&self, text: &'t str) -> Vec<&'t str> {
+        let mut pieces = vec![text];
+        for stage in &self.stages {
+            let mut finer = Vec::with_capacity(pieces.len());
+            for piece in pieces {
+                stage.split(piece, &mut finer);
+            }
+            pieces = finer;
+        }
+        pieces
+    }
+}
+
+impl Stage {
+    /// GPT-2's pattern, which the byte-level pre-tokenizer has built in.
+    pub(super) fn gpt_2() -> Stage {
+        let row = PreTokenizer::named("gpt-2").expect("the table has it");
+        Splitter::of_row(row).stages.pop().expect("a row has a pattern")
+    }
+
+    fn split<'t>(&self, text: &'t str, pieces: &mut Vec<&'t str>) {
+        match self {
+            Stage::Pattern(pattern) => pattern.split(text, pieces),
+            Stage::Digits | Stage::DigitRuns => self.split_digits(text, pieces),
+            Stage::Marks => {
+                let mut start = 0;
+                for (at, _) in text.match_indices(SPACE_MARK).filter(|(at, _)| *at > 0) {
+                    pieces.push(&text[start..at]);
+                    start = at;
+                }
+                push(pieces, &text[start..]);
+            }
+        }
+    }
+
+    fn split_digits<'t>(&self, text: &'t str, pieces: &mut Vec<&'t str>) {
+        let single = matches!(self, Stage::Digits);
+        let mut start = 0;
+        let mut after_digit = false;
+        for (at, character) in text.char_indices() {
+            let is_digit = character.is_numeric();
+            if at > 0 && (is_digit != after_digit || is_digit && single) {
+                pieces.push(&text[start..at]);
+                start = at;
+            }
+            after_digit = is_digit;
+        }
+        push(pieces, &text[start..]);
+    }
+}
+
+fn push<'t>(pieces: &mut Vec<&'t str>, piece: &'t str) {
+    if !piece.is_empty() {
+        pieces.push(piece);
+    }
+}
+
+/// A regular expression without look-around besides the tail described above.
+pub(super) struct Pattern {
+    /// Where `gives_back`, the second pattern takes runs of whitespace.
     regex: Regex,
+    gives_back: bool,
 }
 
 const WHITESPACE: PatternID = PatternID::new_unchecked(1);
+/// The look-ahead that is done here, at the end of a pattern.
+const TAIL: &str = r"\s+(?!\S)|\s+";
+/// Longest pattern from a file, in bytes.
+const MAX_PATTERN_BYTES: usize = 4096;
 
-impl Splitter {
-    pub(super) fn new(row: &PreTokenizer) -> Self {
-        let regex = Regex::new_many(&[row.pattern, r"\s+"]).expect("the table's patterns compile");
-        Splitter {
-            single_digits: row.single_digits,
-            regex,
+impl Pattern {
+    /// Compiles a pattern from a file.
+    pub(super) fn new(pattern: &str) -> Result<Pattern, TokenizerError> {
+        let bad = |reason: String| TokenizerError::BadPattern {
+            pattern: pattern.chars().take(200).collect(),
+            reason,
+        };
+        if pattern.len() > MAX_PATTERN_BYTES {
+            return Err(bad(format!("it is longer than {MAX_PATTERN_BYTES} bytes")));
         }
+        if is_possessive(pattern) {
+            return Err(bad("it has a possessive quantifier".to_owned()));
+        }
+        let (before, gives_back) = match pattern.strip_suffix(TAIL) {
+            None => (pattern, false),
+            // A first pattern that whitespace cannot match, so that the second one takes it.
+            Some("") => (r"[^\s\S]", true),
+            Some(before) => match before.strip_suffix('|') {
+                Some(before) => (before, true),
+                None => (pattern, false),
+            },
+        };
+        let patterns = if gives_back {
+            vec![before, r"\s+"]
+        } else {
+            vec![before]
+        };
+        let regex = Regex::new_many(&patterns).map_err(|error| {
+            let syntax = error.syntax_error().map(ToString::to_string);
+            let reason = syntax.unwrap_or_else(|| error.to_string());
+            bad(reason.lines().last().unwrap_or_default().to_owned())
+        })?;
+        Ok(Pattern { regex, gives_back })
     }
 
-    /// Calls `piece` with each piece of `text` in order; together they are `text`.
-    pub(super) fn split<'t>(&self, text: &'t str, piece: &mut impl FnMut(&'t str)) {
-        if !self.single_digits {
-            return self.split_by_pattern(text, piece);
-        }
-        let mut rest = text;
-        while let Some((start, digit)) = rest.char_indices().find(|(_, c)| c.is_numeric()) {
-            let end = start + digit.len_utf8();
-            self.split_by_pattern(&rest[..start], piece);
-            piece(&rest[start..end]);
-            rest = &rest[end..];
-        }
-        self.split_by_pattern(rest, piece);
-    }
-
-    fn split_by_pattern<'t>(&self, text: &'t str, piece: &mut impl FnMut(&'t str)) {
+    fn split<'t>(&self, text: &'t str, pieces: &mut Vec<&'t str>) {
         let mut start = 0;
-        while start < text.len() {
-            let input = Input::new(text).range(start..).anchored(Anchored::Yes);
-            let found = self
-                .regex
-                .find(input)
-                .expect("some alternative takes any character");
+        let mut search = 0;
+        while search < text.len() {
+            let input = Input::new(text).range(search..);
+            let here = self.regex.find(input.clone().anchored(Anchored::Yes));
+            let Some(found) = here.or_else(|| self.regex.find(input)) else {
+                break;
+            };
+            if found.is_empty() {
+                // An empty match cuts nothing here; go on behind the next character.
+                let next = text[found.end()..].chars().next();
+                search = found.end() + next.map_or(1, char::len_utf8);
+                continue;
+            }
+            push(pieces, &text[start..found.start()]);
             let mut end = found.end();
-            if found.pattern() == WHITESPACE && end < text.len() {
-                let (last, _) = text[start..end].char_indices().next_back().expect("not empty");
+            if self.gives_back && found.pattern() == WHITESPACE && end < text.len() {
+                let run = &text[found.start()..end];
+                let (last, _) = run.char_indices().next_back().expect("not empty");
                 if last > 0 {
-                    end = start + last;
+                    end = found.start() + last;
                 }
             }
-            piece(&text[start..end]);
-            start = end;
+            pieces.push(&text[found.start()..end]);
+            (start, search) = (end, end);
         }
+        push(pieces, &text[start..]);
     }
+}
+
+/// What other engines take as possessive (`?+`, `{1,3}+`), this one would take as a repetition of a
+/// repetition.
+fn is_possessive(pattern: &str) -> bool {
+    let counts = |(at, _): (usize, &str)| {
+        let inside = pattern[..at]
+            .rsplit('{')
+            .next()
+            .expect("split yields at least one part");
+        let is_count = !inside.is_empty() && inside.bytes().all(|b| b.is_ascii_digit() || b == b',');
+        let before = &pattern[..at - inside.len()];
+        is_count && !before.ends_with("x{") && before.ends_with('{')
+    };
+    ["?+", "*+", "++"]
+        .iter()
+        .any(|quantifier| pattern.contains(quantifier))
+        || pattern.match_indices("}+").any(counts)
 }
 
 #[cfg(test)]
@@ -158,10 +295,7 @@ mod tests {
     use super::*;
 
     fn pieces<'t>(name: &str, text: &'t str) -> Vec<&'t str> {
-        let splitter = Splitter::new(PreTokenizer::named(name).expect("a known name"));
-        let mut pieces = Vec::new();
-        splitter.split(text, &mut |piece| pieces.push(piece));
-        pieces
+        Splitter::of_row(PreTokenizer::named(name).expect("a known name")).split(text)
     }
 
     #[test]
@@ -182,15 +316,41 @@ mod tests {
     #[test]
     fn every_character_belongs_to_some_piece_in_every_row() {
         for name in names() {
-            let splitter = Splitter::new(PreTokenizer::named(name).expect("a known name"));
+            let splitter = Splitter::of_row(PreTokenizer::named(name).expect("a known name"));
             let mut buffer = [0; 4];
             for character in '\0'..=char::MAX {
-                let mut n_bytes = 0;
-                splitter.split(character.encode_utf8(&mut buffer), &mut |piece| {
-                    n_bytes += piece.len();
-                });
-                assert_eq!(n_bytes, character.len_utf8(), "{name}: {character:?}");
+                let n_pieces = splitter.split(character.encode_utf8(&mut buffer)).len();
+                assert_eq!(n_pieces, 1, "{name}: {character:?}");
             }
         }
+    }
+    #[test]
+    fn possessive_quantifiers_are_told_from_classes() {
+        for pattern in ["a?+", "a*+b", "a++", "a{1,3}+", r"\p{N}{2}+"] {
+            assert!(is_possessive(pattern), "{pattern}");
+        }
+        for pattern in [r"\p{L}+", r"[^\p{L}\p{N}]+|a{1,3}b+", r"\x{20}+", "a+?", "}+"] {
+            assert!(!is_possessive(pattern), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_from_a_file_leaves_gaps_as_pieces_and_never_stands_still() {
+        let pieces = |pattern: &str, text: &'static str| {
+            let mut pieces = Vec::new();
+            Pattern::new(pattern)
+                .expect("a good pattern")
+                .split(text, &mut pieces);
+            pieces
+        };
+        assert_eq!(pieces("[a-c]+", "xxabcyyaz"), ["xx", "abc", "yy", "a", "z"]);
+        assert_eq!(pieces("", "ab"), ["ab"]);
+        assert_eq!(pieces(r"\b", "ab cd"), ["ab cd"]);
+        assert_eq!(pieces("x*", "axxb"), ["a", "xx", "b"]);
+        assert_eq!(
+            pieces(r"[a-z]+|\s+(?!\S)|\s+", "a   b 1 "),
+            ["a", "  ", " ", "b", " ", "1", " "]
+        );
+        assert_eq!(pieces(r"\s+(?!\S)|\s+", "a   b"), ["a", "  ", " ", "b"]);
     }
 }

@@ -24,7 +24,7 @@ const DECISIVE_GAP: f64 = 0.5;
 
 /// One sequence, run in chunks of `chunk` rows over pages in descending order; calls `row` with the position
 /// and logits of each of the first `ids.len()` rows.
-fn teacher_force<B: Backend>(
+pub(crate) fn teacher_force<B: Backend>(
     backend: &mut B,
     file: &ModelFile,
     ids: &[u32],
@@ -80,24 +80,24 @@ fn teacher_force<B: Backend>(
 }
 
 #[derive(serde::Deserialize)]
-struct TinyModel {
+pub(crate) struct TinyModel {
     ids: Vec<u32>,
     /// By position.
     logits: BTreeMap<usize, Vec<f32>>,
 }
 
-fn compare_tiny_model<B: Backend>(backend: &mut B, label: &str, name: &str) {
-    let reference: TinyModel = golden(&format!("tiny-{name}.json"));
-    let file = ModelFile::open(&golden_path(&format!("tiny-{name}.gguf"))).expect("a good file");
+/// Compares the logits of `file` with the reference.
+fn compare<B: Backend>(backend: &mut B, label: &str, file: &ModelFile, reference: &TinyModel) {
+    let name = file.name();
     let (mut n_rows, mut worst, mut largest) = (0, 0f32, 0f32);
-    teacher_force(backend, &file, &reference.ids, 47, |position, logits| {
+    teacher_force(backend, file, &reference.ids, 47, |position, logits| {
         let Some(expected) = reference.logits.get(&position) else {
             return;
         };
         assert_eq!(expected.len(), logits.len());
         n_rows += 1;
         for (found, expected) in logits.iter().zip(expected) {
-            assert!(found.is_finite(), "tiny-{name} on {label}: {found} at {position}");
+            assert!(found.is_finite(), "{name} on {label}: {found} at {position}");
             worst = worst.max((found - expected).abs());
             largest = largest.max(expected.abs());
         }
@@ -105,8 +105,21 @@ fn compare_tiny_model<B: Backend>(backend: &mut B, label: &str, name: &str) {
     assert_eq!(n_rows, reference.logits.len());
     assert!(
         worst < LOGIT_TOLERANCE,
-        "tiny-{name} on {label}: logits up to {largest:.2} differ by {worst:.5}"
+        "{name} on {label}: logits up to {largest:.2} differ by {worst:.5}"
     );
+}
+
+/// Compares on the reference backend and on every instruction set of this machine.
+pub(crate) fn compare_everywhere(file: &ModelFile, reference: &TinyModel) {
+    compare(&mut ReferenceBackend::new(), "the reference", file, reference);
+    for isa in Isa::available() {
+        compare(&mut cpu(isa), isa.name(), file, reference);
+    }
+}
+
+/// The best instruction set there is.
+pub(crate) fn any_cpu() -> CpuBackend {
+    cpu(Isa::available()[0])
 }
 
 fn cpu(isa: Isa) -> CpuBackend {
@@ -121,10 +134,8 @@ fn cpu(isa: Isa) -> CpuBackend {
 #[test]
 fn tiny_models_give_the_logits_of_transformers() {
     for name in ["tied", "untied"] {
-        compare_tiny_model(&mut ReferenceBackend::new(), "the reference", name);
-        for isa in Isa::available() {
-            compare_tiny_model(&mut cpu(isa), isa.name(), name);
-        }
+        let file = ModelFile::open(&golden_path(&format!("tiny-{name}.gguf"))).expect("a good file");
+        compare_everywhere(&file, &golden(&format!("tiny-{name}.json")));
     }
 }
 

@@ -2,6 +2,7 @@
 //! The references are made by the scripts in `tests/golden`.
 
 mod decoder;
+mod families;
 mod tokens;
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! Hostile and honest headers.
 
+use arbora_kernels::quant::Format;
+
 use super::*;
 use crate::model::config::DecoderConfig;
 use crate::model::testing::{GgufWriter, tiny_llama_keys};
@@ -226,8 +228,8 @@ fn a_tensor_of_unknown_format_spoils_nothing_until_it_is_wanted() {
         gguf.tensor("last").map(|tensor| tensor.kind.format()),
         Some(Some(Format::F32))
     );
-    assert_eq!(TensorType(12).to_string(), "Q4_K");
-    assert_eq!(TensorType(4242).to_string(), "type 4242");
+    assert_eq!(TensorType::Ggml(12).to_string(), "Q4_K");
+    assert_eq!(TensorType::Ggml(4242).to_string(), "type 4242");
 }
 
 /// SplitMix64.
@@ -265,7 +267,7 @@ fn no_mutation_of_a_file_panics_and_what_is_accepted_lies_within_it() {
         }
         let Ok(gguf) = read(&bytes) else { continue };
         n_accepted += 1;
-        for tensor in &gguf.tensors {
+        for tensor in gguf.tensors.iter() {
             assert!(tensor.offset + tensor.n_bytes.unwrap_or(1) <= bytes.len() as u64);
         }
         if DecoderConfig::from_gguf(&gguf).is_ok() {

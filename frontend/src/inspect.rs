@@ -1,0 +1,150 @@
+//! What a model is before it is loaded, and which models are in the cache.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use arbora_runtime::model::{LoadError, ModelFile};
+
+use crate::config;
+use crate::hub::HubCache;
+use crate::load::page_bytes;
+use crate::models::cached_known_models;
+
+/// Tokens that the memory of keys and values is given for.
+const KV_TOKENS: usize = 1000;
+/// Any page size gives the same bytes a token.
+const PAGE_SIZE: usize = 16;
+
+/// Why a model cannot be described.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// It is not what it should be.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Nobody reads the description.
+    #[error(transparent)]
+    Write(#[from] io::Error),
+}
+
+/// Writes what the model at `path`, which the operator calls `name`, is and what memory it takes: from its
+/// header or settings alone.
+pub fn write_description(name: &str, path: &Path, out: &mut impl Write) -> Result<(), InspectError> {
+    let file = ModelFile::open(path)?;
+    let config = file.config();
+    let heads = config.heads;
+    let kv_bytes = (page_bytes(&file, PAGE_SIZE) / PAGE_SIZE * KV_TOKENS) as u64;
+    let context = match config.window {
+        None => config.context.to_string(),
+        Some(window) => format!("{window} (its sliding window)"),
+    };
+    let template = if file.chat_template()?.is_some() {
+        "yes"
+    } else {
+        "no"
+    };
+    let rows = [
+        ("name", name.to_owned()),
+        ("path", file.path().display().to_string()),
+        ("family", file.architecture()),
+        ("parameters", thousands(file.n_params())),
+        ("quantization", file.quantization()),
+        ("layers", config.n_layers.to_string()),
+        ("width", config.width.to_string()),
+        (
+            "heads",
+            format!(
+                "{} of {}, {} for keys and values",
+                heads.n_heads, heads.head_dim, heads.n_kv_heads
+            ),
+        ),
+        ("vocabulary", config.n_vocab.to_string()),
+        ("context", context),
+        ("chat template", template.to_owned()),
+        ("memory, weights", size(file.weight_bytes())),
+        ("memory, 1000 tokens", size(kv_bytes)),
+    ];
+    for (what, value) in rows {
+        writeln!(out, "{what:<20}  {value}")?;
+    }
+    Ok(())
+}
+
+/// Writes the models in Arbora's own cache and in the hub's.
+pub fn write_cached_models(out: &mut impl Write) -> io::Result<()> {
+    let mut rows: Vec<(String, u64, String)> = Vec::new();
+    for (alias, path, n_bytes) in cached_known_models() {
+        rows.push((alias.to_owned(), n_bytes, path.display().to_string()));
+    }
+    if let Some(settings) = config::hub_settings() {
+        for model in HubCache::new(settings.cache).models() {
+            let revisions = model.revisions.join(", ");
+            let note = match (model.is_incomplete, revisions.is_empty()) {
+                (true, _) => "incomplete; arbora pull goes on".to_owned(),
+                (false, true) => String::new(),
+                (false, false) => format!("revision {revisions}"),
+            };
+            rows.push((model.id, model.n_bytes, note));
+        }
+    }
+    if rows.is_empty() {
+        return writeln!(out, "no model is in the cache");
+    }
+    let width = rows.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
+    for (name, n_bytes, note) in rows {
+        let line = format!("{name:<width$}  {:>10}  {note}", size(n_bytes));
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// Bytes in the unit a reader wants.
+fn size(n_bytes: u64) -> String {
+    match n_bytes {
+        0..1_000_000 => format!("{:.1} kB", n_bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", n_bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", n_bytes as f64 / 1e9),
+    }
+}
+
+/// A number in groups of three digits.
+fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let groups = digits.as_bytes().rchunks(3).rev();
+    let groups: Vec<&str> = groups
+        .map(|group| std::str::from_utf8(group).expect("digits"))
+        .collect();
+    groups.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_for_readers() {
+        assert_eq!(thousands(0), "0");
+        assert_eq!(thousands(1_234_567), "1 234 567");
+        assert_eq!(size(999), "1.0 kB");
+        assert_eq!(size(98_362_432), "98.4 MB");
+        assert_eq!(size(2_500_000_000), "2.50 GB");
+    }
+
+    #[test]
+    fn a_folder_is_described_from_its_settings() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/families/mistral");
+        let mut out = Vec::new();
+        write_description("a-name", &path, &mut out).expect("a good folder");
+        let text = String::from_utf8(out).expect("UTF-8");
+        for line in [
+            "name                  a-name",
+            "family                MistralForCausalLM",
+            "quantization          F16",
+            "context               160 (its sliding window)",
+            "chat template         yes",
+            // 2 layers, 2 heads of 16, keys and values, 2 bytes each.
+            "memory, 1000 tokens   256.0 kB",
+        ] {
+            assert!(text.contains(line), "{line:?} is not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The tensors of a checkpoint: names, shapes, formats and places, whatever kind of file they are in.
+
+use std::collections::HashMap;
+use std::ops::Deref;
+
+use arbora_kernels::quant::Format;
+use safetensors::Dtype;
+
+/// How a tensor is stored, in the words of its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TensorType {
+    /// By GGUF's number.
+    Ggml(u32),
+    /// By safetensors' name.
+    Safetensors(Dtype),
+}
+
+impl TensorType {
+    /// The format, where it is one that can be read.
+    pub fn format(self) -> Option<Format> {
+        use TensorType::{Ggml, Safetensors};
+        match self {
+            Ggml(0) | Safetensors(Dtype::F32) => Some(Format::F32),
+            Ggml(1) | Safetensors(Dtype::F16) => Some(Format::F16),
+            Ggml(2) => Some(Format::Q4_0),
+            Ggml(3) => Some(Format::Q4_1),
+            Ggml(8) => Some(Format::Q8_0),
+            Ggml(30) | Safetensors(Dtype::BF16) => Some(Format::Bf16),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for TensorType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let number = match self {
+            TensorType::Ggml(number) => *number,
+            TensorType::Safetensors(dtype) => return write!(f, "{dtype}"),
+        };
+        let name = match number {
+            0 => "F32",
+            1 => "F16",
+            2 => "Q4_0",
+            3 => "Q4_1",
+            6 => "Q5_0",
+            7 => "Q5_1",
+            8 => "Q8_0",
+            9 => "Q8_1",
+            10 => "Q2_K",
+            11 => "Q3_K",
+            12 => "Q4_K",
+            13 => "Q5_K",
+            14 => "Q6_K",
+            15 => "Q8_K",
+            16 => "IQ2_XXS",
+            17 => "IQ2_XS",
+            18 => "IQ3_XXS",
+            19 => "IQ1_S",
+            20 => "IQ4_NL",
+            21 => "IQ3_S",
+            22 => "IQ2_S",
+            23 => "IQ4_XS",
+            24 => "I8",
+            25 => "I16",
+            26 => "I32",
+            27 => "I64",
+            28 => "F64",
+            29 => "IQ1_M",
+            30 => "BF16",
+            34 => "TQ1_0",
+            35 => "TQ2_0",
+            39 => "MXFP4",
+            other => return write!(f, "type {other}"),
+        };
+        f.write_str(name)
+    }
+}
+
+/// One entry of the tensor table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Its name, unique in the checkpoint.
+    pub name: String,
+    /// Sizes, the fastest first: a matrix is `[n_in, n_out]`. One to four, none of them 0.
+    pub dimensions: Vec<u64>,
+    /// How it is stored.
+    pub kind: TensorType,
+    /// Which of the checkpoint's files it is in.
+    pub file_idx: usize,
+    /// First byte, from the start of that file.
+    pub offset: u64,
+    /// Bytes it takes, within the file; `None` where the format is unknown.
+    pub n_bytes: Option<u64>,
+}
+
+impl TensorInfo {
+    /// Elements in it.
+    pub fn n_elements(&self) -> u64 {
+        self.dimensions.iter().product()
+    }
+}
+
+/// Every tensor of a checkpoint, in its files' order. Reads as a slice.
+#[derive(Clone, Debug, Default)]
+pub struct TensorTable {
+    tensors: Vec<TensorInfo>,
+    by_name: HashMap<String, usize>,
+}
+
+/// Two tensors of one name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct DuplicateTensor {
+    /// The name.
+    pub name: String,
+}
+
+impl TensorTable {
+    /// A table of tensors whose names differ.
+    pub fn new(tensors: Vec<TensorInfo>) -> Result<TensorTable, DuplicateTensor> {
+        let mut by_name = HashMap::with_capacity(tensors.len());
+        for (idx, tensor) in tensors.iter().enumerate() {
+            if by_name.insert(tensor.name.clone(), idx).is_some() {
+                let name = tensor.name.clone();
+                return Err(DuplicateTensor { name });
+            }
+        }
+        Ok(TensorTable { tensors, by_name })
+    }
+
+    /// The tensor of that name.
+    pub fn named(&self, name: &str) -> Option<&TensorInfo> {
+        self.by_name.get(name).map(|&idx| &self.tensors[idx])
+    }
+
+    /// Weights in all of them.
+    pub fn n_elements(&self) -> u64 {
+        let counts = self.tensors.iter().map(TensorInfo::n_elements);
+        // The sizes of tensors in unknown formats are anybody's word.
+        counts.fold(0, u64::saturating_add)
+    }
+
+    /// How most of the weights are stored; nothing of an empty table.
+    pub fn main_type(&self) -> Option<TensorType> {
+        let mut n_elements: Vec<(TensorType, u64)> = Vec::new();
+        for tensor in &self.tensors {
+            match n_elements.iter_mut().find(|(kind, _)| *kind == tensor.kind) {
+                Some((_, n)) => *n = n.saturating_add(tensor.n_elements()),
+                None => n_elements.push((tensor.kind, tensor.n_elements())),
+            }
+        }
+        let most = n_elements.into_iter().max_by_key(|(_, n)| *n);
+        most.map(|(kind, _)| kind)
+    }
+}
+
+impl Deref for TensorTable {
+    type Target = [TensorInfo];
+
+    fn deref(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+}

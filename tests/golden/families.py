@@ -1,0 +1,255 @@
+"""Tiny random models of every family as the hub keeps them, with what transformers computes for them.
+
+    python families.py          (needs torch, transformers, gguf)
+
+Writes a folder `families/NAME` (config, safetensors, tokenizer) and `families/NAME.json` with `ids`, `logits`
+of some positions rounded to 1e-4, `texts` and their `tokens`; of three families the same weights again as
+`families/NAME.gguf`. Shapes are awkward on purpose. Half of the
+`config.json` files are rewritten in the older style (`rope_theta`, `rope_scaling`, `torch_dtype`), which most
+checkpoints on the hub still have.
+
+Everything is computed in f32 from the stored weights, but keys and values are rounded to bf16 as Arbora keeps
+them, so that little is left between the two but the order of sums.
+"""
+
+import json
+import pathlib
+import shutil
+
+import gguf
+import numpy
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import (DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM,
+                          Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
+
+here = pathlib.Path(__file__).parent / "families"
+ROWS = [0, 1, 15, 16, 63, 64, 65, 127, 128, 149]
+LLAMA_3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+           r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+QWEN_2 = LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
+TEXTS = [
+    "", " ", "   ", "Hello, world!", " leading", "trailing ", "two  blanks   and\n\n\n lines \r\n end",
+    "I'll don't we're IT'S", "12345 x 6 7.89", "Größe, naïve café, Ελλάδα", "e\u0301 nfd", "日本語の文", "🙂👩‍👩‍👧",
+    "tab\tand\x0bmore\x00zero", "<s>in text</s>", "a<|end|>b <|end|> c", "<tool>x</tool>", "▁marks ▁ here",
+    "\u00a0nbsp\u2003em  ", "function f(x) { return x+1; }  // done", "the and ing the thing  ", "٣٤ Ⅷ ½",
+]
+
+
+class Bf16Cache(DynamicCache):
+    """Keeps keys (after their rotation) and values in bf16."""
+
+    def update(self, keys, values, *args, **kwargs):
+        return super().update(keys.bfloat16().float(), values.bfloat16().float(), *args, **kwargs)
+
+
+def byte_level(pre_tokenizer, normalizer=None, bos=None, ignore_merges=False):
+    vocabulary = {token: i for i, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("in", "g"), ("Ġ", "Ġ"), ("1", "2"), ("l", "l")]
+    for left, right in merges:
+        vocabulary[left + right] = len(vocabulary)
+    vocabulary["thing"] = len(vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=ignore_merges))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    if normalizer:
+        tokenizer.normalizer = normalizer
+    tokenizer.add_special_tokens(["<|end|>", "<s>", "</s>"])
+    tokenizer.add_tokens([AddedToken("<tool>", normalized=False), AddedToken("</tool>", normalized=True)])
+    if bos:
+        single = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
+        tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), single])
+    return tokenizer
+
+
+def sentencepiece(metaspace):
+    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    tokens += ["▁", *"abcdefghilmnoprstuvwxyHI", "th", "the", "▁the", "in", "ing", "▁▁", "▁a", "an", "and", "ö"]
+    merges = [("▁", "▁"), ("t", "h"), ("th", "e"), ("▁", "the"), ("i", "n"), ("in", "g"), ("▁", "a"), ("a", "n"),
+              ("an", "d")]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    model = models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    tokenizer = Tokenizer(model)
+    if metaspace:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    special = [AddedToken(name, normalized=False, special=True) for name in ["<unk>", "<s>", "</s>"]]
+    tokenizer.add_special_tokens(special)
+    tokenizer.add_special_tokens([AddedToken("<|end|>", normalized=False, special=True)])
+    single = [("<s>", tokenizer.token_to_id("<s>"))]
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=single)
+    return tokenizer
+
+
+def split(pattern):
+    return pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(pattern), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
+
+
+def shape(hidden, ffn, heads, kv_heads, **more):
+    return dict(hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=2, num_attention_heads=heads,
+                num_key_value_heads=kv_heads, vocab_size=320, max_position_embeddings=256, rms_norm_eps=1e-5,
+                initializer_range=0.15, **more)
+
+
+def plain(theta, **scaling):
+    return dict(rope_parameters=dict(rope_theta=theta, **(scaling or dict(rope_type="default"))))
+
+
+SMOLLM = pre_tokenizers.Sequence([
+    pre_tokenizers.Digits(individual_digits=True),
+    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+])
+MODELS = {
+    "llama2": (LlamaForCausalLM, LlamaConfig(**shape(24, 40, 6, 6, head_dim=8, tie_word_embeddings=False),
+               **plain(10000.0, rope_type="linear", factor=4.0)), torch.float32, sentencepiece(False)),
+    "llama3": (LlamaForCausalLM, LlamaConfig(**shape(40, 56, 4, 1, head_dim=24, tie_word_embeddings=True),
+               **plain(500.0, rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                       original_max_position_embeddings=64)), torch.bfloat16,
+               byte_level(split(LLAMA_3), bos="<s>", ignore_merges=True)),
+    "mistral": (MistralForCausalLM, MistralConfig(**shape(32, 72, 4, 2, head_dim=16, tie_word_embeddings=False,
+                sliding_window=160), **plain(1000.0)), torch.float16, sentencepiece(True)),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config(**shape(48, 40, 6, 2, tie_word_embeddings=True),
+              **plain(10000.0)), torch.bfloat16, byte_level(split(QWEN_2), normalizers.NFC())),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config(**shape(32, 48, 4, 2, head_dim=24, tie_word_embeddings=False),
+              **plain(10000.0)), torch.bfloat16, byte_level(split(QWEN_2), normalizers.NFC())),
+    "smollm2": (LlamaForCausalLM, LlamaConfig(**shape(45, 56, 9, 3, head_dim=8, tie_word_embeddings=True),
+                **plain(10000.0)), torch.bfloat16, byte_level(SMOLLM)),
+}
+OLD_STYLE = ["llama3", "qwen2", "smollm2"]
+GGUF = {"llama2": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+NAMES = {
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}
+
+
+def older(config):
+    parameters = config.pop("rope_parameters")
+    config["torch_dtype"] = config.pop("dtype")
+    config["rope_theta"] = parameters.pop("rope_theta")
+    config["rope_scaling"] = None if parameters["rope_type"] == "default" else parameters
+    config.pop("layer_types", None)
+    return config
+
+
+def gguf_name(name):
+    outer = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
+             "lm_head.weight": "output.weight"}
+    if name in outer:
+        return outer[name]
+    layer, rest = name.removeprefix("model.layers.").split(".", 1)
+    module, kind = rest.rsplit(".", 1)
+    return f"blk.{layer}.{NAMES[module]}.{kind}"
+
+
+def interleaved(weight, n_heads):
+    """GGUF's llama layout rotates elements 2i and 2i + 1; transformers' i and i + half."""
+    rows, columns = weight.shape
+    return weight.reshape(n_heads, 2, rows // n_heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def write_gguf(name, model, config, tokenizer):
+    architecture = GGUF[name]
+    writer = gguf.GGUFWriter(here / f"{name}.gguf", architecture)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    if getattr(config, "head_dim", None):
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if config.rope_parameters["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    vocabulary = {i: token for token, i in tokenizer.get_vocab().items()}
+    tokens = [vocabulary.get(i, f"[unused{i}]") for i in range(config.vocab_size)]
+    special = {"<unk>": 2, "<s>": 3, "</s>": 3, "<|end|>": 3, "<tool>": 4, "</tool>": 4}
+    writer.add_token_list(tokens)
+    model_json = json.loads(tokenizer.to_str())["model"]
+    if model_json["byte_fallback"]:
+        ranks = {"".join(pair): rank for rank, pair in enumerate(model_json["merges"])}
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores([-float(ranks.get(token, 1000)) for token in tokens])
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("qwen2")
+        writer.add_token_merges([" ".join(pair) for pair in model_json["merges"]])
+    kinds = [special.get(token, 1 if i in vocabulary else 5) for i, token in enumerate(tokens)]
+    writer.add_token_types(kinds)
+    writer.add_eos_token_id(tokens.index("</s>"))
+    for key, tensor in model.state_dict().items():
+        if key == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        data = tensor.float().numpy()
+        if architecture == "llama" and (".q_proj." in key or ".k_proj." in key):
+            data = interleaved(data, config.num_attention_heads)
+        if data.ndim == 1:
+            writer.add_tensor(gguf_name(key), data)
+        else:
+            data = numpy.ascontiguousarray(data)
+            kind = None
+            if tensor.dtype == torch.bfloat16:
+                data = (data.view(numpy.uint32) >> 16).astype(numpy.uint16).view(numpy.uint8)
+                kind = gguf.GGMLQuantizationType.BF16
+            writer.add_tensor(gguf_name(key), data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write(name, number):
+    model_class, config, dtype, tokenizer = MODELS[name]
+    folder = here / name
+    shutil.rmtree(folder, ignore_errors=True)
+    torch.manual_seed(2000 + number)
+    model = model_class(config).float().eval()
+    for key, parameter in model.named_parameters():
+        if "norm" in key:
+            parameter.data = 1.0 + 0.2 * torch.randn_like(parameter)
+        elif key.endswith("bias"):
+            parameter.data = 0.3 * torch.randn_like(parameter)
+    model = model.to(dtype)
+    model.save_pretrained(folder, max_shard_size="30KB" if name == "smollm2" else "1GB")
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [tokenizer.token_to_id("</s>")], "temperature": 0.6, "top_p": 0.9}) + "\n")
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    settings.pop("transformers_version")
+    if name in OLD_STYLE:
+        settings = older(settings)
+    path.write_text(json.dumps(settings, indent=1) + "\n")
+    (folder / "tokenizer.json").write_text(tokenizer.to_str() + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({
+        "bos_token": "<s>" if tokenizer.post_processor else None, "eos_token": {"content": "</s>"},
+        "chat_template": "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}"}) + "\n")
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    if name in GGUF:
+        write_gguf(name, model, config, tokenizer)
+    # Read back: a cast there and back would leave the frequencies of the rotation rounded.
+    model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = torch.randint(0, config.vocab_size, (1, 150))
+    with torch.no_grad():
+        logits = model(ids, past_key_values=Bf16Cache(), use_cache=True).logits[0]
+    golden = {
+        "ids": ids[0].tolist(),
+        "logits": {row: [round(float(value), 4) for value in logits[row]] for row in ROWS},
+        "texts": TEXTS,
+        "tokens": [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS],
+    }
+    (here / f"{name}.json").write_text(json.dumps(golden, separators=(",", ":"), ensure_ascii=False) + "\n")
+
+
+for number, name in enumerate(MODELS):
+    write(name, number)

@@ -1,0 +1,170 @@
+//! One tiny model of every family against transformers and `tokenizers`: logits, tokens and settings, from a
+//! folder of safetensors and, for some, from the same weights as GGUF.
+
+use arbora_runtime::model::{LoadFormat, ModelFile};
+use arbora_runtime::tokenizer::SpecialTokens;
+
+use crate::decoder::{TinyModel, compare_everywhere};
+use crate::{golden, golden_path};
+
+const FAMILIES: [&str; 6] = ["llama2", "llama3", "mistral", "qwen2", "qwen3", "smollm2"];
+const GGUF: [&str; 3] = ["llama2", "qwen2", "qwen3"];
+
+#[derive(serde::Deserialize)]
+struct Texts {
+    texts: Vec<String>,
+    /// Of each text.
+    tokens: Vec<Vec<u32>>,
+}
+
+fn folder(name: &str) -> ModelFile {
+    ModelFile::open(&golden_path(&format!("families/{name}"))).expect("a good folder")
+}
+
+fn gguf(name: &str) -> ModelFile {
+    ModelFile::open(&golden_path(&format!("families/{name}.gguf"))).expect("a good file")
+}
+
+fn reference<T: serde::de::DeserializeOwned>(name: &str) -> T {
+    golden(&format!("families/{name}.json"))
+}
+
+#[test]
+fn folders_of_every_family_give_the_logits_of_transformers() {
+    for name in FAMILIES {
+        compare_everywhere(&folder(name), &reference::<TinyModel>(name));
+    }
+}
+
+#[test]
+fn gguf_files_of_the_families_give_the_logits_of_transformers() {
+    for name in GGUF {
+        compare_everywhere(&gguf(name), &reference::<TinyModel>(name));
+    }
+}
+
+fn compare_tokens(name: &str, file: &ModelFile, wrong: &mut Vec<String>) {
+    let reference: Texts = reference(name);
+    assert!(reference.texts.len() >= 20 && reference.tokens.len() == reference.texts.len());
+    let tokenizer = file.tokenizer().expect("a good tokenizer");
+    for (text, expected) in reference.texts.iter().zip(&reference.tokens) {
+        let found = tokenizer.encode(text, SpecialTokens::Parse).expect("encodes");
+        if found != *expected {
+            let path = file.path().display();
+            wrong.push(format!("{path} {text:?}: {found:?}, Hugging Face {expected:?}"));
+        }
+    }
+}
+
+#[test]
+fn token_ids_equal_hugging_face_for_every_family() {
+    let mut wrong = Vec::new();
+    for name in FAMILIES {
+        compare_tokens(name, &folder(name), &mut wrong);
+    }
+    for name in GGUF {
+        compare_tokens(name, &gguf(name), &mut wrong);
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn settings_beside_the_weights_are_read() {
+    for name in FAMILIES {
+        let file = folder(name);
+        let tokenizer = file.tokenizer().expect("a good tokenizer");
+        let names: Vec<&[u8]> = tokenizer
+            .stop_token_ids()
+            .iter()
+            .map(|&token| tokenizer.token_bytes(token))
+            .collect();
+        assert_eq!(names.len(), 2, "{name}: {names:?}");
+        assert!(names.contains(&b"</s>".as_slice()) && names.contains(&b"<|end|>".as_slice()));
+        let has_bos = ["llama2", "llama3", "mistral"].contains(&name);
+        assert_eq!(
+            (tokenizer.add_bos(), tokenizer.bos().is_some()),
+            (has_bos, has_bos),
+            "{name}"
+        );
+        let template = file.chat_template().expect("readable").expect("there is one");
+        assert!(template.contains("m.content"));
+        let sampling = file.sampling_defaults().expect("good");
+        assert_eq!((sampling.temperature, sampling.top_p), (Some(0.6), Some(0.9)));
+        let windows = (file.config().window, file.config().context);
+        assert_eq!(
+            windows,
+            if name == "mistral" {
+                (Some(160), 160)
+            } else {
+                (None, 256)
+            }
+        );
+        assert_eq!(file.n_params(), file.config().n_params(), "{name}");
+    }
+    let quantizations = FAMILIES.map(|name| folder(name).quantization());
+    assert_eq!(quantizations, ["F32", "BF16", "F16", "BF16", "BF16", "BF16"]);
+}
+
+#[test]
+fn text_that_spells_control_tokens_is_only_text_when_taken_as_text() {
+    for name in FAMILIES {
+        let tokenizer = folder(name).tokenizer().expect("a good tokenizer");
+        for text in ["<s>", "a</s>b", "<|end|><|end|>", "<unk> x"] {
+            let ids = tokenizer.encode(text, SpecialTokens::AsText).expect("encodes");
+            assert!(
+                ids.iter().all(|&id| !tokenizer.is_special(id)),
+                "{name} {text:?}: {ids:?}"
+            );
+            assert_eq!(tokenizer.decode(&ids).trim_start(), text, "{name}");
+        }
+    }
+}
+
+#[test]
+fn megabytes_of_one_character_are_encoded_by_every_family() {
+    for name in FAMILIES {
+        let tokenizer = folder(name).tokenizer().expect("a good tokenizer");
+        for character in [" ", "\n", "a", "1", "!", "日"] {
+            let text = character.repeat((1 << 19) / character.len());
+            let ids = tokenizer.encode(&text, SpecialTokens::AsText).expect("encodes");
+            let decoded = tokenizer.decode(&ids);
+            assert!(
+                decoded == text || decoded == format!(" {text}"),
+                "{name} {character:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn made_up_weights_need_a_config_alone_and_repeat() {
+    let source = golden_path("families/qwen3/config.json");
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    std::fs::copy(source, folder.path().join("config.json")).expect("writable");
+    let open = || ModelFile::open_as(folder.path(), LoadFormat::Dummy).expect("a config is enough");
+    let logits = || {
+        let ids: Vec<u32> = (0..20).collect();
+        let mut all = Vec::new();
+        crate::decoder::teacher_force(&mut crate::decoder::any_cpu(), &open(), &ids, 8, |_, row| {
+            all.extend_from_slice(row);
+        });
+        all
+    };
+    let first = logits();
+    assert_eq!(first, logits());
+    let mean_square = first.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / first.len() as f64;
+    assert!((0.2..5.0).contains(&mean_square), "{mean_square}");
+    let tokenizer = open().tokenizer().expect("made up too");
+    let ids = tokenizer.encode("bytes", SpecialTokens::Parse).expect("encodes");
+    assert_eq!((ids.len(), tokenizer.decode(&ids).as_str()), (5, "bytes"));
+    assert_eq!(
+        (open().quantization().as_str(), tokenizer.n_vocab()),
+        ("BF16", 320)
+    );
+    let gguf = ModelFile::open_as(&golden_path("tiny-tied.gguf"), LoadFormat::Dummy);
+    assert!(
+        gguf.expect_err("no config")
+            .to_string()
+            .contains("config.json only")
+    );
+}
