@@ -43,7 +43,7 @@ impl Grammar {
             0
         };
         let mut ir = Ir::new(vocabulary, limits, max_whitespace);
-        let root = schema::compile(&mut ir, schema, options, limits)?;
+        let root = schema::compile(&mut ir, vocabulary, schema, options, limits)?;
         Self::new(ir, root, vocabulary, limits)
     }
 

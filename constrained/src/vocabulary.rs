@@ -4,9 +4,11 @@
 //! ready-made sets, by their number of characters, so that a mask inside a string is a copy and a short walk
 //! over the rest.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::error::VocabularyError;
+use crate::dfa::Dfa;
+use crate::error::{CompileError, VocabularyError};
 use crate::text::{TextSpec, any_content};
 use crate::trie::Trie;
 
@@ -22,6 +24,9 @@ pub struct Vocabulary {
     strings: StringTokens,
     /// The constraint of a string that has none; most grammars need it.
     any_text: Arc<TextSpec>,
+    /// Automata that many grammars need, by a name that a program chose: as many as there are formats. They
+    /// are made when first asked for.
+    shared: Mutex<BTreeMap<&'static str, Arc<Dfa>>>,
 }
 
 /// Tokens sorted by what they do inside a JSON string.
@@ -91,6 +96,7 @@ impl Vocabulary {
             is_spelled,
             strings,
             any_text,
+            shared: Mutex::new(BTreeMap::new()),
         })
     }
 
@@ -107,6 +113,21 @@ impl Vocabulary {
     /// The tokens that end a text, ascending.
     pub fn eos(&self) -> &[u32] {
         &self.eos
+    }
+
+    /// The automaton called `name`, made by `make` for the first grammar that asks for it.
+    pub(crate) fn shared(
+        &self,
+        name: &'static str,
+        make: impl FnOnce() -> Result<Dfa, CompileError>,
+    ) -> Result<Arc<Dfa>, CompileError> {
+        let lock = || self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lock().get(name) {
+            return Ok(known.clone());
+        }
+        // Made without the lock: two threads may both make it, and the first one's is kept.
+        let made = Arc::new(make()?);
+        Ok(lock().entry(name).or_insert(made).clone())
     }
 
     pub(crate) fn trie(&self) -> &Trie {

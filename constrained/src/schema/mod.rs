@@ -35,6 +35,7 @@ use crate::hash::Map;
 use crate::ir::{Ir, NodeId, RuleId};
 use crate::json::{Document, Json, JsonId};
 use crate::limits::Limits;
+use crate::vocabulary::Vocabulary;
 
 /// Which whitespace the output may have around JSON's punctuation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,6 +90,7 @@ enum Dialect {
 
 struct Compiler<'a> {
     ir: &'a mut Ir,
+    vocabulary: &'a Vocabulary,
     document: &'a Document,
     resources: Resources,
     dialect: Dialect,
@@ -107,6 +109,8 @@ struct Compiler<'a> {
     other_name_nodes: BTreeMap<Vec<NameId>, NodeId>,
     /// What is known of pairs of branches.
     disjoint_pairs: Map<(JsonId, JsonId), bool>,
+    /// Strings of one pattern or format, by its place in memory, which `patterns` keeps, and the lengths.
+    text_nodes: BTreeMap<(usize, u32, Option<u32>), NodeId>,
     number: Option<NodeId>,
     work: u64,
 }
@@ -114,6 +118,7 @@ struct Compiler<'a> {
 /// Lowers the schema `text`; the result is the node that every output matches.
 pub(crate) fn compile(
     ir: &mut Ir,
+    vocabulary: &Vocabulary,
     text: &str,
     options: &SchemaOptions,
     limits: &Limits,
@@ -136,6 +141,7 @@ pub(crate) fn compile(
     }
     let mut compiler = Compiler {
         ir,
+        vocabulary,
         document: &document,
         resources: Resources::new(&document, dialect),
         dialect,
@@ -149,6 +155,7 @@ pub(crate) fn compile(
         patterns: BTreeMap::new(),
         other_name_nodes: BTreeMap::new(),
         disjoint_pairs: Map::default(),
+        text_nodes: BTreeMap::new(),
         number: None,
         work: 0,
     };

@@ -57,7 +57,10 @@ impl Compiler<'_> {
         if let Some(known) = self.patterns.get(&key) {
             return Ok(Some(known.clone()));
         }
-        let dfa = Arc::new(pattern::compile(source, self.ir.max_automaton_states())?);
+        // The states are far fewer than any sensible limit, so that it matters not whose limit is in force.
+        let dfa = self.vocabulary.shared(source, || {
+            pattern::compile(source, self.limits.max_automaton_states)
+        })?;
         self.spend(20_000 + dfa.n_states() as u64 * 1_000)?;
         self.patterns.insert(key, dfa.clone());
         Ok(Some(dfa))
@@ -118,6 +121,14 @@ impl Compiler<'_> {
 
     pub(super) fn lower_string(&mut self, facts: &Facts, merged: &Merged) -> Result<NodeId, CompileError> {
         let (min, max) = (merged.min_length, merged.max_length);
+        let is_single = merged.no_contents.is_empty() && facts.different.is_empty();
+        let key = match merged.contents.as_slice() {
+            [only] if is_single => Some((Arc::as_ptr(only) as usize, min, max)),
+            _ => None,
+        };
+        if let Some(known) = key.and_then(|key| self.text_nodes.get(&key)) {
+            return Ok(*known);
+        }
         let content = self.content(facts, merged)?;
         if content.is_none() && min == 0 && max.is_none() {
             return Ok(self.ir.text(self.ir.any_text.clone()));
@@ -129,7 +140,11 @@ impl Compiler<'_> {
         }
         let content = content.unwrap_or_else(|| (*any_content()).clone());
         let text = TextSpec::new(&content, min, max, self.ir.is_spelled());
-        Ok(self.ir.text(Arc::new(text)))
+        let node = self.ir.text(Arc::new(text));
+        if let Some(key) = key {
+            self.text_nodes.insert(key, node);
+        }
+        Ok(node)
     }
 
     /// The strings that meet all of `goals`; `at` is where they stand.
