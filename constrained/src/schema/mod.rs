@@ -107,6 +107,8 @@ struct Compiler<'a> {
     other_name_nodes: BTreeMap<Vec<NameId>, NodeId>,
     /// What is known of pairs of branches.
     disjoint_pairs: Map<(JsonId, JsonId), bool>,
+    /// Strings of one pattern or format, by its place in memory, which `patterns` keeps, and the lengths.
+    text_nodes: BTreeMap<(usize, u32, Option<u32>), NodeId>,
     number: Option<NodeId>,
     work: u64,
 }
@@ -149,6 +151,7 @@ pub(crate) fn compile(
         patterns: BTreeMap::new(),
         other_name_nodes: BTreeMap::new(),
         disjoint_pairs: Map::default(),
+        text_nodes: BTreeMap::new(),
         number: None,
         work: 0,
     };

@@ -117,6 +117,14 @@ impl Compiler<'_> {
 
     pub(super) fn lower_string(&mut self, facts: &Facts, merged: &Merged) -> Result<NodeId, CompileError> {
         let (min, max) = (merged.min_length, merged.max_length);
+        let is_single = merged.no_contents.is_empty() && facts.different.is_empty();
+        let key = match merged.contents.as_slice() {
+            [only] if is_single => Some((Arc::as_ptr(only) as usize, min, max)),
+            _ => None,
+        };
+        if let Some(known) = key.and_then(|key| self.text_nodes.get(&key)) {
+            return Ok(*known);
+        }
         let content = self.content(facts, merged)?;
         if content.is_none() && min == 0 && max.is_none() {
             return Ok(self.ir.text(self.ir.any_text.clone()));
@@ -127,7 +135,11 @@ impl Compiler<'_> {
             self.spend(length.saturating_mul(content.n_states() as u64))?;
         }
         let content = content.unwrap_or_else(|| (*any_content()).clone());
-        Ok(self.ir.text_of(&content, min, max))
+        let node = self.ir.text_of(&content, min, max);
+        if let Some(key) = key {
+            self.text_nodes.insert(key, node);
+        }
+        Ok(node)
     }
 
     /// The strings that meet all of `goals`; `at` is where they stand.
