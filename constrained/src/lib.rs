@@ -9,7 +9,8 @@
 //! * [`Vocabulary`] holds a model's tokens as bytes.
 //! * [`Constraint`] says what is asked for, and of which kind it is: JSON Schema, a regular expression,
 //!   choices, a grammar in GBNF, EBNF or Lark, a structural tag, tool calls, or free text before one of them.
-//! * [`Grammar`] is compiled once, is immutable and cheap to clone.
+//! * [`Grammar`] is compiled once, is immutable and cheap to clone; [`GrammarCache`] keeps the ones asked for
+//!   lately.
 //! * [`Matcher`] is one output: [`Matcher::mask`], [`Matcher::advance`], [`Matcher::rollback`], and
 //!   [`Matcher::forced`] for text that must come whatever the model wants. A clone is a fork.
 //! * [`Limits`] bounds both; the error of what exceeds one names it.
@@ -37,8 +38,9 @@
 //! How it works: everything is translated to one graph of nodes. Its leaves are byte automata and JSON
 //! strings; objects and arrays stay single nodes. A state of a running grammar is a set of readings (leaf,
 //! place in it, stack of what is still to come); states, stacks and transitions are built when an output
-//! first reaches them and kept with the grammar, so later outputs find them. A mask walks the vocabulary's
-//! prefix tree through the states; inside a string the plain text tokens are a ready-made set.
+//! first reaches them and kept with the grammar, so later outputs find them. A mask is the union of what each
+//! leaf allows, which is found out once for all grammars of a vocabulary that have an equal leaf, and of the
+//! tokens that go on after the leaf, which are followed through the stack.
 //!
 //! What the output looks like: members come in the schema's order, extra ones last; a character that can
 //! stand for itself in a string does; integers have no fraction; numbers with a bound, a divisor or values
@@ -69,11 +71,13 @@
 //! text with constrained parts. Free text is UTF-8 without special tokens; its markers may be text or special
 //! tokens, which [`Vocabulary::with_special`] names.
 //!
-//! Costs: a state known already costs a lookup, a new one the work on its readings. Each grammar keeps at
-//! most
-//! `max_lazy_states` states and `max_cache_bytes` bytes; beyond that its tables start anew and running
-//! matchers move over. The tables are behind one lock per grammar, taken once per call. Where the schema's
-//! text is nested, recursion is bounded by `max_source_depth`; nothing recurses over the output.
+//! Costs: a state known already costs a lookup, a new one the work on its readings, at most `max_mask_work`
+//! steps and one pass over the vocabulary. Each grammar keeps at most `max_lazy_states` states and
+//! `max_cache_bytes` bytes; beyond that its tables start anew and running matchers move over. What grammars
+//! share is kept by the vocabulary, bounded by [`Vocabulary::with_cache_bytes`]; [`Grammar::n_bytes`] and
+//! [`Vocabulary::n_cache_bytes`] tell what is held. The tables are behind one lock per grammar, taken once per
+//! call, and what is shared behind one per vocabulary, held for single look-ups. Where the schema's text is
+//! nested, recursion is bounded by `max_source_depth`; nothing recurses over the output.
 
 mod array;
 mod cache;

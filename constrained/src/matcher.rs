@@ -64,6 +64,12 @@ impl Matcher {
             let none = TokenMask::from_sorted_ids(Vec::new(), parts.vocabulary.n_vocab());
             return Ok(Arc::new(none));
         }
+        let parts = &self.grammar.0;
+        let mut tables = lock(&self.tables);
+        if !tables.is_full(&parts.limits) {
+            return tables.mask(parts.asked(), self.state());
+        }
+        drop(tables);
         self.renew();
         let parts = &self.grammar.0;
         lock(&self.tables).mask(parts.asked(), self.state())

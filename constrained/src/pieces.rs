@@ -1,5 +1,4 @@
-//! What one leaf says about all tokens, from what sweeps have found: the tokens that stay within it as a mask,
-//! and those that leave it sorted by their way out.
+//! Pieces: what is found out about one leaf at one place, for all grammars with an equal leaf.
 
 use crate::cache::{Known, Piece, Way};
 use crate::fill::Asked;
@@ -8,6 +7,7 @@ use crate::ir::Ir;
 use crate::mask::TokenMask;
 use crate::step::Leaf;
 use crate::sweep::{Exit, Found, TextMachine, TooMuchWork, sweep};
+use crate::text::Place;
 use crate::trie::Trie;
 use crate::vocabulary::Vocabulary;
 
@@ -56,7 +56,7 @@ pub(crate) fn only_rest(ir: &Ir, leaf: Leaf) -> Option<(u32, Vec<u8>)> {
 /// Plain text and the rest are looked at apart: of plain text most is decided without a look.
 pub(crate) fn text_piece(
     machine: &mut TextMachine<'_>,
-    place: crate::text::Place,
+    place: Place,
     asked: Asked<'_>,
 ) -> Result<Piece, TooMuchWork> {
     let vocabulary = asked.vocabulary;

@@ -170,7 +170,7 @@ impl Tables {
 
     fn first_step(&mut self, ir: &Ir, limits: &Limits, state: StateId, byte: u8) -> StateId {
         /// Measured against a step of a sweep.
-        const READING_WORK: usize = 24;
+        const READING_WORK: usize = 80;
         let readings = self.states[state as usize].readings.clone();
         self.n_state_work += READING_WORK * (1 + readings.len());
         let mut out = std::mem::take(&mut self.scratch);
