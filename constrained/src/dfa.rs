@@ -385,8 +385,8 @@ impl Dfa {
             .with_fewest_classes()
     }
 
-    /// Bytes from each state to the nearest accepting one: a first partition that makes long chains cheap. The
-    /// dead state is as far as nothing else is.
+    /// Bytes from each state to the nearest accepting one: a first partition that makes long chains cheap.
+    /// The dead state is as far as nothing else is.
     fn distances(&self) -> Vec<u32> {
         let (n, n_classes) = (self.n_states(), self.classes.len());
         let into = Incoming::new(n, || {

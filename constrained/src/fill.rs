@@ -1,9 +1,9 @@
 //! Masks of states that were not visited before.
 //!
-//! A mask is the union of its readings' masks. Of each reading the leaf alone decides most tokens, and what it
-//! decides is kept by the vocabulary for all grammars with an equal leaf ([`crate::cache`]). Only tokens that
-//! go on after the leaf depend on the stack: they are followed from leaf to leaf, and no state is built for
-//! them.
+//! A mask is the union of its readings' masks. Of each reading the leaf alone decides most tokens, and what
+//! it decides is kept by the vocabulary for all grammars with an equal leaf ([`crate::cache`]). Only tokens
+//! that go on after the leaf depend on the stack: they are followed from leaf to leaf, and no state is built
+//! for them.
 //!
 //! Why this is the same as stepping the whole set of readings byte by byte: steps distribute over readings,
 //! and a set never has more readings at once than leaves were entered. Where those are more than

@@ -11,9 +11,9 @@ use crate::schema::SchemaOptions;
 use crate::tools::{CallFormat, ParallelCalls, ToolChoice};
 use crate::vocabulary::Vocabulary;
 
-/// Compiled grammars of one vocabulary by their exact text, options and limits. Bounded in bytes; the ones that
-/// were not asked for longest go first. A grammar found here has the states and masks that its outputs reached,
-/// so that its first mask costs a look-up.
+/// Compiled grammars of one vocabulary by their exact text, options and limits. Bounded in bytes; the ones
+/// that were not asked for longest go first. A grammar found here has the states and masks that its outputs
+/// reached, so that its first mask costs a look-up.
 #[derive(Debug)]
 pub struct GrammarCache {
     vocabulary: Arc<Vocabulary>,

@@ -75,9 +75,9 @@
 //! steps and one pass over the vocabulary. Each grammar keeps at most `max_lazy_states` states and
 //! `max_cache_bytes` bytes; beyond that its tables start anew and running matchers move over. What grammars
 //! share is kept by the vocabulary, bounded by [`Vocabulary::with_cache_bytes`]; [`Grammar::n_bytes`] and
-//! [`Vocabulary::n_cache_bytes`] tell what is held. The tables are behind one lock per grammar, taken once per
-//! call, and what is shared behind one per vocabulary, held for single look-ups. Where the schema's text is
-//! nested, recursion is bounded by `max_source_depth`; nothing recurses over the output.
+//! [`Vocabulary::n_cache_bytes`] tell what is held. The tables are behind one lock per grammar, taken once
+//! per call, and what is shared behind one per vocabulary, held for single look-ups. Where the schema's text
+//! is nested, recursion is bounded by `max_source_depth`; nothing recurses over the output.
 
 mod array;
 mod cache;

@@ -105,8 +105,8 @@ pub(crate) fn nodes(ir: &mut Ir, pattern: &str) -> Result<NodeId, CompileError> 
     node(ir, &hir, pattern)
 }
 
-/// Whether something is repeated so often that counting costs less than states for each repetition. Recursion is
-/// as deep as the parser's nesting limit.
+/// Whether something is repeated so often that counting costs less than states for each repetition.
+/// Recursion is as deep as the parser's nesting limit.
 pub(crate) fn has_large_count(pattern: &str) -> bool {
     fn is_large(hir: &Hir) -> bool {
         /// Repetitions.

@@ -1,5 +1,5 @@
-//! Masks compared with llguidance's on generated schemas: where both compile, every difference has a rule below
-//! that says why, or the run fails.
+//! Masks compared with llguidance's on generated schemas: where both compile, every difference has a rule
+//! below that says why, or the run fails.
 //!
 //! ```text
 //! cargo run --release -- [SEED [SCHEMAS]]
