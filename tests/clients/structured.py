@@ -1,6 +1,6 @@
-"""Structured output and tools of the official OpenAI client, and instructor, against a running server.
+"""Structured output and tools of the official OpenAI client against a running server.
 
-    python structured.py --base-url http://127.0.0.1:8000/v1          (needs openai, instructor)
+    python structured.py --base-url http://127.0.0.1:8000/v1          (needs openai)
 
 Helpers are used as their documentation shows them; nothing is told that the server is another one.
 """
@@ -9,7 +9,6 @@ import argparse
 import enum
 import json
 
-import instructor
 import openai
 import pydantic
 
@@ -135,28 +134,17 @@ def refusals(client):
         "type": "json_schema", "json_schema": open_schema})
 
 
-def with_instructor(base_url):
-    plain = openai.OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=120)
-    for mode in (instructor.Mode.JSON_SCHEMA, instructor.Mode.TOOLS):
-        client = instructor.from_openai(plain, mode=mode)
-        event = client.chat.completions.create(
-            model=MODEL, messages=ASK, response_model=Event, max_retries=0, temperature=0)
-        assert isinstance(event, Event), (mode, event)
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--base-url", required=True)
-    base_url = parser.parse_args().base_url
-    client = openai.OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=120)
+    client = openai.OpenAI(base_url=parser.parse_args().base_url, api_key="none", max_retries=0, timeout=120)
     assert parse(client) == stream(client), "a stream says what a whole answer says"
     parsed_tool(client)
     named_tool(client)
     json_mode(client)
     extra_bodies(client)
     refusals(client)
-    with_instructor(base_url)
-    print("openai", openai.__version__, "and instructor: structured outputs and tools as expected")
+    print("openai", openai.__version__, "structured outputs and tools as expected")
 
 
 main()
