@@ -11,13 +11,19 @@ use super::*;
 struct Fixture {
     folder: tempfile::TempDir,
     server: Server,
+    /// Long, so that a busy machine breaks nothing; short where a test waits for it.
+    silence: Duration,
 }
 
 impl Fixture {
     fn new(files: &[(&str, Vec<u8>)]) -> Fixture {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let server = Server::new(files);
-        Fixture { folder, server }
+        Fixture {
+            folder,
+            server,
+            silence: Duration::from_secs(60),
+        }
     }
 
     fn hub(&self) -> Hub {
@@ -35,7 +41,7 @@ impl Fixture {
         let patience = Patience {
             tries: 3,
             pause: Duration::ZERO,
-            silence: Duration::from_millis(300),
+            silence: self.silence,
         };
         Hub::with_patience(settings, patience)
     }
@@ -267,7 +273,8 @@ fn a_passing_failure_is_tried_again_and_a_lasting_one_reported() {
 #[test]
 fn a_cut_or_silent_connection_goes_on_where_it_was() {
     for fault in [Fault::Cut as fn(usize) -> Fault, Fault::Stall] {
-        let f = one_file();
+        let mut f = one_file();
+        f.silence = Duration::from_millis(500);
         let faults = [
             fault(1000),
             fault(2000),
@@ -405,7 +412,8 @@ fn offline_nothing_is_asked_and_a_dead_hub_leaves_what_is_cached() {
 
 #[test]
 fn an_interrupt_ends_a_download_that_stalls() {
-    let f = one_file();
+    let mut f = one_file();
+    f.silence = Duration::from_millis(500);
     f.server.fail("GET", "model.gguf", &vec![Fault::Stall(100); 50]);
     let interrupted = AtomicBool::new(false);
     let model = "owner/model".parse().expect("a model");
