@@ -75,6 +75,15 @@ impl GrammarCache {
         }
     }
 
+    /// The grammar, if it is kept.
+    pub fn find(&self, constraint: &Constraint<'_>, limits: &Limits) -> Option<Grammar> {
+        let key = Key {
+            source: Source::of(constraint),
+            limits: limits.clone(),
+        };
+        self.lock().find(&key)
+    }
+
     /// As [`Grammar::compile`].
     ///
     /// # Errors

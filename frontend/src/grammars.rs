@@ -6,31 +6,29 @@
 //! ```
 //!
 //! Requests that ask for the same grammar wait for one compilation. A client that leaves gives its place up;
-//! a compilation that has begun is bounded by [`Limits::max_compile_work`]. What does not compile is
-//! remembered too, so that asking again costs nothing.
+//! a compilation that has begun is bounded by [`Limits::max_compile_work`].
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arbora_constrained::{
-    CompileError, Constraint as GrammarText, Grammar, Limits, Tool, ToolChoice, ToolSpec, Vocabulary,
-    Whitespace,
+    CompileError, Constraint as GrammarText, Grammar, GrammarCache, Limits, Tool, ToolChoice, ToolSpec,
+    Vocabulary, Whitespace,
 };
 use arbora_runtime::grammar::{GrammarState, Tokenize};
 use arbora_runtime::tokenizer::{SpecialTokens, TokenKind, Tokenizer};
 use dashmap::DashMap;
-use sha2::{Digest, Sha256};
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::wire::constraint::{Constraint, Source, WhichTool};
 use crate::wire::error::ApiError;
 
-/// Grammars kept. Each holds at most `max_cache_bytes` of tables.
-const MAX_KEPT: usize = 128;
+/// Bytes of all grammars that are kept.
+const MAX_KEPT_BYTES: usize = 256 << 20;
 
 /// Bytes of masks and transitions one grammar may keep.
-const MAX_CACHE_BYTES: usize = 8 << 20;
+const MAX_CACHE_BYTES: usize = 16 << 20;
 
 /// Compilations at a time; the model has the other cores.
 const N_COMPILING: usize = 1;
@@ -41,25 +39,15 @@ const MAX_WAITING: usize = 256;
 /// When to come back if too many wait.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// SHA-256 of kind, options and text.
-type Key = [u8; 32];
-
 type Compiled = Result<Grammar, CompileError>;
-
-#[derive(Debug)]
-struct Kept {
-    compiled: Arc<OnceCell<Compiled>>,
-    /// When it was last asked for, in askings.
-    used: AtomicU64,
-}
 
 /// The grammars of one model.
 pub struct Grammars {
-    vocabulary: Arc<Vocabulary>,
+    kept: Arc<GrammarCache>,
     tokenize: Tokenize,
     limits: Limits,
-    kept: DashMap<Key, Kept>,
-    n_asked: AtomicU64,
+    /// What is being compiled, or waits for it.
+    in_flight: DashMap<Source, Arc<OnceCell<Compiled>>>,
     compiling: Semaphore,
     n_waiting: AtomicUsize,
 }
@@ -80,14 +68,13 @@ impl Grammars {
             tokenizer.encode(text, SpecialTokens::AsText).unwrap_or_default()
         };
         Grammars {
-            vocabulary: Arc::new(vocabulary),
+            kept: Arc::new(GrammarCache::new(Arc::new(vocabulary), MAX_KEPT_BYTES)),
             tokenize: Arc::new(tokenize),
             limits: Limits {
                 max_cache_bytes: MAX_CACHE_BYTES,
                 ..Limits::default()
             },
-            kept: DashMap::new(),
-            n_asked: AtomicU64::new(0),
+            in_flight: DashMap::new(),
             compiling: Semaphore::new(N_COMPILING),
             n_waiting: AtomicUsize::new(0),
         }
@@ -95,12 +82,16 @@ impl Grammars {
 
     /// An output that must look like `constraint` and has not begun.
     pub async fn begin(&self, constraint: &Constraint) -> Result<GrammarState, ApiError> {
-        let compiled = self.find(key(&constraint.source));
-        let compiled = compiled
-            .get_or_try_init(|| self.compile(constraint.source.clone()))
-            .await?;
-        match compiled {
-            Ok(grammar) => Ok(GrammarState::new(grammar, Arc::clone(&self.tokenize))),
+        let state = |grammar: &Grammar| GrammarState::new(grammar, Arc::clone(&self.tokenize));
+        if let Some(grammar) = with_text(&constraint.source, |text| self.kept.find(text, &self.limits)) {
+            return Ok(state(&grammar));
+        }
+        let flight = Flight::join(self, &constraint.source);
+        let compiled = flight
+            .compiled
+            .get_or_try_init(|| self.compile(&constraint.source));
+        match compiled.await? {
+            Ok(grammar) => Ok(state(grammar)),
             Err(error) => {
                 let message = format!("Invalid value for '{}': {error}.", constraint.param);
                 Err(ApiError::invalid(&constraint.param, message))
@@ -108,28 +99,7 @@ impl Grammars {
         }
     }
 
-    fn find(&self, key: Key) -> Arc<OnceCell<Compiled>> {
-        let now = self.n_asked.fetch_add(1, Ordering::Relaxed);
-        if let Some(kept) = self.kept.get(&key) {
-            kept.used.store(now, Ordering::Relaxed);
-            return Arc::clone(&kept.compiled);
-        }
-        while self.kept.len() >= MAX_KEPT {
-            let age = |kept: &Kept| kept.used.load(Ordering::Relaxed);
-            let oldest = self.kept.iter().min_by_key(|entry| age(entry.value()));
-            let Some(oldest) = oldest.map(|entry| *entry.key()) else {
-                break;
-            };
-            self.kept.remove(&oldest);
-        }
-        let kept = self.kept.entry(key).or_insert_with(|| Kept {
-            compiled: Arc::new(OnceCell::new()),
-            used: AtomicU64::new(now),
-        });
-        Arc::clone(&kept.compiled)
-    }
-
-    async fn compile(&self, source: Source) -> Result<Compiled, ApiError> {
+    async fn compile(&self, source: &Source) -> Result<Compiled, ApiError> {
         let waiting = Waiting::begin(&self.n_waiting)?;
         let turn = self
             .compiling
@@ -137,9 +107,9 @@ impl Grammars {
             .await
             .expect("the semaphore is never closed");
         drop(waiting);
-        let (vocabulary, limits) = (Arc::clone(&self.vocabulary), self.limits.clone());
-        let task = tokio::task::spawn_blocking(move || compile(&vocabulary, &source, &limits));
-        let compiled = task.await;
+        let (kept, limits, source) = (Arc::clone(&self.kept), self.limits.clone(), source.clone());
+        let compile = move || with_text(&source, |text| kept.compile(text, &limits));
+        let compiled = tokio::task::spawn_blocking(compile).await;
         drop(turn);
         compiled.map_err(|panic| {
             tracing::error!(%panic, "compiling a grammar failed");
@@ -151,8 +121,34 @@ impl Grammars {
 impl std::fmt::Debug for Grammars {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Grammars")
-            .field("n_kept", &self.kept.len())
+            .field("n_kept", &self.kept.n_grammars())
             .finish_non_exhaustive()
+    }
+}
+
+/// One request's share in a compilation. The last to leave clears the place.
+struct Flight<'a> {
+    grammars: &'a Grammars,
+    source: &'a Source,
+    compiled: Arc<OnceCell<Compiled>>,
+}
+
+impl<'a> Flight<'a> {
+    fn join(grammars: &'a Grammars, source: &'a Source) -> Self {
+        let place = grammars.in_flight.entry(source.clone()).or_default();
+        Flight {
+            grammars,
+            source,
+            compiled: Arc::clone(&place),
+        }
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        // One count is the map's, one is this request's.
+        let is_last = |_: &Source, place: &mut Arc<OnceCell<Compiled>>| Arc::strong_count(place) <= 2;
+        self.grammars.in_flight.remove_if_mut(self.source, is_last);
     }
 }
 
@@ -179,7 +175,8 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn compile(vocabulary: &Arc<Vocabulary>, source: &Source, limits: &Limits) -> Compiled {
+/// Calls `use_it` with what the grammar engine calls `source`.
+fn with_text<T>(source: &Source, use_it: impl FnOnce(&GrammarText<'_>) -> T) -> T {
     let choices: Vec<&str>;
     let tools: Vec<Tool<'_>>;
     let text = match source {
@@ -218,64 +215,5 @@ fn compile(vocabulary: &Arc<Vocabulary>, source: &Source, limits: &Limits) -> Co
             })
         }
     };
-    Grammar::compile(vocabulary, &text, limits)
-}
-
-/// The kind goes in first, so that no text of one kind is taken for another; lengths keep lists apart.
-fn key(source: &Source) -> Key {
-    let (kind, texts): (String, Vec<&str>) = match source {
-        Source::JsonSchema { text, whitespace } => (format!("schema {whitespace:?}"), vec![text]),
-        Source::Regex(text) => ("regex".to_owned(), vec![text]),
-        Source::Choice(texts) => ("choice".to_owned(), texts.iter().map(String::as_str).collect()),
-        Source::Gbnf(text) => ("gbnf".to_owned(), vec![text]),
-        Source::Ebnf(text) => ("ebnf".to_owned(), vec![text]),
-        Source::Lark(text) => ("lark".to_owned(), vec![text]),
-        Source::StructuralTag(text) => ("tag".to_owned(), vec![text]),
-        Source::Tools(calls) => {
-            let kind = format!("tools {:?} {:?} {:?}", calls.format, calls.which, calls.parallel);
-            let texts = calls
-                .functions
-                .iter()
-                .flat_map(|(name, schema)| [name.as_str(), schema]);
-            (kind, texts.collect())
-        }
-    };
-    let mut hash = Sha256::new();
-    for text in [kind.as_str()].into_iter().chain(texts) {
-        hash.update((text.len() as u64).to_le_bytes());
-        hash.update(text.as_bytes());
-    }
-    hash.finalize().into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_equal_constraints_share_a_grammar() {
-        let choice = |texts: &[&str]| Source::Choice(texts.iter().map(|&t| t.to_owned()).collect());
-        let schema = |whitespace| Source::JsonSchema {
-            text: "a".to_owned(),
-            whitespace,
-        };
-        use arbora_constrained::Whitespace;
-        let different = [
-            Source::Regex("a".to_owned()),
-            Source::Gbnf("a".to_owned()),
-            Source::Ebnf("a".to_owned()),
-            Source::Lark("a".to_owned()),
-            Source::StructuralTag("a".to_owned()),
-            choice(&["a"]),
-            choice(&["a", "b"]),
-            choice(&["ab"]),
-            schema(Whitespace::Any),
-            schema(Whitespace::None),
-        ];
-        for (i, a) in different.iter().enumerate() {
-            for (j, b) in different.iter().enumerate() {
-                assert_eq!(key(a) == key(b), i == j, "{a:?} {b:?}");
-            }
-        }
-    }
+    use_it(&text)
 }

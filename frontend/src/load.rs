@@ -7,6 +7,7 @@ use arbora_kernels::{Backend, KvShape};
 use arbora_runtime::engine::{self, EngineConfig, EngineError, EngineExit, EngineHandle};
 use arbora_runtime::model::directory::SamplingDefaults;
 use arbora_runtime::model::{LoadError, ModelFile};
+use arbora_runtime::request::SamplingParams;
 use arbora_runtime::token_bytes::TokenBytes;
 use arbora_runtime::tokenizer::Tokenizer;
 
@@ -37,8 +38,8 @@ pub struct Started {
     pub stop_tokens: Vec<u32>,
     /// Name for clients.
     pub name: String,
-    /// What the model recommends where a request does not say.
-    pub sampling_defaults: SamplingDefaults,
+    /// How the model wants its tokens drawn where a request does not say.
+    pub sampling: SamplingParams,
 }
 
 /// Why a model did not start.
@@ -82,7 +83,7 @@ pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> R
         )
     });
     let ((tokenizer, grammars), decoder) = (tokenizer?, decoder?);
-    let sampling_defaults = file.sampling_defaults()?;
+    let sampling = sampling(&file.sampling_defaults()?);
     let template = match file.chat_template()? {
         None => None,
         Some(source) => Some(ChatTemplate::new(&source, template_tokens(&tokenizer))?),
@@ -130,7 +131,7 @@ pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> R
             .served_model_name
             .clone()
             .unwrap_or_else(|| models::served_name(&config.model)),
-        sampling_defaults,
+        sampling,
     })
 }
 
@@ -193,6 +194,32 @@ fn template_tokens(tokenizer: &Tokenizer) -> TemplateTokens {
     TemplateTokens {
         bos: name(tokenizer.bos()),
         eos: name(tokenizer.eos()),
+    }
+}
+
+/// The model's wishes over the usual defaults. Those that are out of range or not supported are named in the
+/// log, and nobody is refused for them.
+fn sampling(wished: &SamplingDefaults) -> SamplingParams {
+    let usual = SamplingParams::default();
+    let sampling = SamplingParams {
+        temperature: wished.temperature.unwrap_or(usual.temperature),
+        top_k: wished.top_k.unwrap_or(usual.top_k),
+        top_p: wished.top_p.unwrap_or(usual.top_p),
+        min_p: wished.min_p.unwrap_or(usual.min_p),
+        seed: usual.seed,
+    };
+    if wished.repetition_penalty.is_some_and(|penalty| penalty != 1.0) {
+        tracing::warn!(
+            repetition_penalty = wished.repetition_penalty,
+            "the model asks for a penalty that is not supported"
+        );
+    }
+    match sampling.validate() {
+        Ok(()) => sampling,
+        Err(error) => {
+            tracing::warn!(%error, "the model's sampling defaults are not used");
+            usual
+        }
     }
 }
 

@@ -77,6 +77,7 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
         engine: started.engine,
         encoder: started.encoder,
         grammars: started.grammars,
+        sampling: started.sampling,
         token_bytes: started.token_bytes,
         stop_tokens: started.stop_tokens,
         model: started.name,

@@ -69,7 +69,7 @@ def main():
     refused(openai.BadRequestError, lambda: create(model=MODEL, messages=MESSAGES, max_tokens=10**9))
     refused(openai.NotFoundError, lambda: create(model="no-such-model", messages=MESSAGES))
     refused(openai.BadRequestError, lambda: create(
-        model=MODEL, messages=MESSAGES, response_format={"type": "json_object"}))
+        model=MODEL, messages=MESSAGES, response_format={"type": "xml"}))
 
     with create(model=MODEL, messages=MESSAGES, max_tokens=500, stream=True) as stream:
         next(iter(stream))

@@ -86,6 +86,7 @@ impl Site {
             grammars: Grammars::new(Arc::clone(&tokenizer), N_VOCAB, tokenizer.stop_token_ids()),
             encoder: Arc::new(PromptEncoder::new(Arc::clone(&tokenizer), Some(template))),
             token_bytes,
+            sampling: SamplingParams::default(),
             stop_tokens: tokenizer.stop_token_ids().to_vec(),
             model: "toy".to_owned(),
             started: 7,

@@ -22,7 +22,7 @@ pub async fn chat_completions(
     headers: HeaderMap,
     body: RequestBody,
 ) -> Result<Response, ApiError> {
-    let request = ChatRequest::parse(&body.0)?;
+    let request = ChatRequest::parse(&body.0, &app.sampling)?;
     app.check_model(request.options.model.as_deref())?;
     let ChatRequest {
         messages,

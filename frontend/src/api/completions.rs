@@ -22,7 +22,7 @@ pub async fn completions(
         prompts,
         echo,
         options,
-    } = CompletionRequest::parse(&body.0)?;
+    } = CompletionRequest::parse(&body.0, &app.sampling)?;
     app.check_model(options.model.as_deref())?;
     let mut prepared = Vec::with_capacity(prompts.len());
     for prompt in prompts {

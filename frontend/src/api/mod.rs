@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arbora_runtime::engine::EngineHandle;
 use arbora_runtime::grammar::GrammarState;
-use arbora_runtime::request::{Namespace, Request};
+use arbora_runtime::request::{Namespace, Request, SamplingParams};
 use arbora_runtime::stop::TextStream;
 use arbora_runtime::token_bytes::TokenBytes;
 use axum::http::HeaderMap;
@@ -46,6 +46,8 @@ pub struct App {
     pub grammars: Grammars,
     /// From tokens to text.
     pub token_bytes: Arc<TokenBytes>,
+    /// How tokens are drawn where a request does not say: the model's own wishes.
+    pub sampling: SamplingParams,
     /// Tokens that end an output of this model.
     pub stop_tokens: Vec<u32>,
     /// Name clients use for the model.

@@ -1,5 +1,6 @@
 //! `POST /v1/chat/completions`: the request.
 
+use arbora_runtime::request::SamplingParams;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
@@ -74,8 +75,8 @@ impl Role {
 }
 
 impl ChatRequest {
-    /// Reads a request body.
-    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+    /// Reads a request body; `sampling` is what it leaves open.
+    pub fn parse(body: &[u8], sampling: &SamplingParams) -> Result<Self, ApiError> {
         let mut f = Fields::parse(body)?;
         let tools = Tools::read(&mut f)?;
         f.refuse_unless("continue_final_message", |v| v == &Value::Bool(false))?;
@@ -89,7 +90,7 @@ impl ChatRequest {
             tools,
             add_generation_prompt: f.optional("add_generation_prompt")?.unwrap_or(true),
             template_values: template_values(&mut f)?,
-            options: Options::read(&mut f)?,
+            options: Options::read(&mut f, sampling)?,
         };
         f.finish();
         if let (Some(_), Some(constraint)) = (&request.tools, &request.options.constraint) {
@@ -232,7 +233,7 @@ mod tests {
             {"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]},
             {"role": "tool", "content": "42", "tool_call_id": "1"}],
             "tools": [], "tool_choice": "none", "chat_template_kwargs": {"enable_thinking": false}}"#;
-        let request = ChatRequest::parse(body).expect("valid");
+        let request = ChatRequest::parse(body, &SamplingParams::default()).expect("valid");
         let roles: Vec<_> = request.messages.iter().map(|m| m.role.as_str()).collect();
         assert_eq!(roles, ["system", "user", "assistant", "tool"]);
         assert_eq!(request.messages[1].content.as_deref(), Some("a\nb"));
@@ -318,7 +319,7 @@ mod tests {
             ),
         ];
         for (json, expected) in cases {
-            match ChatRequest::parse(json.as_bytes()).expect_err(&json) {
+            match ChatRequest::parse(json.as_bytes(), &SamplingParams::default()).expect_err(&json) {
                 ApiError::Invalid {
                     param: Some(param), ..
                 } => assert_eq!(param, expected, "{json}"),

@@ -1,5 +1,6 @@
 //! `POST /v1/completions`: the request.
 
+use arbora_runtime::request::SamplingParams;
 use serde_json::Value;
 
 use super::error::ApiError;
@@ -39,8 +40,8 @@ pub enum Echo {
 }
 
 impl CompletionRequest {
-    /// Reads a request body.
-    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+    /// Reads a request body; `sampling` is what it leaves open.
+    pub fn parse(body: &[u8], sampling: &SamplingParams) -> Result<Self, ApiError> {
         let mut f = Fields::parse(body)?;
         f.refuse_unless("suffix", |v| v == "")?;
         let prompts = prompts(&mut f)?;
@@ -49,7 +50,7 @@ impl CompletionRequest {
             _ => Echo::Output,
         };
         let best_of = f.optional::<usize>("best_of")?;
-        let options = Options::read(&mut f)?;
+        let options = Options::read(&mut f, sampling)?;
         if best_of.is_some_and(|b| b != options.n) {
             return Err(ApiError::invalid(
                 "best_of",
@@ -130,7 +131,10 @@ mod tests {
             ),
         ];
         for (json, expected) in cases {
-            let request = CompletionRequest::parse(format!("{{\"prompt\": {json}}}").as_bytes());
+            let request = CompletionRequest::parse(
+                format!("{{\"prompt\": {json}}}").as_bytes(),
+                &SamplingParams::default(),
+            );
             assert_eq!(request.expect(json).prompts, expected);
         }
     }
@@ -153,7 +157,7 @@ mod tests {
             (r#"{"prompt": ["1", "2", "3", "4", "5"], "n": 8}"#, "n"),
         ];
         for (json, expected) in cases {
-            match CompletionRequest::parse(json.as_bytes()).expect_err(json) {
+            match CompletionRequest::parse(json.as_bytes(), &SamplingParams::default()).expect_err(json) {
                 ApiError::Invalid {
                     param: Some(param), ..
                 } => assert_eq!(param, expected, "{json}"),

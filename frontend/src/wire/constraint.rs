@@ -30,7 +30,7 @@ pub struct Constraint {
 }
 
 /// A constraint by its kind.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
     /// JSON that satisfies a schema.
     JsonSchema {
@@ -56,7 +56,7 @@ pub enum Source {
 }
 
 /// Which calls an output may or must hold.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ToolCalls {
     /// Name and schema of each tool.
     pub functions: Vec<(String, String)>,
@@ -69,7 +69,7 @@ pub struct ToolCalls {
 }
 
 /// Which tool is called.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum WhichTool {
     /// What the model likes, also none.
     Auto,

@@ -55,14 +55,14 @@ pub enum Delivery {
 }
 
 impl Options {
-    /// Reads the shared fields.
-    pub fn read(f: &mut Fields) -> Result<Self, ApiError> {
+    /// Reads the shared fields; `defaults` are the model's own, for what the client leaves open.
+    pub fn read(f: &mut Fields, defaults: &SamplingParams) -> Result<Self, ApiError> {
         refuse_unenforced(f)?;
         let options = Options {
             model: f.optional("model")?,
             max_tokens: max_tokens(f)?,
             n: in_range(f, "n", 1, MAX_CHOICES)?.unwrap_or(1),
-            sampling: sampling(f)?,
+            sampling: sampling(f, defaults)?,
             stop: stop(f)?,
             constraint: Constraint::read(f)?,
             delivery: delivery(f)?,
@@ -126,8 +126,7 @@ fn max_tokens(f: &mut Fields) -> Result<Option<usize>, ApiError> {
     Ok(new.or(old))
 }
 
-fn sampling(f: &mut Fields) -> Result<SamplingParams, ApiError> {
-    let defaults = SamplingParams::default();
+fn sampling(f: &mut Fields, defaults: &SamplingParams) -> Result<SamplingParams, ApiError> {
     // -1 is how vLLM's clients say "all".
     let top_k = match in_range(f, "top_k", -1, i32::MAX)? {
         None | Some(-1) => defaults.top_k,
@@ -226,7 +225,7 @@ mod tests {
 
     fn read(json: &str) -> Result<Options, ApiError> {
         let mut fields = Fields::parse(json.as_bytes())?;
-        Options::read(&mut fields)
+        Options::read(&mut fields, &SamplingParams::default())
     }
 
     #[test]
