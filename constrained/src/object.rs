@@ -1,8 +1,8 @@
 //! Objects of a grammar: which members may come, and whether the object may be closed.
 //!
 //! A place in an object is the number of the key from which on keys may come, and how many members were
-//! written. Behind the last key, `n_keys + 1` says that an extra member was written, and `n_keys + 2` that the
-//! last one was.
+//! written. Behind the last key, `n_keys + 1` says that an extra member was written, and `n_keys + 2` that
+//! the last one was.
 
 use crate::ir::Object;
 
