@@ -110,8 +110,8 @@ impl ChatTemplate {
         })
     }
 
-    /// How the model was taught to call tools; `None` where the template knows of no tools or writes calls in a
-    /// way the server does not read.
+    /// How the model was taught to call tools; `None` where the template knows of no tools or writes calls
+    /// in a way the server does not read.
     pub fn call_format(&self) -> Option<CallFormat> {
         self.call_format
     }
