@@ -31,7 +31,7 @@ pub enum Command {
 /// The one thing that `pull` and `inspect` need.
 #[derive(Clone, Debug, Args)]
 pub struct ModelOption {
-    /// GGUF file, folder, smollm2:135m, or OWNER/NAME[@REVISION][:FILE] of the hub
+    /// GGUF file, folder, smollm2:135m, or a name of the hub (OWNER/NAME@REVISION:FILE)
     pub model: String,
 }
 

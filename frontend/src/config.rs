@@ -32,7 +32,7 @@ const EVICTION_POLICIES: [(&str, EvictionPolicy); 4] = [
 #[derive(Clone, Debug, Default, PartialEq, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Options {
-    /// GGUF file, folder with safetensors, smollm2:135m, or OWNER/NAME[@REVISION][:FILE] of the hub, fetched
+    /// GGUF file, folder with safetensors, smollm2:135m, or a name of the hub (OWNER/NAME), fetched
     /// once [default: smollm2:135m]
     #[arg(long, env = "ARBORA_MODEL")]
     pub model: Option<String>,
@@ -117,7 +117,7 @@ pub struct Options {
 /// The options that `arbora generate` shares with the server.
 #[derive(Clone, Debug, Default, PartialEq, clap::Args)]
 pub struct ModelOptions {
-    /// GGUF file, folder with safetensors, smollm2:135m, or OWNER/NAME[@REVISION][:FILE] of the hub, fetched
+    /// GGUF file, folder with safetensors, smollm2:135m, or a name of the hub (OWNER/NAME), fetched
     /// once [default: smollm2:135m]
     #[arg(long, env = "ARBORA_MODEL")]
     pub model: Option<String>,
