@@ -5,6 +5,7 @@
 
 import argparse
 import enum
+import typing
 
 import instructor
 import openai
@@ -15,9 +16,12 @@ ASK = [{"role": "user", "content": "Alice and Bob meet for a science fair on Fri
 
 
 class Event(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
     name: str = pydantic.Field(max_length=30)
     day: enum.Enum("Day", {d: d for d in ("Monday", "Friday", "Sunday")})
-    participants: list[str] = pydantic.Field(min_length=1, max_length=3)
+    participants: list[typing.Annotated[str, pydantic.Field(max_length=12)]] = pydantic.Field(
+        min_length=1, max_length=3)
     attendees: int = pydantic.Field(ge=1, le=99)
 
 
@@ -28,7 +32,7 @@ def main():
     for mode in (instructor.Mode.JSON_SCHEMA, instructor.Mode.TOOLS):
         client = instructor.from_openai(plain, mode=mode)
         event = client.chat.completions.create(
-            model=MODEL, messages=ASK, response_model=Event, max_retries=0, temperature=0)
+            model=MODEL, messages=ASK, response_model=Event, max_retries=0, temperature=0, max_tokens=400)
         assert isinstance(event, Event), (mode, event)
     print("instructor: JSON_SCHEMA and TOOLS answered as expected")
 

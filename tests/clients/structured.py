@@ -8,6 +8,7 @@ Helpers are used as their documentation shows them; nothing is told that the ser
 import argparse
 import enum
 import json
+import typing
 
 import openai
 import pydantic
@@ -17,9 +18,12 @@ ASK = [{"role": "user", "content": "Alice and Bob meet for a science fair on Fri
 
 
 class Event(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
     name: str = pydantic.Field(max_length=30)
     day: enum.Enum("Day", {d: d for d in ("Monday", "Friday", "Sunday")})
-    participants: list[str] = pydantic.Field(min_length=1, max_length=3)
+    participants: list[typing.Annotated[str, pydantic.Field(max_length=12)]] = pydantic.Field(
+        min_length=1, max_length=3)
     attendees: int = pydantic.Field(ge=1, le=99)
 
 
