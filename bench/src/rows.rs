@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use arbora_kernels::cpu::{CpuBackend, CpuTensor, Isa};
 use arbora_kernels::{
-    Allowed, Backend, BackendError, HeadLayout, KvShape, RopeStore, RopeStyle, RopeTable, SampleRow,
+    Adjustment, Allowed, Backend, BackendError, HeadLayout, KvShape, LogprobRow, RopeStore, RopeStyle,
+    RopeTable, SampleRow,
 };
 
 use crate::http::BenchError;
@@ -154,14 +155,14 @@ fn sampling(isa: Isa, n_threads: usize, n_rows: usize) -> Result<Vec<(&'static s
     }
     let few: Vec<u32> = (0..64).map(|i| i * 700).collect();
     let most = vec![!1; N_VOCAB.div_ceil(64)];
-    let greedy = SampleRow {
-        allowed: Allowed::All,
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        noise: 0,
-    };
+    let seen: Vec<Adjustment> = (0..1000)
+        .map(|i| Adjustment {
+            token: i * 40,
+            divisor: 1.2,
+            shift: -0.5,
+        })
+        .collect();
+    let greedy = SampleRow::GREEDY;
     let drawn = SampleRow {
         temperature: 0.8,
         ..greedy
@@ -172,6 +173,13 @@ fn sampling(isa: Isa, n_threads: usize, n_rows: usize) -> Result<Vec<(&'static s
         ("sample top-p 0.95", SampleRow { top_p: 0.95, ..drawn }),
         ("sample top-k 40", SampleRow { top_k: 40, ..drawn }),
         ("sample min-p 0.05", SampleRow { min_p: 0.05, ..drawn }),
+        (
+            "sample with 1000 adjusted",
+            SampleRow {
+                adjustments: &seen,
+                ..drawn
+            },
+        ),
         (
             "sample of 64 allowed",
             SampleRow {
@@ -197,5 +205,17 @@ fn sampling(isa: Isa, n_threads: usize, n_rows: usize) -> Result<Vec<(&'static s
         });
         (name, seconds)
     });
-    Ok(results.to_vec())
+    let asked: Vec<LogprobRow> = (0..n_rows)
+        .map(|row| LogprobRow {
+            row,
+            token: 7,
+            n_top: 20,
+        })
+        .collect();
+    let mut logprobs = Vec::new();
+    let seconds = seconds_per_call(|| backend.logprobs(&logits, &asked, &mut logprobs));
+    Ok(results
+        .into_iter()
+        .chain([("logprobs, 20 beside", seconds)])
+        .collect())
 }

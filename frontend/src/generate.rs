@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arbora_runtime::request::{
-    FinishReason, Namespace, Request, SamplingParams, StopConditions, SubmitError,
+    FinishReason, LogprobsWanted, Namespace, Request, SamplingParams, StopConditions, SubmitError,
 };
 use arbora_runtime::stop::TextStream;
 use tokio::sync::mpsc;
@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use crate::cli::GenerateOptions;
 use crate::load::Started;
 use crate::prompt::PromptError;
-use crate::stream::{Choice, Generation};
+use crate::stream::{Choice, Generation, Opening};
 use crate::template::Chat;
 use crate::wire::chat::{Message, Role};
 use crate::wire::options::random_seed;
@@ -63,8 +63,8 @@ pub async fn generate(
             temperature: options.temperature,
             top_k: options.top_k,
             top_p: options.top_p,
-            min_p: 0.0,
             seed: options.seed.unwrap_or_else(random_seed),
+            ..SamplingParams::default()
         },
         choice_idx: 0,
         max_tokens,
@@ -73,6 +73,8 @@ pub async fn generate(
             ..StopConditions::default()
         },
         grammar: None,
+        logit_bias: Vec::new(),
+        logprobs: LogprobsWanted::default(),
         priority: 0,
         arrived: Instant::now(),
         queue_timeout: None,
@@ -84,7 +86,7 @@ pub async fn generate(
         text: TextStream::new(&options.stop),
         stop_tokens: started.stop_tokens.clone(),
         calls: None,
-        opening: String::new(),
+        opening: Opening::default(),
     };
     let mut generation = Generation::new(vec![choice], 1, Arc::clone(&started.token_bytes));
     while let Some(piece) = generation.next().await {

@@ -14,6 +14,7 @@ pub mod grammars;
 pub mod hub;
 pub mod inspect;
 pub mod load;
+pub mod logprobs;
 pub mod memory;
 pub mod metrics;
 pub mod models;

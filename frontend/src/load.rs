@@ -197,8 +197,7 @@ fn template_tokens(tokenizer: &Tokenizer) -> TemplateTokens {
     }
 }
 
-/// The model's wishes over the usual defaults. Those that are out of range or not supported are named in the
-/// log, and nobody is refused for them.
+/// The model's wishes over the usual defaults. Where one is out of range, the log says so and none is used.
 fn sampling(wished: &SamplingDefaults) -> SamplingParams {
     let usual = SamplingParams::default();
     let sampling = SamplingParams {
@@ -206,14 +205,9 @@ fn sampling(wished: &SamplingDefaults) -> SamplingParams {
         top_k: wished.top_k.unwrap_or(usual.top_k),
         top_p: wished.top_p.unwrap_or(usual.top_p),
         min_p: wished.min_p.unwrap_or(usual.min_p),
-        seed: usual.seed,
+        repetition_penalty: wished.repetition_penalty.unwrap_or(usual.repetition_penalty),
+        ..usual
     };
-    if wished.repetition_penalty.is_some_and(|penalty| penalty != 1.0) {
-        tracing::warn!(
-            repetition_penalty = wished.repetition_penalty,
-            "the model asks for a penalty that is not supported"
-        );
-    }
     match sampling.validate() {
         Ok(()) => sampling,
         Err(error) => {

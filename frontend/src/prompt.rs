@@ -60,6 +60,11 @@ impl PromptEncoder {
         }
     }
 
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
     /// The tokens of a text in which control tokens may be spelled out.
     pub fn text(&self, text: &str) -> Result<Vec<u32>, PromptError> {
         let ids = self.tokenizer.encode(text, SpecialTokens::Parse)?;

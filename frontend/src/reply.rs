@@ -12,7 +12,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use arbora_runtime::request::FinishReason;
+use arbora_runtime::request::{FinishReason, RowLogprobs};
 use axum::Json;
 use axum::body::Body;
 use axum::http::{HeaderValue, header};
@@ -21,11 +21,13 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::api::random_id;
-use crate::stream::{Explain, Generation, Piece};
+use crate::logprobs::LogprobWriter;
+use crate::stream::{Explain, Generation, Opening, Piece};
 use crate::tools::CallPiece;
 use crate::wire::error::ApiError;
 use crate::wire::response::{
-    Answer, AssistantMessage, ChatChoice, ChatDelta, Delta, Head, TextChoice, ToolCall, UsageField,
+    Answer, AssistantMessage, ChatChoice, ChatDelta, Delta, Head, TextChoice, TextLogprobs, ToolCall,
+    UsageField,
 };
 
 /// Which API's objects an answer is made of.
@@ -46,8 +48,69 @@ pub struct Reply {
     pub format: Format,
     /// Whether usage explains itself.
     pub explain: Explain,
+    /// Tells how likely tokens were.
+    pub logprobs: LogprobWriter,
     /// Where it comes from.
     pub generation: Generation,
+}
+
+/// One completion of a whole answer.
+#[derive(Debug, Default)]
+struct Collected {
+    opening: Opening,
+    text: String,
+    calls: Vec<ToolCall>,
+    prompt: Option<Vec<RowLogprobs>>,
+    logprobs: Vec<RowLogprobs>,
+    finish_reason: &'static str,
+}
+
+impl Collected {
+    fn add(&mut self, piece: Piece, has_called: bool) -> Result<(), ApiError> {
+        self.text.push_str(&piece.text);
+        self.logprobs.extend(piece.logprobs);
+        if piece.prompt.is_some() {
+            self.prompt = piece.prompt;
+        }
+        for part in piece.calls {
+            add_call(&mut self.calls, part);
+        }
+        if let Some(reason) = &piece.finish {
+            self.finish_reason = finish_reason(reason, has_called)?;
+        }
+        Ok(())
+    }
+
+    fn chat(self, index: usize, writer: &LogprobWriter) -> ChatChoice {
+        let is_silent = self.text.is_empty() && !self.calls.is_empty();
+        let message = AssistantMessage {
+            role: "assistant",
+            content: (!is_silent).then_some(self.text),
+            refusal: None,
+            tool_calls: self.calls,
+        };
+        ChatChoice {
+            index,
+            message,
+            logprobs: writer.chat(&self.logprobs),
+            finish_reason: self.finish_reason,
+        }
+    }
+
+    fn text(self, index: usize, writer: &mut LogprobWriter) -> TextChoice {
+        let first = self.opening.first_token;
+        let prompt = self.prompt.unwrap_or_default();
+        let repeated = if first.is_some() { prompt.as_slice() } else { &[] };
+        let rows = [repeated, &self.logprobs].concat();
+        let prompt_logprobs = (first.is_none() && writer.awaits_prompt()).then(|| writer.prompt(&prompt));
+        TextChoice {
+            text: self.opening.text + &self.text,
+            index,
+            logprobs: writer.text(index, first, &rows),
+            finish_reason: Some(self.finish_reason),
+            prompt_logprobs,
+        }
+    }
 }
 
 /// The word for an ending, or the error it was.
@@ -69,33 +132,47 @@ impl Reply {
     /// Waits for everything and answers at once.
     pub async fn whole(mut self) -> Result<Response, ApiError> {
         let n_choices = self.generation.n_choices();
-        let mut texts: Vec<_> = (0..n_choices).map(|i| self.generation.take_opening(i)).collect();
-        let mut reasons = vec![""; n_choices];
-        let mut calls: Vec<Vec<ToolCall>> = (0..n_choices).map(|_| Vec::new()).collect();
+        let begin = |idx| Collected {
+            opening: self.generation.take_opening(idx),
+            ..Collected::default()
+        };
+        let mut choices: Vec<_> = (0..n_choices).map(begin).collect();
         while let Some(piece) = self.generation.next().await {
-            texts[piece.choice].push_str(&piece.text);
-            for part in piece.calls {
-                add_call(&mut calls[piece.choice], part);
-            }
-            if let Some(reason) = &piece.finish {
-                reasons[piece.choice] = finish_reason(reason, self.generation.has_called(piece.choice))?;
-            }
+            let has_called = self.generation.has_called(piece.choice);
+            choices[piece.choice].add(piece, has_called)?;
         }
         let usage = UsageField::Given(self.generation.usage(self.explain));
         let head = &self.head;
-        let ended = texts.into_iter().zip(reasons).enumerate();
+        let writer = &mut self.logprobs;
+        let choices = choices.into_iter().enumerate();
         Ok(match self.format {
             Format::Chat => {
-                let choices = ended
-                    .zip(calls)
-                    .map(|((index, (text, reason)), calls)| chat_choice(index, (text, calls), reason))
-                    .collect();
-                Json(Answer { head, choices, usage }).into_response()
+                let mut prompt_logprobs = None;
+                let choices = choices.map(|(index, choice)| {
+                    // All choices have the same prompt.
+                    prompt_logprobs = choice.prompt.as_deref().map(|rows| writer.prompt(rows));
+                    choice.chat(index, writer)
+                });
+                let choices = choices.collect();
+                let answer = Answer {
+                    head,
+                    choices,
+                    prompt_logprobs,
+                    usage,
+                };
+                Json(answer).into_response()
             }
             Format::Text => {
-                let choices = ended.map(|(index, (text, reason))| text_choice(index, text, Some(reason)));
-                let choices = choices.collect();
-                Json(Answer { head, choices, usage }).into_response()
+                let choices = choices
+                    .map(|(index, choice)| choice.text(index, writer))
+                    .collect();
+                let answer = Answer {
+                    head,
+                    choices,
+                    prompt_logprobs: None,
+                    usage,
+                };
+                Json(answer).into_response()
             }
         })
     }
@@ -143,26 +220,6 @@ fn call_id() -> String {
     format!("call_{}", &random_id()[..24])
 }
 
-fn chat_choice(
-    index: usize,
-    (text, tool_calls): (String, Vec<ToolCall>),
-    finish_reason: &'static str,
-) -> ChatChoice {
-    let is_silent = text.is_empty() && !tool_calls.is_empty();
-    let message = AssistantMessage {
-        role: "assistant",
-        content: (!is_silent).then_some(text),
-        refusal: None,
-        tool_calls,
-    };
-    ChatChoice {
-        index,
-        message,
-        logprobs: None,
-        finish_reason,
-    }
-}
-
 fn chat_delta(index: usize, delta: Delta, finish_reason: Option<&'static str>) -> ChatDelta {
     ChatDelta {
         index,
@@ -172,12 +229,13 @@ fn chat_delta(index: usize, delta: Delta, finish_reason: Option<&'static str>) -
     }
 }
 
-fn text_choice(index: usize, text: String, finish_reason: Option<&'static str>) -> TextChoice {
+fn text_piece(index: usize, text: String, logprobs: Option<TextLogprobs>) -> TextChoice {
     TextChoice {
         text,
         index,
-        logprobs: None,
-        finish_reason,
+        logprobs,
+        finish_reason: None,
+        prompt_logprobs: None,
     }
 }
 
@@ -217,19 +275,27 @@ impl EventStream {
 
     fn open(&mut self, out: &mut Vec<u8>) {
         for index in 0..self.reply.generation.n_choices() {
-            let opening = self.reply.generation.take_opening(index);
             match self.reply.format {
                 Format::Chat => {
                     let delta = Delta {
                         role: Some("assistant"),
-                        content: Some(opening),
+                        content: Some(String::new()),
                         tool_calls: Vec::new(),
                     };
                     self.event(chat_delta(index, delta, None), out);
                 }
-                Format::Text if opening.is_empty() => {}
-                Format::Text => self.event(text_choice(index, opening, None), out),
+                Format::Text if self.reply.logprobs.awaits_prompt() => {}
+                Format::Text => self.repeat_prompt(index, &[], out),
             }
+        }
+    }
+
+    /// What the text begins with, with what is known of its tokens.
+    fn repeat_prompt(&mut self, index: usize, rows: &[RowLogprobs], out: &mut Vec<u8>) {
+        let opening = self.reply.generation.take_opening(index);
+        if opening.first_token.is_some() {
+            let logprobs = self.reply.logprobs.text(index, opening.first_token, rows);
+            self.event(text_piece(index, opening.text, logprobs), out);
         }
     }
 
@@ -244,30 +310,65 @@ impl EventStream {
                 return;
             }
         };
-        let index = piece.choice;
         match self.reply.format {
-            Format::Chat => {
-                if !piece.text.is_empty() {
-                    let delta = Delta {
-                        content: Some(piece.text),
-                        ..Delta::default()
-                    };
-                    self.event(chat_delta(index, delta, None), out);
-                }
-                for part in piece.calls {
-                    let delta = Delta {
-                        tool_calls: vec![call_delta(part)],
-                        ..Delta::default()
-                    };
-                    self.event(chat_delta(index, delta, None), out);
-                }
-                if reason.is_some() {
-                    self.event(chat_delta(index, Delta::default(), reason), out);
-                }
-            }
-            Format::Text if piece.text.is_empty() && reason.is_none() => {}
-            Format::Text => self.event(text_choice(index, piece.text, reason), out),
+            Format::Chat => self.chat_piece(piece, reason, out),
+            Format::Text => self.text_piece(piece, reason, out),
         }
+    }
+
+    fn chat_piece(&mut self, piece: Piece, reason: Option<&'static str>, out: &mut Vec<u8>) {
+        let index = piece.choice;
+        let mut logprobs = None;
+        if !piece.logprobs.is_empty() {
+            logprobs = self.reply.logprobs.chat(&piece.logprobs);
+        }
+        if !piece.text.is_empty() || (logprobs.is_some() && piece.calls.is_empty()) {
+            let delta = Delta {
+                content: Some(piece.text),
+                ..Delta::default()
+            };
+            let logprobs = logprobs.take();
+            let told = ChatDelta {
+                logprobs,
+                ..chat_delta(index, delta, None)
+            };
+            self.event(told, out);
+        }
+        for part in piece.calls {
+            let delta = Delta {
+                tool_calls: vec![call_delta(part)],
+                ..Delta::default()
+            };
+            let logprobs = logprobs.take();
+            let told = ChatDelta {
+                logprobs,
+                ..chat_delta(index, delta, None)
+            };
+            self.event(told, out);
+        }
+        if reason.is_some() {
+            self.event(chat_delta(index, Delta::default(), reason), out);
+        }
+    }
+
+    fn text_piece(&mut self, piece: Piece, reason: Option<&'static str>, out: &mut Vec<u8>) {
+        let index = piece.choice;
+        if let Some(rows) = &piece.prompt {
+            self.repeat_prompt(index, rows, out);
+        }
+        if piece.text.is_empty() && piece.logprobs.is_empty() && reason.is_none() {
+            return;
+        }
+        let rows = &piece.logprobs;
+        let mut logprobs = None;
+        if !rows.is_empty() {
+            logprobs = self.reply.logprobs.text(index, None, rows);
+        }
+        let told = TextChoice {
+            finish_reason: reason,
+            ..text_piece(index, piece.text, logprobs)
+        };
+        self.event(told, out);
     }
 
     fn close(&mut self, out: &mut Vec<u8>) {
@@ -275,7 +376,13 @@ impl EventStream {
             let usage = self.reply.generation.usage(self.reply.explain);
             let head = &self.reply.head;
             let (choices, usage) = (Vec::<()>::new(), UsageField::Given(usage));
-            event(&Answer { head, choices, usage }, out);
+            let answer = Answer {
+                head,
+                choices,
+                prompt_logprobs: None,
+                usage,
+            };
+            event(&answer, out);
         }
         out.extend_from_slice(b"data: [DONE]\n\n");
         self.phase = Phase::Over;
@@ -284,7 +391,13 @@ impl EventStream {
     fn event<C: Serialize>(&self, choice: C, out: &mut Vec<u8>) {
         let (head, usage) = (&self.reply.head, self.usage);
         let choices = vec![choice];
-        event(&Answer { head, choices, usage }, out);
+        let answer = Answer {
+            head,
+            choices,
+            prompt_logprobs: None,
+            usage,
+        };
+        event(&answer, out);
     }
 }
 
@@ -299,9 +412,10 @@ fn event(data: &impl Serialize, out: &mut Vec<u8>) {
 mod tests {
     use std::sync::Arc;
 
-    use arbora_runtime::request::{Event, Finished, RequestError, Usage};
+    use arbora_runtime::request::{Event, Finished, LogprobsWanted, RequestError, Usage};
     use arbora_runtime::stop::TextStream;
     use arbora_runtime::token_bytes::TokenBytes;
+    use arbora_runtime::tokenizer::Tokenizer;
     use http_body_util::BodyExt;
     use tokio::sync::mpsc;
 
@@ -319,7 +433,10 @@ mod tests {
                     text: TextStream::new(&[]),
                     stop_tokens: Vec::new(),
                     calls: None,
-                    opening: opening.to_owned(),
+                    opening: Opening {
+                        text: opening.to_owned(),
+                        first_token: (!opening.is_empty()).then_some(0),
+                    },
                 };
                 (sender, choice)
             })
@@ -341,6 +458,7 @@ mod tests {
             head,
             format,
             explain: Explain::No,
+            logprobs: LogprobWriter::new(Arc::new(Tokenizer::of_bytes(256)), LogprobsWanted::default(), n),
             generation,
         };
         (reply, senders)
@@ -370,9 +488,9 @@ mod tests {
     async fn a_chat_stream_is_openais_byte_for_byte() {
         let (reply, senders) = reply(Format::Chat, "", 1);
         for event in [
-            Event::Tokens(vec![0]),
-            Event::Tokens(vec![2]),
-            Event::Tokens(vec![3, 1]),
+            Event::Tokens(vec![0].into()),
+            Event::Tokens(vec![2].into()),
+            Event::Tokens(vec![3, 1].into()),
         ] {
             senders[0].try_send(event).expect("there is room");
         }
@@ -401,7 +519,7 @@ mod tests {
         for (opening, n_events) in [("", 2), ("Once", 3)] {
             let (reply, senders) = reply(Format::Text, opening, 1);
             senders[0]
-                .try_send(Event::Tokens(vec![0]))
+                .try_send(Event::Tokens(vec![0].into()))
                 .expect("there is room");
             senders[0]
                 .try_send(finished(FinishReason::StopToken(9)))
@@ -449,7 +567,9 @@ mod tests {
     async fn a_whole_answer_says_what_the_stream_says() {
         let (reply, senders) = reply(Format::Chat, "", 2);
         for sender in &senders {
-            sender.try_send(Event::Tokens(vec![0, 1])).expect("there is room");
+            sender
+                .try_send(Event::Tokens(vec![0, 1].into()))
+                .expect("there is room");
             sender
                 .try_send(finished(FinishReason::StopToken(0)))
                 .expect("there is room");

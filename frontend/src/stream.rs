@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use arbora_constrained::CallFormat;
-use arbora_runtime::request::{Event, FinishReason, Finished, RequestError};
+use arbora_runtime::request::{Event, FinishReason, Finished, NewTokens, RequestError, RowLogprobs};
 use arbora_runtime::stop::TextStream;
 use arbora_runtime::token_bytes::TokenBytes;
 use tokio::sync::mpsc;
@@ -27,8 +27,17 @@ pub struct Choice {
     pub stop_tokens: Vec<u32>,
     /// Finds calls of tools in the text, where there may be any.
     pub calls: Option<CallParser>,
-    /// What the text starts with: the prompt, if it is to be repeated.
-    pub opening: String,
+    /// What the text starts with.
+    pub opening: Opening,
+}
+
+/// What comes before an output: the prompt, if it is to be repeated.
+#[derive(Clone, Debug, Default)]
+pub struct Opening {
+    /// Its text, or nothing.
+    pub text: String,
+    /// Its first token, if it is repeated.
+    pub first_token: Option<u32>,
 }
 
 /// All completions of one HTTP request.
@@ -48,8 +57,12 @@ pub struct Generation {
 pub struct Piece {
     /// Which completion.
     pub choice: usize,
+    /// Log-probabilities of its prompt, if they came.
+    pub prompt: Option<Vec<RowLogprobs>>,
     /// New text, perhaps none.
     pub text: String,
+    /// Log-probabilities of the tokens that came, if wanted. Text may be held back longer than they are.
+    pub logprobs: Vec<RowLogprobs>,
     /// New parts of tool calls.
     pub calls: Vec<CallPiece>,
     /// Why it ended, if it did.
@@ -92,7 +105,7 @@ impl Generation {
     }
 
     /// Takes what the text of completion `idx` starts with.
-    pub fn take_opening(&mut self, idx: usize) -> String {
+    pub fn take_opening(&mut self, idx: usize) -> Opening {
         std::mem::take(&mut self.choices[idx].opening)
     }
 
@@ -121,13 +134,19 @@ impl Generation {
     fn take(&mut self, idx: usize, event: Option<Event>) -> Piece {
         let choice = &mut self.choices[idx];
         let mut text = String::new();
+        let (mut prompt, mut logprobs) = (None, Vec::new());
         let finish = match event {
-            Some(Event::Tokens(tokens)) => {
-                for token in tokens {
-                    if !choice.stop_tokens.contains(&token) {
-                        text.push_str(choice.text.push(self.token_bytes.of(token)));
-                    }
+            Some(Event::Prompt(rows)) => {
+                prompt = Some(rows);
+                None
+            }
+            Some(Event::Tokens(NewTokens { ids, logprobs: rows })) => {
+                let is_text = |token: &u32| !choice.stop_tokens.contains(token);
+                for &token in ids.iter().filter(|token| is_text(token)) {
+                    text.push_str(choice.text.push(self.token_bytes.of(token)));
                 }
+                logprobs = rows;
+                logprobs.retain(|row| is_text(&row.token.token));
                 None
             }
             ended => {
@@ -154,7 +173,9 @@ impl Generation {
         }
         Piece {
             choice: idx,
+            prompt,
             text,
+            logprobs,
             calls,
             finish,
         }
@@ -233,7 +254,7 @@ mod tests {
                 text: TextStream::new(&stops),
                 stop_tokens: vec![5],
                 calls: None,
-                opening: String::new(),
+                opening: Opening::default(),
             }
         };
         Generation::new(
@@ -262,9 +283,9 @@ mod tests {
     #[tokio::test]
     async fn characters_arrive_whole_and_stop_tokens_not_at_all() {
         let script = vec![
-            Event::Tokens(vec![0, 2]),
-            Event::Tokens(vec![3, 1]),
-            Event::Tokens(vec![5]),
+            Event::Tokens(vec![0, 2].into()),
+            Event::Tokens(vec![3, 1].into()),
+            Event::Tokens(vec![5].into()),
             finished(FinishReason::StopToken(5), 3, 1),
         ];
         let (pieces, _) = pieces(generation(vec![script], &[], 1)).await;
@@ -276,10 +297,13 @@ mod tests {
     #[tokio::test]
     async fn text_is_cut_before_a_stop_string_and_what_was_held_comes_at_the_end() {
         let cut = vec![
-            Event::Tokens(vec![0, 1, 0, 1]),
+            Event::Tokens(vec![0, 1, 0, 1].into()),
             finished(FinishReason::StopString(0), 3, 1),
         ];
-        let held = vec![Event::Tokens(vec![1, 1]), finished(FinishReason::Length, 3, 1)];
+        let held = vec![
+            Event::Tokens(vec![1, 1].into()),
+            finished(FinishReason::Length, 3, 1),
+        ];
         let (pieces, _) = pieces(generation(vec![cut, held], &["ba"], 2)).await;
         assert_eq!(text_of(&pieces, 0), "a");
         assert_eq!(text_of(&pieces, 1), "bb");
@@ -287,7 +311,12 @@ mod tests {
 
     #[tokio::test]
     async fn every_choice_is_heard_and_prompts_are_counted_once() {
-        let script = |n| vec![Event::Tokens(vec![0; n]), finished(FinishReason::Length, 10, 4)];
+        let script = |n| {
+            vec![
+                Event::Tokens(vec![0; n].into()),
+                finished(FinishReason::Length, 10, 4),
+            ]
+        };
         let (pieces, generation) = pieces(generation((1..=4).map(script).collect(), &[], 2)).await;
         for choice in 0..4 {
             assert_eq!(text_of(&pieces, choice).len(), choice + 1);
@@ -311,7 +340,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_engine_that_vanishes_is_an_error() {
-        let (pieces, _) = pieces(generation(vec![vec![Event::Tokens(vec![0])]], &[], 1)).await;
+        let (pieces, _) = pieces(generation(vec![vec![Event::Tokens(vec![0].into())]], &[], 1)).await;
         let last = pieces.last().expect("there is an end");
         assert_eq!(last.finish, Some(FinishReason::Error(RequestError::EngineFailed)));
     }

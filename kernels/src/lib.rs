@@ -152,12 +152,70 @@ pub enum Allowed<'a> {
     Bits(&'a [u64]),
 }
 
+/// What the logit `l` of a token becomes before a row is drawn from:
+/// `(if l > 0 { l / divisor } else { l * divisor }) + shift`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adjustment {
+    /// Whose logit.
+    pub token: u32,
+    /// 1 changes nothing; above 1 makes the token less likely.
+    pub divisor: f32,
+    /// Minus infinity takes the token out.
+    pub shift: f32,
+}
+
+impl Adjustment {
+    /// The adjusted logit, in f32.
+    pub fn apply(&self, logit: f32) -> f32 {
+        let divided = if logit > 0.0 {
+            logit / self.divisor
+        } else {
+            logit * self.divisor
+        };
+        divided + self.shift
+    }
+}
+
+/// Asks for the log-probabilities of one row of logits as the model gave them: not restricted, not adjusted,
+/// at temperature 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogprobRow {
+    /// Index of the row.
+    pub row: usize,
+    /// The token to look up.
+    pub token: u32,
+    /// How many of the likeliest tokens to list besides.
+    pub n_top: usize,
+}
+
+/// How likely a token was.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// Which token.
+    pub token: u32,
+    /// Natural logarithm of its probability; minus infinity where its logit is not finite.
+    pub logprob: f32,
+    /// 1 for the likeliest: one more than the number of larger logits.
+    pub rank: u32,
+}
+
+/// What a [`LogprobRow`] asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowLogprobs {
+    /// The token that was asked for.
+    pub token: TokenLogprob,
+    /// The likeliest tokens, likeliest first, among equals the smaller id.
+    pub top: Vec<TokenLogprob>,
+}
+
 /// How one row of logits becomes a token. Plain numbers: which request it belongs to is not the backend's
 /// business.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SampleRow<'a> {
     /// The others count as if they had no finite logit: they are out before anything else is looked at.
     pub allowed: Allowed<'a>,
+    /// Changed logits, by ascending token, each token once.
+    pub adjustments: &'a [Adjustment],
     /// 0 means greedy: the largest logit, the smallest token id among equals.
     pub temperature: f32,
     /// Keep the `top_k` largest logits; 0 keeps all.
@@ -169,6 +227,19 @@ pub struct SampleRow<'a> {
     /// Random bits for this row, keyed by (seed, choice, absolute position) by the caller, so that a draw
     /// does not depend on the batch.
     pub noise: u64,
+}
+
+impl SampleRow<'_> {
+    /// The likeliest token.
+    pub const GREEDY: SampleRow<'static> = SampleRow {
+        allowed: Allowed::All,
+        adjustments: &[],
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        noise: 0,
+    };
 }
 
 /// What can go wrong while a backend is being filled. Steps themselves do not fail: a broken shape is a bug
@@ -314,9 +385,13 @@ pub trait Backend: Send + Sized + 'static {
     fn gather(&mut self, x: &Self::Tensor, rows: &[u32], out: &mut Self::Tensor);
 
     /// One token per row of `logits`, `None` where no allowed token has a finite logit. Order: allowed
-    /// tokens, temperature, top-k, top-p, min-p, then the inverse of the cumulative distribution (likeliest
+    /// tokens, adjustments, temperature, top-k, top-p, min-p, then the inverse of the cumulative distribution (likeliest
     /// first, then token id) at `noise / 2^64`.
     fn sample(&mut self, logits: &Self::Tensor, rows: &[SampleRow<'_>], out: &mut Vec<Option<u32>>);
+
+    /// `logprob(t) = logit(t) - ln(sum_i exp(logit(i)))` over the finite logits of each of `rows`; `None` where
+    /// there are none. Allocates the lists it returns.
+    fn logprobs(&mut self, logits: &Self::Tensor, rows: &[LogprobRow], out: &mut Vec<Option<RowLogprobs>>);
 
     /// Copies page `from` to page `to` in every layer, keys and values.
     fn copy_page(&mut self, kv: &mut Self::Kv, from: u32, to: u32);

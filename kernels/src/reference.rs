@@ -11,8 +11,8 @@
 use crate::cpu::CpuTensor;
 use crate::quant::{BLOCK, bf16_from_f32, dequantize_row, f32_from_bf16};
 use crate::{
-    Allowed, AttentionRows, Backend, BackendError, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle,
-    RopeTable, SampleRow,
+    Allowed, AttentionRows, Backend, BackendError, HeadLayout, KvShape, LogprobRow, MatrixSource, RopeStore,
+    RopeStyle, RopeTable, RowLogprobs, SampleRow, TokenLogprob,
 };
 
 /// The executable specification of [`Backend`].
@@ -120,10 +120,15 @@ fn sampled(logits: &[f32], row: &SampleRow<'_>) -> Option<u32> {
         Allowed::Ids(ids) => ids.contains(&id),
         Allowed::Bits(words) => words[id as usize / 64] >> (id % 64) & 1 == 1,
     };
+    let adjusted = |id: u32, logit: f32| {
+        let adjustment = row.adjustments.iter().find(|adjustment| adjustment.token == id);
+        adjustment.map_or(logit, |adjustment| adjustment.apply(logit))
+    };
     let mut tokens: Vec<(f64, u32)> = (0..)
         .zip(logits)
+        .map(|(id, &logit)| (id, adjusted(id, logit)))
         .filter(|(id, logit)| logit.is_finite() && is_allowed(*id))
-        .map(|(id, &logit)| (f64::from(logit), id))
+        .map(|(id, logit)| (f64::from(logit), id))
         .collect();
     // Not the total order, in which the two zeros differ.
     let likelier = |a: f64, b: f64| b.partial_cmp(&a).expect("finite logits compare");
@@ -155,6 +160,40 @@ fn sampled(logits: &[f32], row: &SampleRow<'_>) -> Option<u32> {
     });
     // Rounding can leave the sum at the goal; the last token is then the one meant.
     drawn.or(tokens.last()).map(|token| token.1)
+}
+
+/// The log-probabilities that one row is asked for.
+fn logprobs(logits: &[f32], asked: LogprobRow) -> Option<RowLogprobs> {
+    let finite: Vec<(u32, f64)> = (0..)
+        .zip(logits)
+        .filter(|(_, logit)| logit.is_finite())
+        .map(|(id, &logit)| (id, f64::from(logit)))
+        .collect();
+    let largest = finite.iter().map(|(_, logit)| *logit).reduce(f64::max)?;
+    let total: f64 = finite.iter().map(|(_, logit)| (logit - largest).exp()).sum();
+    let of = |token: u32| {
+        let logit = f64::from(logits[token as usize]);
+        let logit = if logit.is_finite() {
+            logit
+        } else {
+            f64::NEG_INFINITY
+        };
+        TokenLogprob {
+            token,
+            logprob: (logit - largest - total.ln()) as f32,
+            rank: finite.iter().filter(|(_, other)| *other > logit).count() as u32 + 1,
+        }
+    };
+    let token = of(asked.token);
+    let mut order: Vec<(u32, f64)> = finite.clone();
+    order.sort_by(|a, b| {
+        b.1.partial_cmp(&a.1)
+            .expect("finite logits compare")
+            .then(a.0.cmp(&b.0))
+    });
+    order.truncate(asked.n_top);
+    let top = order.into_iter().map(|(token, _)| of(token)).collect();
+    Some(RowLogprobs { token, top })
 }
 
 impl Backend for ReferenceBackend {
@@ -404,6 +443,11 @@ impl Backend for ReferenceBackend {
                 .enumerate()
                 .map(|(i, row)| sampled(logits.row(i), row)),
         );
+    }
+
+    fn logprobs(&mut self, logits: &CpuTensor, rows: &[LogprobRow], out: &mut Vec<Option<RowLogprobs>>) {
+        out.clear();
+        out.extend(rows.iter().map(|asked| logprobs(logits.row(asked.row), *asked)));
     }
 
     fn copy_page(&mut self, kv: &mut ReferenceKv, from: u32, to: u32) {

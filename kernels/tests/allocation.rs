@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arbora_kernels::cpu::{AttentionPlan, CpuBackend, CpuConfig, CpuTensor, Isa, Pinning};
 use arbora_kernels::quant::Format;
 use arbora_kernels::{
-    Allowed, AttentionRows, Backend, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle, RopeTable,
-    SampleRow, SequenceRows,
+    Adjustment, Allowed, AttentionRows, Backend, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle,
+    RopeTable, SampleRow, SequenceRows,
 };
 use support::{Random, random_matrix, random_rows};
 
@@ -176,11 +176,18 @@ impl Step {
     }
 }
 
+const ADJUSTMENTS: [Adjustment; 1] = [Adjustment {
+    token: 1,
+    divisor: 1.5,
+    shift: -1.0,
+}];
+
 /// Every way to sample, one after the other.
 fn samples() -> Vec<SampleRow<'static>> {
     (0..N_ROWS)
         .map(|row| SampleRow {
             allowed: [Allowed::All, Allowed::Ids(&[1, 2]), Allowed::Bits(&[0xaaaa; 64])][row / 2 % 3],
+            adjustments: [&[][..], &ADJUSTMENTS][row / 4 % 2],
             temperature: [0.0, 0.7, 1.5][row % 3],
             top_k: [0, 5][row / 3 % 2],
             top_p: [1.0, 0.8][row / 6 % 2],

@@ -9,8 +9,8 @@ use arbora_kernels::cpu::{CpuBackend, CpuConfig, Isa, Pinning};
 use arbora_kernels::quant::Format;
 use arbora_kernels::reference::ReferenceBackend;
 use arbora_kernels::{
-    Allowed, AttentionRows, Backend, BackendError, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle,
-    RopeTable, SampleRow, SequenceRows,
+    Adjustment, Allowed, AttentionRows, Backend, BackendError, HeadLayout, KvShape, LogprobRow, MatrixSource,
+    RopeStore, RopeStyle, RopeTable, RowLogprobs, SampleRow, SequenceRows,
 };
 use support::{Random, random_matrix, random_rows};
 
@@ -560,6 +560,14 @@ fn sampling_conforms() {
         let some_bits: Vec<u64> = (0..n_vocab.div_ceil(64))
             .map(|_| random.bits() << 32 ^ random.bits())
             .collect();
+        let adjustments: Vec<Adjustment> = (1..n_vocab as u32)
+            .step_by(4)
+            .map(|token| Adjustment {
+                token,
+                divisor: 1.25,
+                shift: [0.5, -2.0, f32::NEG_INFINITY][token as usize % 3],
+            })
+            .collect();
         for temperature in [0.0, 0.3, 1.0, 2.5] {
             for (top_k, top_p, min_p) in [
                 (0, 1.0, 0.0),
@@ -576,6 +584,7 @@ fn sampling_conforms() {
                             2 => Allowed::Ids(&every_third),
                             _ => Allowed::Bits(&some_bits),
                         },
+                        adjustments: if idx % 2 == 1 { &adjustments } else { &[] },
                         temperature,
                         top_k,
                         top_p,
@@ -607,6 +616,61 @@ fn sampling_conforms() {
                     actual[i], expected[i],
                     "{name}, {n_vocab} tokens, seed {seed}, {row:?}"
                 );
+            }
+        }
+    }
+}
+
+#[test]
+fn logprobs_agree_with_the_reference() {
+    for n_vocab in [1, 7, 64, 1000, 5003] {
+        let seed = n_vocab as u64;
+        let mut random = Random(seed);
+        let n_rows = 40;
+        let mut logits: Vec<f32> = (0..n_rows * n_vocab)
+            .map(|_| match random.below(20) {
+                0 => f32::NEG_INFINITY,
+                1 => f32::NAN,
+                _ => (random.normal() * 8.0).round() / 4.0,
+            })
+            .collect();
+        logits[..n_vocab].fill(f32::NAN);
+        // Some rows twice, some not at all.
+        let rows: Vec<LogprobRow> = (0..n_rows)
+            .map(|idx| LogprobRow {
+                row: idx / 2 * 2,
+                token: random.below(n_vocab) as u32,
+                n_top: [0, 1, 5, 20, 70][idx % 5],
+            })
+            .collect();
+        fn logprobs<B: Backend>(
+            backend: &mut B,
+            logits: &[f32],
+            (n_rows, asked): (usize, &[LogprobRow]),
+        ) -> Vec<Option<RowLogprobs>> {
+            let logits = tensor(backend, logits.len() / n_rows, logits);
+            let mut out = vec![None; 3];
+            backend.logprobs(&logits, asked, &mut out);
+            out
+        }
+        let expected = logprobs(&mut ReferenceBackend::new(), &logits, (n_rows, &rows));
+        assert_eq!(expected[0], None);
+        for (name, mut cpu) in cpu_backends() {
+            let actual = logprobs(&mut cpu, &logits, (n_rows, &rows));
+            assert_eq!(actual.len(), rows.len());
+            for (i, asked) in rows.iter().enumerate() {
+                let case = format!("{name}, {n_vocab} tokens, seed {seed}, {asked:?}");
+                let (Some(actual), Some(expected)) = (&actual[i], &expected[i]) else {
+                    assert_eq!(actual[i], expected[i], "{case}");
+                    continue;
+                };
+                assert_eq!(actual.top.len(), expected.top.len(), "{case}");
+                let all = |row: &RowLogprobs| [row.top.clone(), vec![row.token]].concat();
+                for (a, e) in all(actual).iter().zip(all(expected)) {
+                    assert_eq!((a.token, a.rank), (e.token, e.rank), "{case}");
+                    let is_near = a.logprob == e.logprob || (a.logprob - e.logprob).abs() < 2e-6;
+                    assert!(is_near, "{case}: {} and {}", a.logprob, e.logprob);
+                }
             }
         }
     }

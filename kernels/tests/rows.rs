@@ -5,7 +5,9 @@
 mod support;
 
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, CpuKv, CpuTensor, Isa, Pinning};
-use arbora_kernels::{Allowed, Backend, HeadLayout, KvShape, RopeStore, RopeStyle, RopeTable, SampleRow};
+use arbora_kernels::{
+    Adjustment, Allowed, Backend, HeadLayout, KvShape, LogprobRow, RopeStore, RopeStyle, RopeTable, SampleRow,
+};
 use support::{Random, random_rows};
 
 fn backend(isa: Isa, n_threads: usize) -> CpuBackend {
@@ -96,8 +98,14 @@ fn a_sampled_token_does_not_depend_on_the_batch() {
     for n_vocab in [5, 300, 5003] {
         rows_agree(n_vocab, |backend, logits, places| {
             let ids: Vec<u32> = (0..n_vocab as u32).filter(|id| id % 3 != 1).collect();
+            let adjustments = [Adjustment {
+                token: 2,
+                divisor: 1.0,
+                shift: 3.0,
+            }];
             let row = |place: &usize| SampleRow {
                 allowed: [Allowed::All, Allowed::Ids(&ids)][place / 5 % 2],
+                adjustments: [&[], adjustments.as_slice()][place / 7 % 2],
                 temperature: [0.0, 0.7, 1.5][place % 3],
                 top_k: [0, 40, 0][place / 3 % 3],
                 top_p: [1.0, 0.9, 0.5][place / 9 % 3],
@@ -111,6 +119,24 @@ fn a_sampled_token_does_not_depend_on_the_batch() {
                 out.iter()
                     .all(|token| token.is_some_and(|token| (token as usize) < n_vocab))
             );
+            out
+        });
+    }
+}
+
+#[test]
+fn logprobs_of_a_row_do_not_depend_on_the_batch() {
+    for n_vocab in [5, 300, 5003] {
+        rows_agree(n_vocab, |backend, logits, places| {
+            let asked = |(row, place): (usize, &usize)| LogprobRow {
+                row,
+                token: (place * 7 % n_vocab) as u32,
+                n_top: [0, 3, 20][place % 3],
+            };
+            let rows: Vec<LogprobRow> = places.iter().enumerate().map(asked).collect();
+            let mut out = Vec::new();
+            backend.logprobs(logits, &rows, &mut out);
+            assert!(out.iter().all(Option::is_some));
             out
         });
     }

@@ -72,6 +72,8 @@ pub(crate) struct AdmissionWish<'a> {
     pub(crate) namespace: &'a Namespace,
     /// Everything to hold; at least the last one is computed.
     pub(crate) tokens: &'a [u32],
+    /// Tokens from here on are computed, whatever the tree holds.
+    pub(crate) max_cached: usize,
     pub(crate) priority: i32,
     /// Pages that must stay available afterwards.
     pub(crate) n_spare: usize,
@@ -122,7 +124,7 @@ impl PrefixCache {
 
     /// Pages for all of the wish's tokens, or `None` where fewer than that and its spare ones can be had.
     pub(crate) fn admit(&mut self, wish: &AdmissionWish<'_>) -> Option<Admission> {
-        let max_cached = wish.tokens.len() - 1;
+        let max_cached = wish.max_cached.min(wish.tokens.len() - 1);
         let matched = self
             .tree
             .match_prefix(wish.namespace, wish.tokens, max_cached, wish.priority);

@@ -3,7 +3,9 @@
 //!
 //! ```text
 //! 1 <= max_running < max_batch_tokens        every decode row fits a step and one prefill row is left
-//!      max_running + max_draft_rows <= max_logit_rows    every sequence and draft of a step wants its logits
+//!      max_running + max(max_draft_rows, max_scored_rows) <= max_logit_rows
+//!                                       every sequence of a step wants its logits; drafts and prompts
+//!                                       share what is left
 //!      context     <= pool tokens            an accepted request can always be finished alone
 //! ```
 
@@ -51,6 +53,8 @@ pub struct EngineConfig {
     /// Most rows of one step that drafts may take, of what the other rows leave of `max_batch_tokens`; 0
     /// turns drafts off.
     pub max_draft_rows: usize,
+    /// Most rows of one step whose logits are wanted for a prompt's log-probabilities.
+    pub max_scored_rows: usize,
     /// Most requests waiting.
     pub max_waiting: usize,
     /// Most prompt tokens waiting.
@@ -82,6 +86,7 @@ impl EngineConfig {
             max_running: 32,
             max_batch_tokens: 256,
             max_draft_rows: 64,
+            max_scored_rows: 64,
             max_waiting: 1024,
             max_waiting_tokens: 1 << 20,
             schedule_policy: SchedulePolicy::default(),
@@ -97,8 +102,13 @@ impl EngineConfig {
     pub fn forward_limits(&self) -> ForwardLimits {
         ForwardLimits {
             max_rows: self.max_batch_tokens,
-            max_logit_rows: self.max_running + self.max_draft_rows,
+            max_logit_rows: self.max_running + self.n_extra_logit_rows(),
         }
+    }
+
+    /// Logit rows of a step besides one for each sequence.
+    pub(crate) fn n_extra_logit_rows(&self) -> usize {
+        self.max_draft_rows.max(self.max_scored_rows)
     }
 
     /// Tokens the pool holds, or `usize::MAX` where that overflows.
@@ -118,6 +128,7 @@ impl EngineConfig {
         at_least_one("n_pages", self.n_pages)?;
         at_least_one("page_size", self.page_size)?;
         at_least_one("max_running", self.max_running)?;
+        at_least_one("max_scored_rows", self.max_scored_rows)?;
         at_least_one("max_waiting", self.max_waiting)?;
         at_least_one("max_waiting_tokens", self.max_waiting_tokens)?;
         if !(0.0..=1.0).contains(&self.expected_output) {
@@ -137,11 +148,11 @@ impl EngineConfig {
                 allowed: self.max_batch_tokens.saturating_sub(1),
             });
         }
-        if self.max_running + self.max_draft_rows > limits.max_logit_rows {
+        if self.max_running + self.n_extra_logit_rows() > limits.max_logit_rows {
             return Err(ConfigError::TooManyRunning {
                 max_running: self.max_running,
-                limit: "the decoder's logit rows less those of drafts",
-                allowed: limits.max_logit_rows.saturating_sub(self.max_draft_rows),
+                limit: "the decoder's logit rows less those of drafts and prompts",
+                allowed: limits.max_logit_rows.saturating_sub(self.n_extra_logit_rows()),
             });
         }
         if self.max_batch_tokens > limits.max_rows {

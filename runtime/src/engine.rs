@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use arbora_kernels::{Allowed, Backend, BackendError, KvShape, SampleRow};
+use arbora_kernels::{Backend, BackendError, KvShape, LogprobRow, RowLogprobs};
 use crossbeam::channel::{Receiver, TryRecvError, bounded};
 
 use crate::batch::{BatchEntry, ForwardBatch};
@@ -31,9 +31,9 @@ use crate::handle::{Message, RequestLimits, Shared};
 use crate::kv::KvPool;
 use crate::model::decoder::Decoder;
 use crate::request::{FinishReason, RequestError};
-use crate::sampler::sample_row;
 use crate::scheduler::{Plan, Scheduler};
-use crate::sequence::{Gone, SequenceSlot, Sequences, Stage};
+use crate::sequence::{Gone, SequenceSlot, Stage};
+use crate::step::{StepAnswers, logprob_rows, prepare_rows, sample_rows};
 use crate::token_bytes::TokenBytes;
 
 /// Inbox slots beyond the waiting requests: wake-ups.
@@ -110,6 +110,8 @@ pub struct Engine<B: Backend> {
     plan: Plan,
     batch: ForwardBatch,
     sampled: Vec<Option<u32>>,
+    logprob_rows: Vec<LogprobRow>,
+    logprobs: Vec<Option<RowLogprobs>>,
     ending: Vec<(SequenceSlot, FinishReason)>,
     /// When the drain asked for must be over.
     drain_deadline: Option<Instant>,
@@ -166,6 +168,8 @@ impl<B: Backend> Engine<B> {
             plan: Plan::default(),
             batch: ForwardBatch::default(),
             sampled: Vec::with_capacity(config.max_running),
+            logprob_rows: Vec::new(),
+            logprobs: Vec::new(),
             ending: Vec::new(),
             drain_deadline: None,
             is_draining: false,
@@ -257,9 +261,19 @@ impl<B: Backend> Engine<B> {
             .decoder
             .forward(&mut self.backend, self.kv.kv_mut(), &self.batch);
         // A device computes while the masks are filled.
-        fill_masks(&self.plan, &mut self.scheduler.sequences, &mut self.ending);
+        prepare_rows(&self.plan, &mut self.scheduler.sequences, &mut self.ending);
         let sample_rows = sample_rows(&self.plan, &self.scheduler.sequences);
         self.backend.sample(logits, &sample_rows, &mut self.sampled);
+        logprob_rows(
+            &self.plan,
+            (&self.scheduler.sequences, &self.sampled),
+            &mut self.logprob_rows,
+        );
+        self.logprobs.clear();
+        if !self.logprob_rows.is_empty() {
+            self.backend
+                .logprobs(logits, &self.logprob_rows, &mut self.logprobs);
+        }
         self.commit(clock());
         if cfg!(debug_assertions) {
             self.check();
@@ -338,9 +352,8 @@ impl<B: Backend> Engine<B> {
 
     /// Takes the step's results in: tokens, endings, shared prefixes.
     fn commit(&mut self, now: Instant) {
-        let metrics = self.shared.metrics();
-        metrics.steps.add(1);
-        let mut sampled = self.sampled.as_slice();
+        self.shared.metrics().steps.add(1);
+        let mut answers = StepAnswers::new(&self.sampled, &mut self.logprobs);
         for rows in &self.plan.rows {
             let sequence = &mut self.scheduler.sequences[rows.slot];
             sequence.n_computed = rows.first_position + rows.n_rows - rows.n_draft;
@@ -348,30 +361,40 @@ impl<B: Backend> Engine<B> {
                 let table = sequence.table.take().expect("a planned sequence holds pages");
                 sequence.table = Some(self.cache.checkpoint(table, sequence.computed()));
             }
-            if rows.logit_rows.is_empty() {
-                continue;
-            }
-            let (its_own, others) = sampled.split_at(rows.logit_rows.len());
-            sampled = others;
+            let its_own = answers.next(rows, sequence);
             if self.ending.iter().any(|(slot, _)| *slot == rows.slot) {
                 continue;
             }
+            if let Err(error) = sequence.score(its_own.scores) {
+                self.ending.push((rows.slot, FinishReason::Error(error)));
+                continue;
+            }
+            if its_own.sampled.is_empty() {
+                continue;
+            }
             sequence.stage = Stage::Decode;
-            let (n_new, mut ends) =
-                sequence.verify(its_own, &self.token_bytes, &self.config.model_stop_tokens);
+            let stops = &self.config.model_stop_tokens;
+            let before = sequence.usage();
+            let (n_new, mut ends) = sequence.verify(its_own.sampled, &self.token_bytes, stops);
+            let metrics = self.shared.metrics();
+            let usage = sequence.usage();
             metrics.generated_tokens.add(n_new);
-            metrics.drafted_tokens.add(rows.n_draft);
-            metrics.accepted_tokens.add(n_new.saturating_sub(1));
-            if n_new > 0 {
-                if let Some(time) = sequence.first_token(now, n_new) {
-                    metrics.time_to_first_token.record(time);
-                }
-                if sequence.send_tokens(n_new) == Err(Gone) {
-                    ends = Some(FinishReason::Aborted);
-                }
+            metrics
+                .drafted_tokens
+                .add(usage.drafted_tokens - before.drafted_tokens);
+            metrics
+                .accepted_tokens
+                .add(usage.accepted_tokens - before.accepted_tokens);
+            if let Some(time) = sequence.first_token(now, n_new) {
+                metrics.time_to_first_token.record(time);
+            }
+            let sent = sequence.send_scores();
+            if sent.and_then(|()| sequence.send_tokens(n_new, its_own.logprobs)) == Err(Gone) {
+                ends = Some(FinishReason::Aborted);
             }
             self.ending.extend(ends.map(|reason| (rows.slot, reason)));
         }
+        drop(answers);
         self.end_all();
     }
 
@@ -528,31 +551,4 @@ impl<B: Backend> Engine<B> {
         metrics.pages_evictable.set(self.cache.n_evictable());
         metrics.pages_owned.set(total - free - cached);
     }
-}
-
-/// Prepares what every sequence that gives a token may become; one that fails at it ends.
-fn fill_masks(plan: &Plan, sequences: &mut Sequences, ending: &mut Vec<(SequenceSlot, FinishReason)>) {
-    for rows in plan.rows.iter().filter(|rows| !rows.logit_rows.is_empty()) {
-        if let Err(error) = sequences[rows.slot].fill_masks(rows.n_draft) {
-            ending.push((rows.slot, FinishReason::Error(error)));
-        }
-    }
-}
-
-/// How each logit row of the step becomes a token. Rows of sequences that end are sampled like any other.
-fn sample_rows<'a>(plan: &Plan, sequences: &'a Sequences) -> Vec<SampleRow<'a>> {
-    let mut sample_rows = Vec::with_capacity(plan.n_logit_rows());
-    for rows in &plan.rows {
-        let sequence = &sequences[rows.slot];
-        let request = sequence.request();
-        for (idx, row) in rows.logit_rows.clone().enumerate() {
-            let key = (request.choice_idx, rows.first_position + row + 1);
-            let allowed = match &request.grammar {
-                Some(grammar) => grammar.allowed(idx),
-                None => Allowed::All,
-            };
-            sample_rows.push(sample_row(&request.sampling, key, allowed));
-        }
-    }
-    sample_rows
 }

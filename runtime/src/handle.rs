@@ -260,10 +260,16 @@ impl EngineHandle {
         if prompt_tokens == 0 {
             return Err(SubmitError::EmptyPrompt);
         }
-        if max_tokens == 0 {
-            return Err(SubmitError::NoOutput);
-        }
         request.sampling.validate()?;
+        for &(token, bias) in &request.logit_bias {
+            if token as usize >= limits.n_vocab {
+                let n_vocab = limits.n_vocab;
+                return Err(SubmitError::BiasOutOfRange { token, n_vocab });
+            }
+            if !bias.is_finite() {
+                return Err(SubmitError::BadBias { token, bias });
+            }
+        }
         if prompt_tokens.saturating_add(max_tokens) > limits.context {
             return Err(SubmitError::ContextExceeded {
                 prompt_tokens,
@@ -272,7 +278,7 @@ impl EngineHandle {
             });
         }
         // The last output token is never fed back, so it needs no slot.
-        let needed = (prompt_tokens + max_tokens - 1).div_ceil(limits.page_size);
+        let needed = (prompt_tokens + max_tokens.max(1) - 1).div_ceil(limits.page_size);
         if needed > limits.n_pages {
             return Err(SubmitError::NeverFits {
                 prompt_tokens,

@@ -3,6 +3,7 @@
 //! No HTTP, no async functions, no JSON of requests. A caller parses its wire format into a
 //! [`request::Request`], hands it to an engine handle and reads [`request::Event`]s.
 
+mod adjustments;
 pub mod batch;
 mod cache;
 pub mod config;
@@ -17,6 +18,7 @@ pub mod request;
 pub mod sampler;
 mod scheduler;
 mod sequence;
+mod step;
 pub mod stop;
 pub mod token_bytes;
 pub mod tokenizer;

@@ -113,7 +113,8 @@ impl WaitingQueue {
         if self.policy != SchedulePolicy::Prefix || sequence.matched_generation == generation {
             return false;
         }
-        sequence.n_matched = cache.peek(sequence.namespace(), &sequence.tokens);
+        let found = cache.peek(sequence.namespace(), &sequence.tokens);
+        sequence.n_matched = found.min(sequence.max_cached());
         sequence.matched_generation = generation;
         let new = self.rank(rank.slot, sequence);
         if new == rank {

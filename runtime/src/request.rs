@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use arbora_constrained::MatchError;
+pub use arbora_kernels::{RowLogprobs, TokenLogprob};
 pub use arbora_radix::Namespace;
 use tokio::sync::mpsc;
 
@@ -27,6 +28,13 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// In [0, 1).
     pub min_p: f32,
+    /// Divides the positive logits of tokens seen in prompt or output and multiplies the negative ones; in
+    /// (0, 10], 1 changes nothing.
+    pub repetition_penalty: f32,
+    /// Taken from the logits of tokens seen in the output; in [-2, 2].
+    pub presence_penalty: f32,
+    /// Taken from the logits of tokens seen in the output, once for each time; in [-2, 2].
+    pub frequency_penalty: f32,
     /// Same seed, same request: same tokens (contract C3). A caller without a wish draws one.
     pub seed: u64,
 }
@@ -38,6 +46,9 @@ impl Default for SamplingParams {
             top_k: 0,
             top_p: 1.0,
             min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
             seed: 0,
         }
     }
@@ -81,7 +92,21 @@ impl SamplingParams {
             "in (0, 1]",
             self.top_p,
         )?;
-        check((0.0..1.0).contains(&self.min_p), "min_p", "in [0, 1)", self.min_p)
+        check((0.0..1.0).contains(&self.min_p), "min_p", "in [0, 1)", self.min_p)?;
+        let repetition = self.repetition_penalty;
+        check(
+            repetition > 0.0 && repetition <= 10.0,
+            "repetition_penalty",
+            "in (0, 10]",
+            repetition,
+        )?;
+        for (param, value) in [
+            ("presence_penalty", self.presence_penalty),
+            ("frequency_penalty", self.frequency_penalty),
+        ] {
+            check((-2.0..=2.0).contains(&value), param, "in [-2, 2]", value)?;
+        }
+        Ok(())
     }
 }
 
@@ -94,6 +119,18 @@ pub struct StopConditions {
     pub strings: Vec<String>,
     /// Do not end at the model's end-of-sequence tokens.
     pub ignore_eos: bool,
+    /// Before this many output tokens no stop token is drawn and no stop string is looked for.
+    pub min_tokens: usize,
+}
+
+/// Which log-probabilities a request wants: of the model as it is, before anything restricts or changes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogprobsWanted {
+    /// Of each output token, with this many of the likeliest beside it.
+    pub output: Option<usize>,
+    /// Of each prompt token but the first, with this many of the likeliest beside it. The whole prompt is
+    /// then computed, whatever the cache holds.
+    pub prompt: Option<usize>,
 }
 
 /// One completion to compute.
@@ -109,12 +146,16 @@ pub struct Request {
     pub sampling: SamplingParams,
     /// Which of the `n` completions of one prompt this is; part of the noise key.
     pub choice_idx: u32,
-    /// Most output tokens: at least 1, and prompt + max_tokens fits the context.
+    /// Most output tokens; prompt + max_tokens fits the context. 0 computes the prompt and ends.
     pub max_tokens: usize,
     /// What ends it early.
     pub stop: StopConditions,
     /// What the output must look like; `None` for free text. Made for this model's vocabulary.
     pub grammar: Option<GrammarState>,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Log-probabilities to send along.
+    pub logprobs: LogprobsWanted,
     /// Larger is sooner; 0 by default. Only the `priority` schedule policy looks at it.
     pub priority: i32,
     /// When it came in; queue time and time to first token count from here.
@@ -129,19 +170,39 @@ pub struct Request {
 }
 
 impl Request {
-    /// Slots an event channel needs: one per output token and one for the ending.
+    /// Slots an event channel needs: one per output token, one for the prompt and one for the ending.
     pub fn event_capacity(max_tokens: usize) -> usize {
-        max_tokens + 1
+        max_tokens + 2
     }
 }
 
 /// What the engine tells a request's owner.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// Tokens committed by one step, in order, stop tokens included.
-    Tokens(Vec<u32>),
+    /// Log-probabilities of the prompt's tokens from its second on, once, before any output.
+    Prompt(Vec<RowLogprobs>),
+    /// What one step added to the output.
+    Tokens(NewTokens),
     /// The one ending.
     Finished(Finished),
+}
+
+/// Tokens committed by one step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewTokens {
+    /// In order, stop tokens included.
+    pub ids: Vec<u32>,
+    /// Of each of them, or empty where they are not wanted.
+    pub logprobs: Vec<RowLogprobs>,
+}
+
+impl From<Vec<u32>> for NewTokens {
+    fn from(ids: Vec<u32>) -> Self {
+        NewTokens {
+            ids,
+            logprobs: Vec::new(),
+        }
+    }
 }
 
 /// Why and how a request ended.
@@ -185,8 +246,8 @@ pub enum RequestError {
         /// Pages in the pool.
         total: usize,
     },
-    /// The model's logits held no finite number.
-    #[error("the model produced no finite logits at position {position}")]
+    /// The model's logits held no finite number, or none of a token that may come.
+    #[error("no token that is allowed has a finite logit at position {position}")]
     NotFinite {
         /// Position of the row.
         position: usize,
@@ -282,9 +343,22 @@ pub enum SubmitError {
     /// A sampling parameter out of range.
     #[error(transparent)]
     BadParam(#[from] BadParam),
-    /// `max_tokens` is 0.
-    #[error("max_tokens must be at least 1")]
-    NoOutput,
+    /// A bias that is not a finite number.
+    #[error("the bias of token {token} must be a finite number, got {bias}")]
+    BadBias {
+        /// The token.
+        token: u32,
+        /// Its bias.
+        bias: f32,
+    },
+    /// A biased token outside the vocabulary.
+    #[error("biased token id {token} is outside the vocabulary of {n_vocab}")]
+    BiasOutOfRange {
+        /// The id.
+        token: u32,
+        /// Vocabulary size.
+        n_vocab: usize,
+    },
     /// The engine drains or has stopped.
     #[error("the server is shutting down")]
     ShuttingDown,

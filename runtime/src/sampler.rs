@@ -3,7 +3,7 @@
 //! A draw is keyed by what it is for, never by when or with whom it is made: (seed, choice, absolute
 //! position). So the batch, a preemption or a cache hit cannot change it (contract C3).
 
-use arbora_kernels::{Allowed, SampleRow};
+use arbora_kernels::{Adjustment, Allowed, SampleRow};
 
 use crate::request::SamplingParams;
 
@@ -38,10 +38,11 @@ fn philox(mut key: [u32; 2], mut counter: [u32; 4]) -> [u32; 4] {
 pub(crate) fn sample_row<'a>(
     sampling: &SamplingParams,
     (choice_idx, position): (u32, usize),
-    allowed: Allowed<'a>,
+    (allowed, adjustments): (Allowed<'a>, &'a [Adjustment]),
 ) -> SampleRow<'a> {
     SampleRow {
         allowed,
+        adjustments,
         temperature: sampling.temperature,
         top_k: sampling.top_k,
         top_p: sampling.top_p,

@@ -38,6 +38,24 @@ pub(crate) struct PlannedRows {
     pub(crate) n_draft: usize,
     /// The rows whose logits are wanted, counted from the sequence's first row.
     pub(crate) logit_rows: std::ops::Range<usize>,
+    /// Of these the first `n_scored` are for the prompt's log-probabilities; from the others a token is
+    /// sampled each.
+    pub(crate) n_scored: usize,
+}
+
+impl PlannedRows {
+    /// Tokens that are sampled from them.
+    pub(crate) fn n_sampled(&self) -> usize {
+        self.logit_rows.len() - self.n_scored
+    }
+}
+
+/// What a step can still take.
+#[derive(Clone, Copy, Debug)]
+struct Budget {
+    n_rows: usize,
+    /// Rows for a prompt's log-probabilities.
+    n_scored: usize,
 }
 
 /// One step, and what has to be done before it.
@@ -106,7 +124,10 @@ pub(crate) struct Scheduler {
     max_running: usize,
     max_batch_tokens: usize,
     max_draft_rows: usize,
+    max_scored_rows: usize,
+    n_extra_logit_rows: usize,
     page_size: usize,
+    model_stops: Vec<u32>,
     n_accepted: u64,
 }
 
@@ -121,7 +142,10 @@ impl Scheduler {
             max_running: config.max_running,
             max_batch_tokens: config.max_batch_tokens,
             max_draft_rows: config.max_draft_rows,
+            max_scored_rows: config.max_scored_rows,
+            n_extra_logit_rows: config.n_extra_logit_rows(),
             page_size: config.page_size,
+            model_stops: config.model_stop_tokens.clone(),
             n_accepted: 0,
         }
     }
@@ -133,7 +157,8 @@ impl Scheduler {
     /// Puts a new request into the queue.
     pub(crate) fn accept(&mut self, request: Request) {
         self.n_accepted += 1;
-        let slot = self.sequences.insert(Sequence::new(request, self.n_accepted));
+        let sequence = Sequence::new(request, self.n_accepted, &self.model_stops);
+        let slot = self.sequences.insert(sequence);
         self.queue.insert(slot, &mut self.sequences[slot]);
     }
 
@@ -148,8 +173,10 @@ impl Scheduler {
 
     /// An output came to its natural end.
     pub(crate) fn learn(&mut self, sequence: &Sequence) {
-        self.estimate
-            .learn(sequence.n_output(), sequence.request().max_tokens);
+        let max_tokens = sequence.request().max_tokens;
+        if max_tokens > 0 {
+            self.estimate.learn(sequence.n_output(), max_tokens);
+        }
     }
 
     /// Forgets the order, which a panic may have left half changed. Until [`Scheduler::requeue`] sequences
@@ -177,17 +204,20 @@ impl Scheduler {
     pub(crate) fn plan(&mut self, cache: &mut PrefixCache, plan: &mut Plan) {
         plan.clear();
         self.secure_decode_pages(cache, plan);
-        let mut budget = self.max_batch_tokens;
+        let mut budget = Budget {
+            n_rows: self.max_batch_tokens,
+            n_scored: self.max_scored_rows,
+        };
         for stage in [Stage::Decode, Stage::Prefill] {
             for &slot in &self.running {
-                if self.sequences[slot].stage == stage && budget > 0 {
-                    budget -= plan_rows(plan, slot, &self.sequences[slot], budget);
+                if self.sequences[slot].stage == stage {
+                    plan_rows(plan, slot, &self.sequences[slot], &mut budget);
                 }
             }
         }
         self.return_followers();
         self.queue.refresh(&mut self.sequences, cache);
-        let budget = self.admit(cache, plan, budget);
+        self.admit(cache, plan, &mut budget);
         self.plan_drafts(cache, plan, budget);
     }
 
@@ -271,10 +301,10 @@ impl Scheduler {
         });
     }
 
-    /// Starts waiting sequences as far as `budget` goes; returns what is left of it.
-    fn admit(&mut self, cache: &mut PrefixCache, plan: &mut Plan, mut budget: usize) -> usize {
+    /// Starts waiting sequences as far as `budget` goes.
+    fn admit(&mut self, cache: &mut PrefixCache, plan: &mut Plan, budget: &mut Budget) {
         let mut n_lookups = 0;
-        while budget > 0 && self.running.len() < self.max_running {
+        while budget.n_rows > 0 && self.running.len() < self.max_running {
             let Some(rank) = self.queue.first() else {
                 break;
             };
@@ -297,20 +327,24 @@ impl Scheduler {
                 break;
             }
             if let Some(last) = self.running.last().filter(|&&last| last == slot) {
-                budget -= plan_rows(plan, *last, &self.sequences[slot], budget);
+                plan_rows(plan, *last, &self.sequences[slot], budget);
             }
         }
-        budget
     }
 
     /// Drafts get what is left: rows nobody else wants, and pages only where nobody waits for one.
-    fn plan_drafts(&mut self, cache: &mut PrefixCache, plan: &mut Plan, budget: usize) {
-        let mut n_left = budget.min(self.max_draft_rows);
+    fn plan_drafts(&mut self, cache: &mut PrefixCache, plan: &mut Plan, budget: Budget) {
+        let n_scored = self.max_scored_rows - budget.n_scored;
+        let mut n_left = budget
+            .n_rows
+            .min(self.max_draft_rows)
+            .min(self.n_extra_logit_rows - n_scored);
         let nobody_waits = self.queue.first().is_none();
         for rows in &mut plan.rows {
             let sequence = &mut self.sequences[rows.slot];
-            let n_wanted = sequence.draft.len().min(sequence.n_output_left() - 1).min(n_left);
-            if rows.logit_rows.is_empty() || n_wanted == 0 {
+            let n_useful = sequence.n_output_left().saturating_sub(1);
+            let n_wanted = sequence.draft.len().min(n_useful).min(n_left);
+            if rows.n_sampled() == 0 || n_wanted == 0 {
                 continue;
             }
             let n_tokens = sequence.tokens.len();
@@ -332,7 +366,8 @@ impl Scheduler {
         if sequence.n_follows == MAX_FOLLOWS {
             return None;
         }
-        let wanted = &sequence.tokens[..sequence.tokens.len() - 1];
+        let n_wanted = sequence.max_cached().min(sequence.tokens.len() - 1);
+        let wanted = &sequence.tokens[..n_wanted];
         self.running.iter().find_map(|&leader_slot| {
             let leader = &self.sequences[leader_slot];
             if leader.stage != Stage::Prefill || leader.namespace() != sequence.namespace() {
@@ -361,6 +396,7 @@ impl Scheduler {
         let wish = AdmissionWish {
             namespace: sequence.namespace(),
             tokens: &sequence.tokens,
+            max_cached: sequence.max_cached(),
             priority: sequence.request().priority,
             n_spare,
         };
@@ -395,19 +431,31 @@ impl Scheduler {
     }
 }
 
-/// Plans the rows `sequence` is due, as far as `budget` goes; returns their number.
-fn plan_rows(plan: &mut Plan, slot: SequenceSlot, sequence: &Sequence, budget: usize) -> usize {
+/// Plans the rows `sequence` is due, as far as `budget` goes.
+fn plan_rows(plan: &mut Plan, slot: SequenceSlot, sequence: &Sequence, budget: &mut Budget) {
     let n_due = sequence.n_uncomputed();
-    let n_rows = n_due.min(budget);
-    let first_logit_row = if n_rows == n_due { n_rows - 1 } else { n_rows };
+    let mut n_rows = n_due.min(budget.n_rows);
+    let mut scored = sequence.rows_to_score(n_rows);
+    if scored.len() > budget.n_scored {
+        n_rows = scored.start + budget.n_scored;
+        scored = sequence.rows_to_score(n_rows);
+    }
+    if n_rows == 0 {
+        return;
+    }
+    let n_sampled = usize::from(n_rows == n_due);
+    let n_scored = scored.len();
+    budget.n_rows -= n_rows;
+    budget.n_scored -= n_scored;
     plan.rows.push(PlannedRows {
         slot,
         first_position: sequence.n_computed,
         n_rows,
         n_draft: 0,
-        logit_rows: first_logit_row..n_rows,
+        // Rows to score end where the chunk ends, or before the row that is sampled from.
+        logit_rows: n_rows - n_sampled - n_scored..n_rows,
+        n_scored,
     });
-    n_rows
 }
 
 /// Number of equal tokens at the start.
@@ -423,7 +471,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::request::{RequestId, SamplingParams, StopConditions};
+    use crate::request::{LogprobsWanted, RequestId, SamplingParams, StopConditions};
 
     /// A scheduler and a cache of `n_pages` pages of 4 tokens.
     fn scheduler(n_pages: usize) -> (Scheduler, PrefixCache) {
@@ -444,11 +492,13 @@ mod tests {
             max_tokens: 8,
             stop: StopConditions::default(),
             grammar: None,
+            logit_bias: Vec::new(),
+            logprobs: LogprobsWanted::default(),
             priority: 0,
             arrived: Instant::now(),
             queue_timeout: None,
             total_timeout: None,
-            events: mpsc::channel(9).0,
+            events: mpsc::channel(10).0,
         }
     }
 

@@ -14,14 +14,19 @@
 //! and the last of them gives the next token. A preempted sequence starts over with its output as part of
 //! what is to be computed, so it goes on with the same text.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use arbora_kernels::{Adjustment, Allowed, LogprobRow};
 use arbora_radix::Namespace;
 use tokio::sync::mpsc::error::TrySendError;
 
+use crate::adjustments::Adjustments;
 use crate::cache::PageTable;
 use crate::queue::Rank;
-use crate::request::{Event, FinishReason, Finished, Request, RequestError, RequestId, Usage};
+use crate::request::{
+    Event, FinishReason, Finished, NewTokens, Request, RequestError, RequestId, RowLogprobs, Usage,
+};
 use crate::stop::TextStream;
 use crate::token_bytes::TokenBytes;
 
@@ -76,6 +81,9 @@ pub(crate) struct Sequence {
     usage: Usage,
     /// Tokens proposed to come next, each allowed by the grammar if there is one.
     pub(crate) draft: Vec<u32>,
+    adjustments: Option<Adjustments>,
+    /// Log-probabilities of the prompt so far, where they are wanted and not yet sent.
+    scores: Option<Vec<RowLogprobs>>,
     /// Follows the text where stop strings are asked for.
     text: Option<TextStream>,
     span: tracing::Span,
@@ -83,7 +91,8 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    pub(crate) fn new(mut request: Request, number: u64) -> Self {
+    /// `model_stops` end an output unless the request says otherwise.
+    pub(crate) fn new(mut request: Request, number: u64, model_stops: &[u32]) -> Self {
         let mut tokens = std::mem::take(&mut request.prompt);
         let n_prompt = tokens.len();
         tokens.reserve_exact(request.max_tokens);
@@ -91,8 +100,16 @@ impl Sequence {
             .grammar
             .as_mut()
             .map_or_else(Vec::new, |grammar| grammar.draft(&[]));
-        let stops = &request.stop.strings;
+        let stop = &request.stop;
+        let text = TextStream::new(&stop.strings).after(stop.min_tokens);
+        let mut ending = stop.token_ids.clone();
+        if heeds_eos(&request) {
+            ending.extend_from_slice(model_stops);
+        }
         Sequence {
+            adjustments: Adjustments::new(&request, &tokens, ending),
+            scores: request.logprobs.prompt.map(|_| Vec::new()),
+            text: (!stop.strings.is_empty()).then_some(text),
             n_prompt,
             n_computed: 0,
             stage: Stage::Waiting,
@@ -108,7 +125,6 @@ impl Sequence {
                 prompt_tokens: n_prompt,
                 ..Usage::default()
             },
-            text: (!stops.is_empty()).then(|| TextStream::new(stops)),
             span: tracing::info_span!("request", id = request.id.0),
             ended: false,
             draft,
@@ -141,6 +157,35 @@ impl Sequence {
 
     pub(crate) fn computed(&self) -> &[u32] {
         &self.tokens[..self.n_computed]
+    }
+
+    /// Tokens of which cached keys and values are as good as computed ones: those whose rows nobody wants.
+    pub(crate) fn max_cached(&self) -> usize {
+        self.scores.as_ref().map_or(usize::MAX, Vec::len)
+    }
+
+    /// Of the next `n_rows` rows, those whose log-probabilities are wanted.
+    pub(crate) fn rows_to_score(&self, n_rows: usize) -> Range<usize> {
+        let first = self.max_cached().max(self.n_computed);
+        let end = (self.n_computed + n_rows).min(self.n_prompt - 1);
+        if first < end {
+            first - self.n_computed..end - self.n_computed
+        } else {
+            0..0
+        }
+    }
+
+    /// Takes the log-probabilities of the next tokens of the prompt in.
+    pub(crate) fn score(&mut self, rows: Vec<Option<RowLogprobs>>) -> Result<(), RequestError> {
+        let Some(scores) = &mut self.scores else {
+            assert!(rows.is_empty(), "nobody wants the prompt's log-probabilities");
+            return Ok(());
+        };
+        for row in rows {
+            let position = scores.len();
+            scores.push(row.ok_or(RequestError::NotFinite { position })?);
+        }
+        Ok(())
     }
 
     pub(crate) fn usage(&self) -> Usage {
@@ -195,10 +240,11 @@ impl Sequence {
     fn push(&mut self, token: u32, bytes: &TokenBytes, model_stops: &[u32]) -> Option<FinishReason> {
         self.tokens.push(token);
         self.usage.completion_tokens += 1;
+        if let Some(adjustments) = &mut self.adjustments {
+            adjustments.push(token);
+        }
         let stop = &self.request.stop;
-        // The end of a text that must follow a grammar is not a matter of choice.
-        let heeds_eos = !stop.ignore_eos || self.request.grammar.is_some();
-        let is_model_stop = heeds_eos && model_stops.contains(&token);
+        let is_model_stop = heeds_eos(&self.request) && model_stops.contains(&token);
         if is_model_stop || stop.token_ids.contains(&token) {
             return Some(FinishReason::StopToken(token));
         }
@@ -223,11 +269,58 @@ impl Sequence {
         (self.n_output_left() == 0).then_some(FinishReason::Length)
     }
 
-    /// Prepares the masks of this step's rows, drafts included.
-    pub(crate) fn fill_masks(&mut self, n_draft: usize) -> Result<(), RequestError> {
+    /// Prepares masks and adjustments of this step's rows, drafts included.
+    pub(crate) fn prepare_rows(&mut self, n_draft: usize) -> Result<(), RequestError> {
+        let draft = &self.draft[..n_draft];
+        if let Some(adjustments) = &mut self.adjustments {
+            adjustments.fill(draft);
+        }
         match &mut self.request.grammar {
-            Some(grammar) => Ok(grammar.fill_masks(&self.draft[..n_draft])?),
+            Some(grammar) => Ok(grammar.fill_masks(draft)?),
             None => Ok(()),
+        }
+    }
+
+    /// What may come in row `idx` of those that were prepared, and how its logits change.
+    pub(crate) fn restrictions(&self, idx: usize) -> (Allowed<'_>, &[Adjustment]) {
+        let allowed = match &self.request.grammar {
+            Some(grammar) => grammar.allowed(idx),
+            None => Allowed::All,
+        };
+        let adjustments = self.adjustments.as_ref();
+        (
+            allowed,
+            adjustments.map_or(&[], |adjustments| adjustments.row(idx)),
+        )
+    }
+
+    /// The log-probabilities wanted of a step whose logits begin at row `first_row` for this sequence: of
+    /// `n_scored` prompt tokens, then of what was `sampled`.
+    pub(crate) fn logprob_rows(
+        &self,
+        (first_row, n_scored): (usize, usize),
+        sampled: &[Option<u32>],
+        out: &mut Vec<LogprobRow>,
+    ) {
+        let wanted = self.request.logprobs;
+        if let Some(n_top) = wanted.prompt {
+            let first = self.max_cached().min(self.n_prompt - 1) + 1;
+            let tokens = self.tokens[first..].iter().take(n_scored).enumerate();
+            out.extend(tokens.map(|(idx, &token)| LogprobRow {
+                row: first_row + idx,
+                token,
+                n_top,
+            }));
+        }
+        if let Some(n_top) = wanted.output {
+            let tokens = sampled.iter().enumerate();
+            out.extend(tokens.filter_map(|(idx, token)| {
+                Some(LogprobRow {
+                    row: first_row + n_scored + idx,
+                    token: (*token)?,
+                    n_top,
+                })
+            }));
         }
     }
 
@@ -239,6 +332,10 @@ impl Sequence {
         bytes: &TokenBytes,
         model_stops: &[u32],
     ) -> (usize, Option<FinishReason>) {
+        if self.n_output_left() == 0 {
+            // Only the prompt was asked for.
+            return (0, Some(FinishReason::Length));
+        }
         self.usage.drafted_tokens += sampled.len() - 1;
         for (n, token) in sampled.iter().enumerate() {
             let Some(token) = *token else {
@@ -269,7 +366,7 @@ impl Sequence {
 
     /// Notes the time of its first token and returns it, where the newest `n` tokens begin the output.
     pub(crate) fn first_token(&mut self, now: Instant, n: usize) -> Option<Duration> {
-        if self.n_output() != n {
+        if n == 0 || self.n_output() != n {
             return None;
         }
         let time = now.saturating_duration_since(self.request.arrived);
@@ -277,10 +374,26 @@ impl Sequence {
         Some(time)
     }
 
-    /// Sends the newest `n` tokens.
-    pub(crate) fn send_tokens(&mut self, n: usize) -> Result<(), Gone> {
-        let tokens = self.tokens[self.tokens.len() - n..].to_vec();
-        match self.request.events.try_send(Event::Tokens(tokens)) {
+    /// Sends the log-probabilities of the prompt, if they are wanted and were not sent before.
+    pub(crate) fn send_scores(&mut self) -> Result<(), Gone> {
+        match self.scores.take() {
+            Some(scores) => self.send(Event::Prompt(scores)),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends the newest `n` tokens, with their log-probabilities if those are wanted.
+    pub(crate) fn send_tokens(&mut self, n: usize, mut logprobs: Vec<RowLogprobs>) -> Result<(), Gone> {
+        if n == 0 {
+            return Ok(());
+        }
+        logprobs.truncate(n);
+        let ids = self.tokens[self.tokens.len() - n..].to_vec();
+        self.send(Event::Tokens(NewTokens { ids, logprobs }))
+    }
+
+    fn send(&mut self, event: Event) -> Result<(), Gone> {
+        match self.request.events.try_send(event) {
             Ok(()) => Ok(()),
             Err(TrySendError::Closed(_)) => Err(Gone),
             Err(TrySendError::Full(_)) => panic!("the event channel holds the whole output"),
@@ -310,6 +423,11 @@ impl Sequence {
                 .try_send(Event::Finished(Finished { reason, usage })),
         );
     }
+}
+
+/// The end of a text that must follow a grammar is not a matter of choice.
+fn heeds_eos(request: &Request) -> bool {
+    !request.stop.ignore_eos || request.grammar.is_some()
 }
 
 impl Drop for Sequence {

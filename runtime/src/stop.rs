@@ -59,6 +59,8 @@ pub struct TextStream {
     held: Vec<u8>,
     released: String,
     stopped: Option<usize>,
+    /// Tokens still to come in which no stop string is looked for.
+    n_exempt: usize,
 }
 
 impl TextStream {
@@ -69,7 +71,14 @@ impl TextStream {
             held: Vec::new(),
             released: String::new(),
             stopped: None,
+            n_exempt: 0,
         }
+    }
+
+    /// Looks for stop strings only after the first `n_tokens` tokens.
+    pub fn after(mut self, n_tokens: usize) -> Self {
+        self.n_exempt = n_tokens;
+        self
     }
 
     /// Index of the stop string that ended the text, if one did.
@@ -81,6 +90,12 @@ impl TextStream {
     /// everything is ignored.
     pub fn push(&mut self, token: &[u8]) -> &str {
         self.released.clear();
+        if self.n_exempt > 0 {
+            self.n_exempt -= 1;
+            self.held.extend_from_slice(token);
+            self.release(self.held.len());
+            return &self.released;
+        }
         for &byte in token {
             if self.stopped.is_some() {
                 break;

@@ -1,14 +1,15 @@
 //! What the toy model says, one token after the other, without pages, batches or a cache.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arbora_constrained::{Grammar, Vocabulary};
-use arbora_kernels::{Allowed, SampleRow};
+use arbora_kernels::{Adjustment, Allowed, LogprobRow, RowLogprobs, SampleRow};
 use arbora_runtime::request::{FinishReason, Request};
 use arbora_runtime::sampler::noise;
 
 use crate::random::mix;
-use crate::toy::{FOLD_START, N_LAYERS, N_VOCAB, toy_sample, weight};
+use crate::toy::{FOLD_START, N_LAYERS, N_VOCAB, toy_logprobs, toy_sample, weight};
 
 /// A sequence evaluated token by token.
 struct Evaluation {
@@ -45,12 +46,46 @@ impl Evaluation {
 }
 
 /// How an undisturbed request ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Expected {
     /// Its output.
     pub tokens: Vec<u32>,
     /// Its ending; `None` where the model gives no finite logits.
     pub reason: Option<FinishReason>,
+    /// Log-probabilities of the prompt, if wanted.
+    pub scores: Vec<RowLogprobs>,
+    /// Log-probabilities of the output, if wanted.
+    pub logprobs: Vec<RowLogprobs>,
+}
+
+/// What `request` changes in the logits after `prompt` and `output`: counted afresh each time.
+fn adjustments(request: &Request, output: &[u32], ending: &[u32]) -> Vec<Adjustment> {
+    let sampling = &request.sampling;
+    let mut changes: BTreeMap<u32, (f32, f32)> = BTreeMap::new();
+    for &(token, bias) in &request.logit_bias {
+        changes.entry(token).or_insert((1.0, 0.0)).1 += bias;
+    }
+    for token in 0..N_VOCAB as u32 {
+        let n_output = output.iter().filter(|other| **other == token).count();
+        let was_seen = n_output > 0 || request.prompt.contains(&token);
+        if was_seen {
+            changes.entry(token).or_insert((1.0, 0.0)).0 = sampling.repetition_penalty;
+        }
+        if n_output > 0 {
+            let shift = &mut changes.entry(token).or_insert((1.0, 0.0)).1;
+            *shift -= sampling.presence_penalty + sampling.frequency_penalty * n_output as f32;
+        }
+    }
+    if output.len() < request.stop.min_tokens {
+        changes.extend(ending.iter().map(|token| (*token, (1.0, f32::NEG_INFINITY))));
+    }
+    changes.retain(|_, change| *change != (1.0, 0.0));
+    let adjustment = |(token, (divisor, shift))| Adjustment {
+        token,
+        divisor,
+        shift,
+    };
+    changes.into_iter().map(adjustment).collect()
 }
 
 /// Tokens that grammars spell with; many more would spell the same texts in so many ways that no draft is
@@ -90,9 +125,29 @@ pub fn expected(
     let mut matcher = grammar.map(Grammar::matcher);
     let mut evaluation = Evaluation::new();
     let mut logits = 0;
-    for &token in &request.prompt {
+    let mut scores = Vec::new();
+    for (idx, &token) in request.prompt.iter().enumerate() {
+        if let Some(n_top) = request.logprobs.prompt.filter(|_| idx > 0) {
+            let row = 0;
+            match toy_logprobs(logits, LogprobRow { row, token, n_top }, not_finite_one_in) {
+                Some(score) => scores.push(score),
+                None => return Expected::default(),
+            }
+        }
         logits = evaluation.feed(token);
     }
+    if request.max_tokens == 0 {
+        return Expected {
+            reason: Some(FinishReason::Length),
+            scores,
+            ..Expected::default()
+        };
+    }
+    let stop = &request.stop;
+    let heeds_eos = !stop.ignore_eos || grammar.is_some();
+    let heeded = if heeds_eos { model_stops } else { &[] };
+    let ending = [stop.token_ids.as_slice(), heeded].concat();
+    let mut logprobs = Vec::new();
     let mut tokens = Vec::new();
     let mut bytes: Vec<u8> = Vec::new();
     loop {
@@ -100,7 +155,9 @@ pub fn expected(
         let mask = matcher
             .as_mut()
             .map(|matcher| matcher.mask().expect("a toy grammar is within its limits"));
+        let adjustments = adjustments(request, &tokens, &ending);
         let row = SampleRow {
+            adjustments: &adjustments,
             allowed: mask.as_ref().map_or(Allowed::All, |mask| {
                 Allowed::Ids(mask.ids().expect("the vocabulary is small"))
             }),
@@ -110,14 +167,28 @@ pub fn expected(
             min_p: request.sampling.min_p,
             noise: noise(request.sampling.seed, request.choice_idx, position as u64),
         };
-        let Some(token) = toy_sample(logits, &row, not_finite_one_in) else {
-            return Expected { tokens, reason: None };
+        let expected = |tokens, reason, logprobs| Expected {
+            tokens,
+            reason,
+            scores: scores.clone(),
+            logprobs,
         };
+        let Some(token) = toy_sample(logits, &row, not_finite_one_in) else {
+            return expected(tokens, None, logprobs);
+        };
+        if let Some(n_top) = request.logprobs.output {
+            let row = 0;
+            logprobs.extend(toy_logprobs(
+                logits,
+                LogprobRow { row, token, n_top },
+                not_finite_one_in,
+            ));
+        }
         tokens.push(token);
-        bytes.extend(token_bytes(token));
-        let stop = &request.stop;
-        let heeds_eos = !stop.ignore_eos || grammar.is_some();
-        let ends = if stop.token_ids.contains(&token) || (heeds_eos && model_stops.contains(&token)) {
+        if tokens.len() > stop.min_tokens {
+            bytes.extend(token_bytes(token));
+        }
+        let ends = if ending.contains(&token) {
             Some(FinishReason::StopToken(token))
         } else if let Some(idx) = first_stop(&stop.strings, &bytes) {
             Some(FinishReason::StopString(idx))
@@ -132,7 +203,7 @@ pub fn expected(
             (tokens.len() >= request.max_tokens).then_some(FinishReason::Length)
         };
         if ends.is_some() {
-            return Expected { tokens, reason: ends };
+            return expected(tokens, ends, logprobs);
         }
         logits = evaluation.feed(token);
     }

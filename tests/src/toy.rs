@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arbora_kernels::{
-    Allowed, AttentionRows, Backend, BackendError, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle,
-    RopeTable, SampleRow, SequenceRows,
+    Allowed, AttentionRows, Backend, BackendError, HeadLayout, KvShape, LogprobRow, MatrixSource, RopeStore,
+    RopeStyle, RopeTable, RowLogprobs, SampleRow, SequenceRows, TokenLogprob,
 };
 use arbora_runtime::model::config::{DecoderConfig, RopeConfig, RopeScaling};
 use arbora_runtime::model::decoder::{Decoder, DecoderWeights, ForwardLimits, LayerWeights};
@@ -208,7 +208,17 @@ pub fn toy_sample(logits: u64, row: &SampleRow<'_>, not_finite_one_in: u64) -> O
     } else {
         mix(logits, row.noise)
     };
+    // Whatever is adjusted changes the draw.
+    let drawn = row.adjustments.iter().fold(drawn, |drawn, adjustment| {
+        let change = u64::from(adjustment.divisor.to_bits()) << 32 | u64::from(adjustment.shift.to_bits());
+        mix(drawn, mix(u64::from(adjustment.token), change))
+    });
+    let is_out = |id: &u32| {
+        let of_token = row.adjustments.iter().find(|adjustment| adjustment.token == *id);
+        of_token.is_some_and(|adjustment| adjustment.shift == f32::NEG_INFINITY)
+    };
     let is_allowed = |id: &u32| match row.allowed {
+        _ if is_out(id) => false,
         Allowed::All => true,
         Allowed::Ids(ids) => ids.contains(id),
         Allowed::Bits(words) => words[*id as usize / 64] >> (id % 64) & 1 == 1,
@@ -216,6 +226,22 @@ pub fn toy_sample(logits: u64, row: &SampleRow<'_>, not_finite_one_in: u64) -> O
     let ids = || (0..N_VOCAB as u32).filter(is_allowed);
     let idx = drawn.checked_rem(ids().count() as u64)?;
     ids().nth(idx as usize)
+}
+
+/// The log-probabilities that a row of logits is asked for: made up, but always the same.
+pub fn toy_logprobs(logits: u64, asked: LogprobRow, not_finite_one_in: u64) -> Option<RowLogprobs> {
+    if not_finite_one_in > 0 && logits.is_multiple_of(not_finite_one_in) {
+        return None;
+    }
+    let of = |token: u32| TokenLogprob {
+        token,
+        logprob: -((mix(logits, u64::from(token)) % 1000) as f32) / 64.0,
+        rank: (mix(logits, u64::from(token)) % N_VOCAB as u64) as u32 + 1,
+    };
+    Some(RowLogprobs {
+        token: of(asked.token),
+        top: (0..asked.n_top as u32).map(of).collect(),
+    })
 }
 
 impl Backend for ToyBackend {
@@ -366,6 +392,13 @@ impl Backend for ToyBackend {
         out.clear();
         let sampled = logits.rows.iter().zip(rows);
         out.extend(sampled.map(|(&logits, row)| toy_sample(logits, row, self.not_finite_one_in)));
+    }
+
+    fn logprobs(&mut self, logits: &ToyTensor, rows: &[LogprobRow], out: &mut Vec<Option<RowLogprobs>>) {
+        self.fuse.burn("logprobs");
+        out.clear();
+        let asked = rows.iter();
+        out.extend(asked.map(|asked| toy_logprobs(logits.rows[asked.row], *asked, self.not_finite_one_in)));
     }
 
     fn copy_page(&mut self, kv: &mut ToyKv, from: u32, to: u32) {

@@ -8,7 +8,8 @@ use arbora_radix::Namespace;
 use arbora_runtime::engine::{Engine, EngineConfig, EngineHandle, Turn};
 use arbora_runtime::grammar::GrammarState;
 use arbora_runtime::request::{
-    Event, FinishReason, Finished, Request, RequestId, SamplingParams, StopConditions, SubmitError,
+    Event, FinishReason, Finished, LogprobsWanted, Request, RequestId, RowLogprobs, SamplingParams,
+    StopConditions, SubmitError,
 };
 use arbora_runtime::token_bytes::TokenBytes;
 use tokio::sync::mpsc;
@@ -35,6 +36,10 @@ pub struct Ask {
     pub stop: StopConditions,
     /// What the output must look like.
     pub grammar: Option<Grammar>,
+    /// Added to logits.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Log-probabilities to send along.
+    pub logprobs: LogprobsWanted,
     /// For the `priority` policy.
     pub priority: i32,
     /// Queue deadline.
@@ -59,6 +64,8 @@ impl Ask {
                 ..StopConditions::default()
             },
             grammar: None,
+            logit_bias: Vec::new(),
+            logprobs: LogprobsWanted::default(),
             priority: 0,
             queue_timeout: None,
             total_timeout: None,
@@ -75,6 +82,10 @@ pub struct Client {
     pub expected: Expected,
     /// The output so far.
     pub tokens: Vec<u32>,
+    /// Log-probabilities of the prompt, once they came.
+    pub scores: Option<Vec<RowLogprobs>>,
+    /// Log-probabilities of the output so far.
+    pub logprobs: Vec<RowLogprobs>,
     /// The ending.
     pub finished: Option<Finished>,
     /// Tokens asked for at most.
@@ -108,10 +119,18 @@ impl Client {
         let Some(events) = &mut self.events else { return };
         loop {
             match events.try_recv() {
+                Ok(Event::Prompt(scores)) => {
+                    assert!(
+                        self.finished.is_none() && self.tokens.is_empty(),
+                        "the prompt comes first"
+                    );
+                    assert!(self.scores.replace(scores).is_none(), "and once");
+                }
                 Ok(Event::Tokens(tokens)) => {
                     assert!(self.finished.is_none(), "tokens after the ending");
-                    assert!(!tokens.is_empty(), "an event without tokens");
-                    self.tokens.extend(tokens);
+                    assert!(!tokens.ids.is_empty(), "an event without tokens");
+                    self.tokens.extend(tokens.ids);
+                    self.logprobs.extend(tokens.logprobs);
                 }
                 Ok(Event::Finished(finished)) => {
                     assert!(self.finished.is_none(), "a second ending");
@@ -133,6 +152,17 @@ impl Client {
         let expected = &self.expected;
         assert!(n <= expected.tokens.len(), "{n} tokens, expected {expected:?}");
         assert_eq!(self.tokens, expected.tokens[..n], "request {:?}", self.id);
+        assert_eq!(
+            self.logprobs,
+            expected.logprobs[..self.logprobs.len()],
+            "request {:?}",
+            self.id
+        );
+        assert!(expected.logprobs.is_empty() || self.logprobs.len() == n);
+        if n > 0 || self.scores.is_some() {
+            let scores = self.scores.as_deref().unwrap_or_default();
+            assert_eq!(scores, expected.scores, "request {:?}", self.id);
+        }
         let Some(finished) = &self.finished else { return };
         match &finished.reason {
             reason @ (FinishReason::StopToken(_)
@@ -223,6 +253,8 @@ impl World {
                 .grammar
                 .as_ref()
                 .map(|grammar| GrammarState::new(grammar, Arc::new(spell))),
+            logit_bias: ask.logit_bias.clone(),
+            logprobs: ask.logprobs,
             priority: ask.priority,
             arrived: self.now,
             queue_timeout: ask.queue_timeout,
@@ -237,6 +269,8 @@ impl World {
             id,
             expected,
             tokens: Vec::new(),
+            scores: None,
+            logprobs: Vec::new(),
             finished: None,
             max_tokens,
             submitted: self.now,

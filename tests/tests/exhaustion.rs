@@ -187,7 +187,21 @@ fn what_can_never_be_served_is_refused_with_the_numbers() {
     let world = &mut World::new(config);
     let mut refused = |ask: Ask| world.submit(&ask).expect_err("out of range");
     assert_eq!(refused(Ask::new(&[], 1)), SubmitError::EmptyPrompt);
-    assert_eq!(refused(Ask::new(&[1], 0)), SubmitError::NoOutput);
+    let biased = |token, bias| Ask {
+        logit_bias: vec![(token, bias)],
+        ..Ask::new(&[1], 1)
+    };
+    assert_eq!(
+        refused(biased(48, 1.0)),
+        SubmitError::BiasOutOfRange {
+            token: 48,
+            n_vocab: 48
+        }
+    );
+    assert!(matches!(
+        refused(biased(1, f32::NAN)),
+        SubmitError::BadBias { token: 1, .. }
+    ));
     assert_eq!(
         refused(Ask::new(&[1, 2, N_VOCAB as u32], 1)),
         SubmitError::TokenOutOfRange {

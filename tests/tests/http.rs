@@ -15,7 +15,7 @@ use arbora::template::{ChatTemplate, TemplateTokens};
 use arbora_radix::Namespace;
 use arbora_runtime::engine::{EngineConfig, EngineExit, EngineHandle, spawn};
 use arbora_runtime::model::metadata::{Metadata, Value};
-use arbora_runtime::request::{Request, SamplingParams, StopConditions};
+use arbora_runtime::request::{LogprobsWanted, Request, SamplingParams, StopConditions};
 use arbora_runtime::tokenizer::{SpecialTokens, Tokenizer};
 use arbora_tests::oracle::expected;
 use arbora_tests::toy::{Fuse, N_VOCAB, ToyBackend};
@@ -168,6 +168,8 @@ impl Site {
             max_tokens,
             stop: StopConditions::default(),
             grammar: None,
+            logit_bias: Vec::new(),
+            logprobs: LogprobsWanted::default(),
             priority: 0,
             arrived: Instant::now(),
             queue_timeout: None,

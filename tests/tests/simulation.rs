@@ -8,7 +8,7 @@ use std::time::Duration;
 use arbora_constrained::{Grammar, Limits};
 use arbora_radix::{EvictionPolicy, Namespace};
 use arbora_runtime::engine::{EngineConfig, SchedulePolicy, Turn};
-use arbora_runtime::request::{SamplingParams, StopConditions, SubmitError};
+use arbora_runtime::request::{LogprobsWanted, SamplingParams, StopConditions, SubmitError};
 use arbora_tests::oracle::vocabulary;
 use arbora_tests::random::Random;
 use arbora_tests::toy::N_VOCAB;
@@ -64,7 +64,12 @@ impl Prompts {
 }
 
 fn random_ask(random: &mut Random, prompts: &mut Prompts, grammars: &[Grammar]) -> Ask {
-    let mut ask = Ask::new(&prompts.draw(random), random.between(1, 30));
+    let max_tokens = if random.one_in(20) {
+        0
+    } else {
+        random.between(1, 30)
+    };
+    let mut ask = Ask::new(&prompts.draw(random), max_tokens);
     ask.namespace = Namespace {
         adapter: u32::from(random.one_in(5)),
         ..Namespace::default()
@@ -76,6 +81,17 @@ fn random_ask(random: &mut Random, prompts: &mut Prompts, grammars: &[Grammar]) 
             ..SamplingParams::default()
         };
     }
+    if random.one_in(3) {
+        ask.sampling.repetition_penalty = random.pick(&[1.0, 1.2]);
+        ask.sampling.presence_penalty = random.pick(&[0.0, 0.5]);
+        ask.sampling.frequency_penalty = random.pick(&[0.0, -0.25]);
+        let bias = |random: &mut Random| (random.below(N_VOCAB) as u32, random.pick(&[-100.0, 2.0]));
+        ask.logit_bias = (0..random.below(3)).map(|_| bias(random)).collect();
+    }
+    ask.logprobs = LogprobsWanted {
+        output: random.one_in(4).then(|| random.below(4)),
+        prompt: random.one_in(4).then(|| random.below(4)),
+    };
     let strings = ["ab", "é", "bca", "abab", "c"];
     ask.stop = StopConditions {
         token_ids: if random.one_in(3) {
@@ -89,6 +105,7 @@ fn random_ask(random: &mut Random, prompts: &mut Prompts, grammars: &[Grammar]) 
             .map(|&s| s.to_owned())
             .collect(),
         ignore_eos: random.one_in(2),
+        min_tokens: if random.one_in(3) { random.below(12) } else { 0 },
     };
     if random.one_in(3) {
         ask.grammar = Some(grammars[random.below(grammars.len())].clone());

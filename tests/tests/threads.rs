@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use arbora_radix::Namespace;
 use arbora_runtime::engine::{EngineConfig, EngineExit, EngineHandle, spawn};
-use arbora_runtime::request::{Event, Finished, Request, SamplingParams, StopConditions, SubmitError};
+use arbora_runtime::request::{
+    Event, Finished, LogprobsWanted, Request, SamplingParams, StopConditions, SubmitError,
+};
 use arbora_runtime::token_bytes::TokenBytes;
 use arbora_tests::oracle::expected;
 use arbora_tests::random::Random;
@@ -43,6 +45,8 @@ fn request(handle: &EngineHandle, prompt: Vec<u32>, max_tokens: usize) -> (Reque
         max_tokens,
         stop: StopConditions::default(),
         grammar: None,
+        logit_bias: Vec::new(),
+        logprobs: LogprobsWanted::default(),
         priority: 0,
         arrived: Instant::now(),
         queue_timeout: None,
@@ -59,7 +63,8 @@ fn listen(mut events: mpsc::Receiver<Event>) -> (Vec<u32>, Finished) {
     while let Some(event) = events.blocking_recv() {
         assert!(finished.is_none(), "an event after the ending");
         match event {
-            Event::Tokens(more) => tokens.extend(more),
+            Event::Prompt(_) => {}
+            Event::Tokens(more) => tokens.extend(more.ids),
             Event::Finished(ending) => finished = Some(ending),
         }
     }

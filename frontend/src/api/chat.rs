@@ -52,10 +52,7 @@ pub async fn chat_completions(
             })
         })
         .await?;
-    let prompt = PreparedPrompt {
-        tokens,
-        opening: String::new(),
-    };
+    let prompt = PreparedPrompt::new(tokens, None);
     let grammar = app.grammar(&options).await?;
     let mut generation = app.generate(vec![prompt], &options, grammar.as_ref())?;
     if let Some(format) = call_format {

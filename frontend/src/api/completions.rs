@@ -41,24 +41,23 @@ pub async fn completions(
 async fn prepare(app: &App, prompt: Prompt, echo: Echo) -> Result<PreparedPrompt, ApiError> {
     match prompt {
         Prompt::Text(text) => {
-            let opening = match echo {
-                Echo::Output => String::new(),
-                Echo::PromptAndOutput => text.clone(),
+            let repeated = match echo {
+                Echo::Output => None,
+                Echo::PromptAndOutput => Some(text.clone()),
             };
             let tokens = app.encode(text.len(), move |encoder| encoder.text(&text)).await?;
-            Ok(PreparedPrompt { tokens, opening })
+            Ok(PreparedPrompt::new(tokens, repeated))
         }
         Prompt::Tokens(tokens) => {
-            let bytes: Vec<u8> = match echo {
-                Echo::Output => Vec::new(),
-                Echo::PromptAndOutput => tokens
-                    .iter()
-                    .flat_map(|&id| app.token_bytes.of(id))
-                    .copied()
-                    .collect(),
+            let repeated = match echo {
+                Echo::Output => None,
+                Echo::PromptAndOutput => {
+                    let bytes = tokens.iter().flat_map(|&id| app.token_bytes.of(id)).copied();
+                    let bytes: Vec<u8> = bytes.collect();
+                    Some(String::from_utf8_lossy(&bytes).into_owned())
+                }
             };
-            let opening = String::from_utf8_lossy(&bytes).into_owned();
-            Ok(PreparedPrompt { tokens, opening })
+            Ok(PreparedPrompt::new(tokens, repeated))
         }
     }
 }

@@ -20,10 +20,11 @@ use tokio::sync::mpsc;
 
 use crate::auth::ApiKeys;
 use crate::grammars::Grammars;
+use crate::logprobs::LogprobWriter;
 use crate::metrics::HttpMetrics;
 use crate::prompt::{PromptEncoder, PromptError};
 use crate::reply::{Format, Reply};
-use crate::stream::{Choice, Explain, Generation};
+use crate::stream::{Choice, Explain, Generation, Opening};
 use crate::template::TemplateError;
 use crate::wire::error::ApiError;
 use crate::wire::options::{Delivery, Options};
@@ -73,7 +74,18 @@ pub fn unix_seconds() -> u64 {
 #[derive(Debug)]
 struct PreparedPrompt {
     tokens: Vec<u32>,
-    opening: String,
+    opening: Opening,
+}
+
+impl PreparedPrompt {
+    /// `repeated` is its text where the answer begins with it.
+    fn new(tokens: Vec<u32>, repeated: Option<String>) -> Self {
+        let opening = repeated.map_or_else(Opening::default, |text| Opening {
+            text,
+            first_token: tokens.first().copied(),
+        });
+        PreparedPrompt { tokens, opening }
+    }
 }
 
 impl App {
@@ -144,6 +156,8 @@ impl App {
                     max_tokens,
                     stop: options.stop.clone(),
                     grammar: grammar.cloned(),
+                    logit_bias: options.logit_bias.clone(),
+                    logprobs: options.logprobs,
                     priority: options.priority,
                     arrived,
                     queue_timeout: None,
@@ -153,7 +167,7 @@ impl App {
                 self.engine.submit(request)?;
                 choices.push(Choice {
                     events,
-                    text: TextStream::new(&options.stop.strings),
+                    text: TextStream::new(&options.stop.strings).after(options.stop.min_tokens),
                     stop_tokens: self.ending_tokens(options),
                     calls: None,
                     opening: prompt.opening.clone(),
@@ -197,9 +211,12 @@ impl App {
             .headers
             .get("x-arbora-usage")
             .is_some_and(|value| value == "1");
+        let tokenizer = Arc::clone(self.encoder.tokenizer());
+        let logprobs = LogprobWriter::new(tokenizer, asked.options.logprobs, generation.n_choices());
         let reply = Reply {
             head,
             format: asked.format,
+            logprobs,
             explain: if wants_more { Explain::Yes } else { Explain::No },
             generation,
         };

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
-use super::options::Options;
+use super::options::{MAX_LOGPROBS, Options, in_range};
 use super::tools::Tools;
 
 /// Most messages in one request.
@@ -85,7 +85,8 @@ impl ChatRequest {
         f.refuse_unless("web_search_options", |_| false)?;
         let only_text = |v: &Value| v.as_array().is_some_and(|list| list.iter().all(|m| m == "text"));
         f.refuse_unless("modalities", only_text)?;
-        let request = ChatRequest {
+        let output_logprobs = output_logprobs(&mut f)?;
+        let mut request = ChatRequest {
             messages: messages(&mut f)?,
             tools,
             add_generation_prompt: f.optional("add_generation_prompt")?.unwrap_or(true),
@@ -93,6 +94,13 @@ impl ChatRequest {
             options: Options::read(&mut f, sampling)?,
         };
         f.finish();
+        request.options.logprobs.output = output_logprobs;
+        if request.options.max_tokens == Some(0) {
+            return Err(ApiError::invalid(
+                "max_tokens",
+                "'max_tokens' must be at least 1, got 0.",
+            ));
+        }
         if let (Some(_), Some(constraint)) = (&request.tools, &request.options.constraint) {
             let param = &constraint.param;
             let message = format!("'{param}' and 'tools' both constrain the output; at most one may.");
@@ -100,6 +108,17 @@ impl ChatRequest {
         }
         Ok(request)
     }
+}
+
+/// `logprobs: true` and how many to list.
+fn output_logprobs(f: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let is_wanted = f.optional::<bool>("logprobs")?.unwrap_or(false);
+    let n_top = in_range(f, "top_logprobs", 0, MAX_LOGPROBS)?.unwrap_or(0);
+    if !is_wanted && n_top > 0 {
+        let message = "'top_logprobs' is only allowed when 'logprobs' is true.";
+        return Err(ApiError::invalid("top_logprobs", message));
+    }
+    Ok(is_wanted.then_some(n_top))
 }
 
 fn template_values(f: &mut Fields) -> Result<Map<String, Value>, ApiError> {

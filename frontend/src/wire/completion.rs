@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::{Fields, FromJson, wrong_type};
-use super::options::{MAX_CHOICES, Options};
+use super::options::{MAX_CHOICES, MAX_LOGPROBS, Options, in_range};
 
 /// Most prompts in one request.
 pub const MAX_PROMPTS: usize = 32;
@@ -50,7 +50,17 @@ impl CompletionRequest {
             _ => Echo::Output,
         };
         let best_of = f.optional::<usize>("best_of")?;
-        let options = Options::read(&mut f, sampling)?;
+        let output_logprobs = in_range(&mut f, "logprobs", 0, MAX_LOGPROBS)?;
+        let mut options = Options::read(&mut f, sampling)?;
+        options.logprobs.output = output_logprobs;
+        if echo == Echo::PromptAndOutput && output_logprobs.is_some() {
+            if options.logprobs.prompt.is_some() {
+                let message = "'prompt_logprobs' is not available with 'echo' and 'logprobs'.";
+                return Err(ApiError::invalid("prompt_logprobs", message));
+            }
+            // What is repeated is told about like what is new.
+            options.logprobs.prompt = output_logprobs;
+        }
         if best_of.is_some_and(|b| b != options.n) {
             return Err(ApiError::invalid(
                 "best_of",

@@ -185,7 +185,9 @@ impl From<SubmitError> for ApiError {
                 ApiError::ContextExceeded { message }
             }
             SubmitError::BadParam(bad) => ApiError::invalid(bad.param, message),
-            SubmitError::NoOutput => ApiError::invalid("max_tokens", message),
+            SubmitError::BadBias { .. } | SubmitError::BiasOutOfRange { .. } => {
+                ApiError::invalid("logit_bias", message)
+            }
             SubmitError::ShuttingDown => ApiError::ShuttingDown,
         }
     }

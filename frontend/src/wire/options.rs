@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use arbora_runtime::request::{SamplingParams, StopConditions};
+use arbora_runtime::request::{LogprobsWanted, SamplingParams, StopConditions};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -18,6 +18,10 @@ pub const MAX_STOPS: usize = 4;
 pub const MAX_STOP_BYTES: usize = 1024;
 /// Most stop token ids.
 pub const MAX_STOP_TOKENS: usize = 64;
+/// Most tokens with a bias.
+pub const MAX_BIASES: usize = 1024;
+/// Most tokens listed beside one with their log-probabilities.
+pub const MAX_LOGPROBS: usize = 20;
 
 /// What a request asks for besides its prompt.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +36,10 @@ pub struct Options {
     pub sampling: SamplingParams,
     /// What ends the output early.
     pub stop: StopConditions,
+    /// Added to the logits of tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// What is told about how likely tokens were. `output` is spelled differently by each API and read there.
+    pub logprobs: LogprobsWanted,
     /// What the output must look like; absent for free text.
     pub constraint: Option<Constraint>,
     /// One JSON answer or a stream of chunks.
@@ -58,12 +66,18 @@ impl Options {
     /// Reads the shared fields; `defaults` are the model's own, for what the client leaves open.
     pub fn read(f: &mut Fields, defaults: &SamplingParams) -> Result<Self, ApiError> {
         refuse_unenforced(f)?;
+        let max_tokens = max_tokens(f)?;
         let options = Options {
             model: f.optional("model")?,
-            max_tokens: max_tokens(f)?,
+            max_tokens,
             n: in_range(f, "n", 1, MAX_CHOICES)?.unwrap_or(1),
             sampling: sampling(f, defaults)?,
-            stop: stop(f)?,
+            stop: stop(f, max_tokens)?,
+            logit_bias: logit_bias(f)?,
+            logprobs: LogprobsWanted {
+                output: None,
+                prompt: in_range(f, "prompt_logprobs", 0, MAX_LOGPROBS)?,
+            },
             constraint: Constraint::read(f)?,
             delivery: delivery(f)?,
             salt: salt(f)?,
@@ -72,6 +86,10 @@ impl Options {
         // Known, without effect on the output: hints and labels. Their types are checked all the same.
         for name in ["user", "prompt_cache_key", "safety_identifier", "service_tier"] {
             f.optional::<String>(name)?;
+        }
+        if options.logprobs.prompt.is_some() && options.delivery != Delivery::Whole {
+            let message = "'prompt_logprobs' is not available when 'stream' is true.";
+            return Err(ApiError::invalid("prompt_logprobs", message));
         }
         Ok(options)
     }
@@ -87,17 +105,6 @@ fn refuse_unenforced(f: &mut Fields) -> Result<(), ApiError> {
     for name in CONSTRAINTS {
         f.refuse_unless(name, |_| false)?;
     }
-    f.refuse_unless("logit_bias", |v| {
-        v.as_object().is_some_and(serde_json::Map::is_empty)
-    })?;
-    let equals = |neutral: f64| move |v: &Value| v.as_f64() == Some(neutral);
-    f.refuse_unless("presence_penalty", equals(0.0))?;
-    f.refuse_unless("frequency_penalty", equals(0.0))?;
-    f.refuse_unless("repetition_penalty", equals(1.0))?;
-    f.refuse_unless("min_tokens", equals(0.0))?;
-    f.refuse_unless("top_logprobs", equals(0.0))?;
-    f.refuse_unless("prompt_logprobs", |_| false)?;
-    f.refuse_unless("logprobs", |v| v == &Value::Bool(false))?;
     f.refuse_unless("use_beam_search", |v| v == &Value::Bool(false))?;
     f.refuse_unless("include_stop_str_in_output", |v| v == &Value::Bool(false))?;
     f.refuse_unless("return_tokens_as_token_ids", |v| v == &Value::Bool(false))
@@ -121,9 +128,39 @@ where
 fn max_tokens(f: &mut Fields) -> Result<Option<usize>, ApiError> {
     // The engine knows the context and refuses what exceeds it; this bound only keeps sums from overflowing.
     let limit = u32::MAX as usize;
-    let old = in_range(f, "max_tokens", 1, limit)?;
+    let old = in_range(f, "max_tokens", 0, limit)?;
     let new = in_range(f, "max_completion_tokens", 1, limit)?;
     Ok(new.or(old))
+}
+
+/// `{"token id": bias}`, as OpenAI has it.
+fn logit_bias(f: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
+    let path = f.path_of("logit_bias");
+    let given = match f.raw("logit_bias") {
+        None => return Ok(Vec::new()),
+        Some(Value::Object(given)) => given,
+        Some(other) => return Err(wrong_type(&path, "an object", &other)),
+    };
+    if given.len() > MAX_BIASES {
+        let message = format!(
+            "'{path}' has {} tokens, at most {MAX_BIASES} are allowed.",
+            given.len()
+        );
+        return Err(ApiError::invalid(path, message));
+    }
+    let bias = |(token, bias): (String, Value)| {
+        let id = token.parse::<u32>().map_err(|_| {
+            let shown: String = token.chars().take(40).collect();
+            ApiError::invalid(
+                &path,
+                format!("'{path}' has the key '{shown}', which is not a token id."),
+            )
+        })?;
+        let wrong = || wrong_type(&format!("{path}.{id}"), "a number in [-100, 100]", &bias);
+        let value = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
+        Ok((id, value.ok_or_else(wrong)? as f32))
+    };
+    given.into_iter().map(bias).collect()
 }
 
 fn sampling(f: &mut Fields, defaults: &SamplingParams) -> Result<SamplingParams, ApiError> {
@@ -137,6 +174,15 @@ fn sampling(f: &mut Fields, defaults: &SamplingParams) -> Result<SamplingParams,
         top_k,
         top_p: f.optional("top_p")?.unwrap_or(defaults.top_p),
         min_p: f.optional("min_p")?.unwrap_or(defaults.min_p),
+        repetition_penalty: f
+            .optional("repetition_penalty")?
+            .unwrap_or(defaults.repetition_penalty),
+        presence_penalty: f
+            .optional("presence_penalty")?
+            .unwrap_or(defaults.presence_penalty),
+        frequency_penalty: f
+            .optional("frequency_penalty")?
+            .unwrap_or(defaults.frequency_penalty),
         seed: f
             .optional::<i64>("seed")?
             .map_or_else(random_seed, |seed| seed as u64),
@@ -152,7 +198,7 @@ pub fn random_seed() -> u64 {
     RandomState::new().hash_one(0)
 }
 
-fn stop(f: &mut Fields) -> Result<StopConditions, ApiError> {
+fn stop(f: &mut Fields, max_tokens: Option<usize>) -> Result<StopConditions, ApiError> {
     let elements = match f.raw("stop") {
         None => Vec::new(),
         Some(Value::Array(elements)) => elements,
@@ -182,10 +228,13 @@ fn stop(f: &mut Fields) -> Result<StopConditions, ApiError> {
         token_ids.push(u32::from_json(value).ok_or(wrong)?);
     }
     let ignore_eos = f.optional("ignore_eos")?.unwrap_or(false);
+    let most = max_tokens.unwrap_or(u32::MAX as usize);
+    let min_tokens = in_range(f, "min_tokens", 0, most)?.unwrap_or(0);
     Ok(StopConditions {
         token_ids,
         strings,
         ignore_eos,
+        min_tokens,
     })
 }
 
@@ -251,12 +300,20 @@ mod tests {
         let json = r#"{"max_tokens": 9, "max_completion_tokens": 7, "n": 2, "temperature": 0, "top_p": 0.5,
             "top_k": 4, "min_p": 0.1, "seed": -1, "stop": ["a", "b"], "stop_token_ids": [1, 2], "stream": true,
             "stream_options": {"include_usage": true}, "ignore_eos": true, "cache_salt": "x", "priority": -3,
-            "logprobs": false, "presence_penalty": 0, "response_format": {"type": "text"}, "logit_bias": {},
+            "presence_penalty": 0.5, "frequency_penalty": -1, "repetition_penalty": 1.25, "min_tokens": 3,
+            "response_format": {"type": "text"}, "logit_bias": {"7": -100, "3": 0.5},
             "some_router_field": {"a": 1}}"#;
         let o = read(json).expect("valid");
         assert_eq!((o.max_tokens, o.n, o.priority), (Some(7), 2, -3));
         assert_eq!(o.sampling.seed, u64::MAX);
         assert_eq!((o.sampling.top_k, o.sampling.min_p), (4, 0.1));
+        let s = o.sampling;
+        let penalties = (s.presence_penalty, s.frequency_penalty, s.repetition_penalty);
+        assert_eq!(penalties, (0.5, -1.0, 1.25));
+        let mut bias = o.logit_bias;
+        bias.sort_by_key(|(token, _)| *token);
+        assert_eq!(bias, [(3, 0.5), (7, -100.0)]);
+        assert_eq!(o.stop.min_tokens, 3);
         assert_eq!(o.stop.strings, ["a", "b"]);
         assert_eq!(
             (o.stop.token_ids.as_slice(), o.stop.ignore_eos),
@@ -280,7 +337,19 @@ mod tests {
             (r#"{"top_p": 1.1}"#, "top_p"),
             (r#"{"min_p": 1}"#, "min_p"),
             (r#"{"top_k": -2}"#, "top_k"),
-            (r#"{"max_tokens": 0}"#, "max_tokens"),
+            (r#"{"max_tokens": -1}"#, "max_tokens"),
+            (r#"{"min_tokens": -1}"#, "min_tokens"),
+            (r#"{"min_tokens": 5, "max_tokens": 4}"#, "min_tokens"),
+            (r#"{"presence_penalty": 2.1}"#, "presence_penalty"),
+            (r#"{"frequency_penalty": -2.1}"#, "frequency_penalty"),
+            (r#"{"repetition_penalty": 0}"#, "repetition_penalty"),
+            (r#"{"repetition_penalty": 11}"#, "repetition_penalty"),
+            (r#"{"logit_bias": 5}"#, "logit_bias"),
+            (r#"{"logit_bias": {"x": 1}}"#, "logit_bias"),
+            (r#"{"logit_bias": {"5": 101}}"#, "logit_bias.5"),
+            (r#"{"logit_bias": {"5": "a"}}"#, "logit_bias.5"),
+            (r#"{"prompt_logprobs": 21}"#, "prompt_logprobs"),
+            (r#"{"prompt_logprobs": 1, "stream": true}"#, "prompt_logprobs"),
             (r#"{"max_tokens": 1.5}"#, "max_tokens"),
             (r#"{"max_completion_tokens": -1}"#, "max_completion_tokens"),
             (r#"{"max_completion_tokens": 1e18}"#, "max_completion_tokens"),
@@ -321,14 +390,7 @@ mod tests {
     fn a_constraint_that_is_not_enforced_is_refused_by_name() {
         let cases = [
             r#"{"bad_words": ["x"]}"#,
-            r#"{"logit_bias": {"5": 1}}"#,
-            r#"{"logprobs": true}"#,
-            r#"{"logprobs": 0}"#,
-            r#"{"top_logprobs": 2}"#,
-            r#"{"presence_penalty": 0.1}"#,
-            r#"{"frequency_penalty": -0.1}"#,
-            r#"{"repetition_penalty": 1.1}"#,
-            r#"{"min_tokens": 1}"#,
+            r#"{"allowed_token_ids": [1]}"#,
             r#"{"chat_template": "x"}"#,
         ];
         for json in cases {

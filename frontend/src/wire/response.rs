@@ -1,5 +1,7 @@
 //! What the API answers with. Field order and presence are those of OpenAI's responses.
 
+use std::collections::BTreeMap;
+
 use serde::{Serialize, Serializer};
 
 /// What every answer and every chunk starts with.
@@ -23,6 +25,9 @@ pub struct Answer<'a, C> {
     pub head: &'a Head,
     /// Completions, or pieces of them.
     pub choices: Vec<C>,
+    /// Of a chat's prompt, where asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<PromptLogprobs>,
     /// Token counts: missing, `null` or given.
     #[serde(skip_serializing_if = "UsageField::is_missing")]
     pub usage: UsageField,
@@ -117,11 +122,68 @@ pub struct ChatChoice {
     pub index: usize,
     /// The answer.
     pub message: AssistantMessage,
-    /// Always `null`: log-probabilities are refused at the door.
-    pub logprobs: Option<()>,
+    /// Of the text's tokens; `null` where they were not asked for.
+    pub logprobs: Option<ChatLogprobs>,
     /// Why it ended.
     pub finish_reason: &'static str,
 }
+
+/// How likely the tokens of a message were.
+#[derive(Debug, Serialize)]
+pub struct ChatLogprobs {
+    /// Token by token.
+    pub content: Vec<ChatTokenLogprobs>,
+    /// Always `null`.
+    pub refusal: Option<()>,
+}
+
+/// Part of [`ChatLogprobs`].
+#[derive(Debug, Serialize)]
+pub struct ChatTokenLogprobs {
+    /// The token that came.
+    #[serde(flatten)]
+    pub token: ChatToken,
+    /// The likeliest, as many as were asked for.
+    pub top_logprobs: Vec<ChatToken>,
+}
+
+/// Part of [`ChatTokenLogprobs`].
+#[derive(Debug, Serialize)]
+pub struct ChatToken {
+    /// Its text.
+    pub token: String,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// Its bytes, which may be a part of a character only.
+    pub bytes: Vec<u8>,
+}
+
+/// How likely the tokens of a completion were; all lists are as long.
+#[derive(Debug, Default, Serialize)]
+pub struct TextLogprobs {
+    /// Texts of the tokens.
+    pub tokens: Vec<String>,
+    /// Natural logarithms of their probabilities; `null` for the first token of a prompt.
+    pub token_logprobs: Vec<Option<f32>>,
+    /// The likeliest, and the token itself.
+    pub top_logprobs: Vec<Option<BTreeMap<String, f32>>>,
+    /// Where each token begins in the text, in characters.
+    pub text_offset: Vec<usize>,
+}
+
+/// Part of `prompt_logprobs`.
+#[derive(Debug, Serialize)]
+pub struct PromptTokenLogprob {
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// 1 for the likeliest.
+    pub rank: u32,
+    /// Its text.
+    pub decoded_token: String,
+}
+
+/// How likely a prompt was, token by token; nothing is said of the first one.
+pub type PromptLogprobs = Vec<Option<BTreeMap<u32, PromptTokenLogprob>>>;
 
 /// What the model said.
 #[derive(Debug, Serialize)]
@@ -198,8 +260,8 @@ pub struct ChatDelta {
     pub index: usize,
     /// What is new.
     pub delta: Delta,
-    /// Always `null`.
-    pub logprobs: Option<()>,
+    /// Of the new tokens; `null` where they were not asked for.
+    pub logprobs: Option<ChatLogprobs>,
     /// Why it ended, in its last piece.
     pub finish_reason: Option<&'static str>,
 }
@@ -225,10 +287,13 @@ pub struct TextChoice {
     pub text: String,
     /// Which of the completions.
     pub index: usize,
-    /// Always `null`.
-    pub logprobs: Option<()>,
+    /// Of the text's tokens; `null` where they were not asked for.
+    pub logprobs: Option<TextLogprobs>,
     /// Why it ended; `null` in all pieces but the last.
     pub finish_reason: Option<&'static str>,
+    /// Of the prompt, where asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<PromptLogprobs>,
 }
 
 /// One served model.
@@ -273,12 +338,14 @@ mod tests {
                 index: 0,
                 logprobs: None,
                 finish_reason: None,
+                prompt_logprobs: None,
             }]
         };
         let shown = |usage| {
             let answer = Answer {
                 head: &head,
                 choices: choices(),
+                prompt_logprobs: None,
                 usage,
             };
             serde_json::to_string(&answer).expect("serializable")

@@ -5,7 +5,8 @@ use super::attention_kernel::AttentionKernel;
 use super::rows;
 use super::{AttentionPlan, CpuBackend, CpuKv, CpuLinear, CpuTensor};
 use crate::{
-    AttentionRows, Backend, BackendError, HeadLayout, KvShape, MatrixSource, RopeStore, RopeTable, SampleRow,
+    AttentionRows, Backend, BackendError, HeadLayout, KvShape, LogprobRow, MatrixSource, RopeStore,
+    RopeTable, RowLogprobs, SampleRow,
 };
 
 impl Backend for CpuBackend {
@@ -122,6 +123,11 @@ impl Backend for CpuBackend {
     fn sample(&mut self, logits: &CpuTensor, rows: &[SampleRow<'_>], out: &mut Vec<Option<u32>>) {
         self.row_kernels
             .sample(&mut self.pool, logits, rows, (&mut self.sample_spaces, out));
+    }
+
+    fn logprobs(&mut self, logits: &CpuTensor, rows: &[LogprobRow], out: &mut Vec<Option<RowLogprobs>>) {
+        self.row_kernels
+            .logprobs(&mut self.pool, logits, rows, (&mut self.sample_spaces, out));
     }
 
     fn copy_page(&mut self, kv: &mut CpuKv, from: u32, to: u32) {

@@ -13,6 +13,7 @@ pub mod isa;
 mod kv;
 mod layout;
 pub mod linear;
+mod logprob;
 pub mod measure;
 mod norm;
 #[cfg(test)]

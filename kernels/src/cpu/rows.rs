@@ -3,10 +3,11 @@
 //! A row is computed by one thread in one fixed order, so neither the batch nor the threads are visible in
 //! it. The variants of a table differ in speed only: all give the same bits.
 
+use super::logprob::logprobs_row;
 use super::rope::{HeadNorms, PageWriter, RowRotation};
 use super::sample::{SampleKernels, SampleSpace, sample_row};
 use super::{CpuKv, CpuTensor, Isa, SharedSlice, ThreadPool, norm, rope, silu};
-use crate::{RopeStore, RopeTable, SampleRow};
+use crate::{LogprobRow, RopeStore, RopeTable, RowLogprobs, SampleRow};
 
 /// Elements that are worth a claim: a few microseconds of work.
 const CLAIM_ELEMENTS: usize = 16 * 1024;
@@ -191,6 +192,34 @@ impl RowKernels {
                 // SAFETY: every row is claimed once.
                 let token = unsafe { out.range(row..row + 1) };
                 token[0] = sample_row(logits.row(row), &rows[row], self.sample, space);
+            }
+        });
+    }
+
+    /// The log-probabilities that `rows` ask for, `spaces` has one space per thread.
+    pub(crate) fn logprobs(
+        &self,
+        pool: &mut ThreadPool,
+        logits: &CpuTensor,
+        rows: &[LogprobRow],
+        (spaces, out): (&mut [SampleSpace], &mut Vec<Option<RowLogprobs>>),
+    ) {
+        assert_eq!(spaces.len(), pool.n_threads(), "a space per thread");
+        for space in spaces.iter_mut() {
+            space.reserve(logits.width());
+        }
+        out.clear();
+        out.resize(rows.len(), None);
+        let out = SharedSlice::new(out.as_mut_slice());
+        let spaces = SharedSlice::new(spaces);
+        pool.run(rows.len(), 1, |thread_idx, claimed| {
+            // SAFETY: no two calls at the same time have the same thread index.
+            let space = &mut unsafe { spaces.range(thread_idx..thread_idx + 1) }[0];
+            for idx in claimed {
+                // SAFETY: every row is claimed once.
+                let answer = unsafe { out.range(idx..idx + 1) };
+                let asked = rows[idx];
+                answer[0] = logprobs_row(logits.row(asked.row), asked, self.sample, space);
             }
         });
     }

@@ -1,9 +1,9 @@
 //! One row of logits becomes a token.
 //!
-//! Tokens that are not allowed are taken out first. The rest are ordered by logit, largest first, then by
-//! id; tokens without a finite logit do not take part. A token weighs `exp((logit - largest) /
-//! temperature)` as an integer in units of 2^-40, so that sums are exact whatever their order and no
-//! selection algorithm can be seen in the result:
+//! Adjusted logits take the place of the model's, and tokens that are not allowed are taken out. The rest
+//! are ordered by logit, largest first, then by id; tokens without a finite logit do not take part. A token
+//! weighs `exp((logit - largest) / temperature)` as an integer in units of 2^-40, so that sums are exact
+//! whatever their order and no selection algorithm can be seen in the result:
 //!
 //! ```text
 //! top-k   the first k
@@ -21,10 +21,10 @@
 //! The crossing of a running sum is then found by quickselect, halving as it goes: O(n) in the candidates.
 
 use super::exponential::exp;
-use crate::{Allowed, SampleRow};
+use crate::{Adjustment, Allowed, SampleRow};
 
 /// Weight of the likeliest token.
-const ONE: f64 = (1u64 << 40) as f64;
+pub(super) const ONE: f64 = (1u64 << 40) as f64;
 
 /// 2^52: adding it leaves the rounded integer in the low bits of the sum.
 const ROUNDER: f64 = (1u64 << 52) as f64;
@@ -36,9 +36,9 @@ const CHUNK: usize = 64;
 #[derive(Clone, Copy)]
 pub(crate) struct SampleKernels {
     /// Largest finite logit of each chunk, minus infinity where there is none.
-    largest_of_chunks: unsafe fn(&[f32], &mut Vec<f32>),
+    pub(super) largest_of_chunks: unsafe fn(&[f32], &mut Vec<f32>),
     /// Sum of the weights of all finite logits.
-    total_weight: unsafe fn(&[f32], Weigher) -> u64,
+    pub(super) total_weight: unsafe fn(&[f32], Weigher) -> u64,
 }
 
 impl SampleKernels {
@@ -71,17 +71,21 @@ impl SampleKernels {
 /// What one thread needs while it samples; grows to the vocabulary once.
 #[derive(Default)]
 pub(crate) struct SampleSpace {
+    /// All logits, where some are adjusted.
+    adjusted: Vec<f32>,
     /// The logits of allowed tokens, where not all are.
     allowed: Vec<f32>,
-    maxima: Vec<f32>,
-    ordered_maxima: Vec<f32>,
-    candidates: Vec<Candidate>,
+    pub(super) maxima: Vec<f32>,
+    pub(super) ordered_maxima: Vec<f32>,
+    pub(super) candidates: Vec<Candidate>,
 }
 
 impl SampleSpace {
     /// Makes room for rows of `n_vocab` logits.
     pub(crate) fn reserve(&mut self, n_vocab: usize) {
         let n_chunks = n_vocab.div_ceil(CHUNK);
+        self.adjusted.clear();
+        self.adjusted.reserve(n_vocab);
         self.allowed.clear();
         self.allowed.reserve(n_vocab);
         self.maxima.clear();
@@ -95,7 +99,7 @@ impl SampleSpace {
 
 /// A token that may be drawn. Smaller keys come first.
 #[derive(Clone, Copy, Debug)]
-struct Candidate {
+pub(super) struct Candidate {
     key: u64,
     weight: u64,
 }
@@ -111,16 +115,21 @@ impl Candidate {
         }
     }
 
-    fn token(self) -> u32 {
+    /// Smaller is likelier, then smaller by id.
+    pub(super) fn key(self) -> u64 {
+        self.key
+    }
+
+    pub(super) fn token(self) -> u32 {
         self.key as u32
     }
 }
 
 /// From logits to weights.
 #[derive(Clone, Copy)]
-struct Weigher {
-    largest: f32,
-    temperature: f32,
+pub(super) struct Weigher {
+    pub(super) largest: f32,
+    pub(super) temperature: f32,
 }
 
 impl Weigher {
@@ -177,7 +186,7 @@ fn finite_or_nothing(logit: f32) -> f32 {
 }
 
 #[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
+pub(super) fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
@@ -193,6 +202,31 @@ fn total_weight(logits: &[f32], weigher: Weigher) -> u64 {
 
 /// The row's token, or `None` where no allowed token has a finite logit.
 pub(crate) fn sample_row(
+    logits: &[f32],
+    row: &SampleRow<'_>,
+    kernels: SampleKernels,
+    space: &mut SampleSpace,
+) -> Option<u32> {
+    if row.adjustments.is_empty() {
+        return sample_allowed(logits, row, kernels, space);
+    }
+    let mut adjusted = std::mem::take(&mut space.adjusted);
+    adjust(logits, row.adjustments, &mut adjusted);
+    let token = sample_allowed(&adjusted, row, kernels, space);
+    space.adjusted = adjusted;
+    token
+}
+
+fn adjust(logits: &[f32], adjustments: &[Adjustment], out: &mut Vec<f32>) {
+    out.clear();
+    out.extend_from_slice(logits);
+    for adjustment in adjustments {
+        let logit = &mut out[adjustment.token as usize];
+        *logit = adjustment.apply(*logit);
+    }
+}
+
+fn sample_allowed(
     logits: &[f32],
     row: &SampleRow<'_>,
     kernels: SampleKernels,
@@ -314,7 +348,7 @@ fn first_equal(logits: &[f32], maxima: &[f32], largest: f32) -> u32 {
 }
 
 /// A bound that at least `top_k` logits reach.
-fn top_k_bound(maxima: &[f32], top_k: usize, ordered: &mut Vec<f32>) -> f32 {
+pub(super) fn top_k_bound(maxima: &[f32], top_k: usize, ordered: &mut Vec<f32>) -> f32 {
     if top_k > maxima.len() {
         return f32::NEG_INFINITY;
     }
@@ -325,7 +359,7 @@ fn top_k_bound(maxima: &[f32], top_k: usize, ordered: &mut Vec<f32>) -> f32 {
 }
 
 /// Every finite logit that is not below `bound`.
-fn collect(logits: &[f32], weigher: Weigher, bound: f32, space: &mut SampleSpace) {
+pub(super) fn collect(logits: &[f32], weigher: Weigher, bound: f32, space: &mut SampleSpace) {
     space.candidates.clear();
     for (chunk, maximum) in space.maxima.iter().enumerate() {
         if *maximum < bound {
@@ -344,7 +378,7 @@ fn collect(logits: &[f32], weigher: Weigher, bound: f32, space: &mut SampleSpace
 }
 
 /// Drops all but the first `n` candidates of the order.
-fn keep_first(candidates: &mut Vec<Candidate>, n: usize) {
+pub(super) fn keep_first(candidates: &mut Vec<Candidate>, n: usize) {
     if n < candidates.len() {
         candidates.select_nth_unstable_by_key(n - 1, |candidate| candidate.key);
         candidates.truncate(n);
@@ -375,14 +409,7 @@ mod tests {
     use super::*;
     use crate::cpu::random::Random;
 
-    const GREEDY: SampleRow<'static> = SampleRow {
-        allowed: Allowed::All,
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        noise: 0,
-    };
+    const GREEDY: SampleRow<'static> = SampleRow::GREEDY;
 
     fn variants() -> Vec<SampleKernels> {
         #[cfg(target_arch = "x86_64")]
@@ -451,6 +478,7 @@ mod tests {
         }
         let row = SampleRow {
             allowed: Allowed::All,
+            adjustments: &[],
             temperature: random.one_of(&[0.01, 0.3, 0.7, 1.0, 2.0, 1e6]),
             top_k: random.one_of(&[0, 0, 1, 2, 40, 64, 65, 5000]),
             top_p: random.one_of(&[1.0, 1.0, 0.95, 0.5, 0.01, 0.0]),
@@ -571,6 +599,50 @@ mod tests {
             let allowed = Allowed::Bits(&words);
             let by_bits = sample(&logits, &SampleRow { allowed, ..row });
             assert_eq!(by_bits, expected, "seed {seed} case {case} {row:?} ids {ids:?}");
+        }
+    }
+
+    #[test]
+    fn an_adjusted_row_samples_like_one_with_those_logits() {
+        let seed = 15;
+        let mut random = Random(seed);
+        for case in 0..20_000 {
+            let (logits, row) = random_case(&mut random);
+            let mut adjustments = Vec::new();
+            let mut adjusted = logits.clone();
+            for token in 0..logits.len() as u32 {
+                if !random.next().is_multiple_of(3) {
+                    continue;
+                }
+                let divisor = random.one_of(&[1.0, 1.0, 1.3, 0.5]);
+                let shift = random.one_of(&[0.0, -1.5, 100.0, f32::NEG_INFINITY]);
+                adjustments.push(Adjustment {
+                    token,
+                    divisor,
+                    shift,
+                });
+                let logit = &mut adjusted[token as usize];
+                *logit = if *logit > 0.0 {
+                    *logit / divisor
+                } else {
+                    *logit * divisor
+                } + shift;
+            }
+            let adjustments = adjustments.as_slice();
+            let ids: Vec<u32> = (0..logits.len() as u32).filter(|id| id % 5 != 1).collect();
+            for allowed in [Allowed::All, Allowed::Ids(&ids)] {
+                let expected = sample(&adjusted, &SampleRow { allowed, ..row });
+                let changed = SampleRow {
+                    allowed,
+                    adjustments,
+                    ..row
+                };
+                assert_eq!(
+                    sample(&logits, &changed),
+                    expected,
+                    "seed {seed} case {case} {row:?}"
+                );
+            }
         }
     }
 

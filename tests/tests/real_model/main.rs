@@ -51,6 +51,9 @@ fn asks(n: usize) -> Vec<Ask> {
                 top_k: 50 * (idx as u32 % 3),
                 top_p: 0.95,
                 min_p: 0.0,
+                repetition_penalty: [1.0, 1.2][idx / 2 % 2],
+                presence_penalty: [0.0, 0.3][idx / 4 % 2],
+                frequency_penalty: [0.0, 0.1][idx / 8 % 2],
                 seed: 1000 + idx as u64,
             },
         };

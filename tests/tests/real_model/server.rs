@@ -9,7 +9,9 @@ use arbora_radix::Namespace;
 use arbora_runtime::engine::{self, EngineConfig, EngineExit, EngineHandle};
 use arbora_runtime::grammar::GrammarState;
 use arbora_runtime::model::ModelFile;
-use arbora_runtime::request::{Event, Finished, Request, SamplingParams, StopConditions, SubmitError};
+use arbora_runtime::request::{
+    Event, Finished, LogprobsWanted, Request, SamplingParams, StopConditions, SubmitError,
+};
 use arbora_runtime::token_bytes::TokenBytes;
 use arbora_runtime::tokenizer::Tokenizer;
 use tokio::sync::mpsc;
@@ -81,6 +83,8 @@ impl Server {
             max_tokens: ask.max_tokens,
             stop: StopConditions::default(),
             grammar: ask.grammar.clone(),
+            logit_bias: Vec::new(),
+            logprobs: LogprobsWanted::default(),
             priority: 0,
             arrived: Instant::now(),
             queue_timeout: None,
@@ -146,7 +150,8 @@ impl Outcome {
                 .blocking_recv()
                 .expect("an ending comes before the channel closes")
             {
-                Event::Tokens(more) => tokens.extend(more),
+                Event::Prompt(_) => {}
+                Event::Tokens(more) => tokens.extend(more.ids),
                 Event::Finished(finished) => return Outcome { tokens, finished },
             }
         }

@@ -1,0 +1,135 @@
+//! Log-probabilities in the shapes that clients know.
+//!
+//! ```text
+//! chat         {content: [{token, logprob, bytes, top_logprobs: [{token, logprob, bytes}]}]}
+//! completions  {tokens, token_logprobs, top_logprobs: [{token: logprob}], text_offset}
+//! prompts      [null, {id: {logprob, rank, decoded_token}}, ...]        vLLM's `prompt_logprobs`
+//! ```
+//!
+//! All are of the model itself, before temperature, penalties, bias or a grammar. Tokens are shown as they
+//! are spelled, control tokens too. Stop tokens are not part of an answer and are left out.
+
+use std::sync::Arc;
+
+use arbora_runtime::request::{LogprobsWanted, RowLogprobs, TokenLogprob};
+use arbora_runtime::tokenizer::Tokenizer;
+
+use crate::wire::response::{
+    ChatLogprobs, ChatToken, ChatTokenLogprobs, PromptLogprobs, PromptTokenLogprob, TextLogprobs,
+};
+
+/// What stands for minus infinity, which JSON does not have. OpenAI's number.
+const IMPOSSIBLE: f32 = -9999.0;
+
+/// Writes down the log-probabilities of one request.
+#[derive(Debug)]
+pub struct LogprobWriter {
+    tokenizer: Arc<Tokenizer>,
+    wanted: LogprobsWanted,
+    /// Characters that each choice's text has so far.
+    offsets: Vec<usize>,
+}
+
+impl LogprobWriter {
+    /// A writer for `n_choices` choices.
+    pub fn new(tokenizer: Arc<Tokenizer>, wanted: LogprobsWanted, n_choices: usize) -> Self {
+        LogprobWriter {
+            tokenizer,
+            wanted,
+            offsets: vec![0; n_choices],
+        }
+    }
+
+    /// Whether those of the prompt are to come.
+    pub fn awaits_prompt(&self) -> bool {
+        self.wanted.prompt.is_some()
+    }
+
+    /// Those of a chat's answer, or of a part of it.
+    pub fn chat(&self, rows: &[RowLogprobs]) -> Option<ChatLogprobs> {
+        self.wanted.output?;
+        let content = rows.iter().map(|row| ChatTokenLogprobs {
+            token: self.chat_token(&row.token),
+            top_logprobs: row.top.iter().map(|token| self.chat_token(token)).collect(),
+        });
+        Some(ChatLogprobs {
+            content: content.collect(),
+            refusal: None,
+        })
+    }
+
+    /// Those of a completion's text, or of the next part of it. `first` is a prompt's first token, of which
+    /// the model says nothing.
+    pub fn text(&mut self, choice: usize, first: Option<u32>, rows: &[RowLogprobs]) -> Option<TextLogprobs> {
+        let n_top = self.wanted.output?;
+        let mut out = TextLogprobs::default();
+        if let Some(token) = first {
+            self.put(choice, token, &mut out);
+            out.token_logprobs.push(None);
+            out.top_logprobs.push(None);
+        }
+        for row in rows {
+            self.put(choice, row.token.token, &mut out);
+            out.token_logprobs.push(Some(finite(row.token.logprob)));
+            // Clients expect the token itself among them.
+            let listed = row.top.iter().take(n_top).chain([&row.token]);
+            let listed = listed.map(|token| (self.text_of(token.token), finite(token.logprob)));
+            out.top_logprobs.push(Some(listed.collect()));
+        }
+        Some(out)
+    }
+
+    /// Those of a prompt by token id.
+    pub fn prompt(&self, rows: &[RowLogprobs]) -> PromptLogprobs {
+        let one = |token: &TokenLogprob| {
+            let shown = PromptTokenLogprob {
+                logprob: finite(token.logprob),
+                rank: token.rank,
+                decoded_token: lossy(self.tokenizer.token_bytes(token.token)),
+            };
+            (token.token, shown)
+        };
+        let told = rows
+            .iter()
+            .map(|row| Some(row.top.iter().chain([&row.token]).map(one).collect()));
+        std::iter::once(None).chain(told).collect()
+    }
+
+    fn put(&mut self, choice: usize, token: u32, out: &mut TextLogprobs) {
+        out.tokens.push(self.text_of(token));
+        out.text_offset.push(self.offsets[choice]);
+        if !self.tokenizer.is_special(token) {
+            let begins = |byte: &&u8| !(0x80..0xC0).contains(*byte);
+            self.offsets[choice] += self.tokenizer.token_bytes(token).iter().filter(begins).count();
+        }
+    }
+
+    fn chat_token(&self, token: &TokenLogprob) -> ChatToken {
+        let bytes = self.tokenizer.token_bytes(token.token);
+        ChatToken {
+            token: lossy(bytes),
+            logprob: finite(token.logprob),
+            bytes: bytes.to_vec(),
+        }
+    }
+
+    /// Half a character is spelled as OpenAI does it: `bytes:\xe2\x82`.
+    fn text_of(&self, token: u32) -> String {
+        let bytes = self.tokenizer.token_bytes(token);
+        match std::str::from_utf8(bytes) {
+            Ok(text) => text.to_owned(),
+            Err(_) => {
+                let hex = bytes.iter().map(|byte| format!("\\x{byte:02x}"));
+                std::iter::once("bytes:".to_owned()).chain(hex).collect()
+            }
+        }
+    }
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn finite(logprob: f32) -> f32 {
+    logprob.max(IMPOSSIBLE)
+}
