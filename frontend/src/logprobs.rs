@@ -133,3 +133,71 @@ fn lossy(bytes: &[u8]) -> String {
 fn finite(logprob: f32) -> f32 {
     logprob.max(IMPOSSIBLE)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HALF: u32 = 0xC3;
+
+    fn writer(output: usize) -> LogprobWriter {
+        let wanted = LogprobsWanted {
+            output: Some(output),
+            prompt: None,
+        };
+        LogprobWriter::new(Arc::new(Tokenizer::of_bytes(256)), wanted, 1)
+    }
+
+    fn row(token: u32, logprob: f32, top: &[(u32, f32)]) -> RowLogprobs {
+        let told = |(token, logprob)| TokenLogprob {
+            token,
+            logprob,
+            rank: 1,
+        };
+        RowLogprobs {
+            token: told((token, logprob)),
+            top: top.iter().copied().map(told).collect(),
+        }
+    }
+
+    fn json(value: impl serde::Serialize) -> String {
+        serde_json::to_string(&value).expect("serializable")
+    }
+
+    #[test]
+    fn a_chats_are_openais_byte_for_byte() {
+        let rows = [row(u32::from(b'a'), -0.5, &[(HALF, -0.25)])];
+        assert_eq!(
+            json(writer(1).chat(&rows)),
+            r#"{"content":[{"token":"a","logprob":-0.5,"bytes":[97],"top_logprobs":[{"token":"�","logprob":-0.25,"bytes":[195]}]}],"refusal":null}"#
+        );
+    }
+
+    #[test]
+    fn a_completions_are_lists_of_one_length_with_offsets_in_characters() {
+        let mut writer = writer(1);
+        let rows = [
+            row(HALF, -1.0, &[(u32::from(b'b'), -0.5)]),
+            row(0xA9, f32::NEG_INFINITY, &[]),
+        ];
+        assert_eq!(
+            json(writer.text(0, Some(u32::from(b'x')), &rows)),
+            r#"{"tokens":["x","bytes:\\xc3","bytes:\\xa9"],"token_logprobs":[null,-1.0,-9999.0],"top_logprobs":[null,{"b":-0.5,"bytes:\\xc3":-1.0},{"bytes:\\xa9":-9999.0}],"text_offset":[0,1,2]}"#
+        );
+        let next = writer.text(0, None, &[row(u32::from(b'y'), 0.0, &[])]);
+        assert_eq!(
+            next.expect("wanted").text_offset,
+            [2],
+            "the two halves are one character"
+        );
+    }
+
+    #[test]
+    fn a_prompts_are_vllms() {
+        let rows = [row(u32::from(b'a'), -2.0, &[(u32::from(b'b'), -0.5)])];
+        assert_eq!(
+            json(writer(0).prompt(&rows)),
+            r#"[null,{"97":{"logprob":-2.0,"rank":1,"decoded_token":"a"},"98":{"logprob":-0.5,"rank":1,"decoded_token":"b"}}]"#
+        );
+    }
+}

@@ -144,3 +144,99 @@ fn put(row: &mut Vec<Adjustment>, token: u32, adjustment: Option<Adjustment>) {
         (Err(_), None) => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::request::{LogprobsWanted, Namespace, RequestId, StopConditions};
+
+    fn request(sampling: SamplingParams, logit_bias: Vec<(u32, f32)>, min_tokens: usize) -> Request {
+        Request {
+            id: RequestId(0),
+            prompt: Vec::new(),
+            namespace: Namespace::default(),
+            sampling,
+            choice_idx: 0,
+            max_tokens: 8,
+            stop: StopConditions {
+                min_tokens,
+                ..StopConditions::default()
+            },
+            grammar: None,
+            logit_bias,
+            logprobs: LogprobsWanted::default(),
+            priority: 0,
+            arrived: Instant::now(),
+            queue_timeout: None,
+            total_timeout: None,
+            events: mpsc::channel(1).0,
+        }
+    }
+
+    fn row(adjustments: &Adjustments, idx: usize) -> Vec<(u32, f32, f32)> {
+        let row = adjustments.row(idx).iter();
+        row.map(|a| (a.token, a.divisor, a.shift)).collect()
+    }
+
+    #[test]
+    fn a_request_that_changes_nothing_costs_nothing() {
+        let plain = request(SamplingParams::default(), Vec::new(), 0);
+        assert!(Adjustments::new(&plain, &[1, 2], vec![3]).is_none());
+    }
+
+    #[test]
+    fn repetition_looks_at_prompt_and_output_the_others_at_the_output_only() {
+        let sampling = SamplingParams {
+            repetition_penalty: 2.0,
+            presence_penalty: 0.5,
+            frequency_penalty: 0.25,
+            ..SamplingParams::default()
+        };
+        let asked = request(sampling, vec![(9, 1.0)], 0);
+        let mut adjustments = Adjustments::new(&asked, &[4], vec![3]).expect("it changes logits");
+        adjustments.push(7);
+        adjustments.fill(&[7, 4]);
+        assert_eq!(
+            row(&adjustments, 0),
+            [(4, 2.0, 0.0), (7, 2.0, -0.75), (9, 1.0, 1.0)]
+        );
+        assert_eq!(
+            row(&adjustments, 1),
+            [(4, 2.0, 0.0), (7, 2.0, -1.0), (9, 1.0, 1.0)]
+        );
+        assert_eq!(
+            row(&adjustments, 2),
+            [(4, 2.0, -0.75), (7, 2.0, -1.0), (9, 1.0, 1.0)]
+        );
+    }
+
+    #[test]
+    fn penalties_that_cancel_out_leave_no_trace_in_drafted_rows() {
+        let sampling = SamplingParams {
+            presence_penalty: 0.5,
+            frequency_penalty: -0.25,
+            ..SamplingParams::default()
+        };
+        let asked = request(sampling, Vec::new(), 0);
+        let mut adjustments = Adjustments::new(&asked, &[], Vec::new()).expect("it changes logits");
+        adjustments.push(7);
+        adjustments.fill(&[7]);
+        assert_eq!(row(&adjustments, 0), [(7, 1.0, -0.25)]);
+        assert_eq!(row(&adjustments, 1), []);
+    }
+
+    #[test]
+    fn stop_tokens_are_out_until_there_are_enough_tokens() {
+        let asked = request(SamplingParams::default(), vec![(3, 5.0)], 2);
+        let mut adjustments = Adjustments::new(&asked, &[], vec![6, 3, 6]).expect("it changes logits");
+        adjustments.push(1);
+        adjustments.fill(&[1]);
+        let out = f32::NEG_INFINITY;
+        assert_eq!(row(&adjustments, 0), [(3, 1.0, out), (6, 1.0, out)]);
+        assert_eq!(row(&adjustments, 1), [(3, 1.0, 5.0)]);
+    }
+}
