@@ -1,15 +1,14 @@
 //! Grammars of requests: compiled once, beside everything else, and kept for the next request.
 //!
 //! ```text
-//! request ─► cache ── there ────────────────────────────────► a state of its own
-//!              └──── new ─► a place among those that wait ─► compiled on a blocking thread ─► kept
+//! request ─► cache ── there ────────────────────► a state of its own
+//!              └──── new ─► flights.rs ─► compiled ─► kept
 //! ```
 //!
-//! Requests that ask for the same grammar wait for one compilation. A client that leaves gives its place up;
-//! a compilation that has begun is bounded by [`Limits::max_compile_work`].
+//! Requests that ask for the same grammar wait for one compilation. One that has begun goes on to its end,
+//! bounded by [`Limits::max_compile_work`], and is kept.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arbora_constrained::{
@@ -18,9 +17,8 @@ use arbora_constrained::{
 };
 use arbora_runtime::grammar::{GrammarState, Tokenize};
 use arbora_runtime::tokenizer::{SpecialTokens, TokenKind, Tokenizer};
-use dashmap::DashMap;
-use tokio::sync::{OnceCell, Semaphore};
 
+use crate::flights::{FlightError, Flights};
 use crate::wire::constraint::{Constraint, Source, WhichTool};
 use crate::wire::error::ApiError;
 
@@ -33,7 +31,7 @@ const MAX_CACHE_BYTES: usize = 16 << 20;
 /// Compilations at a time; the model has the other cores.
 const N_COMPILING: usize = 1;
 
-/// Requests that may wait for a compilation.
+/// Compilations that may wait for their turn.
 const MAX_WAITING: usize = 256;
 
 /// When to come back if too many wait.
@@ -47,9 +45,7 @@ pub struct Grammars {
     tokenize: Tokenize,
     limits: Limits,
     /// What is being compiled, or waits for it.
-    in_flight: DashMap<Source, Arc<OnceCell<Compiled>>>,
-    compiling: Semaphore,
-    n_waiting: AtomicUsize,
+    flights: Flights<Source, Compiled>,
 }
 
 impl Grammars {
@@ -74,9 +70,7 @@ impl Grammars {
                 max_cache_bytes: MAX_CACHE_BYTES,
                 ..Limits::default()
             },
-            in_flight: DashMap::new(),
-            compiling: Semaphore::new(N_COMPILING),
-            n_waiting: AtomicUsize::new(0),
+            flights: Flights::new(N_COMPILING, MAX_WAITING),
         }
     }
 
@@ -86,35 +80,24 @@ impl Grammars {
         if let Some(grammar) = with_text(&constraint.source, |text| self.kept.find(text, &self.limits)) {
             return Ok(state(&grammar));
         }
-        let flight = Flight::join(self, &constraint.source);
-        let compiled = flight
-            .compiled
-            .get_or_try_init(|| self.compile(&constraint.source));
-        match compiled.await? {
-            Ok(grammar) => Ok(state(grammar)),
-            Err(error) => {
+        let (kept, limits, source) = (
+            Arc::clone(&self.kept),
+            self.limits.clone(),
+            constraint.source.clone(),
+        );
+        let compile = move || with_text(&source, |text| kept.compile(text, &limits));
+        match self.flights.join(&constraint.source, compile).await {
+            Ok(Ok(grammar)) => Ok(state(&grammar)),
+            Ok(Err(error)) => {
                 let message = format!("Invalid value for '{}': {error}.", constraint.param);
                 Err(ApiError::invalid(&constraint.param, message))
             }
+            Err(FlightError::Full { n_waiting }) => Err(ApiError::QueueFull {
+                n_waiting,
+                retry_after: RETRY_AFTER,
+            }),
+            Err(FlightError::Failed) => Err(ApiError::Failed),
         }
-    }
-
-    async fn compile(&self, source: &Source) -> Result<Compiled, ApiError> {
-        let waiting = Waiting::begin(&self.n_waiting)?;
-        let turn = self
-            .compiling
-            .acquire()
-            .await
-            .expect("the semaphore is never closed");
-        drop(waiting);
-        let (kept, limits, source) = (Arc::clone(&self.kept), self.limits.clone(), source.clone());
-        let compile = move || with_text(&source, |text| kept.compile(text, &limits));
-        let compiled = tokio::task::spawn_blocking(compile).await;
-        drop(turn);
-        compiled.map_err(|panic| {
-            tracing::error!(%panic, "compiling a grammar failed");
-            ApiError::Failed
-        })
     }
 }
 
@@ -123,55 +106,6 @@ impl std::fmt::Debug for Grammars {
         f.debug_struct("Grammars")
             .field("n_kept", &self.kept.n_grammars())
             .finish_non_exhaustive()
-    }
-}
-
-/// One request's share in a compilation. The last to leave clears the place.
-struct Flight<'a> {
-    grammars: &'a Grammars,
-    source: &'a Source,
-    compiled: Arc<OnceCell<Compiled>>,
-}
-
-impl<'a> Flight<'a> {
-    fn join(grammars: &'a Grammars, source: &'a Source) -> Self {
-        let place = grammars.in_flight.entry(source.clone()).or_default();
-        Flight {
-            grammars,
-            source,
-            compiled: Arc::clone(&place),
-        }
-    }
-}
-
-impl Drop for Flight<'_> {
-    fn drop(&mut self) {
-        // One count is the map's, one is this request's.
-        let is_last = |_: &Source, place: &mut Arc<OnceCell<Compiled>>| Arc::strong_count(place) <= 2;
-        self.grammars.in_flight.remove_if_mut(self.source, is_last);
-    }
-}
-
-/// A place among the requests that wait for a compilation, given back when dropped.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn begin(n_waiting: &'a AtomicUsize) -> Result<Self, ApiError> {
-        let n = n_waiting.fetch_add(1, Ordering::Relaxed);
-        let place = Waiting(n_waiting);
-        if n >= MAX_WAITING {
-            return Err(ApiError::QueueFull {
-                n_waiting: n,
-                retry_after: RETRY_AFTER,
-            });
-        }
-        Ok(place)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -9,6 +9,7 @@ pub mod api;
 pub mod auth;
 pub mod cli;
 pub mod config;
+pub mod flights;
 pub mod generate;
 pub mod grammars;
 pub mod hub;

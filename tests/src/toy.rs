@@ -26,7 +26,7 @@ use crate::random::mix;
 /// Layers of the toy model.
 pub const N_LAYERS: usize = 2;
 
-/// Tokens in its vocabulary.
+/// Tokens in its vocabulary, unless it is given another.
 pub const N_VOCAB: usize = 48;
 
 /// What an empty fold starts from.
@@ -129,6 +129,7 @@ impl Fuse {
 #[derive(Debug)]
 pub struct ToyBackend {
     fuse: Fuse,
+    n_vocab: usize,
     /// Rows whose hash is a multiple of it have no finite logit; 0 is never.
     not_finite_one_in: u64,
 }
@@ -139,9 +140,16 @@ impl ToyBackend {
         let fuse = Fuse(Arc::new(AtomicU64::new(Fuse::OUT)));
         let backend = ToyBackend {
             fuse: fuse.clone(),
+            n_vocab: N_VOCAB,
             not_finite_one_in,
         };
         (backend, fuse)
+    }
+
+    /// The same with a vocabulary of `n_vocab` tokens.
+    #[must_use]
+    pub fn with_vocabulary(self, n_vocab: usize) -> Self {
+        ToyBackend { n_vocab, ..self }
     }
 
     /// The toy model.
@@ -155,7 +163,7 @@ impl ToyBackend {
                 head_dim: 2,
             },
             ffn_width: 1,
-            n_vocab: N_VOCAB,
+            n_vocab: self.n_vocab,
             context,
             window: None,
             norm_eps: 0.0,
@@ -198,8 +206,13 @@ impl ToyBackend {
     }
 }
 
-/// The token a row of logits gives, or `None` where it has no finite logit or no token is allowed.
+/// The token of [`N_VOCAB`] a row of logits gives, or `None` where it has no finite logit or no token is
+/// allowed.
 pub fn toy_sample(logits: u64, row: &SampleRow<'_>, not_finite_one_in: u64) -> Option<u32> {
+    sample_of(N_VOCAB, logits, row, not_finite_one_in)
+}
+
+fn sample_of(n_vocab: usize, logits: u64, row: &SampleRow<'_>, not_finite_one_in: u64) -> Option<u32> {
     if not_finite_one_in > 0 && logits.is_multiple_of(not_finite_one_in) {
         return None;
     }
@@ -223,7 +236,7 @@ pub fn toy_sample(logits: u64, row: &SampleRow<'_>, not_finite_one_in: u64) -> O
         Allowed::Ids(ids) => ids.contains(id),
         Allowed::Bits(words) => words[*id as usize / 64] >> (id % 64) & 1 == 1,
     };
-    let ids = || (0..N_VOCAB as u32).filter(is_allowed);
+    let ids = || (0..n_vocab as u32).filter(is_allowed);
     let idx = drawn.checked_rem(ids().count() as u64)?;
     ids().nth(idx as usize)
 }
@@ -388,10 +401,12 @@ impl Backend for ToyBackend {
     fn sample(&mut self, logits: &ToyTensor, rows: &[SampleRow<'_>], out: &mut Vec<Option<u32>>) {
         self.fuse.burn("sample");
         assert_eq!(logits.rows.len(), rows.len(), "one sample row per row of logits");
-        assert_eq!(logits.width, N_VOCAB);
+        assert_eq!(logits.width, self.n_vocab);
         out.clear();
         let sampled = logits.rows.iter().zip(rows);
-        out.extend(sampled.map(|(&logits, row)| toy_sample(logits, row, self.not_finite_one_in)));
+        out.extend(
+            sampled.map(|(&logits, row)| sample_of(self.n_vocab, logits, row, self.not_finite_one_in)),
+        );
     }
 
     fn logprobs(&mut self, logits: &ToyTensor, rows: &[LogprobRow], out: &mut Vec<Option<RowLogprobs>>) {

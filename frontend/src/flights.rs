@@ -1,0 +1,339 @@
+//! Work that is done once for all who ask for it at the same time, aside and a little at a time.
+//!
+//! ```text
+//! asked for ─┬─ by somebody before ──────────────────────────────┐
+//!            └─ new ─► a place in the queue ─► a turn ─► worked ─► everybody who waits
+//!                      nobody waits any more: dropped    goes on to its end, whoever leaves
+//! ```
+//!
+//! Invariants: at most `n_turns` works run, whoever leaves meanwhile; at most `max_waiting` wait for a turn;
+//! no key is in flight when nobody waits and nothing runs.
+
+use std::hash::Hash;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+/// Why there is no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FlightError {
+    /// The queue is full.
+    #[error("{n_waiting} wait already")]
+    Full {
+        /// How many wait.
+        n_waiting: usize,
+    },
+    /// The work panicked.
+    #[error("the work failed")]
+    Failed,
+}
+
+/// Results of type `V`, each asked for by a key.
+pub struct Flights<K, V>(Arc<Shared<K, V>>);
+
+struct Shared<K, V> {
+    in_flight: DashMap<K, watch::Sender<Landing<V>>>,
+    turns: Arc<Semaphore>,
+    n_waiting: AtomicUsize,
+    max_waiting: usize,
+}
+
+/// Nothing while it is on its way.
+type Landing<V> = Option<Result<V, FlightError>>;
+
+impl<K, V> Flights<K, V>
+where
+    K: Clone + Eq + Hash + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// Nothing in flight; `n_turns` works at a time while `max_waiting` more wait.
+    pub fn new(n_turns: usize, max_waiting: usize) -> Self {
+        Flights(Arc::new(Shared {
+            in_flight: DashMap::new(),
+            turns: Arc::new(Semaphore::new(n_turns)),
+            n_waiting: AtomicUsize::new(0),
+            max_waiting,
+        }))
+    }
+
+    /// What `work` returns for `key`, or what another's work returns that was asked for before.
+    ///
+    /// # Errors
+    /// When too many wait, or the work panicked.
+    pub async fn join(&self, key: &K, work: impl FnOnce() -> V + Send + 'static) -> Result<V, FlightError> {
+        let mut landing = match self.0.in_flight.entry(key.clone()) {
+            Entry::Occupied(place) => place.get().subscribe(),
+            Entry::Vacant(place) => {
+                let waiting = Waiting::begin(&self.0)?;
+                let (sender, landing) = watch::channel(None);
+                place.insert(sender.clone());
+                tokio::spawn(Arc::clone(&self.0).fly(key.clone(), sender, waiting, work));
+                landing
+            }
+        };
+        // The sender is gone without a word when the server is torn down.
+        let landed = landing.wait_for(Option::is_some).await;
+        landed
+            .ok()
+            .and_then(|landed| landed.clone())
+            .unwrap_or(Err(FlightError::Failed))
+    }
+
+    /// Keys in flight.
+    pub fn len(&self) -> usize {
+        self.0.in_flight.len()
+    }
+
+    /// Whether nothing is in flight.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<K, V> Shared<K, V>
+where
+    K: Eq + Hash + Send + Sync + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    async fn fly(
+        self: Arc<Self>,
+        key: K,
+        sender: watch::Sender<Landing<V>>,
+        waiting: Waiting<K, V>,
+        work: impl FnOnce() -> V + Send + 'static,
+    ) {
+        let Some(turn) = self.turn(&key, &sender).await else {
+            return;
+        };
+        drop(waiting);
+        let worked = tokio::task::spawn_blocking(move || {
+            let worked = work();
+            drop(turn);
+            worked
+        });
+        let worked = worked.await.map_err(|panic| {
+            tracing::error!(%panic, "work for several requests failed");
+            FlightError::Failed
+        });
+        // Whoever comes now begins anew, and so must find what was worked where it is kept.
+        self.in_flight.remove(&key);
+        sender.send_replace(Some(worked));
+    }
+
+    /// Waits for a turn; none when everybody has left before.
+    async fn turn(&self, key: &K, sender: &watch::Sender<Landing<V>>) -> Option<OwnedSemaphorePermit> {
+        loop {
+            tokio::select! {
+                turn = Arc::clone(&self.turns).acquire_owned() => {
+                    return Some(turn.expect("the semaphore is never closed"));
+                }
+                () = sender.closed() => {
+                    // Somebody may have joined in between; under the key's lock nobody can.
+                    if self.in_flight.remove_if(key, |_, sender| sender.is_closed()).is_some() {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<K, V> std::fmt::Debug for Flights<K, V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Flights")
+            .field("n_waiting", &self.0.n_waiting)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A place in the queue, given back when dropped.
+struct Waiting<K, V>(Arc<Shared<K, V>>);
+
+impl<K, V> Waiting<K, V> {
+    fn begin(shared: &Arc<Shared<K, V>>) -> Result<Self, FlightError> {
+        let n_waiting = shared.n_waiting.fetch_add(1, Ordering::Relaxed);
+        let place = Waiting(Arc::clone(shared));
+        if n_waiting >= shared.max_waiting {
+            return Err(FlightError::Full { n_waiting });
+        }
+        Ok(place)
+    }
+}
+
+impl<K, V> Drop for Waiting<K, V> {
+    fn drop(&mut self) {
+        self.0.n_waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    /// Works that wait to be let go, and a count of those that began.
+    struct Bench {
+        flights: Arc<Flights<u32, u32>>,
+        n_begun: Arc<AtomicUsize>,
+    }
+
+    impl Bench {
+        fn new(max_waiting: usize) -> Bench {
+            Bench {
+                flights: Arc::new(Flights::new(1, max_waiting)),
+                n_begun: Arc::default(),
+            }
+        }
+
+        /// Somebody who asks for `key`; the work ends when the sender says with what, or panics without.
+        fn ask(&self, key: u32) -> (JoinHandle<Result<u32, FlightError>>, mpsc::Sender<u32>) {
+            let (flights, n_begun) = (Arc::clone(&self.flights), Arc::clone(&self.n_begun));
+            let (sender, end) = mpsc::channel();
+            let work = move || {
+                n_begun.fetch_add(1, Ordering::SeqCst);
+                end.recv().expect("the test lets it go")
+            };
+            (
+                tokio::spawn(async move { flights.join(&key, work).await }),
+                sender,
+            )
+        }
+
+        async fn until(&self, is_so: impl Fn(&Bench) -> bool) {
+            while !is_so(self) {
+                tokio::task::yield_now().await;
+            }
+        }
+
+        fn n_begun(&self) -> usize {
+            self.n_begun.load(Ordering::SeqCst)
+        }
+
+        fn n_waiting(&self) -> usize {
+            self.flights.0.n_waiting.load(Ordering::SeqCst)
+        }
+    }
+
+    #[tokio::test]
+    async fn all_who_ask_for_the_same_get_what_was_worked_once() {
+        let bench = Bench::new(4);
+        let (first, end) = bench.ask(7);
+        bench.until(|bench| bench.n_begun() == 1).await;
+        let others: Vec<_> = (0..20).map(|_| bench.ask(7)).collect();
+        let n_listening = |bench: &Bench| {
+            bench
+                .flights
+                .0
+                .in_flight
+                .get(&7)
+                .map(|place| place.receiver_count())
+        };
+        bench.until(|bench| n_listening(bench) == Some(21)).await;
+        end.send(70).expect("it waits");
+        assert_eq!(first.await.expect("no panic"), Ok(70));
+        for (other, _) in others {
+            assert_eq!(other.await.expect("no panic"), Ok(70));
+        }
+        assert_eq!(bench.n_begun(), 1);
+        assert!(bench.flights.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_and_those_in_it_are_served() {
+        let bench = Bench::new(2);
+        let (running, end) = bench.ask(0);
+        bench.until(|bench| bench.n_begun() == 1).await;
+        let waiting: Vec<_> = (1..3).map(|key| bench.ask(key)).collect();
+        bench.until(|bench| bench.n_waiting() == 2).await;
+        let refused = bench.ask(3).0.await.expect("no panic");
+        assert_eq!(refused, Err(FlightError::Full { n_waiting: 2 }));
+        let (joined, _) = bench.ask(1);
+        let n_listening = |bench: &Bench| {
+            bench
+                .flights
+                .0
+                .in_flight
+                .get(&1)
+                .map(|place| place.receiver_count())
+        };
+        bench.until(|bench| n_listening(bench) == Some(2)).await;
+        end.send(1).expect("it waits");
+        assert_eq!(running.await.expect("no panic"), Ok(1));
+        for (asked, end) in waiting {
+            end.send(2).expect("it will be begun");
+            assert_eq!(asked.await.expect("no panic"), Ok(2));
+        }
+        assert_eq!(joined.await.expect("no panic"), Ok(2), "who joins needs no place");
+        assert_eq!((bench.n_waiting(), bench.n_begun()), (0, 3));
+        assert!(bench.flights.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_is_not_begun() {
+        let bench = Bench::new(4);
+        let (running, end) = bench.ask(0);
+        bench.until(|bench| bench.n_begun() == 1).await;
+        let (left, _) = bench.ask(1);
+        bench.until(|bench| bench.n_waiting() == 1).await;
+        left.abort();
+        bench.until(|bench| bench.n_waiting() == 0).await;
+        assert_eq!(bench.flights.len(), 1, "only what runs");
+        end.send(1).expect("it waits");
+        assert_eq!(running.await.expect("no panic"), Ok(1));
+        assert_eq!(bench.n_begun(), 1);
+        assert!(bench.flights.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_has_begun_keeps_its_turn_when_everybody_leaves() {
+        let bench = Bench::new(4);
+        let (left, end) = bench.ask(0);
+        bench.until(|bench| bench.n_begun() == 1).await;
+        left.abort();
+        assert!(left.await.expect_err("it was aborted").is_cancelled());
+        let (next, next_end) = bench.ask(1);
+        bench.until(|bench| bench.n_waiting() == 1).await;
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(bench.n_begun(), 1, "the only turn is taken");
+        let (back, _) = bench.ask(0);
+        let n_listening = |bench: &Bench| {
+            bench
+                .flights
+                .0
+                .in_flight
+                .get(&0)
+                .map(|place| place.receiver_count())
+        };
+        bench.until(|bench| n_listening(bench) == Some(1)).await;
+        end.send(5).expect("it waits");
+        assert_eq!(back.await.expect("no panic"), Ok(5), "who comes back finds it");
+        next_end.send(6).expect("it will be begun");
+        assert_eq!(next.await.expect("no panic"), Ok(6));
+        assert_eq!(bench.n_begun(), 2);
+        assert!(bench.flights.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_panic_fails_those_who_asked_for_it_and_nobody_else() {
+        let bench = Bench::new(4);
+        let (failing, end) = bench.ask(0);
+        let (other, other_end) = bench.ask(1);
+        bench.until(|bench| bench.n_begun() == 1).await;
+        drop(end);
+        assert_eq!(failing.await.expect("the task lives"), Err(FlightError::Failed));
+        other_end.send(9).expect("it will be begun");
+        assert_eq!(other.await.expect("no panic"), Ok(9));
+        let (again, end) = bench.ask(0);
+        end.send(3).expect("it will be begun");
+        assert_eq!(again.await.expect("no panic"), Ok(3));
+        assert!(bench.flights.is_empty());
+    }
+}

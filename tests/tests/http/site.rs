@@ -1,0 +1,327 @@
+//! A server over a real socket on the toy model, and what tests ask it with.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arbora::api::App;
+use arbora::auth::ApiKeys;
+use arbora::grammars::Grammars;
+use arbora::prompt::PromptEncoder;
+use arbora::server::Server;
+use arbora::template::{ChatTemplate, TemplateTokens};
+use arbora_radix::Namespace;
+use arbora_runtime::engine::{EngineConfig, EngineExit, EngineHandle, spawn};
+use arbora_runtime::model::metadata::{Metadata, Value};
+use arbora_runtime::request::{LogprobsWanted, Request, SamplingParams, StopConditions};
+use arbora_runtime::tokenizer::{SpecialTokens, Tokenizer};
+use arbora_tests::oracle::expected;
+use arbora_tests::toy::{Fuse, N_VOCAB, ToyBackend};
+use serde_json::{Value as Json, json};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+
+pub(crate) const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// The tokens that open and close messages; the second ends an output.
+const TURNS: [&str; 2] = ["<|im_start|>", "<|im_end|>"];
+
+/// Two control tokens, letters, digits and what a sentence needs; `Ã` and `©` are the bytes of `é`.
+fn tokenizer() -> Tokenizer {
+    let letters = ('a'..='z').chain('0'..='9').chain("ĠĊ.,?!:Ã©T".chars());
+    let tokens: Vec<String> = letters.map(String::from).collect();
+    let tokenizer = tokenizer_of(&TURNS, &tokens, &[]);
+    assert_eq!(tokenizer.n_vocab(), N_VOCAB);
+    tokenizer
+}
+
+/// The same, every printable character, some longer tokens that JSON is spelled with, and `controls`.
+pub(crate) fn json_tokenizer(controls: &[&str]) -> Tokenizer {
+    const MERGES: [&str; 8] = ["{ \"", "\" :", "\" ,", "t r", "a m", "am e", "n ame", "name \":"];
+    let printable = ('!'..='~').chain("ĠĊÃ©".chars()).map(String::from);
+    let merged = MERGES.iter().map(|merge| merge.replace(' ', ""));
+    let tokens: Vec<String> = printable.chain(merged).collect();
+    let controls: Vec<&str> = TURNS.iter().chain(controls).copied().collect();
+    tokenizer_of(&controls, &tokens, &MERGES)
+}
+
+/// A byte-level vocabulary: control tokens first, the second of which ends an output.
+fn tokenizer_of(controls: &[&str], texts: &[String], merges: &[&str]) -> Tokenizer {
+    let tokens = controls.iter().copied().chain(texts.iter().map(String::as_str));
+    let types = tokens.clone().enumerate();
+    let types = types
+        .map(|(id, _)| if id < controls.len() { 3 } else { 1 })
+        .collect();
+    let text = |text: &str| Value::Text(text.to_owned());
+    let metadata = Metadata::default()
+        .with("tokenizer.ggml.model", text("gpt2"))
+        .with("tokenizer.ggml.pre", text("smollm"))
+        .with("tokenizer.ggml.tokens", Value::Strings(tokens.collect()))
+        .with("tokenizer.ggml.token_type", Value::Integers(types))
+        .with(
+            "tokenizer.ggml.merges",
+            Value::Strings(merges.iter().copied().collect()),
+        )
+        .with("tokenizer.ggml.eos_token_id", Value::Unsigned(1));
+    Tokenizer::from_metadata(&metadata).expect("a vocabulary")
+}
+
+/// What a server is made of.
+pub(crate) struct Setup {
+    pub(crate) api_keys: Vec<String>,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) template: &'static str,
+    pub(crate) engine: EngineConfig,
+}
+
+impl Setup {
+    pub(crate) fn new(tokenizer: Tokenizer) -> Setup {
+        Setup {
+            api_keys: Vec::new(),
+            tokenizer,
+            template: TEMPLATE,
+            engine: EngineConfig::new(13_000, 200_000),
+        }
+    }
+
+    pub(crate) fn start(self) -> Site {
+        let tokenizer = Arc::new(self.tokenizer);
+        let n_vocab = tokenizer.n_vocab();
+        let mut config = self.engine;
+        config.model_stop_tokens = tokenizer.stop_token_ids().to_vec();
+        let (backend, fuse) = ToyBackend::new(0);
+        let mut backend = backend.with_vocabulary(n_vocab);
+        let decoder = backend.decoder(config.context, config.forward_limits());
+        let token_bytes = Arc::new(tokenizer.text_bytes());
+        let (engine, thread) =
+            spawn(backend, decoder, Arc::clone(&token_bytes), config).expect("a configuration");
+        let template = ChatTemplate::new(self.template, TemplateTokens::default()).expect("a template");
+        let app = Arc::new(App {
+            engine: engine.clone(),
+            grammars: Grammars::new(Arc::clone(&tokenizer), n_vocab, tokenizer.stop_token_ids()),
+            encoder: Arc::new(PromptEncoder::new(Arc::clone(&tokenizer), Some(template))),
+            token_bytes,
+            sampling: SamplingParams::default(),
+            stop_tokens: tokenizer.stop_token_ids().to_vec(),
+            model: "toy".to_owned(),
+            started: 7,
+            api_keys: ApiKeys::new(&self.api_keys),
+            body_limit: 100_000,
+            http: arbora::metrics::HttpMetrics::default(),
+        });
+        let runtime = tokio::runtime::Runtime::new().expect("threads");
+        let listener = runtime
+            .block_on(TcpListener::bind("127.0.0.1:0"))
+            .expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = Server {
+            listener,
+            app,
+            drain_timeout: Duration::ZERO,
+        };
+        let server = runtime.spawn(async move {
+            let over = async { tokio::task::spawn_blocking(move || thread.join().expect("no panic")).await };
+            let stop = async { drop(stopped.await) };
+            server.run(stop, async { over.await.expect("joined") }).await
+        });
+        Site {
+            address,
+            engine,
+            tokenizer,
+            fuse,
+            stop: Some(stop),
+            server: Some(server),
+            runtime,
+        }
+    }
+}
+
+/// A running server.
+pub(crate) struct Site {
+    address: SocketAddr,
+    pub(crate) engine: EngineHandle,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) fuse: Fuse,
+    pub(crate) stop: Option<oneshot::Sender<()>>,
+    server: Option<tokio::task::JoinHandle<EngineExit>>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Site {
+    pub(crate) fn new() -> Site {
+        Setup::new(tokenizer()).start()
+    }
+
+    pub(crate) fn with(api_keys: &[&str], change: impl FnOnce(&mut EngineConfig)) -> Site {
+        let mut setup = Setup::new(tokenizer());
+        setup.api_keys = api_keys.iter().map(|&key| key.to_owned()).collect();
+        change(&mut setup.engine);
+        setup.start()
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).expect("the server listens");
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .expect("a timeout");
+        stream
+    }
+
+    /// Sends a request whose connection ends with the answer.
+    pub(crate) fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
+        let mut stream = self.connect();
+        let n = body.len();
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {n}\r\n");
+        stream
+            .write_all(format!("{head}{headers}\r\n{body}").as_bytes())
+            .expect("the server reads");
+        stream
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Json) -> Answer {
+        Answer::read(self.send("POST", path, "", &body.to_string()))
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        Answer::read(self.send("GET", path, "", ""))
+    }
+
+    /// The greedy output of the toy model for a prompt, and its text.
+    pub(crate) fn output(&self, prompt: &str, max_tokens: usize) -> (usize, usize, String) {
+        let prompt = self
+            .tokenizer
+            .encode(prompt, SpecialTokens::Parse)
+            .expect("encodes");
+        let n_prompt = prompt.len();
+        let request = Request {
+            id: self.engine.next_id(),
+            prompt,
+            namespace: Namespace::default(),
+            sampling: SamplingParams {
+                temperature: 0.0,
+                ..SamplingParams::default()
+            },
+            choice_idx: 0,
+            max_tokens,
+            stop: StopConditions::default(),
+            grammar: None,
+            logit_bias: Vec::new(),
+            logprobs: LogprobsWanted::default(),
+            priority: 0,
+            arrived: Instant::now(),
+            queue_timeout: None,
+            total_timeout: None,
+            events: mpsc::channel(1).0,
+        };
+        let tokens = expected(&request, None, self.tokenizer.stop_token_ids(), 0).tokens;
+        let bytes: Vec<u8> = tokens
+            .iter()
+            .filter(|&&token| !self.tokenizer.is_special(token))
+            .flat_map(|&token| self.tokenizer.token_bytes(token))
+            .copied()
+            .collect();
+        (
+            n_prompt,
+            tokens.len(),
+            String::from_utf8_lossy(&bytes).into_owned(),
+        )
+    }
+
+    /// Waits until the engine holds nothing but its cache.
+    pub(crate) fn wait_until_quiet(&self) {
+        /// Far more than the engine takes to publish its figures, one after the other.
+        const MAX_LOOKS: usize = 10_000_000;
+        let metrics = self.engine.metrics();
+        while self.engine.n_in_flight() > 0 || metrics.running.value() > 0 {
+            std::thread::yield_now();
+        }
+        let is_quiet = || {
+            std::thread::yield_now();
+            let is_evictable = metrics.pages_cached.value() == metrics.pages_evictable.value();
+            metrics.pages_owned.value() == 0 && is_evictable
+        };
+        assert!(
+            (0..MAX_LOOKS).any(|_| is_quiet()),
+            "a page is still owned or locked"
+        );
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let server = self.server.take().expect("dropped once");
+        let exit = self.runtime.block_on(server).expect("the server ends");
+        if !std::thread::panicking() {
+            assert_eq!(exit, EngineExit::Drained);
+        }
+    }
+}
+
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    /// Reads to the end of the connection; undoes chunking.
+    pub(crate) fn read(mut stream: TcpStream) -> Answer {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).expect("an answer");
+        let text = String::from_utf8(bytes).expect("UTF-8");
+        let (head, rest) = text.split_once("\r\n\r\n").expect("a head");
+        let is_chunked = head.contains("transfer-encoding: chunked");
+        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
+        Answer {
+            status: status.expect("a status"),
+            head: head.to_owned(),
+            body: if is_chunked { joined(rest) } else { rest.to_owned() },
+        }
+    }
+
+    pub(crate) fn json(&self) -> Json {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+
+    /// The body with id and time blotted out.
+    pub(crate) fn blotted(&self) -> String {
+        let mut body = self.body.clone();
+        for (key, quote) in [("\"id\":\"", "\""), ("\"created\":", ",")] {
+            let mut pieces = body.split(key);
+            let mut blotted = pieces.next().expect("a beginning").to_owned();
+            for piece in pieces {
+                let end = piece.find(quote).expect("an end");
+                blotted.push_str(&format!("{key}_{}", &piece[end..]));
+            }
+            body = blotted;
+        }
+        body
+    }
+}
+
+fn joined(mut chunks: &str) -> String {
+    let mut whole = String::new();
+    while let Some((size, rest)) = chunks.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).expect("a chunk size");
+        whole.push_str(&rest[..size]);
+        chunks = &rest[size + 2..];
+    }
+    whole
+}
+
+pub(crate) fn chat(content: &str, more: &Json) -> Json {
+    let mut body = json!({"messages": [{"role": "user", "content": content}], "temperature": 0});
+    for (key, value) in more.as_object().expect("fields") {
+        body[key] = value.clone();
+    }
+    body
+}
+
+pub(crate) fn rendered(content: &str) -> String {
+    format!("<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n")
+}
