@@ -130,7 +130,8 @@ fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn finite(logprob: f32) -> f32 {
+/// The number that stands for a log-probability in JSON.
+pub(crate) fn finite(logprob: f32) -> f32 {
     logprob.max(IMPOSSIBLE)
 }
 

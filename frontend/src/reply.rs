@@ -190,15 +190,20 @@ impl Reply {
             let chunk = events.next().await?;
             Some((Ok::<_, Infallible>(chunk), events))
         });
-        let mut response = Body::from_stream(chunks).into_response();
-        let headers = response.headers_mut();
-        let event_stream = HeaderValue::from_static("text/event-stream; charset=utf-8");
-        headers.insert(header::CONTENT_TYPE, event_stream);
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        // Proxies that collect an answer before they pass it on would undo the streaming.
-        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-        response
+        event_stream(Body::from_stream(chunks))
     }
+}
+
+/// A response of server-sent events.
+pub(crate) fn event_stream(body: Body) -> Response {
+    let mut response = body.into_response();
+    let headers = response.headers_mut();
+    let event_stream = HeaderValue::from_static("text/event-stream; charset=utf-8");
+    headers.insert(header::CONTENT_TYPE, event_stream);
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // Proxies that collect an answer before they pass it on would undo the streaming.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
 }
 
 /// Puts a part of a call to the calls of a whole answer.
@@ -402,7 +407,7 @@ impl EventStream {
 }
 
 /// One server-sent event. JSON holds no raw line breaks, so one `data` line is enough.
-fn event(data: &impl Serialize, out: &mut Vec<u8>) {
+pub(crate) fn event(data: &impl Serialize, out: &mut Vec<u8>) {
     out.extend_from_slice(b"data: ");
     serde_json::to_writer(&mut *out, data).expect("plain structs serialize and a vector takes any bytes");
     out.extend_from_slice(b"\n\n");

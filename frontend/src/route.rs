@@ -18,7 +18,7 @@ use axum::routing::{get, post};
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
-use crate::api::{App, admin, chat, completions, models, random_id};
+use crate::api::{App, admin, chat, completions, generate, models, random_id, worker};
 use crate::auth::require_key;
 use crate::wire::error::ApiError;
 
@@ -35,6 +35,13 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(completions::completions))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
+        .route("/generate", post(generate::generate))
+        .route("/model_info", get(worker::model_info))
+        .route("/get_model_info", get(worker::model_info))
+        .route("/server_info", get(worker::server_info))
+        .route("/get_server_info", get(worker::server_info))
+        .route("/get_load", get(worker::get_load))
+        .route("/v1/loads", get(worker::loads))
         .route("/health", get(admin::health))
         .route("/ready", get(admin::ready))
         .route("/version", get(admin::version))

@@ -59,6 +59,8 @@ pub struct Piece {
     pub choice: usize,
     /// Log-probabilities of its prompt, if they came.
     pub prompt: Option<Vec<RowLogprobs>>,
+    /// Tokens of the output that came, stop tokens left out.
+    pub tokens: Vec<u32>,
     /// New text, perhaps none.
     pub text: String,
     /// Log-probabilities of the tokens that came, if wanted. Text may be held back longer than they are.
@@ -104,6 +106,11 @@ impl Generation {
         calls.is_some_and(|calls| calls.n_calls() > 0)
     }
 
+    /// What the engine said at the end of completion `idx`.
+    pub fn finished(&self, idx: usize) -> Option<&Finished> {
+        self.finished[idx].as_ref()
+    }
+
     /// Takes what the text of completion `idx` starts with.
     pub fn take_opening(&mut self, idx: usize) -> Opening {
         std::mem::take(&mut self.choices[idx].opening)
@@ -134,7 +141,7 @@ impl Generation {
     fn take(&mut self, idx: usize, event: Option<Event>) -> Piece {
         let choice = &mut self.choices[idx];
         let mut text = String::new();
-        let (mut prompt, mut logprobs) = (None, Vec::new());
+        let (mut prompt, mut tokens, mut logprobs) = (None, Vec::new(), Vec::new());
         let finish = match event {
             Some(Event::Prompt(rows)) => {
                 prompt = Some(rows);
@@ -142,7 +149,9 @@ impl Generation {
             }
             Some(Event::Tokens(NewTokens { ids, logprobs: rows })) => {
                 let is_text = |token: &u32| !choice.stop_tokens.contains(token);
-                for &token in ids.iter().filter(|token| is_text(token)) {
+                tokens = ids;
+                tokens.retain(is_text);
+                for &token in &tokens {
                     text.push_str(choice.text.push(self.token_bytes.of(token)));
                 }
                 logprobs = rows;
@@ -174,6 +183,7 @@ impl Generation {
         Piece {
             choice: idx,
             prompt,
+            tokens,
             text,
             logprobs,
             calls,

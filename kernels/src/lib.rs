@@ -385,12 +385,12 @@ pub trait Backend: Send + Sized + 'static {
     fn gather(&mut self, x: &Self::Tensor, rows: &[u32], out: &mut Self::Tensor);
 
     /// One token per row of `logits`, `None` where no allowed token has a finite logit. Order: allowed
-    /// tokens, adjustments, temperature, top-k, top-p, min-p, then the inverse of the cumulative distribution (likeliest
-    /// first, then token id) at `noise / 2^64`.
+    /// tokens, adjustments, temperature, top-k, top-p, min-p, then the inverse of the cumulative
+    /// distribution (likeliest first, then token id) at `noise / 2^64`.
     fn sample(&mut self, logits: &Self::Tensor, rows: &[SampleRow<'_>], out: &mut Vec<Option<u32>>);
 
-    /// `logprob(t) = logit(t) - ln(sum_i exp(logit(i)))` over the finite logits of each of `rows`; `None` where
-    /// there are none. Allocates the lists it returns.
+    /// `logprob(t) = logit(t) - ln(sum_i exp(logit(i)))` over the finite logits of each of `rows`; `None`
+    /// where there are none. Allocates the lists it returns.
     fn logprobs(&mut self, logits: &Self::Tensor, rows: &[LogprobRow], out: &mut Vec<Option<RowLogprobs>>);
 
     /// Copies page `from` to page `to` in every layer, keys and values.

@@ -149,6 +149,7 @@ impl<B: Backend> Engine<B> {
             context: config.context.min(model.context).min(config.pool_tokens()),
             n_pages: config.n_pages,
             page_size: config.page_size,
+            max_running: config.max_running,
             max_waiting: config.max_waiting,
             max_waiting_tokens: config.max_waiting_tokens,
         };

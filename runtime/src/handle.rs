@@ -34,6 +34,7 @@ pub(crate) struct RequestLimits {
     pub(crate) context: usize,
     pub(crate) n_pages: usize,
     pub(crate) page_size: usize,
+    pub(crate) max_running: usize,
     pub(crate) max_waiting: usize,
     pub(crate) max_waiting_tokens: usize,
 }
@@ -246,6 +247,16 @@ impl EngineHandle {
     /// Most tokens of prompt and output together.
     pub fn context(&self) -> usize {
         self.shared.limits.context
+    }
+
+    /// Tokens per page.
+    pub fn page_size(&self) -> usize {
+        self.shared.limits.page_size
+    }
+
+    /// Most requests computed at a time.
+    pub fn max_running(&self) -> usize {
+        self.shared.limits.max_running
     }
 
     // A full inbox needs no wake-up: the engine has messages to look at.

@@ -14,6 +14,7 @@ use crate::route::RequestBody;
 use crate::template::Chat;
 use crate::tools::written_out;
 use crate::wire::chat::ChatRequest;
+use crate::wire::deadlines::Deadlines;
 use crate::wire::error::ApiError;
 
 /// Continues a chat.
@@ -22,7 +23,8 @@ pub async fn chat_completions(
     headers: HeaderMap,
     body: RequestBody,
 ) -> Result<Response, ApiError> {
-    let request = ChatRequest::parse(&body.0, &app.sampling)?;
+    let mut request = ChatRequest::parse(&body.0, &app.sampling)?;
+    request.options.deadlines = Deadlines::read(&headers)?;
     app.check_model(request.options.model.as_deref())?;
     let ChatRequest {
         messages,

@@ -10,6 +10,7 @@ use super::{App, Asked, PreparedPrompt};
 use crate::reply::Format;
 use crate::route::RequestBody;
 use crate::wire::completion::{CompletionRequest, Echo, Prompt};
+use crate::wire::deadlines::Deadlines;
 use crate::wire::error::ApiError;
 
 /// Continues texts.
@@ -21,8 +22,9 @@ pub async fn completions(
     let CompletionRequest {
         prompts,
         echo,
-        options,
+        mut options,
     } = CompletionRequest::parse(&body.0, &app.sampling)?;
+    options.deadlines = Deadlines::read(&headers)?;
     app.check_model(options.model.as_deref())?;
     let mut prepared = Vec::with_capacity(prompts.len());
     for prompt in prompts {
@@ -38,7 +40,7 @@ pub async fn completions(
     app.answer(generation, asked).await
 }
 
-async fn prepare(app: &App, prompt: Prompt, echo: Echo) -> Result<PreparedPrompt, ApiError> {
+pub(super) async fn prepare(app: &App, prompt: Prompt, echo: Echo) -> Result<PreparedPrompt, ApiError> {
     match prompt {
         Prompt::Text(text) => {
             let repeated = match echo {

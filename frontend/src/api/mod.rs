@@ -3,7 +3,9 @@
 pub mod admin;
 pub mod chat;
 pub mod completions;
+pub mod generate;
 pub mod models;
+pub mod worker;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -160,8 +162,8 @@ impl App {
                     logprobs: options.logprobs,
                     priority: options.priority,
                     arrived,
-                    queue_timeout: None,
-                    total_timeout: None,
+                    queue_timeout: options.deadlines.queue,
+                    total_timeout: options.deadlines.total,
                     events: sender,
                 };
                 self.engine.submit(request)?;

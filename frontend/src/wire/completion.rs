@@ -67,12 +67,7 @@ impl CompletionRequest {
                 "'best_of' is only supported where it equals 'n'.",
             ));
         }
-        let n_choices = prompts.len() * options.n;
-        let most = MAX_PROMPTS.max(MAX_CHOICES);
-        if n_choices > most {
-            let message = format!("prompts times n is {n_choices}, at most {most} are allowed.");
-            return Err(ApiError::invalid("n", message));
-        }
+        check_choices(prompts.len(), options.n)?;
         f.finish();
         Ok(CompletionRequest {
             prompts,
@@ -97,13 +92,7 @@ fn prompts(f: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
     if list.first().is_some_and(Value::is_number) {
         return Ok(vec![Prompt::Tokens(tokens("prompt", list)?)]);
     }
-    if list.is_empty() || list.len() > MAX_PROMPTS {
-        let message = format!(
-            "'prompt' has {} prompts, must have 1 to {MAX_PROMPTS}.",
-            list.len()
-        );
-        return Err(ApiError::invalid("prompt", message));
-    }
+    check_prompts("prompt", list.len())?;
     let one = |(i, value)| match value {
         Value::String(text) => Ok(Prompt::Text(text)),
         Value::Array(ids) => Ok(Prompt::Tokens(tokens(&format!("prompt[{i}]"), ids)?)),
@@ -116,7 +105,27 @@ fn prompts(f: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
     list.into_iter().enumerate().map(one).collect()
 }
 
-fn tokens(path: &str, list: Vec<Value>) -> Result<Vec<u32>, ApiError> {
+/// Refuses no prompts and too many.
+pub(super) fn check_prompts(path: &str, n: usize) -> Result<(), ApiError> {
+    if n == 0 || n > MAX_PROMPTS {
+        let message = format!("'{path}' has {n} prompts, must have 1 to {MAX_PROMPTS}.");
+        return Err(ApiError::invalid(path, message));
+    }
+    Ok(())
+}
+
+/// Refuses more outputs than one request may have.
+pub(super) fn check_choices(n_prompts: usize, n: usize) -> Result<(), ApiError> {
+    let (n_choices, most) = (n_prompts * n, MAX_PROMPTS.max(MAX_CHOICES));
+    if n_choices > most {
+        let message = format!("prompts times n is {n_choices}, at most {most} are allowed.");
+        return Err(ApiError::invalid("n", message));
+    }
+    Ok(())
+}
+
+/// A list of token ids.
+pub(super) fn tokens(path: &str, list: Vec<Value>) -> Result<Vec<u32>, ApiError> {
     let one = |(i, value)| {
         let wrong = wrong_type(&format!("{path}[{i}]"), "a token id", &value);
         u32::from_json(value).ok_or(wrong)

@@ -7,8 +7,10 @@
 pub mod chat;
 pub mod completion;
 pub mod constraint;
+pub mod deadlines;
 pub mod error;
 pub mod fields;
+pub mod generate;
 pub mod options;
 pub mod response;
 pub mod strict;

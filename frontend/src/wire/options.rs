@@ -7,6 +7,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::constraint::Constraint;
+use super::deadlines::Deadlines;
 use super::error::ApiError;
 use super::fields::{Fields, FromJson, wrong_type};
 
@@ -48,6 +49,8 @@ pub struct Options {
     pub salt: [u8; 16],
     /// Larger is sooner.
     pub priority: i32,
+    /// How long the client waits; read from headers by whoever has them.
+    pub deadlines: Deadlines,
 }
 
 /// How the answer travels.
@@ -82,6 +85,7 @@ impl Options {
             delivery: delivery(f)?,
             salt: salt(f)?,
             priority: f.optional("priority")?.unwrap_or(0),
+            deadlines: Deadlines::default(),
         };
         // Known, without effect on the output: hints and labels. Their types are checked all the same.
         for name in ["user", "prompt_cache_key", "safety_identifier", "service_tier"] {

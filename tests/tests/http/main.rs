@@ -2,8 +2,10 @@
 //! by byte where clients look at bytes.
 
 mod constrained;
+mod sampling;
 mod site;
 mod stream;
+mod worker;
 
 use std::io::Read;
 use std::net::TcpStream;

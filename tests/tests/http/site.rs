@@ -16,7 +16,7 @@ use arbora_runtime::engine::{EngineConfig, EngineExit, EngineHandle, spawn};
 use arbora_runtime::model::metadata::{Metadata, Value};
 use arbora_runtime::request::{LogprobsWanted, Request, SamplingParams, StopConditions};
 use arbora_runtime::tokenizer::{SpecialTokens, Tokenizer};
-use arbora_tests::oracle::expected;
+use arbora_tests::oracle::{Expected, expected};
 use arbora_tests::toy::{Fuse, N_VOCAB, ToyBackend};
 use serde_json::{Value as Json, json};
 use tokio::net::TcpListener;
@@ -190,14 +190,13 @@ impl Site {
         Answer::read(self.send("GET", path, "", ""))
     }
 
-    /// The greedy output of the toy model for a prompt, and its text.
-    pub(crate) fn output(&self, prompt: &str, max_tokens: usize) -> (usize, usize, String) {
+    /// A greedy request.
+    pub(crate) fn request(&self, prompt: &str, max_tokens: usize) -> Request {
         let prompt = self
             .tokenizer
             .encode(prompt, SpecialTokens::Parse)
             .expect("encodes");
-        let n_prompt = prompt.len();
-        let request = Request {
+        Request {
             id: self.engine.next_id(),
             prompt,
             namespace: Namespace::default(),
@@ -216,19 +215,30 @@ impl Site {
             queue_timeout: None,
             total_timeout: None,
             events: mpsc::channel(1).0,
-        };
-        let tokens = expected(&request, None, self.tokenizer.stop_token_ids(), 0).tokens;
+        }
+    }
+
+    /// What the toy model makes of `request`.
+    pub(crate) fn expected(&self, request: &Request) -> Expected {
+        expected(request, None, self.tokenizer.stop_token_ids(), 0)
+    }
+
+    /// The text of an output.
+    pub(crate) fn text_of(&self, tokens: &[u32]) -> String {
         let bytes: Vec<u8> = tokens
             .iter()
             .filter(|&&token| !self.tokenizer.is_special(token))
             .flat_map(|&token| self.tokenizer.token_bytes(token))
             .copied()
             .collect();
-        (
-            n_prompt,
-            tokens.len(),
-            String::from_utf8_lossy(&bytes).into_owned(),
-        )
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The greedy output of the toy model for a prompt: the lengths of both, and its text.
+    pub(crate) fn output(&self, prompt: &str, max_tokens: usize) -> (usize, usize, String) {
+        let request = self.request(prompt, max_tokens);
+        let tokens = self.expected(&request).tokens;
+        (request.prompt.len(), tokens.len(), self.text_of(&tokens))
     }
 
     /// Waits until the engine holds nothing but its cache.

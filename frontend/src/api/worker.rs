@@ -1,0 +1,95 @@
+//! What routers ask of a worker, in SGLang's words. One rank, since one engine serves.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Value, json};
+
+use super::{App, unix_seconds};
+
+/// `GET /model_info`: what is served.
+pub async fn model_info(State(app): State<Arc<App>>) -> Json<Value> {
+    Json(json!({
+        "model_path": app.model,
+        "tokenizer_path": app.model,
+        "is_generation": true,
+        "preferred_sampling_params": null,
+        "max_model_len": app.engine.context(),
+    }))
+}
+
+/// `GET /server_info`: limits and the load.
+pub async fn server_info(State(app): State<Arc<App>>) -> Json<Value> {
+    let engine = &app.engine;
+    Json(json!({
+        "model_path": app.model,
+        "served_model_name": app.model,
+        "version": env!("CARGO_PKG_VERSION"),
+        "tp_size": 1,
+        "dp_size": 1,
+        "page_size": engine.page_size(),
+        "context_length": engine.context(),
+        "max_total_num_tokens": max_tokens(&app),
+        "max_running_requests": engine.max_running(),
+        "status": if engine.is_accepting() { "ready" } else { "draining" },
+        "internal_states": [load(&app)],
+    }))
+}
+
+/// `GET /get_load`.
+pub async fn get_load(State(app): State<Arc<App>>) -> Json<Value> {
+    let metrics = app.engine.metrics();
+    let (running, waiting) = (metrics.running.value(), metrics.waiting.value());
+    Json(json!([{
+        "dp_rank": 0,
+        "num_reqs": running + waiting,
+        "num_waiting_reqs": waiting,
+        "num_tokens": used_tokens(&app) + metrics.waiting_tokens.value(),
+    }]))
+}
+
+/// `GET /v1/loads`.
+pub async fn loads(State(app): State<Arc<App>>) -> Json<Value> {
+    Json(json!({
+        "timestamp": unix_seconds(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "dp_rank_count": 1,
+        "loads": [load(&app)],
+    }))
+}
+
+fn load(app: &App) -> Value {
+    let metrics = app.engine.metrics();
+    let (running, waiting) = (metrics.running.value(), metrics.waiting.value());
+    let (used, total) = (used_tokens(app), max_tokens(app));
+    let share = |part: u64, whole: u64| {
+        if whole == 0 {
+            0.0
+        } else {
+            part as f64 / whole as f64
+        }
+    };
+    json!({
+        "dp_rank": 0,
+        "num_running_reqs": running,
+        "num_waiting_reqs": waiting,
+        "num_total_reqs": running + waiting,
+        "num_used_tokens": used,
+        "max_total_num_tokens": total,
+        "token_usage": share(used, total),
+        "cache_hit_rate": share(metrics.cached_tokens.value(), metrics.prompt_tokens.value()),
+        "max_running_requests": app.engine.max_running(),
+    })
+}
+
+/// Tokens of pages that running requests hold; what the cache could give up is not in use.
+fn used_tokens(app: &App) -> u64 {
+    let metrics = app.engine.metrics();
+    let held = metrics.pages_total.value() - metrics.pages_free.value();
+    held.saturating_sub(metrics.pages_evictable.value()) * app.engine.page_size() as u64
+}
+
+fn max_tokens(app: &App) -> u64 {
+    app.engine.metrics().pages_total.value() * app.engine.page_size() as u64
+}

@@ -1,0 +1,126 @@
+//! What routers in front of several servers use.
+
+use serde_json::{Value as Json, json};
+
+use crate::site::{Answer, Site};
+
+const PROMPT: &str = "once upon a time";
+
+#[test]
+fn generate_answers_in_sglangs_shape() {
+    let site = Site::new();
+    let mut request = site.request(PROMPT, 5);
+    request.stop.ignore_eos = true;
+    let tokens = site.expected(&request).tokens;
+    let params = json!({"max_new_tokens": 5, "temperature": 0, "ignore_eos": true});
+    let ask = json!({"text": PROMPT, "sampling_params": params, "rid": "mine"});
+    let answer = site.post("/generate", &ask).json();
+    assert_eq!(answer["text"], site.text_of(&tokens));
+    assert_eq!(answer["output_ids"], json!(tokens));
+    let meta = &answer["meta_info"];
+    assert_eq!(meta["id"], "mine");
+    assert_eq!(meta["finish_reason"], json!({"type": "length", "length": 5}));
+    assert_eq!(meta["prompt_tokens"], request.prompt.len());
+    assert_eq!(meta["completion_tokens"], 5);
+    assert_eq!(meta["cached_tokens"], 0);
+    let again = site.post("/generate", &ask).json();
+    assert_eq!(again["meta_info"]["cached_tokens"], request.prompt.len() - 1);
+    // Several prompts or outputs give a list.
+    let several = json!({"input_ids": [request.prompt, [5, 6]], "sampling_params": params});
+    let list = site.post("/generate", &several).json();
+    assert_eq!(list.as_array().map(Vec::len), Some(2));
+    assert_eq!(list[0]["text"], answer["text"]);
+}
+
+#[test]
+fn generate_streams_all_that_came_so_far() {
+    let site = Site::new();
+    let params = json!({"max_new_tokens": 4, "temperature": 0, "ignore_eos": true, "n": 2});
+    let ask = json!({"text": PROMPT, "sampling_params": params, "stream": true});
+    let answer = site.post("/generate", &ask);
+    assert!(answer.body.ends_with("data: [DONE]\n\n"), "{}", answer.body);
+    let mut last = [Json::Null, Json::Null];
+    for data in answer.body.split_terminator("\n\n") {
+        let Ok(output) = serde_json::from_str::<Json>(&data["data: ".len()..]) else {
+            continue;
+        };
+        let idx = output["index"].as_u64().expect("an index") as usize;
+        let text = |output: &Json| output["text"].as_str().unwrap_or_default().to_owned();
+        assert!(text(&output).starts_with(&text(&last[idx])), "text only grows");
+        last[idx] = output;
+    }
+    let mut whole = ask;
+    whole["stream"] = json!(false);
+    let whole = site.post("/generate", &whole).json();
+    for idx in 0..2 {
+        assert_eq!(last[idx]["text"], whole[idx]["text"]);
+        assert_eq!(last[idx]["output_ids"], whole[idx]["output_ids"]);
+        assert_eq!(last[idx]["meta_info"]["finish_reason"]["type"], "length");
+    }
+}
+
+#[test]
+fn generate_lists_log_probabilities_as_tuples() {
+    let site = Site::new();
+    let ask = json!({"text": PROMPT, "sampling_params": {"max_new_tokens": 3, "temperature": 0},
+        "return_logprob": true, "top_logprobs_num": 2, "logprob_start_len": 0});
+    let meta = site.post("/generate", &ask).json()["meta_info"].clone();
+    let n_prompt = site.request(PROMPT, 1).prompt.len();
+    let input = meta["input_token_logprobs"].as_array().expect("a list");
+    assert_eq!(input.len(), n_prompt);
+    assert_eq!(input[0][0], Json::Null);
+    assert!(input[1][0].is_number() && input[1][1].is_number() && input[1][2].is_null());
+    assert_eq!(meta["output_token_logprobs"].as_array().map(Vec::len), Some(3));
+    assert_eq!(meta["output_top_logprobs"][0].as_array().map(Vec::len), Some(2));
+    let late = json!({"text": PROMPT, "sampling_params": {"max_new_tokens": 1, "temperature": 0},
+        "return_logprob": true, "logprob_start_len": 4, "return_text_in_logprobs": true});
+    let meta = site.post("/generate", &late).json()["meta_info"].clone();
+    assert_eq!(
+        meta["input_token_logprobs"].as_array().map(Vec::len),
+        Some(n_prompt - 4)
+    );
+    assert!(meta["input_token_logprobs"][0][2].is_string());
+}
+
+#[test]
+fn generates_errors_name_the_parameter_as_it_was_spelled() {
+    let site = Site::new();
+    let ask = json!({"text": PROMPT, "sampling_params": {"max_new_tokens": -1}});
+    let answer = site.post("/generate", &ask);
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.json()["error"]["param"], "sampling_params.max_new_tokens");
+}
+
+#[test]
+fn a_worker_tells_its_model_limits_and_load() {
+    let site = Site::new();
+    for path in ["/model_info", "/get_model_info"] {
+        let info = site.get(path).json();
+        assert_eq!(info["model_path"], "toy");
+        assert_eq!(info["is_generation"], true);
+    }
+    for path in ["/server_info", "/get_server_info"] {
+        let info = site.get(path).json();
+        assert_eq!(info["served_model_name"], "toy");
+        assert_eq!(info["max_total_num_tokens"], 13_000 * 16);
+        assert_eq!(info["context_length"], site.engine.context());
+    }
+    let load = site.get("/get_load").json();
+    assert_eq!(
+        load,
+        json!([{"dp_rank": 0, "num_reqs": 0, "num_waiting_reqs": 0, "num_tokens": 0}])
+    );
+    let _running = site.send(
+        "POST",
+        "/generate",
+        "",
+        &json!({"text": PROMPT, "sampling_params": {"max_new_tokens": 190_000, "ignore_eos": true}})
+            .to_string(),
+    );
+    let is_seen = || {
+        let loads = Answer::json(&site.get("/v1/loads"));
+        let load = &loads["loads"][0];
+        load["num_running_reqs"] == 1 && load["num_used_tokens"].as_u64() > Some(0)
+    };
+    assert!((0..10_000).any(|_| is_seen()), "a running request is seen");
+}
