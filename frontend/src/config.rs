@@ -15,7 +15,12 @@ use serde::{Deserialize, Deserializer};
 use crate::hub::HubSettings;
 use crate::models::DEFAULT_MODEL;
 
-const DRAFTS: [(&str, Drafts); 2] = [("auto", Drafts::Auto), ("off", Drafts::Off)];
+const DRAFTS: [(&str, Drafts); 4] = [
+    ("auto", Drafts::Auto),
+    ("off", Drafts::Off),
+    ("ngram", Drafts::Ngram),
+    ("radix", Drafts::Radix),
+];
 
 /// Where models come from unless `HF_ENDPOINT` says otherwise.
 const DEFAULT_HUB: &str = "https://huggingface.co";
@@ -200,10 +205,14 @@ pub struct Config {
 /// Whether several tokens of a sequence are computed in one step. It never changes what comes out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drafts {
-    /// Text that a grammar forces.
+    /// Text that a grammar forces, and whatever else pays.
     Auto,
     /// One token per step.
     Off,
+    /// Text that a grammar forces, and what followed the same words earlier in the text.
+    Ngram,
+    /// Text that a grammar forces, and what followed the same text in an earlier request.
+    Radix,
 }
 
 /// How large the KV pool is.

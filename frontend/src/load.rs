@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use arbora_kernels::{Backend, KvShape};
+use arbora_runtime::draft::Drafters;
 use arbora_runtime::engine::{self, EngineConfig, EngineError, EngineExit, EngineHandle};
 use arbora_runtime::model::directory::SamplingDefaults;
 use arbora_runtime::model::{LoadError, ModelFile};
@@ -142,8 +143,12 @@ fn engine_config(config: &Config, n_pages: usize, context: usize) -> EngineConfi
         max_batch_tokens: config.max_batch_tokens.unwrap_or(defaults.max_batch_tokens),
         max_running: config.max_running.unwrap_or(defaults.max_running),
         max_draft_rows: match config.drafts {
-            Drafts::Auto => defaults.max_draft_rows,
             Drafts::Off => 0,
+            Drafts::Auto | Drafts::Ngram | Drafts::Radix => defaults.max_draft_rows,
+        },
+        drafters: Drafters {
+            ngram: matches!(config.drafts, Drafts::Auto | Drafts::Ngram),
+            radix: matches!(config.drafts, Drafts::Auto | Drafts::Radix),
         },
         max_waiting: config.max_waiting.unwrap_or(defaults.max_waiting),
         max_waiting_tokens: config.max_waiting_tokens.unwrap_or(defaults.max_waiting_tokens),

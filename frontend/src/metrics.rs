@@ -42,6 +42,12 @@ pub fn prometheus(engine: &Metrics, http: &HttpMetrics) -> String {
             n.value(),
         );
     }
+    for (name, help, by_source) in drafts(engine) {
+        page.family(name, "counter", help);
+        for (source, n) in Metrics::DRAFT_SOURCES.iter().zip(by_source) {
+            page.sample(name, &format!("{{source=\"{source}\"}}"), n.value());
+        }
+    }
     for (name, help, counter) in counters(engine) {
         page.family(name, "counter", help);
         page.sample(name, "", counter.value());
@@ -60,8 +66,24 @@ pub fn prometheus(engine: &Metrics, http: &HttpMetrics) -> String {
     page.text
 }
 
+/// Name, help and values of what is counted by who proposed a draft.
+fn drafts(engine: &Metrics) -> [(&'static str, &'static str, &[Counter]); 2] {
+    [
+        (
+            "drafted_tokens_total",
+            "Tokens proposed as drafts and computed along.",
+            &engine.drafted_tokens,
+        ),
+        (
+            "accepted_tokens_total",
+            "Of those, the ones that became output.",
+            &engine.accepted_tokens,
+        ),
+    ]
+}
+
 /// Name, help and value of what only grows.
-fn counters(engine: &Metrics) -> [(&'static str, &'static str, &Counter); 13] {
+fn counters(engine: &Metrics) -> [(&'static str, &'static str, &Counter); 11] {
     [
         (
             "requests_accepted_total",
@@ -97,16 +119,6 @@ fn counters(engine: &Metrics) -> [(&'static str, &'static str, &Counter); 13] {
             "generated_tokens_total",
             "Output tokens.",
             &engine.generated_tokens,
-        ),
-        (
-            "drafted_tokens_total",
-            "Tokens proposed as drafts and computed along.",
-            &engine.drafted_tokens,
-        ),
-        (
-            "accepted_tokens_total",
-            "Of those, the ones that became output.",
-            &engine.accepted_tokens,
         ),
         (
             "preemptions_total",

@@ -44,6 +44,7 @@
 //! pages adds 4 bytes for each.
 
 mod check;
+mod continuation;
 mod counters;
 mod evict;
 mod insert;

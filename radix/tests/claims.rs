@@ -482,3 +482,28 @@ fn a_path_of_a_hundred_thousand_nodes_needs_no_stack() {
     assert_eq!(tree.clear(&mut released), n_pages as usize);
     assert_eq!(tree.n_nodes(), 0);
 }
+
+#[test]
+fn a_text_goes_on_as_the_tree_has_it_up_to_where_it_branches() {
+    let mut cache = Cache::new(4, EvictionPolicy::Lru);
+    let whole: Vec<u32> = (1..=18).collect();
+    cache.insert(&whole);
+    let next = |cache: &Cache, tokens: &[u32], n| cache.tree.continuation(&SHARED, tokens, n);
+    for n in 0..18 {
+        assert_eq!(
+            next(&cache, &whole[..n], 5),
+            whole[n..whole.len().min(n + 5)],
+            "after {n}"
+        );
+    }
+    assert_eq!(next(&cache, &whole, 5), []);
+    assert_eq!(next(&cache, &[1, 2, 3, 9], 5), [], "not all of it is there");
+    assert_eq!(next(&cache, &[1, 2, 3, 4, 9], 5), []);
+    let other = Namespace { model: 1, ..SHARED };
+    assert_eq!(cache.tree.continuation(&other, &whole[..4], 5), []);
+    // A second branch after two pages: within a branch the text goes on, before it nobody knows how.
+    cache.insert(&[1, 2, 3, 4, 5, 6, 7, 8, 70, 71, 72, 73, 74]);
+    assert_eq!(next(&cache, &whole[..6], 9), [7, 8]);
+    assert_eq!(next(&cache, &[1, 2, 3, 4, 5, 6, 7, 8, 70], 9), [71, 72, 73, 74]);
+    assert_eq!(next(&cache, &whole[..9], 2), [10, 11]);
+}

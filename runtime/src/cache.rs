@@ -122,6 +122,11 @@ impl PrefixCache {
         found.n_tokens + found.n_donor_tokens
     }
 
+    /// Up to `n_wanted` tokens with which the tree goes on after all of `tokens`.
+    pub(crate) fn continuation(&self, namespace: &Namespace, tokens: &[u32], n_wanted: usize) -> Vec<u32> {
+        self.tree.continuation(namespace, tokens, n_wanted)
+    }
+
     /// Pages for all of the wish's tokens, or `None` where fewer than that and its spare ones can be had.
     pub(crate) fn admit(&mut self, wish: &AdmissionWish<'_>) -> Option<Admission> {
         let max_cached = wish.max_cached.min(wish.tokens.len() - 1);

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use arbora_radix::EvictionPolicy;
 
+use crate::draft::Drafters;
 use crate::model::decoder::ForwardLimits;
 
 /// In which order waiting requests are admitted.
@@ -53,6 +54,8 @@ pub struct EngineConfig {
     /// Most rows of one step that drafts may take, of what the other rows leave of `max_batch_tokens`; 0
     /// turns drafts off.
     pub max_draft_rows: usize,
+    /// Who proposes tokens of free text.
+    pub drafters: Drafters,
     /// Most rows of one step whose logits are wanted for a prompt's log-probabilities.
     pub max_scored_rows: usize,
     /// Most requests waiting.
@@ -86,6 +89,10 @@ impl EngineConfig {
             max_running: 32,
             max_batch_tokens: 256,
             max_draft_rows: 64,
+            drafters: Drafters {
+                ngram: true,
+                radix: true,
+            },
             max_scored_rows: 64,
             max_waiting: 1024,
             max_waiting_tokens: 1 << 20,

@@ -216,7 +216,10 @@ impl<B: Backend> Engine<B> {
         let stepped = catch_unwind(AssertUnwindSafe(|| self.step(clock)));
         let now = clock();
         let turn = match stepped {
-            Ok(()) => Turn::Busy,
+            Ok(()) => {
+                self.scheduler.note_time(&self.plan, now - started);
+                Turn::Busy
+            }
             Err(_) => self.recover(now),
         };
         self.shared.metrics().step_time.record(now - started);
@@ -375,17 +378,13 @@ impl<B: Backend> Engine<B> {
             }
             sequence.stage = Stage::Decode;
             let stops = &self.config.model_stop_tokens;
-            let before = sequence.usage();
+            let (source, before) = (sequence.draft_source(), sequence.usage());
             let (n_new, mut ends) = sequence.verify(its_own.sampled, &self.token_bytes, stops);
             let metrics = self.shared.metrics();
             let usage = sequence.usage();
             metrics.generated_tokens.add(n_new);
-            metrics
-                .drafted_tokens
-                .add(usage.drafted_tokens - before.drafted_tokens);
-            metrics
-                .accepted_tokens
-                .add(usage.accepted_tokens - before.accepted_tokens);
+            metrics.drafted_tokens[source.idx()].add(usage.drafted_tokens - before.drafted_tokens);
+            metrics.accepted_tokens[source.idx()].add(usage.accepted_tokens - before.accepted_tokens);
             if let Some(time) = sequence.first_token(now, n_new) {
                 metrics.time_to_first_token.record(time);
             }

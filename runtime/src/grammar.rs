@@ -90,6 +90,16 @@ impl GrammarState {
         Ok(self.matcher.is_accepting() && self.matcher.mask()?.n_allowed() <= self.n_eos)
     }
 
+    /// How many of the first tokens of `draft` may follow the output.
+    pub(crate) fn n_allowed(&mut self, draft: &[u32]) -> usize {
+        let allowed = |token: &&u32| self.matcher.advance(**token).is_ok();
+        let n_allowed = draft.iter().take_while(allowed).count();
+        self.matcher
+            .rollback(n_allowed)
+            .expect("what was just taken can be taken back");
+        n_allowed
+    }
+
     /// Tokens that probably come next: forced text, after `output`.
     pub(crate) fn draft(&mut self, output: &[u32]) -> Vec<u32> {
         let recent = &output[output.len().saturating_sub(N_RECENT)..];

@@ -7,6 +7,7 @@ mod adjustments;
 pub mod batch;
 mod cache;
 pub mod config;
+pub mod draft;
 pub mod engine;
 pub mod grammar;
 pub mod handle;

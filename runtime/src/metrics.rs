@@ -101,10 +101,10 @@ pub struct Metrics {
     pub prefill_tokens: Counter,
     /// Tokens sent to clients.
     pub generated_tokens: Counter,
-    /// Tokens proposed as drafts and computed along.
-    pub drafted_tokens: Counter,
+    /// Tokens proposed as drafts and computed along, by [`Metrics::DRAFT_SOURCES`].
+    pub drafted_tokens: [Counter; Metrics::DRAFT_SOURCES.len()],
     /// Of those, the ones that became output.
-    pub accepted_tokens: Counter,
+    pub accepted_tokens: [Counter; Metrics::DRAFT_SOURCES.len()],
     /// Sequences sent back to waiting because pages ran out.
     pub preemptions: Counter,
     /// Cached pages given up for new ones.
@@ -141,6 +141,9 @@ impl Metrics {
     /// Labels of [`Metrics::requests_finished`], in its order.
     pub const FINISH_REASONS: [&'static str; 6] =
         ["stop", "length", "deadline", "queue_deadline", "abort", "error"];
+
+    /// Labels of [`Metrics::drafted_tokens`] and [`Metrics::accepted_tokens`], in their order.
+    pub const DRAFT_SOURCES: [&'static str; 3] = ["grammar", "radix", "ngram"];
 
     pub(crate) fn count_finished(&self, reason: &FinishReason) {
         let idx = match reason {

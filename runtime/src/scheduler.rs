@@ -13,10 +13,11 @@
 //! * A sequence that decodes and finds no page preempts; in every step at least one sequence keeps its pages
 //!   and gets its token, so the whole always ends.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cache::{AdmissionWish, PageCopy, PrefixCache};
 use crate::config::EngineConfig;
+use crate::draft::{Drafters, RowCost};
 use crate::queue::WaitingQueue;
 use crate::request::{Request, RequestError};
 use crate::sequence::{Following, Sequence, SequenceSlot, Sequences, Stage};
@@ -124,6 +125,8 @@ pub(crate) struct Scheduler {
     max_running: usize,
     max_batch_tokens: usize,
     max_draft_rows: usize,
+    drafters: Drafters,
+    row_cost: RowCost,
     max_scored_rows: usize,
     n_extra_logit_rows: usize,
     page_size: usize,
@@ -142,6 +145,8 @@ impl Scheduler {
             max_running: config.max_running,
             max_batch_tokens: config.max_batch_tokens,
             max_draft_rows: config.max_draft_rows,
+            drafters: config.drafters,
+            row_cost: RowCost::default(),
             max_scored_rows: config.max_scored_rows,
             n_extra_logit_rows: config.n_extra_logit_rows(),
             page_size: config.page_size,
@@ -169,6 +174,15 @@ impl Scheduler {
         self.running.retain(|&other| other != slot);
         self.followers.retain(|&other| other != slot);
         sequence
+    }
+
+    /// A step that was planned took `time`.
+    pub(crate) fn note_time(&mut self, plan: &Plan, time: Duration) {
+        let is_decode = |rows: &PlannedRows| rows.n_rows - rows.n_draft == 1;
+        if plan.rows.iter().all(is_decode) {
+            let n_rows = plan.rows.iter().map(|rows| rows.n_rows).sum();
+            self.row_cost.record(n_rows, time);
+        }
     }
 
     /// An output came to its natural end.
@@ -340,11 +354,18 @@ impl Scheduler {
             .min(self.max_draft_rows)
             .min(self.n_extra_logit_rows - n_scored);
         let nobody_waits = self.queue.first().is_none();
+        let n_rows = plan.rows.iter().map(|rows| rows.n_rows).sum();
+        let n_tokens = plan.rows.iter().map(PlannedRows::n_sampled).sum();
+        let row_cost = self.row_cost.of_step(n_rows, n_tokens);
         for rows in &mut plan.rows {
             let sequence = &mut self.sequences[rows.slot];
-            let n_useful = sequence.n_output_left().saturating_sub(1);
-            let n_wanted = sequence.draft.len().min(n_useful).min(n_left);
-            if rows.n_sampled() == 0 || n_wanted == 0 {
+            let n_most = sequence.n_output_left().saturating_sub(1).min(n_left);
+            if rows.n_sampled() == 0 || n_most == 0 {
+                continue;
+            }
+            sequence.propose(cache, (self.drafters, row_cost));
+            let n_wanted = sequence.draft.len().min(n_most);
+            if n_wanted == 0 {
                 continue;
             }
             let n_tokens = sequence.tokens.len();

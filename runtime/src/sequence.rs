@@ -22,7 +22,8 @@ use arbora_radix::Namespace;
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::adjustments::Adjustments;
-use crate::cache::PageTable;
+use crate::cache::{PageTable, PrefixCache};
+use crate::draft::{DraftSource, Drafters, Drafting};
 use crate::queue::Rank;
 use crate::request::{
     Event, FinishReason, Finished, NewTokens, Request, RequestError, RequestId, RowLogprobs, Usage,
@@ -81,6 +82,7 @@ pub(crate) struct Sequence {
     usage: Usage,
     /// Tokens proposed to come next, each allowed by the grammar if there is one.
     pub(crate) draft: Vec<u32>,
+    drafting: Drafting,
     adjustments: Option<Adjustments>,
     /// Log-probabilities of the prompt so far, where they are wanted and not yet sent.
     scores: Option<Vec<RowLogprobs>>,
@@ -127,6 +129,7 @@ impl Sequence {
             },
             span: tracing::info_span!("request", id = request.id.0),
             ended: false,
+            drafting: Drafting::new(),
             draft,
             tokens,
             request,
@@ -336,7 +339,23 @@ impl Sequence {
             // Only the prompt was asked for.
             return (0, Some(FinishReason::Length));
         }
-        self.usage.drafted_tokens += sampled.len() - 1;
+        let (n_drafted, n_before) = (sampled.len() - 1, self.usage.accepted_tokens);
+        self.usage.drafted_tokens += n_drafted;
+        let verified = self.push_as_drafted(sampled, bytes, model_stops);
+        self.drafting
+            .learn(n_drafted, self.usage.accepted_tokens - n_before);
+        if verified.1.is_none() {
+            self.redraft();
+        }
+        verified
+    }
+
+    fn push_as_drafted(
+        &mut self,
+        sampled: &[Option<u32>],
+        bytes: &TokenBytes,
+        model_stops: &[u32],
+    ) -> (usize, Option<FinishReason>) {
         for (n, token) in sampled.iter().enumerate() {
             let Some(token) = *token else {
                 let position = self.n_computed;
@@ -348,7 +367,6 @@ impl Sequence {
             }
             let is_drafted = n + 1 < sampled.len() && self.draft[n] == token;
             if !is_drafted {
-                self.redraft();
                 return (n + 1, None);
             }
             // The row of the draft's token was this token's row: its keys and values exist.
@@ -359,8 +377,30 @@ impl Sequence {
     }
 
     fn redraft(&mut self) {
+        self.draft.clear();
+        self.drafting.source = DraftSource::Grammar;
         if let Some(grammar) = &mut self.request.grammar {
             self.draft = grammar.draft(&self.tokens[self.n_prompt..]);
+        }
+    }
+
+    /// Where the present draft comes from.
+    pub(crate) fn draft_source(&self) -> DraftSource {
+        self.drafting.source
+    }
+
+    /// Makes a draft where the grammar has none. A row more costs `row_cost` tokens.
+    pub(crate) fn propose(&mut self, cache: &PrefixCache, (drafters, row_cost): (Drafters, f64)) {
+        if !self.draft.is_empty() {
+            return;
+        }
+        let (tokens, namespace) = (self.tokens.as_slice(), &self.request.namespace);
+        let continuation = |n_wanted| cache.continuation(namespace, tokens, n_wanted);
+        let known = (tokens, self.n_prompt);
+        self.draft = self.drafting.propose(known, (drafters, row_cost), continuation);
+        if let Some(grammar) = &mut self.request.grammar {
+            let n_allowed = grammar.n_allowed(&self.draft);
+            self.draft.truncate(n_allowed);
         }
     }
 

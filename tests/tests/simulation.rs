@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use arbora_constrained::{Grammar, Limits};
 use arbora_radix::{EvictionPolicy, Namespace};
+use arbora_runtime::draft::Drafters;
 use arbora_runtime::engine::{EngineConfig, SchedulePolicy, Turn};
+use arbora_runtime::metrics::Counter;
 use arbora_runtime::request::{LogprobsWanted, SamplingParams, StopConditions, SubmitError};
 use arbora_tests::oracle::vocabulary;
 use arbora_tests::random::Random;
@@ -36,6 +38,10 @@ fn random_config(random: &mut Random) -> EngineConfig {
     ]);
     config.expected_output = random.pick(&[0.0, 0.0, 0.3, 0.7, 1.0]);
     config.max_draft_rows = random.pick(&[0, 1, 4, 64]);
+    config.drafters = Drafters {
+        ngram: random.one_in(2),
+        radix: random.one_in(2),
+    };
     config.model_stop_tokens = vec![7];
     config
 }
@@ -48,6 +54,9 @@ struct Prompts {
 
 impl Prompts {
     fn draw(&mut self, random: &mut Random) -> Vec<u32> {
+        if !self.known.is_empty() && random.one_in(5) {
+            return self.known[random.below(self.known.len())].clone();
+        }
         let mut prompt = if self.known.is_empty() || random.one_in(4) {
             Vec::new()
         } else {
@@ -134,9 +143,18 @@ fn grammars() -> Vec<Grammar> {
     regexes.map(|regex| compile(regex).expect("a grammar")).to_vec()
 }
 
-/// Runs one schedule; returns the number of preemptions, cached tokens, copied tokens, drafted and accepted
-/// tokens seen.
-fn simulate(seed: u64, grammars: &[Grammar]) -> [u64; 5] {
+/// What a schedule came to.
+#[derive(Debug, Default)]
+struct Counts {
+    /// Preemptions, cached tokens, copied tokens.
+    shares: [u64; 3],
+    /// Tokens by `Metrics::DRAFT_SOURCES`.
+    drafted: [u64; 3],
+    accepted: [u64; 3],
+}
+
+/// Runs one schedule.
+fn simulate(seed: u64, grammars: &[Grammar]) -> Counts {
     let mut random = Random::new(seed);
     let config = random_config(&mut random);
     let not_finite_one_in = if random.one_in(4) { 50 } else { 0 };
@@ -178,39 +196,45 @@ fn simulate(seed: u64, grammars: &[Grammar]) -> [u64; 5] {
     }
     world.verify_quiet();
     let metrics = world.handle.metrics();
-    [
-        &metrics.preemptions,
-        &metrics.cached_tokens,
-        &metrics.copied_tokens,
-        &metrics.drafted_tokens,
-        &metrics.accepted_tokens,
-    ]
-    .map(|counter| counter.value())
+    let [drafted, accepted] = [&metrics.drafted_tokens, &metrics.accepted_tokens];
+    Counts {
+        shares: [
+            &metrics.preemptions,
+            &metrics.cached_tokens,
+            &metrics.copied_tokens,
+        ]
+        .map(Counter::value),
+        drafted: drafted.each_ref().map(Counter::value),
+        accepted: accepted.each_ref().map(Counter::value),
+    }
 }
 
 fn simulate_range(first: u64, n: u64) {
     let grammars = grammars();
-    let mut seen = [0; 5];
+    let mut seen = Counts::default();
     for seed in first..first + n {
         let result = std::panic::catch_unwind(|| simulate(seed, &grammars));
         let counts = result.unwrap_or_else(|_| panic!("schedule with seed {seed} failed"));
-        for (sum, count) in seen.iter_mut().zip(counts) {
-            *sum += count;
+        let sums = [&mut seen.shares, &mut seen.drafted, &mut seen.accepted];
+        for (sums, counts) in sums
+            .into_iter()
+            .zip([counts.shares, counts.drafted, counts.accepted])
+        {
+            sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         }
     }
-    let [n_preemptions, n_cached, n_copied, n_drafted, n_accepted] = seen;
-    println!(
-        "{n} schedules: {n_preemptions} preemptions, {n_cached} cached tokens, {n_copied} of them copied, \
-         {n_drafted} drafted tokens, {n_accepted} of them accepted"
-    );
+    println!("{n} schedules: {seen:?}");
+    let [n_preemptions, n_cached, n_copied] = seen.shares;
     assert!(
         n_preemptions > n / 20,
         "the schedules are tight enough to preempt"
     );
-    assert!(
-        n_accepted > n / 10 && n_drafted > n_accepted + n / 10,
-        "drafts are accepted and refused"
-    );
+    for (drafted, accepted) in seen.drafted.into_iter().zip(seen.accepted) {
+        assert!(
+            accepted > n / 100 && drafted > accepted + n / 20,
+            "drafts of each source are accepted and refused"
+        );
+    }
     assert!(
         n_cached > n && n_copied > n / 10,
         "the schedules share enough to be hit"

@@ -281,6 +281,12 @@ impl World {
             "tokens in whole pages"
         );
         assert_eq!(found.n_donor_tokens, n_donor_tokens, "tokens of the best donor");
+        let next = self.tree.continuation(&namespace(number), tokens, 6);
+        let whole = [tokens, &next].concat();
+        assert!(
+            next.is_empty() || self.model.holds(number, &whole),
+            "{tokens:?} goes on with {next:?}"
+        );
     }
 
     fn begin(&mut self, number: u32, tokens: Vec<u32>, n_unwanted: u8, priority: i32) {

@@ -82,6 +82,12 @@ impl Model {
         (pages, n_donor_tokens)
     }
 
+    /// Whether some entry begins with `tokens`.
+    pub(crate) fn holds(&self, namespace: u32, tokens: &[u32]) -> bool {
+        let mut paths = self.entries.keys();
+        paths.any(|path| path.0 == namespace && path.1.starts_with(tokens))
+    }
+
     /// Entries whose page comes directly after the tokens `above`.
     fn below<'a>(&'a self, namespace: u32, above: &'a [u32]) -> impl Iterator<Item = &'a Path> {
         let is_next = move |path: &&Path| {
