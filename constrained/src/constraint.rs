@@ -53,6 +53,18 @@ pub enum Constraint<'a> {
         /// What follows it.
         then: &'a Constraint<'a>,
     },
+    /// Another constraint, and before it, if the model likes, free text between two marks, such as its
+    /// thinking.
+    MaybeAfter {
+        /// What opens the free text: a text, or the special token that is called so.
+        opening: &'a str,
+        /// What closes it, likewise.
+        marker: &'a str,
+        /// What follows.
+        then: &'a Constraint<'a>,
+    },
+    /// What one of several constraints accepts. JSON has whitespace where all that write JSON allow it.
+    Either(&'a [Constraint<'a>]),
 }
 
 impl Constraint<'_> {
@@ -67,19 +79,23 @@ impl Constraint<'_> {
             | Self::StructuralTag { text, .. } => text.len(),
             Self::Tools(spec) => spec.n_bytes(),
             Self::After { marker, .. } => marker.len(),
+            Self::MaybeAfter { opening, marker, .. } => opening.len() + marker.len(),
+            // Each counts for itself.
+            Self::Either(_) => 0,
             Self::Choice(choices) => choices.iter().map(|choice| choice.len()).sum(),
         }
     }
 
-    /// Whitespace around JSON's punctuation.
-    pub(crate) fn max_whitespace(&self, limits: &Limits) -> usize {
+    /// Whitespace around JSON's punctuation; none where no JSON is written.
+    pub(crate) fn max_whitespace(&self, limits: &Limits) -> Option<usize> {
         match self {
             Self::JsonSchema { options, .. } | Self::StructuralTag { options, .. } => {
-                max_whitespace(options, limits)
+                Some(max_whitespace(options, limits))
             }
-            Self::Tools(spec) => max_whitespace(&spec.options, limits),
-            Self::After { then, .. } => then.max_whitespace(limits),
-            _ => 0,
+            Self::Tools(spec) => Some(max_whitespace(&spec.options, limits)),
+            Self::After { then, .. } | Self::MaybeAfter { then, .. } => then.max_whitespace(limits),
+            Self::Either(parts) => parts.iter().filter_map(|part| part.max_whitespace(limits)).min(),
+            _ => None,
         }
     }
 
@@ -123,17 +139,43 @@ impl Constraint<'_> {
             }
             Self::After { marker, then } => {
                 let then = then.lower(ir, vocabulary, limits)?;
-                let token = vocabulary.special_named(marker);
-                let spec = FreeSpec {
-                    markers: vec![((*marker).to_owned(), then)],
-                    tokens: token.map(|token| (token, then)).into_iter().collect(),
-                    excludes: Vec::new(),
-                    ending: Ending::AtMarker,
-                };
-                ir.free_text(vocabulary, spec)
+                free_text_before(ir, vocabulary, marker, then)
+            }
+            Self::MaybeAfter {
+                opening,
+                marker,
+                then,
+            } => {
+                let then = then.lower(ir, vocabulary, limits)?;
+                let opening = ir.marker(vocabulary, opening)?;
+                let rest = free_text_before(ir, vocabulary, marker, then)?;
+                let both = ir.seq(vec![opening, rest]);
+                Ok(ir.alt(vec![both, then]))
+            }
+            Self::Either(parts) => {
+                let parts = parts.iter().map(|part| part.lower(ir, vocabulary, limits));
+                let parts = parts.collect::<Result<_, _>>()?;
+                Ok(ir.alt(parts))
             }
         }
     }
+}
+
+/// Free text up to `marker`, and `then`.
+fn free_text_before(
+    ir: &mut Ir,
+    vocabulary: &Vocabulary,
+    marker: &str,
+    then: NodeId,
+) -> Result<NodeId, CompileError> {
+    let token = vocabulary.special_named(marker);
+    let spec = FreeSpec {
+        markers: vec![(marker.to_owned(), then)],
+        tokens: token.map(|token| (token, then)).into_iter().collect(),
+        excludes: Vec::new(),
+        ending: Ending::AtMarker,
+    };
+    ir.free_text(vocabulary, spec)
 }
 
 fn max_whitespace(options: &SchemaOptions, limits: &Limits) -> usize {

@@ -152,7 +152,7 @@ impl Grammar {
         constraint: &Constraint<'_>,
         limits: &Limits,
     ) -> Result<Self, CompileError> {
-        let mut ir = Ir::new(vocabulary, limits, constraint.max_whitespace(limits));
+        let mut ir = Ir::new(vocabulary, limits, constraint.max_whitespace(limits).unwrap_or(0));
         let root = constraint.lower(&mut ir, vocabulary, limits)?;
         Self::new(ir, root, vocabulary, limits)
     }

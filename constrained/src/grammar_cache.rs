@@ -40,11 +40,23 @@ enum Source {
     Regex(String),
     Choice(Box<[String]>),
     Gbnf(String),
-    Ebnf { text: String, root: String },
+    Ebnf {
+        text: String,
+        root: String,
+    },
     Lark(String),
     StructuralTag(String, SchemaOptions),
     Tools(Tools),
-    After { marker: String, then: Box<Self> },
+    After {
+        marker: String,
+        then: Box<Self>,
+    },
+    MaybeAfter {
+        opening: String,
+        marker: String,
+        then: Box<Self>,
+    },
+    Either(Box<[Self]>),
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -208,6 +220,16 @@ impl Source {
                 marker: owned(marker),
                 then: Box::new(Self::of(then)),
             },
+            Constraint::MaybeAfter {
+                opening,
+                marker,
+                then,
+            } => Self::MaybeAfter {
+                opening: owned(opening),
+                marker: owned(marker),
+                then: Box::new(Self::of(then)),
+            },
+            Constraint::Either(parts) => Self::Either(parts.iter().map(Self::of).collect()),
         }
     }
 
@@ -230,6 +252,12 @@ impl Source {
                 spec.tools.iter().map(of_tool).sum()
             }
             Self::After { marker, then } => marker.len() + size_of::<Self>() + then.n_bytes(),
+            Self::MaybeAfter {
+                opening,
+                marker,
+                then,
+            } => opening.len() + marker.len() + size_of::<Self>() + then.n_bytes(),
+            Self::Either(parts) => parts.iter().map(|part| size_of::<Self>() + part.n_bytes()).sum(),
         }
     }
 }
@@ -315,6 +343,18 @@ mod tests {
                 marker: "<a>",
                 then: &Constraint::Gbnf(text),
             },
+            Constraint::MaybeAfter {
+                opening: "<c>",
+                marker: "<a>",
+                then: &regex,
+            },
+            Constraint::MaybeAfter {
+                opening: "<c>",
+                marker: "<b>",
+                then: &regex,
+            },
+            Constraint::Either(&[regex]),
+            Constraint::Either(&[regex, Constraint::Gbnf(text)]),
         ];
         let compile = |constraint| cache.compile(constraint, &limits).expect("it is well formed");
         let first: Vec<Grammar> = constraints.iter().map(compile).collect();

@@ -8,7 +8,8 @@
 //!
 //! * [`Vocabulary`] holds a model's tokens as bytes.
 //! * [`Constraint`] says what is asked for, and of which kind it is: JSON Schema, a regular expression,
-//!   choices, a grammar in GBNF, EBNF or Lark, a structural tag, tool calls, or free text before one of them.
+//!   choices, a grammar in GBNF, EBNF or Lark, a structural tag, tool calls, free text before one of them, or
+//!   one of several.
 //! * [`Grammar`] is compiled once, is immutable and cheap to clone; [`GrammarCache`] keeps the ones asked for
 //!   lately.
 //! * [`Matcher`] is one output: [`Matcher::mask`], [`Matcher::advance`], [`Matcher::rollback`], and

@@ -532,3 +532,114 @@ fn thinking_is_free_and_what_follows_is_constrained() {
     assert!(!accepts_tokens(&grammar, &[byte_token(b'1')]));
     check_masks(&grammar, "after a token");
 }
+
+#[test]
+fn thinking_may_be_left_out_and_is_closed_where_it_is_not() {
+    let then = Constraint::Regex("[0-9]+");
+    let compile = |opening, marker| {
+        let constraint = Constraint::MaybeAfter {
+            opening,
+            marker,
+            then: &then,
+        };
+        Grammar::compile(&vocabulary(), &constraint, &Limits::default()).expect("valid")
+    };
+    let grammar = compile("<think>", "</think>");
+    for output in ["12", "<think></think>1", "<think>hm <think> </think</think>12"] {
+        assert!(accepts(&grammar, output), "{output}");
+    }
+    for output in [
+        "",
+        "<think>",
+        "<think>12",
+        "hm</think>1",
+        "<think></think>",
+        "1<think></think>1",
+    ] {
+        assert!(!accepts(&grammar, output), "{output}");
+    }
+    check_masks(&grammar, "maybe after");
+    let end = first_special() + 1;
+    let grammar = compile("<think>", "<|end|>");
+    let output: Vec<u32> = bytes("<think>x")
+        .into_iter()
+        .chain([end])
+        .chain(bytes("7"))
+        .collect();
+    assert!(accepts_tokens(&grammar, &output) && accepts(&grammar, "7"));
+    assert!(!accepts_tokens(&grammar, &[end]));
+    check_masks(&grammar, "maybe after a token");
+}
+
+#[test]
+fn calls_or_a_format_are_calls_or_the_format() {
+    let calls = |format| {
+        Constraint::Tools(ToolSpec {
+            tools: &TOOLS,
+            format,
+            choice: ToolChoice::Required,
+            parallel: ParallelCalls::Allowed,
+            options: options(),
+        })
+    };
+    let schema = |whitespace| Constraint::JsonSchema {
+        schema: r#"{"type":"object","properties":{"a":{"type":"integer"}},"required":["a"],"additionalProperties":false}"#,
+        options: SchemaOptions {
+            whitespace,
+            ..SchemaOptions::default()
+        },
+    };
+    let compile = |parts: &[Constraint<'_>]| {
+        Grammar::compile(&vocabulary(), &Constraint::Either(parts), &Limits::default()).expect("valid")
+    };
+    let grammar = compile(&[calls(CallFormat::Hermes), schema(Whitespace::Any)]);
+    assert!(accepts(&grammar, ADD) && accepts(&grammar, r#"{"a":1}"#));
+    let mixed = [
+        String::new(),
+        "text".to_owned(),
+        format!("{ADD}{{\"a\":1}}"),
+        "{\"a\": 1}".to_owned(),
+        "<tool_call>".to_owned(),
+    ];
+    for output in &mixed {
+        assert!(!accepts(&grammar, output), "{output}");
+    }
+    check_masks(&grammar, "calls or a format");
+    let llama = compile(&[calls(CallFormat::Llama3Json), schema(Whitespace::None)]);
+    assert!(accepts(&llama, r#"{"a":1}"#));
+    assert!(accepts(&llama, r#"{"name": "add", "parameters": {"a":1,"b":2}}"#));
+    assert!(!accepts(&llama, r#"{"name": "add", "parameters": {"a":1}}"#));
+    check_masks(&llama, "calls in the other format or a format");
+    let either = compile(&[Constraint::Regex("a+"), schema(Whitespace::Any)]);
+    assert!(accepts(&either, "aa") && accepts(&either, "{ \"a\" : 1\n}"));
+    let wrong = [Constraint::Regex("a"), Constraint::Regex("(")];
+    assert!(Grammar::compile(&vocabulary(), &Constraint::Either(&wrong), &Limits::default()).is_err());
+}
+
+#[test]
+fn texts_that_open_and_close_tags_may_be_special_tokens() {
+    let (end, open) = (first_special() + 1, first_special() + 2);
+    let triggered = format(
+        r#"{"type":"triggered_tags","triggers":["<tool_call>"],"tags":[
+            {"begin":"<tool_call>","content":{"type":"regex","pattern":"[0-9]"},"end":"<|end|>"}]}"#,
+    );
+    let single =
+        format(r#"{"type":"tag","begin":"<tool_call>","content":{"type":"any_text"},"end":"<|end|>"}"#);
+    let older = r#"{"type":"structural_tag","triggers":["<tool_call>"],"structures":[
+        {"begin":"<tool_call>","schema":{"const":7},"end":"<|end|>"}]}"#;
+    for text in [triggered.as_str(), single.as_str(), older] {
+        let grammar = tag(text).expect("a tag");
+        let seven = byte_token(b'7');
+        assert!(accepts_tokens(&grammar, &[open, seven, end]), "{text}");
+        assert!(accepts(&grammar, "<tool_call>7<|end|>"), "{text}");
+        for output in [
+            vec![open],
+            vec![end],
+            vec![open, seven],
+            vec![open, open, seven, end],
+        ] {
+            assert!(!accepts_tokens(&grammar, &output), "{text} {output:?}");
+        }
+        check_masks(&grammar, text);
+    }
+}

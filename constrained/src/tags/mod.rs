@@ -13,7 +13,8 @@
 //!   `at_least_one`, `stop_after_first`), `dispatch` (`rules`, `loop`, `excludes`)
 //! * `token`, `exclude_token`, `any_tokens`, `token_triggered_tags`, `token_dispatch`
 //!
-//! Free text is UTF-8 without special tokens. It ends at the first end of the tag around it, when it is the
+//! A text that begins or ends a tag may be the special token that is called so. Free text is UTF-8 without
+//! other special tokens. It ends at the first end of the tag around it, when it is the
 //! last part of the tag's content. A trigger or an end that could never come, because another one is part of
 //! it, is refused. Unknown types and members are refused by JSON pointer, and so are limits counted in tokens
 //! or characters.
@@ -200,7 +201,7 @@ impl Tags<'_> {
             "optional" | "plus" | "star" | "repeat" => self.repeat(id, &kind)?,
             "tag" => {
                 let tag = self.tag(id)?;
-                let begin = self.begin(&tag.begin);
+                let begin = self.begin(&tag.begin)?;
                 self.ir.seq(vec![begin, self.nodes[&tag.content]])
             }
             "tags_with_separator" => self.tags_with_separator(id)?,
@@ -208,24 +209,25 @@ impl Tags<'_> {
             "token_triggered_tags" | "token_dispatch" => self.token_dispatch(id, &kind)?,
             _ => return Err(self.unsupported(id, "type", &format!("`{kind}` is no format known here"))),
         };
-        let end = self.end(ends);
+        let end = self.end(ends)?;
         Ok(self.join(node, end))
     }
 
-    fn begin(&mut self, mark: &Mark) -> NodeId {
+    fn begin(&mut self, mark: &Mark) -> Result<NodeId, CompileError> {
         match mark {
-            Mark::Text(text) => self.ir.literal(text),
-            Mark::Token(token) => self.ir.token(TokenSet::only(&[*token])),
+            Mark::Text(text) => self.ir.marker(self.context.vocabulary, text),
+            Mark::Token(token) => Ok(self.ir.token(TokenSet::only(&[*token]))),
         }
     }
 
     /// Any of `ends`; nothing where there are none.
-    fn end(&mut self, ends: &Ends) -> NodeId {
+    fn end(&mut self, ends: &Ends) -> Result<NodeId, CompileError> {
         if ends.is_empty() {
-            return self.ir.node(Node::Empty);
+            return Ok(self.ir.node(Node::Empty));
         }
-        let ends = ends.iter().map(|mark| self.begin(mark)).collect();
-        self.ir.alt(ends)
+        let ends = ends.iter().map(|mark| self.begin(mark));
+        let ends = ends.collect::<Result<_, _>>()?;
+        Ok(self.ir.alt(ends))
     }
 
     fn join(&mut self, first: NodeId, then: NodeId) -> NodeId {
@@ -292,9 +294,11 @@ impl Tags<'_> {
         ends: &Ends,
     ) -> Result<NodeId, CompileError> {
         let empty = self.ir.node(Node::Empty);
+        let vocabulary = self.context.vocabulary;
+        let named = |(text, node): &(String, NodeId)| Some((vocabulary.special_named(text)?, *node));
         let mut spec = FreeSpec {
+            tokens: markers.iter().filter_map(named).collect(),
             markers,
-            tokens: Vec::new(),
             excludes: self.strings(id, "excludes")?,
             ending: Ending::AtMarker,
         };
@@ -304,14 +308,18 @@ impl Tags<'_> {
         for end in ends.iter() {
             match end {
                 Mark::Text(text) if text.is_empty() => spec.ending = Ending::Anywhere,
-                Mark::Text(text) => spec.markers.push((text.clone(), empty)),
+                Mark::Text(text) => {
+                    spec.tokens.extend(named(&(text.clone(), empty)));
+                    spec.markers.push((text.clone(), empty));
+                }
                 Mark::Token(token) => spec.tokens.push((*token, empty)),
             }
         }
+        spec.tokens.sort_unstable();
+        spec.tokens.dedup();
         // The tag's own end is excluded by ending the text.
         spec.excludes
             .retain(|text| !ends.contains(&Mark::Text(text.clone())));
-        let vocabulary = self.context.vocabulary;
         self.ir.free_text(vocabulary, spec).map_err(|error| match error {
             CompileError::Markers { why } => self.malformed(id, "type", why),
             error => error,
@@ -364,7 +372,7 @@ impl Tags<'_> {
         }
         let rule = self.ir.new_rule();
         let go_on = if stop_after_first {
-            self.end(ends)
+            self.end(ends)?
         } else {
             self.ir.rule(rule)
         };
@@ -379,7 +387,7 @@ impl Tags<'_> {
             let rest = self.ir.literal(&begin[triggers[trigger].len()..]);
             let rest = self.join(rest, content);
             by_trigger[trigger].push(self.join(rest, go_on));
-            let begin = self.ir.literal(&begin);
+            let begin = self.begin(&Mark::Text(begin))?;
             whole.push(self.join(begin, content));
         }
         if at_least_one && stop_after_first {
@@ -409,7 +417,7 @@ impl Tags<'_> {
         let go_on = if self.is_set(id, "loop", true)? {
             self.ir.rule(rule)
         } else {
-            self.end(ends)
+            self.end(ends)?
         };
         let mut markers = Vec::new();
         for (pattern, format) in self.rules(id)? {
@@ -430,7 +438,7 @@ impl Tags<'_> {
         let separator = self.string(id, "separator")?.to_owned();
         let mut tags = Vec::new();
         for tag in self.tags(id)? {
-            let begin = self.begin(&tag.begin);
+            let begin = self.begin(&tag.begin)?;
             tags.push(self.join(begin, self.nodes[&tag.content]));
         }
         let mut node = self.ir.alt(tags);
@@ -531,7 +539,7 @@ impl Tags<'_> {
                 self.string(id, "end")?.to_owned(),
             );
             let schema = self.schema(self.required(id, "schema")?)?;
-            let end = self.ir.literal(&end);
+            let end = self.begin(&Mark::Text(end))?;
             tags.push((begin, self.join(schema, end)));
         }
         let none: Ends = Rc::new([]);
