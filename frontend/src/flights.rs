@@ -192,9 +192,9 @@ mod tests {
         }
 
         /// Somebody who asks for `key`; the work ends when the sender says with what, or panics without.
-        fn ask(&self, key: u32) -> (JoinHandle<Result<u32, FlightError>>, mpsc::Sender<u32>) {
+        fn ask(&self, key: u32) -> (JoinHandle<Result<u32, FlightError>>, mpsc::SyncSender<u32>) {
             let (flights, n_begun) = (Arc::clone(&self.flights), Arc::clone(&self.n_begun));
-            let (sender, end) = mpsc::channel();
+            let (sender, end) = mpsc::sync_channel(1);
             let work = move || {
                 n_begun.fetch_add(1, Ordering::SeqCst);
                 end.recv().expect("the test lets it go")

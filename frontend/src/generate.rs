@@ -85,6 +85,7 @@ pub async fn generate(
         events,
         text: TextStream::new(&options.stop),
         stop_tokens: started.stop_tokens.clone(),
+        thinking: None,
         calls: None,
         opening: Opening::default(),
     };
@@ -130,10 +131,11 @@ fn tokens(options: &GenerateOptions, started: &Started) -> Result<Vec<u32>, Gene
     };
     let system = options.system.clone().map(|text| message(Role::System, text));
     let messages: Vec<_> = system.into_iter().chain([message(Role::User, text)]).collect();
-    Ok(started.encoder.chat(&Chat {
+    let prompt = started.encoder.chat(&Chat {
         messages: &messages,
         tools: &[],
         add_generation_prompt: true,
         values: &serde_json::Map::new(),
-    })?)
+    })?;
+    Ok(prompt.tokens)
 }

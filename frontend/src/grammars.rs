@@ -19,7 +19,9 @@ use arbora_runtime::grammar::{GrammarState, Tokenize};
 use arbora_runtime::tokenizer::{SpecialTokens, TokenKind, Tokenizer};
 
 use crate::flights::{FlightError, Flights};
-use crate::wire::constraint::{Constraint, Source, WhichTool};
+use crate::thinking::{self, Thinking};
+use crate::tools::CallStyle;
+use crate::wire::constraint::{Constraint, Source, ToolCalls, WhichTool};
 use crate::wire::error::ApiError;
 
 /// Bytes of all grammars that are kept.
@@ -57,7 +59,15 @@ impl Grammars {
         };
         let text = |id: u32| is_text(id).then(|| tokenizer.token_bytes(id).to_vec());
         let tokens = (0..n_vocab as u32).map(|id| text(id).filter(|bytes| !bytes.is_empty()));
-        let vocabulary = Vocabulary::new(tokens, stop_tokens).expect("a tokenizer's tokens are a vocabulary");
+        let is_control = |id: &u32| tokenizer.kind(*id) == TokenKind::Control;
+        let controls = (0..tokenizer.n_vocab().min(n_vocab) as u32).filter(is_control);
+        let named = controls.map(|id| {
+            let name = String::from_utf8_lossy(tokenizer.token_bytes(id));
+            (id, name.into_owned())
+        });
+        let vocabulary = Vocabulary::new(tokens, stop_tokens)
+            .and_then(|vocabulary| vocabulary.with_special(named))
+            .expect("a tokenizer's tokens are a vocabulary");
         let tokenize = move |text: &[u8]| {
             // A draft that cannot be made is no draft; the output does not depend on it.
             let text = std::str::from_utf8(text).unwrap_or_default();
@@ -76,9 +86,34 @@ impl Grammars {
 
     /// An output that must look like `constraint` and has not begun.
     pub async fn begin(&self, constraint: &Constraint) -> Result<GrammarState, ApiError> {
-        let state = |grammar: &Grammar| GrammarState::new(grammar, Arc::clone(&self.tokenize));
+        let grammar = self.compiled(constraint).await?;
+        Ok(GrammarState::new(&grammar, Arc::clone(&self.tokenize)))
+    }
+
+    /// Refuses `format` beside `calls` if it is none, or if one of its outputs could be taken for a call.
+    pub async fn check_beside(&self, format: &Constraint, calls: &CallStyle) -> Result<(), ApiError> {
+        let start = self.compiled(format).await?.matcher();
+        let may_begin = |head: &str| {
+            let mut matcher = start.clone();
+            let tokens = (self.tokenize)(head.as_bytes());
+            tokens.iter().all(|token| matcher.advance(*token).is_ok())
+        };
+        match calls.heads().find(|(_, head)| may_begin(head)) {
+            None => Ok(()),
+            Some((tool, head)) => {
+                let param = &format.param;
+                let message = format!(
+                    "'{param}' allows an output that begins with {head:?}, which is how this model calls the \
+                     tool '{tool}'; nobody could tell them apart."
+                );
+                Err(ApiError::invalid(param, message))
+            }
+        }
+    }
+
+    async fn compiled(&self, constraint: &Constraint) -> Result<Grammar, ApiError> {
         if let Some(grammar) = with_text(&constraint.source, |text| self.kept.find(text, &self.limits)) {
-            return Ok(state(&grammar));
+            return Ok(grammar);
         }
         let (kept, limits, source) = (
             Arc::clone(&self.kept),
@@ -87,10 +122,13 @@ impl Grammars {
         );
         let compile = move || with_text(&source, |text| kept.compile(text, &limits));
         match self.flights.join(&constraint.source, compile).await {
-            Ok(Ok(grammar)) => Ok(state(&grammar)),
+            Ok(Ok(grammar)) => Ok(grammar),
             Ok(Err(error)) => {
-                let message = format!("Invalid value for '{}': {error}.", constraint.param);
-                Err(ApiError::invalid(&constraint.param, message))
+                let param = &constraint.param;
+                Err(ApiError::invalid(
+                    param,
+                    format!("Invalid value for '{param}': {error}."),
+                ))
             }
             Err(FlightError::Full { n_waiting }) => Err(ApiError::QueueFull {
                 n_waiting,
@@ -111,8 +149,17 @@ impl std::fmt::Debug for Grammars {
 
 /// Calls `use_it` with what the grammar engine calls `source`.
 fn with_text<T>(source: &Source, use_it: impl FnOnce(&GrammarText<'_>) -> T) -> T {
+    let (mut use_it, mut used) = (Some(use_it), None);
+    lend(source, &mut |text| {
+        let use_it = use_it.take().expect("a text is lent once");
+        used = Some(use_it(text));
+    });
+    used.expect("a text is lent")
+}
+
+/// Calls `take` once, with what the grammar engine calls `source`.
+fn lend(source: &Source, take: &mut dyn FnMut(&GrammarText<'_>)) {
     let choices: Vec<&str>;
-    let tools: Vec<Tool<'_>>;
     let text = match source {
         Source::JsonSchema { text, whitespace } => GrammarText::JsonSchema {
             schema: text,
@@ -130,24 +177,114 @@ fn with_text<T>(source: &Source, use_it: impl FnOnce(&GrammarText<'_>) -> T) -> 
             text,
             options: Source::schema_options(Whitespace::Any),
         },
-        Source::Tools(calls) => {
-            tools = calls
-                .functions
-                .iter()
-                .map(|(name, parameters)| Tool { name, parameters })
-                .collect();
-            GrammarText::Tools(ToolSpec {
-                tools: &tools,
-                format: calls.format,
-                choice: match &calls.which {
-                    WhichTool::Auto => ToolChoice::Auto,
-                    WhichTool::Any => ToolChoice::Required,
-                    WhichTool::Named(name) => ToolChoice::Named(name),
-                },
-                parallel: calls.parallel,
-                options: Source::schema_options(Whitespace::Any),
-            })
+        Source::Tools(calls) => return lend_calls(calls, take),
+        Source::CallsOr(calls, otherwise) => {
+            return lend_calls(calls, &mut |calls| {
+                lend(otherwise, &mut |otherwise| {
+                    take(&GrammarText::Either(&[*calls, *otherwise]));
+                });
+            });
+        }
+        Source::AfterThinking(thinking, then) => {
+            return lend(then, &mut |then| match thinking {
+                Thinking::None => take(then),
+                Thinking::Optional => take(&GrammarText::MaybeAfter {
+                    opening: thinking::OPEN,
+                    marker: thinking::CLOSE,
+                    then,
+                }),
+                Thinking::Open => take(&GrammarText::After {
+                    marker: thinking::CLOSE,
+                    then,
+                }),
+            });
         }
     };
-    use_it(&text)
+    take(&text);
+}
+
+fn lend_calls(calls: &ToolCalls, take: &mut dyn FnMut(&GrammarText<'_>)) {
+    let tool = |(name, parameters)| Tool { name, parameters };
+    let functions = calls
+        .functions
+        .iter()
+        .map(|(name, text)| (name.as_str(), text.as_str()));
+    let tools: Vec<Tool<'_>> = functions.map(tool).collect();
+    take(&GrammarText::Tools(ToolSpec {
+        tools: &tools,
+        format: calls.format,
+        choice: match &calls.which {
+            WhichTool::Auto => ToolChoice::Auto,
+            WhichTool::Any => ToolChoice::Required,
+            WhichTool::Named(name) => ToolChoice::Named(name),
+        },
+        parallel: calls.parallel,
+        options: Source::schema_options(Whitespace::Any),
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{StatusCode, header};
+    use axum::response::IntoResponse;
+
+    use super::*;
+
+    fn grammars() -> Grammars {
+        Grammars::new(Arc::new(Tokenizer::of_bytes(257)), 257, &[256])
+    }
+
+    fn regex(text: &str) -> Constraint {
+        Constraint {
+            param: "regex".to_owned(),
+            source: Source::Regex(text.to_owned()),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_is_a_429_that_says_when_to_come_back_and_spares_what_is_kept() {
+        let mut grammars = grammars();
+        grammars.begin(&regex("a")).await.expect("there is room");
+        grammars.flights = Flights::new(1, 0);
+        let error = grammars.begin(&regex("b")).await.expect_err("there is none");
+        let response = error.into_response();
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "1");
+        grammars.begin(&regex("a")).await.expect("it is kept");
+        grammars.flights = Flights::new(1, 1);
+        grammars.begin(&regex("b")).await.expect("there is room again");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn many_who_ask_at_once_share_one_grammar() {
+        let grammars = Arc::new(grammars());
+        let asked: Vec<_> = (0..40)
+            .map(|idx| {
+                let grammars = Arc::clone(&grammars);
+                let constraint = regex(&format!("[ab]*a[ab]{{8}}{}", idx % 2));
+                tokio::spawn(async move { grammars.begin(&constraint).await.map(drop) })
+            })
+            .collect();
+        for task in asked {
+            assert_eq!(task.await.expect("no panic"), Ok(()));
+        }
+        assert_eq!(grammars.kept.n_grammars(), 2);
+        assert!(grammars.flights.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_grammar_beyond_its_limits_is_its_clients_fault_alone() {
+        let mut grammars = grammars();
+        grammars.limits.max_source_bytes = 10;
+        for _ in 0..2 {
+            let error = grammars.begin(&regex("aaaaaaaaaaa")).await.expect_err("too long");
+            let ApiError::Invalid { param, message } = error else {
+                panic!("{error:?}");
+            };
+            assert_eq!(param.as_deref(), Some("regex"));
+            assert!(message.contains("`max_source_bytes` of 10"), "{message}");
+        }
+        grammars.begin(&regex("aaa")).await.expect("short enough");
+        assert!(grammars.flights.is_empty());
+    }
 }

@@ -26,5 +26,6 @@ pub mod route;
 pub mod server;
 pub mod stream;
 pub mod template;
+pub mod thinking;
 pub mod tools;
 pub mod wire;

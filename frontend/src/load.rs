@@ -18,6 +18,7 @@ use crate::memory;
 use crate::models;
 use crate::prompt::PromptEncoder;
 use crate::template::{ChatTemplate, TemplateError, TemplateTokens};
+use crate::thinking;
 
 /// Of the memory that is free, the pool takes at most this part unless told otherwise.
 const POOL_SHARE: usize = 4;
@@ -35,6 +36,8 @@ pub struct Started {
     pub grammars: Grammars,
     /// From tokens to text.
     pub token_bytes: Arc<TokenBytes>,
+    /// The same with the names of control tokens.
+    pub named_bytes: Arc<TokenBytes>,
     /// Tokens that end an output.
     pub stop_tokens: Vec<u32>,
     /// Name for clients.
@@ -89,7 +92,7 @@ pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> R
         None => None,
         Some(source) => Some(ChatTemplate::new(&source, template_tokens(&tokenizer))?),
     };
-    let token_bytes = Arc::new(text_of_tokens(&tokenizer));
+    let token_bytes = Arc::new(tokenizer.text_bytes(&thinking::MARKS));
     let stop_tokens = tokenizer.stop_token_ids().to_vec();
     limits.model_stop_tokens.clone_from(&stop_tokens);
     let (n_pages, page_size) = (limits.n_pages, limits.page_size);
@@ -124,6 +127,7 @@ pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> R
     Ok(Started {
         engine,
         thread,
+        named_bytes: Arc::new(tokenizer.named_bytes()),
         encoder: Arc::new(PromptEncoder::new(tokenizer, template)),
         grammars,
         token_bytes,
@@ -220,13 +224,4 @@ fn sampling(wished: &SamplingDefaults) -> SamplingParams {
             usual
         }
     }
-}
-
-/// What every token adds to an answer: control tokens add nothing.
-fn text_of_tokens(tokenizer: &Tokenizer) -> TokenBytes {
-    let ids = 0..tokenizer.n_vocab() as u32;
-    TokenBytes::new(ids.map(|id| match tokenizer.is_special(id) {
-        true => &[],
-        false => tokenizer.token_bytes(id),
-    }))
 }

@@ -79,6 +79,7 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
         grammars: started.grammars,
         sampling: started.sampling,
         token_bytes: started.token_bytes,
+        named_bytes: started.named_bytes,
         stop_tokens: started.stop_tokens,
         model: started.name,
         started: unix_seconds(),

@@ -19,6 +19,7 @@ use arbora_runtime::tokenizer::{EncodeError, SpecialTokens, Tokenizer};
 use serde_json::Value;
 
 use crate::template::{Chat, ChatTemplate, TemplateError};
+use crate::thinking::Thinking;
 use crate::wire::chat::Message;
 
 /// Unicode's noncharacters, never assigned and free for a program's own use.
@@ -30,6 +31,15 @@ pub struct PromptEncoder {
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     controls: ControlTokens,
+}
+
+/// The prompt of a chat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChatPrompt {
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// Where it leaves a model that thinks.
+    pub thinking: Thinking,
 }
 
 /// Why there are no tokens.
@@ -76,8 +86,8 @@ impl PromptEncoder {
         self.template.as_ref().and_then(ChatTemplate::call_format)
     }
 
-    /// The tokens of a rendered chat.
-    pub fn chat(&self, chat: &Chat<'_>) -> Result<Vec<u32>, PromptError> {
+    /// The prompt of a rendered chat.
+    pub fn chat(&self, chat: &Chat<'_>) -> Result<ChatPrompt, PromptError> {
         let template = self.template.as_ref().ok_or(PromptError::NoTemplate)?;
         let is_spelled = |m: &Message| {
             let in_content = m
@@ -88,7 +98,11 @@ impl PromptEncoder {
         };
         let in_tools = chat.tools.iter().any(|tool| self.spelled_in(tool));
         if !in_tools && !chat.messages.iter().any(is_spelled) {
-            return self.text(&template.render(chat)?);
+            let rendered = template.render(chat)?;
+            return Ok(ChatPrompt {
+                tokens: self.text(&rendered)?,
+                thinking: template.thinking(&rendered),
+            });
         }
         let mark = unused_mark(chat).ok_or(PromptError::NoMarkLeft)?;
         let messages: Vec<_> = chat.messages.iter().map(|m| self.marked(m, mark)).collect();
@@ -102,7 +116,10 @@ impl PromptEncoder {
             tools: &tools,
             ..*chat
         })?;
-        self.marked_text(&rendered, mark)
+        Ok(ChatPrompt {
+            tokens: self.marked_text(&rendered, mark)?,
+            thinking: template.thinking(&rendered),
+        })
     }
 
     /// Tokens of a text in which control tokens with a mark inside are plain text.

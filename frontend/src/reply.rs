@@ -58,6 +58,7 @@ pub struct Reply {
 #[derive(Debug, Default)]
 struct Collected {
     opening: Opening,
+    reasoning: String,
     text: String,
     calls: Vec<ToolCall>,
     prompt: Option<Vec<RowLogprobs>>,
@@ -67,6 +68,7 @@ struct Collected {
 
 impl Collected {
     fn add(&mut self, piece: Piece, has_called: bool) -> Result<(), ApiError> {
+        self.reasoning.push_str(&piece.reasoning);
         self.text.push_str(&piece.text);
         self.logprobs.extend(piece.logprobs);
         if piece.prompt.is_some() {
@@ -82,10 +84,12 @@ impl Collected {
     }
 
     fn chat(self, index: usize, writer: &LogprobWriter) -> ChatChoice {
-        let is_silent = self.text.is_empty() && !self.calls.is_empty();
+        let says_more = !self.calls.is_empty() || !self.reasoning.is_empty();
+        let is_silent = self.text.is_empty() && says_more;
         let message = AssistantMessage {
             role: "assistant",
             content: (!is_silent).then_some(self.text),
+            reasoning_content: Some(self.reasoning).filter(|text| !text.is_empty()),
             refusal: None,
             tool_calls: self.calls,
         };
@@ -285,7 +289,7 @@ impl EventStream {
                     let delta = Delta {
                         role: Some("assistant"),
                         content: Some(String::new()),
-                        tool_calls: Vec::new(),
+                        ..Delta::default()
                     };
                     self.event(chat_delta(index, delta, None), out);
                 }
@@ -326,6 +330,18 @@ impl EventStream {
         let mut logprobs = None;
         if !piece.logprobs.is_empty() {
             logprobs = self.reply.logprobs.chat(&piece.logprobs);
+        }
+        if !piece.reasoning.is_empty() {
+            let delta = Delta {
+                reasoning_content: Some(piece.reasoning),
+                ..Delta::default()
+            };
+            let logprobs = logprobs.take();
+            let told = ChatDelta {
+                logprobs,
+                ..chat_delta(index, delta, None)
+            };
+            self.event(told, out);
         }
         if !piece.text.is_empty() || (logprobs.is_some() && piece.calls.is_empty()) {
             let delta = Delta {
@@ -437,6 +453,7 @@ mod tests {
                     events,
                     text: TextStream::new(&[]),
                     stop_tokens: Vec::new(),
+                    thinking: None,
                     calls: None,
                     opening: Opening {
                         text: opening.to_owned(),

@@ -7,13 +7,13 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 
-use arbora_constrained::CallFormat;
 use arbora_runtime::request::{Event, FinishReason, Finished, NewTokens, RequestError, RowLogprobs};
 use arbora_runtime::stop::TextStream;
 use arbora_runtime::token_bytes::TokenBytes;
 use tokio::sync::mpsc;
 
-use crate::tools::{CallParser, CallPiece};
+use crate::thinking::{Answer, Thinking, ThinkingParser};
+use crate::tools::{CallParser, CallPiece, CallStyle};
 use crate::wire::response::{CompletionTokensDetails, Explanation, PromptTokensDetails, UsageBody};
 
 /// One completion on its way.
@@ -25,7 +25,9 @@ pub struct Choice {
     pub text: TextStream,
     /// Tokens that end this output; they are not part of its text.
     pub stop_tokens: Vec<u32>,
-    /// Finds calls of tools in the text, where there may be any.
+    /// Takes the thoughts out of the text, where there may be any.
+    pub thinking: Option<ThinkingParser>,
+    /// Finds calls of tools in the rest, where there may be any.
     pub calls: Option<CallParser>,
     /// What the text starts with.
     pub opening: Opening,
@@ -61,6 +63,8 @@ pub struct Piece {
     pub prompt: Option<Vec<RowLogprobs>>,
     /// Tokens of the output that came, stop tokens left out.
     pub tokens: Vec<u32>,
+    /// New thoughts, perhaps none.
+    pub reasoning: String,
     /// New text, perhaps none.
     pub text: String,
     /// Log-probabilities of the tokens that came, if wanted. Text may be held back longer than they are.
@@ -93,10 +97,18 @@ impl Generation {
         self.choices.len()
     }
 
-    /// Looks for calls of tools in all completions.
-    pub fn read_calls(&mut self, format: CallFormat) {
+    /// Takes the thoughts out of all completions.
+    pub fn read_thinking(&mut self, thinking: Thinking, answer: Answer) {
         for choice in &mut self.choices {
-            choice.calls = Some(CallParser::new(format));
+            let is_there = thinking != Thinking::None;
+            choice.thinking = is_there.then(|| ThinkingParser::new(thinking, answer));
+        }
+    }
+
+    /// Looks for calls of tools in all completions.
+    pub fn read_calls(&mut self, style: &CallStyle) {
+        for choice in &mut self.choices {
+            choice.calls = Some(CallParser::new(style.clone()));
         }
     }
 
@@ -173,6 +185,16 @@ impl Generation {
                 Some(reason)
             }
         };
+        let mut reasoning = String::new();
+        if let Some(parser) = &mut choice.thinking {
+            let mut thought = parser.push(&text);
+            if finish.is_some() {
+                let rest = parser.finish();
+                thought.reasoning.push_str(&rest.reasoning);
+                thought.content.push_str(&rest.content);
+            }
+            (reasoning, text) = (thought.reasoning, thought.content);
+        }
         let mut calls = Vec::new();
         if let Some(parser) = &mut choice.calls {
             (text, calls) = parser.push(&text);
@@ -184,6 +206,7 @@ impl Generation {
             choice: idx,
             prompt,
             tokens,
+            reasoning,
             text,
             logprobs,
             calls,
@@ -263,6 +286,7 @@ mod tests {
                 events,
                 text: TextStream::new(&stops),
                 stop_tokens: vec![5],
+                thinking: None,
                 calls: None,
                 opening: Opening::default(),
             }

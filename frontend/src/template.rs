@@ -13,6 +13,7 @@ use minijinja::{Environment, Error, ErrorKind, Value};
 use serde::Serialize;
 use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
 
+use crate::thinking::{self, Thinking};
 use crate::wire::chat::Message;
 
 /// Instructions one rendering may take; a chat of 2,000 messages takes about 100,000.
@@ -26,6 +27,7 @@ const NAME: &str = "chat";
 pub struct ChatTemplate {
     environment: Environment<'static>,
     call_format: Option<CallFormat>,
+    knows_thinking: bool,
     bos: String,
     eos: String,
 }
@@ -105,6 +107,7 @@ impl ChatTemplate {
         Ok(ChatTemplate {
             environment,
             call_format: call_format(source),
+            knows_thinking: source.contains(thinking::CLOSE) || source.contains(thinking::OPEN),
             bos: tokens.bos,
             eos: tokens.eos,
         })
@@ -114,6 +117,14 @@ impl ChatTemplate {
     /// in a way the server does not read.
     pub fn call_format(&self) -> Option<CallFormat> {
         self.call_format
+    }
+
+    /// What `rendered`, a prompt of this template, says about thinking.
+    pub fn thinking(&self, rendered: &str) -> Thinking {
+        match self.knows_thinking {
+            true => Thinking::at_end_of(rendered),
+            false => Thinking::None,
+        }
     }
 
     /// The prompt for a chat.

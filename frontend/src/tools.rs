@@ -6,8 +6,10 @@
 //! out:  text <tool_call>{"name": N, "arguments": A}</tool_call> ── CallParser ──► content, N, pieces of A
 //! ```
 //!
-//! The grammar of a request with tools fixes every byte around the arguments, so the parser has nothing to
-//! guess.
+//! The grammar of a request with tools fixes every byte up to the arguments, so the parser has nothing to
+//! guess: what begins with one of these texts is a call, all else is content.
+
+use std::sync::Arc;
 
 use arbora_constrained::CallFormat;
 use serde_json::{Map, Value};
@@ -35,21 +37,83 @@ pub enum CallPiece {
     },
 }
 
+/// What else than calls an output may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Besides {
+    /// Free text: in [`CallFormat::Hermes`] anywhere between calls, in [`CallFormat::Llama3Json`] instead of
+    /// them, and then it begins with no brace.
+    Text,
+    /// Something that has a form of its own, instead of calls.
+    Format,
+}
+
+/// How calls look in an output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallStyle {
+    format: CallFormat,
+    besides: Besides,
+    /// For each tool: its name, and a call up to the arguments.
+    heads: Arc<[(String, String)]>,
+}
+
+impl CallStyle {
+    /// Calls of tools with these names.
+    pub fn new<'a>(format: CallFormat, besides: Besides, names: impl Iterator<Item = &'a str>) -> Self {
+        let head = |name: &str| {
+            let quoted = Value::from(name);
+            match format {
+                CallFormat::Hermes => format!("{OPEN}\n{{\"name\": {quoted}, \"arguments\": "),
+                CallFormat::Llama3Json => format!("{{\"name\": {quoted}, \"parameters\": "),
+            }
+        };
+        let heads = names.map(|name| (name.to_owned(), head(name)));
+        CallStyle {
+            format,
+            besides,
+            heads: heads.collect(),
+        }
+    }
+
+    /// The tools, and how a call of each begins.
+    pub fn heads(&self) -> impl Iterator<Item = (&str, &str)> {
+        let heads = self.heads.iter();
+        heads.map(|(name, head)| (name.as_str(), head.as_str()))
+    }
+
+    /// What a text is the beginning of.
+    fn look(&self, text: &str) -> Look {
+        let mut look = Look::Text;
+        for (tool, (_, head)) in self.heads.iter().enumerate() {
+            if text.starts_with(head) {
+                return Look::Call { tool };
+            }
+            if head.starts_with(text) {
+                look = Look::Undecided;
+            }
+        }
+        look
+    }
+}
+
+/// What a text begins with.
+enum Look {
+    Call {
+        tool: usize,
+    },
+    /// A part of a call's beginning, perhaps nothing yet.
+    Undecided,
+    Text,
+}
+
 /// Where the parser stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// Nothing has come yet.
+    /// At a call or at text up to the end.
     Start,
     /// In text that a call may interrupt.
     Text,
     /// In text up to the end.
     Plain,
-    /// Before the name.
-    Open,
-    /// At the name's first quote.
-    Name,
-    /// Between name and arguments.
-    Member,
     /// In the arguments.
     Arguments { depth: usize, quote: Quote },
     /// After the arguments.
@@ -69,7 +133,7 @@ enum Quote {
 /// Takes an output apart while it comes. What it says does not depend on how the text is cut into pieces.
 #[derive(Clone, Debug)]
 pub struct CallParser {
-    format: CallFormat,
+    style: CallStyle,
     place: Place,
     /// Not understood yet.
     held: String,
@@ -78,10 +142,13 @@ pub struct CallParser {
 
 impl CallParser {
     /// A parser of an output that has not begun.
-    pub fn new(format: CallFormat) -> Self {
+    pub fn new(style: CallStyle) -> Self {
         CallParser {
-            format,
-            place: Place::Start,
+            place: match (style.format, style.besides) {
+                (CallFormat::Hermes, Besides::Text) => Place::Text,
+                _ => Place::Start,
+            },
+            style,
             held: String::new(),
             n_calls: 0,
         }
@@ -103,8 +170,13 @@ impl CallParser {
     /// The output is over: returns content that was held back.
     pub fn finish(&mut self) -> String {
         let held = std::mem::take(&mut self.held);
+        let is_call = match (self.style.format, self.style.besides) {
+            (CallFormat::Hermes, _) => held.starts_with(OPEN),
+            (CallFormat::Llama3Json, Besides::Text) => held.starts_with('{'),
+            (CallFormat::Llama3Json, Besides::Format) => false,
+        };
         match self.place {
-            Place::Start | Place::Text | Place::Plain => held,
+            Place::Start | Place::Text | Place::Plain if !is_call => held,
             // A call that was cut off: its beginning is no content.
             _ => String::new(),
         }
@@ -112,23 +184,17 @@ impl CallParser {
 
     /// Whether it got anywhere.
     fn advance(&mut self, content: &mut String, pieces: &mut Vec<CallPiece>) -> bool {
-        match (self.place, self.format) {
-            (Place::Start, CallFormat::Hermes) => self.go(Place::Text),
-            (Place::Start, CallFormat::Llama3Json) => match self.held.bytes().next() {
-                None => false,
-                Some(b'{') => self.go(Place::Open),
-                Some(_) => self.go(Place::Plain),
+        match (self.place, self.style.format) {
+            (Place::Start, _) => match self.style.look(&self.held) {
+                Look::Call { tool } => self.begin(tool, pieces),
+                Look::Undecided => false,
+                Look::Text => self.go(Place::Plain),
             },
-            (Place::Text, _) => self.text(content),
+            (Place::Text, _) => self.text(content, pieces),
             (Place::Plain, _) => {
                 content.push_str(&std::mem::take(&mut self.held));
                 false
             }
-            (Place::Open, CallFormat::Hermes) => self.expect("\n{\"name\": ", Place::Name),
-            (Place::Open, CallFormat::Llama3Json) => self.expect("{\"name\": ", Place::Name),
-            (Place::Name, _) => self.name(pieces),
-            (Place::Member, CallFormat::Hermes) => self.expect(", \"arguments\": ", ARGUMENTS),
-            (Place::Member, CallFormat::Llama3Json) => self.expect(", \"parameters\": ", ARGUMENTS),
             (Place::Arguments { depth, quote }, _) => self.arguments((depth, quote), pieces),
             (Place::Close, CallFormat::Hermes) => self.expect("}\n</tool_call>", Place::Between),
             (Place::Close, CallFormat::Llama3Json) => self.expect("}", Place::Between),
@@ -137,7 +203,7 @@ impl CallParser {
                 self.held.drain(..self.held.len() - kept);
                 !self.held.is_empty() && self.go(Place::Text)
             }
-            (Place::Between, CallFormat::Llama3Json) => self.expect("; ", Place::Open),
+            (Place::Between, CallFormat::Llama3Json) => self.expect("; ", Place::Start),
         }
     }
 
@@ -156,38 +222,32 @@ impl CallParser {
     }
 
     /// Releases text up to a call, or up to what may begin one.
-    fn text(&mut self, content: &mut String) -> bool {
-        if let Some(at) = self.held.find(OPEN) {
-            content.push_str(&self.held[..at]);
-            self.held.drain(..at + OPEN.len());
-            return self.go(Place::Open);
+    fn text(&mut self, content: &mut String, pieces: &mut Vec<CallPiece>) -> bool {
+        let mut n_certain = self.held.len();
+        let mut tool = None;
+        for (at, _) in self.held.match_indices('<') {
+            match self.style.look(&self.held[at..]) {
+                Look::Text => continue,
+                Look::Call { tool: found } => tool = Some(found),
+                Look::Undecided => {}
+            }
+            n_certain = at;
+            break;
         }
-        let n_open = (1..OPEN.len()).rev().find(|n| self.held.ends_with(&OPEN[..*n]));
-        let n_certain = self.held.len() - n_open.unwrap_or(0);
         content.extend(self.held.drain(..n_certain));
-        false
+        tool.is_some_and(|tool| self.begin(tool, pieces))
     }
 
-    fn name(&mut self, pieces: &mut Vec<CallPiece>) -> bool {
-        // The quotes belong to the string; names hold no escapes that would need another.
-        let Some(end) = self
-            .held
-            .get(1..)
-            .and_then(|rest| rest.find('"'))
-            .map(|at| at + 2)
-        else {
-            return false;
-        };
-        let Ok(name) = serde_json::from_str(&self.held[..end]) else {
-            return self.go(Place::Plain);
-        };
-        self.held.drain(..end);
+    /// Passes a call's beginning.
+    fn begin(&mut self, tool: usize, pieces: &mut Vec<CallPiece>) -> bool {
+        let (name, head) = &self.style.heads[tool];
         pieces.push(CallPiece::Begin {
             index: self.n_calls,
-            name,
+            name: name.clone(),
         });
+        self.held.drain(..head.len());
         self.n_calls += 1;
-        self.go(Place::Member)
+        self.go(ARGUMENTS)
     }
 
     fn arguments(&mut self, (mut depth, mut quote): (usize, Quote), pieces: &mut Vec<CallPiece>) -> bool {
@@ -229,8 +289,8 @@ const ARGUMENTS: Place = Place::Arguments {
 
 /// The messages of a chat with `tools` for a template that does not know tools: they are described in the
 /// system message, earlier calls and results are written out.
-pub fn written_out(messages: &[Message], tools: &[Value]) -> Vec<Message> {
-    let mut written: Vec<Message> = messages.iter().map(written_message).collect();
+pub fn written_out(messages: Vec<Message>, tools: &[Value]) -> Vec<Message> {
+    let mut written: Vec<Message> = messages.into_iter().map(written_message).collect();
     if tools.is_empty() {
         return written;
     }
@@ -259,9 +319,9 @@ pub fn written_out(messages: &[Message], tools: &[Value]) -> Vec<Message> {
     written
 }
 
-fn written_message(message: &Message) -> Message {
-    let content = message.content.clone().unwrap_or_default();
+fn written_message(message: Message) -> Message {
     if message.role == Role::Tool {
+        let content = message.content.unwrap_or_default();
         return Message {
             role: Role::User,
             content: Some(format!("<tool_response>\n{content}\n</tool_response>")),
@@ -270,9 +330,9 @@ fn written_message(message: &Message) -> Message {
     }
     let calls = message.extra.get("tool_calls").and_then(Value::as_array);
     let Some(calls) = calls else {
-        return message.clone();
+        return message;
     };
-    let mut text = content;
+    let mut text = message.content.unwrap_or_default();
     for call in calls {
         let function = call.get("function").unwrap_or(call);
         let (name, arguments) = (function.get("name"), function.get("arguments"));
@@ -294,8 +354,13 @@ mod tests {
     use super::*;
 
     /// Content and calls of `text`, pushed in pieces of `n` characters.
-    fn parsed(format: CallFormat, text: &str, n: usize) -> (String, Vec<(String, String)>) {
-        let mut parser = CallParser::new(format);
+    fn parsed(
+        (format, besides): (CallFormat, Besides),
+        text: &str,
+        n: usize,
+    ) -> (String, Vec<(String, String)>) {
+        let style = CallStyle::new(format, besides, ["f", "ff", "g.h", "g"].into_iter());
+        let mut parser = CallParser::new(style);
         let (mut content, mut calls) = (String::new(), Vec::<(String, String)>::new());
         let characters: Vec<char> = text.chars().collect();
         for piece in characters.chunks(n) {
@@ -327,20 +392,59 @@ mod tests {
         let llama = format!(
             "{{\"name\": \"f\", \"parameters\": {tricky}}}; {{\"name\": \"g\", \"parameters\": {{}}}}"
         );
+        let (hermes_style, llama_style) = (CallFormat::Hermes, CallFormat::Llama3Json);
         for n in 1..40 {
-            let (content, calls) = parsed(CallFormat::Hermes, &hermes, n);
+            let (content, calls) = parsed((hermes_style, Besides::Text), &hermes, n);
             assert_eq!(content, "Let me < see.");
             assert_eq!(calls, [call("f", tricky), call("g.h", "{}")]);
-            let (content, calls) = parsed(CallFormat::Llama3Json, &llama, n);
-            assert_eq!(content, "");
-            assert_eq!(calls, [call("f", tricky), call("g", "{}")]);
-            let text = "no call <tool_cal, only é text {";
-            for format in [CallFormat::Hermes, CallFormat::Llama3Json] {
-                assert_eq!(parsed(format, text, n), (text.to_owned(), Vec::new()));
+            for besides in [Besides::Text, Besides::Format] {
+                let (content, calls) = parsed((hermes_style, besides), &hermes["Let me < see.".len()..], n);
+                assert_eq!(content, "");
+                assert_eq!(calls, [call("f", tricky), call("g.h", "{}")]);
+                let (content, calls) = parsed((llama_style, besides), &llama, n);
+                assert_eq!(content, "");
+                assert_eq!(calls, [call("f", tricky), call("g", "{}")]);
+                let text = "no call <tool_cal, <tool_call>\n{\"name\": \"h\"}, only é text {";
+                for format in [hermes_style, llama_style] {
+                    assert_eq!(parsed((format, besides), text, n), (text.to_owned(), Vec::new()));
+                }
             }
-            let (content, calls) = parsed(CallFormat::Hermes, &hermes[..60], n);
+            let (content, calls) = parsed((hermes_style, Besides::Text), &hermes[..60], n);
             assert_eq!((content.as_str(), calls.len()), ("Let me < see.", 1), "cut off");
+            let (content, calls) = parsed((hermes_style, Besides::Text), &hermes[..30], n);
+            assert_eq!(
+                (content.as_str(), calls.len()),
+                ("Let me < see.", 0),
+                "cut off before"
+            );
         }
+    }
+
+    #[test]
+    fn a_format_that_resembles_a_call_is_content() {
+        let cases = [
+            (CallFormat::Llama3Json, r#"{"name": "f", "parameter": 1}"#),
+            (CallFormat::Llama3Json, r#"{"name": "Ann", "parameters": {}}"#),
+            (CallFormat::Llama3Json, r#"{"name":"f", "parameters": {}}"#),
+            (CallFormat::Llama3Json, r#"{"name": "f", "para"#),
+            (
+                CallFormat::Hermes,
+                "[\"<tool_call>\\n\", \"<tool_call>\n{\\\"name\\\": \\\"f\\\", \"]",
+            ),
+            (
+                CallFormat::Hermes,
+                "a <tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>",
+            ),
+        ];
+        for (format, text) in cases {
+            for n in 1..text.len() {
+                let expected = (text.to_owned(), Vec::new());
+                assert_eq!(parsed((format, Besides::Format), text, n), expected);
+            }
+        }
+        let cut = r#"{"name": "f", "para"#;
+        let nothing = (String::new(), Vec::new());
+        assert_eq!(parsed((CallFormat::Llama3Json, Besides::Text), cut, 3), nothing);
     }
 
     #[test]
@@ -355,7 +459,7 @@ mod tests {
         called.extra.insert("tool_calls".to_owned(), calls);
         let messages = [message(Role::User, "hi"), called, message(Role::Tool, "42")];
         let tools = [serde_json::json!({"type": "function", "function": {"name": "f"}})];
-        let written = written_out(&messages, &tools);
+        let written = written_out(messages.to_vec(), &tools);
         let roles: Vec<_> = written.iter().map(|m| m.role).collect();
         assert_eq!(roles, [Role::System, Role::User, Role::Assistant, Role::User]);
         let text = |idx: usize| written[idx].content.as_deref().unwrap_or_default();
@@ -369,7 +473,7 @@ mod tests {
             "<tool_call>\n{\"name\":\"f\",\"arguments\":{\"a\":1}}\n</tool_call>"
         );
         assert_eq!(text(3), "<tool_response>\n42\n</tool_response>");
-        let merged = written_out(&[message(Role::System, "Be kind.")], &tools);
+        let merged = written_out(vec![message(Role::System, "Be kind.")], &tools);
         assert_eq!(merged.len(), 1);
         assert!(
             merged[0]

@@ -377,12 +377,23 @@ impl Tokenizer {
         self.token_bytes.of(token)
     }
 
-    /// What each token adds to an answer's text: control tokens nothing.
-    pub fn text_bytes(&self) -> TokenBytes {
+    /// What each token adds to an answer's text: control tokens nothing, unless they are called like one of
+    /// `shown`.
+    pub fn text_bytes(&self, shown: &[&str]) -> TokenBytes {
+        let is_shown = |token| {
+            shown
+                .iter()
+                .any(|name| name.as_bytes() == self.token_bytes(token))
+        };
         TokenBytes::new((0..self.n_vocab() as u32).map(|token| match self.kind(token) {
-            TokenKind::Control => &[],
+            TokenKind::Control if !is_shown(token) => &[],
             _ => self.token_bytes(token),
         }))
+    }
+
+    /// The bytes that each token stands for; of control tokens, their names.
+    pub fn named_bytes(&self) -> TokenBytes {
+        TokenBytes::new((0..self.n_vocab() as u32).map(|token| self.token_bytes(token)))
     }
 
     /// The text of `tokens`, control tokens by their names, impossible bytes as U+FFFD.

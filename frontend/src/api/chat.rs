@@ -12,10 +12,13 @@ use super::{App, Asked, PreparedPrompt};
 use crate::reply::Format;
 use crate::route::RequestBody;
 use crate::template::Chat;
-use crate::tools::written_out;
+use crate::thinking::Answer;
+use crate::tools::{Besides, CallStyle, written_out};
 use crate::wire::chat::ChatRequest;
 use crate::wire::deadlines::Deadlines;
 use crate::wire::error::ApiError;
+use crate::wire::options::Options;
+use crate::wire::tools::Tools;
 
 /// Continues a chat.
 pub async fn chat_completions(
@@ -28,23 +31,20 @@ pub async fn chat_completions(
     app.check_model(request.options.model.as_deref())?;
     let ChatRequest {
         messages,
-        tools,
+        mut tools,
         add_generation_prompt,
         template_values,
         mut options,
     } = request;
     // A model that was not taught to call tools is told how.
     let taught = app.encoder.call_format();
-    let call_format = tools.as_ref().map(|_| taught.unwrap_or(CallFormat::Hermes));
-    let listed = tools.as_ref().map_or_else(Vec::new, |tools| tools.listed.clone());
-    if let (Some(tools), Some(format)) = (&tools, call_format) {
-        options.constraint = Some(tools.constraint(format));
-    }
-    let tokens = app
+    let listed = tools.as_mut().map(|tools| std::mem::take(&mut tools.listed));
+    let listed = listed.unwrap_or_default();
+    let prompt = app
         .encode(body.0.len(), move |encoder| {
             let (messages, listed) = match taught {
                 Some(_) => (messages, listed),
-                None => (written_out(&messages, &listed), Vec::new()),
+                None => (written_out(messages, &listed), Vec::new()),
             };
             encoder.chat(&Chat {
                 messages: &messages,
@@ -54,11 +54,24 @@ pub async fn chat_completions(
             })
         })
         .await?;
-    let prompt = PreparedPrompt::new(tokens, None);
+    let answer = match (&tools, &options.constraint) {
+        (None, None) => Answer::Free,
+        (Some(tools), None) if tools.are_optional() => Answer::Free,
+        _ => Answer::Exact,
+    };
+    let calls = match &tools {
+        Some(tools) => Some(ask_for_calls(&app, tools, &mut options).await?),
+        None => None,
+    };
+    options.constraint = options
+        .constraint
+        .map(|constraint| constraint.after(prompt.thinking));
+    let prepared = PreparedPrompt::new(prompt.tokens, None);
     let grammar = app.grammar(&options).await?;
-    let mut generation = app.generate(vec![prompt], &options, grammar.as_ref())?;
-    if let Some(format) = call_format {
-        generation.read_calls(format);
+    let mut generation = app.generate(vec![prepared], &options, grammar.as_ref())?;
+    generation.read_thinking(prompt.thinking, answer);
+    if let Some(style) = &calls {
+        generation.read_calls(style);
     }
     let asked = Asked {
         format: Format::Chat,
@@ -66,4 +79,24 @@ pub async fn chat_completions(
         headers: &headers,
     };
     app.answer(generation, asked).await
+}
+
+/// Makes the calls of `tools` what the output must look like, besides what it must look like already; returns
+/// how calls are found in it.
+async fn ask_for_calls(app: &App, tools: &Tools, options: &mut Options) -> Result<CallStyle, ApiError> {
+    let format = app.encoder.call_format().unwrap_or(CallFormat::Hermes);
+    let otherwise = options.constraint.take();
+    let besides = match otherwise {
+        Some(_) => Besides::Format,
+        None => Besides::Text,
+    };
+    let style = CallStyle::new(format, besides, tools.names());
+    match &otherwise {
+        Some(form) if tools.are_optional() => app.grammars.check_beside(form, &style).await?,
+        // No output will be without a call, but what could not be enforced is refused all the same.
+        Some(form) => drop(app.grammars.begin(form).await?),
+        None => {}
+    }
+    options.constraint = Some(tools.constraint(format, otherwise.map(|form| form.source)));
+    Ok(style)
 }

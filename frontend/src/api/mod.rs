@@ -49,6 +49,8 @@ pub struct App {
     pub grammars: Grammars,
     /// From tokens to text.
     pub token_bytes: Arc<TokenBytes>,
+    /// The same with the names of control tokens, for outputs whose grammar asks for them by name.
+    pub named_bytes: Arc<TokenBytes>,
     /// How tokens are drawn where a request does not say: the model's own wishes.
     pub sampling: SamplingParams,
     /// Tokens that end an output of this model.
@@ -171,12 +173,18 @@ impl App {
                     events,
                     text: TextStream::new(&options.stop.strings).after(options.stop.min_tokens),
                     stop_tokens: self.ending_tokens(options),
+                    thinking: None,
                     calls: None,
                     opening: prompt.opening.clone(),
                 });
             }
         }
-        Ok(Generation::new(choices, options.n, Arc::clone(&self.token_bytes)))
+        let bytes = if grammar.is_some() {
+            &self.named_bytes
+        } else {
+            &self.token_bytes
+        };
+        Ok(Generation::new(choices, options.n, Arc::clone(bytes)))
     }
 
     /// Refused here and not by the engine, because an event channel that large could not be made.
@@ -191,7 +199,8 @@ impl App {
 
     fn ending_tokens(&self, options: &Options) -> Vec<u32> {
         let mut tokens = options.stop.token_ids.clone();
-        if !options.stop.ignore_eos {
+        // What ends an output that has a grammar ends it, whatever is ignored.
+        if !options.stop.ignore_eos || options.constraint.is_some() {
             tokens.extend_from_slice(&self.stop_tokens);
         }
         tokens

@@ -35,7 +35,8 @@ pub struct Message {
     pub role: Role,
     /// What is said; absent only in an assistant's message that called tools.
     pub content: Option<String>,
-    /// Fields that some templates look at and the server does not: `name`, `tool_calls`, `tool_call_id`.
+    /// Fields that some templates look at and the server does not: `name`, `tool_calls`, `tool_call_id`,
+    /// `reasoning_content`.
     pub extra: Map<String, Value>,
 }
 
@@ -100,11 +101,6 @@ impl ChatRequest {
                 "max_tokens",
                 "'max_tokens' must be at least 1, got 0.",
             ));
-        }
-        if let (Some(_), Some(constraint)) = (&request.tools, &request.options.constraint) {
-            let param = &constraint.param;
-            let message = format!("'{param}' and 'tools' both constrain the output; at most one may.");
-            return Err(ApiError::invalid(param, message));
         }
         Ok(request)
     }
@@ -174,7 +170,7 @@ fn message(mut f: Fields) -> Result<Message, ApiError> {
     };
     let content = content(&mut f)?;
     let mut extra = Map::new();
-    for name in ["name", "tool_call_id"] {
+    for name in ["name", "tool_call_id", "reasoning_content"] {
         if let Some(text) = f.optional::<String>(name)? {
             extra.insert(name.to_owned(), text.into());
         }
@@ -311,10 +307,6 @@ mod tests {
                 "messages[0].name",
             ),
             (many, "messages"),
-            (
-                with(r#""tools": [{"type": "function", "function": {"name": "f"}}], "regex": "a""#),
-                "regex",
-            ),
             (with(r#""tool_choice": "required""#), "tool_choice"),
             (
                 r#"{"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]}]}"#

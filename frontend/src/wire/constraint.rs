@@ -1,4 +1,4 @@
-//! What the output must look like, in every spelling clients know. A request has at most one.
+//! What the output must look like, in every spelling clients know. A request has at most one, and tools.
 //!
 //! ```text
 //! OpenAI      response_format: {type: text | json_object | json_schema | structural_tag}
@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use super::strict;
+use crate::thinking::Thinking;
 
 /// Most alternatives of a `choice`.
 pub const MAX_CHOICES: usize = 10_000;
@@ -53,6 +54,10 @@ pub enum Source {
     StructuralTag(String),
     /// Calls of tools.
     Tools(ToolCalls),
+    /// Calls of tools, or an output without any.
+    CallsOr(ToolCalls, Box<Source>),
+    /// The model's thoughts, as the prompt leaves them to it, and then something.
+    AfterThinking(Thinking, Box<Source>),
 }
 
 /// Which calls an output may or must hold.
@@ -122,6 +127,18 @@ impl Constraint {
             }
             _ => Ok(first),
         }
+    }
+}
+
+impl Constraint {
+    /// The same behind the model's thoughts.
+    #[must_use]
+    pub fn after(self, thinking: Thinking) -> Self {
+        let source = match thinking {
+            Thinking::None => self.source,
+            _ => Source::AfterThinking(thinking, Box::new(self.source)),
+        };
+        Constraint { source, ..self }
     }
 }
 

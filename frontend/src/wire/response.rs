@@ -190,8 +190,11 @@ pub type PromptLogprobs = Vec<Option<BTreeMap<u32, PromptTokenLogprob>>>;
 pub struct AssistantMessage {
     /// Always `assistant`.
     pub role: &'static str,
-    /// The text; `null` where there are only calls.
+    /// The text; `null` where there are only thoughts or calls.
     pub content: Option<String>,
+    /// What the model thought before; missing where it thought nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
     /// Always `null`.
     pub refusal: Option<()>,
     /// Calls of tools; missing where there are none.
@@ -275,6 +278,9 @@ pub struct Delta {
     /// New text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    /// New thoughts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
     /// New parts of calls.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,

@@ -81,17 +81,36 @@ impl Tools {
         }))
     }
 
-    /// What an output that calls these tools in `format` looks like.
-    pub fn constraint(&self, format: CallFormat) -> Constraint {
+    /// What an output that calls these tools in `format` looks like. Where it need not call any, `otherwise`
+    /// says how it looks without.
+    pub fn constraint(&self, format: CallFormat, otherwise: Option<Source>) -> Constraint {
+        let mut calls = ToolCalls {
+            functions: self.functions.clone(),
+            format,
+            which: self.which.clone(),
+            parallel: self.parallel,
+        };
+        let source = match (&self.which, otherwise) {
+            (WhichTool::Auto, Some(otherwise)) => {
+                calls.which = WhichTool::Any;
+                Source::CallsOr(calls, Box::new(otherwise))
+            }
+            _ => Source::Tools(calls),
+        };
         Constraint {
             param: "tools".to_owned(),
-            source: Source::Tools(ToolCalls {
-                functions: self.functions.clone(),
-                format,
-                which: self.which.clone(),
-                parallel: self.parallel,
-            }),
+            source,
         }
+    }
+
+    /// Names of the tools.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.functions.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Whether an output may do without a call.
+    pub fn are_optional(&self) -> bool {
+        self.which == WhichTool::Auto
     }
 }
 

@@ -93,7 +93,7 @@ fn text_that_spells_control_tokens_is_only_text_when_taken_as_text() {
 #[test]
 fn control_tokens_add_nothing_to_an_answers_text() {
     let tokenizer = default_model().tokenizer().expect("a tokenizer");
-    let text_bytes = tokenizer.text_bytes();
+    let text_bytes = tokenizer.text_bytes(&[]);
     for token in 0..tokenizer.n_vocab() as u32 {
         let expected = if tokenizer.is_special(token) {
             &[]

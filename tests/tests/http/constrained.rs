@@ -12,7 +12,7 @@ fn site() -> Site {
     Setup::new(json_tokenizer(&[])).start()
 }
 
-fn person() -> Json {
+pub(crate) fn person() -> Json {
     json!({
         "type": "object",
         "properties": {
@@ -27,20 +27,26 @@ fn person() -> Json {
 
 /// The text of an answer that came to its end; some prompts lead the toy to one soon.
 fn ended(site: &Site, more: &Json) -> String {
-    for prompt in 0..20 {
+    let message = messages(site, more, 20).next();
+    let message = message.unwrap_or_else(|| panic!("no prompt led to an end: {more}"));
+    message["content"].as_str().expect("text").to_owned()
+}
+
+/// What comes of `n` prompts, as far as it comes to its end; with its reason.
+pub(crate) fn messages(site: &Site, more: &Json, n: usize) -> impl Iterator<Item = Json> {
+    let answer = move |prompt| {
         let mut body = chat(&format!("prompt {prompt}"), more);
         body["max_tokens"] = 1500.into();
-        let choice = both(site, &body)["choices"][0].take();
-        if choice["finish_reason"] == "stop" {
-            return choice["message"]["content"].as_str().expect("text").to_owned();
-        }
-        assert_eq!(choice["finish_reason"], "length", "{more}");
-    }
-    panic!("no prompt led to an end: {more}");
+        let mut choice = both(site, &body)["choices"][0].take();
+        choice["message"]["finish_reason"] = choice["finish_reason"].take();
+        choice["message"].take()
+    };
+    let is_ended = |message: &Json| message["finish_reason"] != "length";
+    (0..n).map(answer).filter(is_ended)
 }
 
 /// Complains about a text that is not JSON, or not as the schema has it.
-fn judge(text: &str, schema: &Json) {
+pub(crate) fn judge(text: &str, schema: &Json) {
     let value: Json = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
     assert!(!text.contains('\u{fffd}'), "{text}");
     let validator = jsonschema::validator_for(schema).expect("a schema");
@@ -378,4 +384,74 @@ fn a_grammar_that_hits_a_limit_half_way_ends_its_request_alone() {
 
     assert_eq!(ended(&site, &healthy), before);
     site.wait_until_quiet();
+}
+
+#[test]
+fn clients_that_hang_up_while_their_grammars_are_compiled_leave_nothing_behind() {
+    let site = site();
+    for idx in 0..20 {
+        let body = chat("hello", &json!({"regex": format!("[ab]*a[ab]{{10}}{idx}")}));
+        drop(site.send("POST", CHAT, "", &body.to_string()));
+    }
+    let free = site.post(CHAT, &chat("hello", &json!({"max_tokens": 3})));
+    assert_eq!(
+        free.status, 200,
+        "who wants no grammar waits for none: {}",
+        free.body
+    );
+    assert_eq!(ended(&site, &json!({"choice": ["fine"]})), "fine");
+    site.wait_until_quiet();
+}
+
+#[test]
+fn control_tokens_come_where_a_grammar_names_them_and_nowhere_else() {
+    const CONTROLS: [&str; 3] = ["<tool_call>", "</tool_call>", "<|python_tag|>"];
+    let site = Setup::new(json_tokenizer(&CONTROLS)).start();
+    let number =
+        json!({"type": "json_schema", "json_schema": {"type": "integer", "minimum": 10, "maximum": 99}});
+    let tag = json!({"type": "tag", "begin": "<tool_call>", "content": number, "end": "</tool_call>"});
+    let triggered = json!({"type": "structural_tag", "format": {"type": "triggered_tags",
+        "triggers": ["<tool_call>"], "tags": [tag], "at_least_one": true, "stop_after_first": true}});
+    let cases = [
+        (
+            json!({"grammar": "root ::= <|python_tag|> [a-c] [a-c] [a-c]?"}),
+            r"^<\|python_tag\|>[a-c]{2,3}$",
+        ),
+        (
+            json!({"grammar": "root ::= \"a\" <[3]> \"b\""}),
+            "^a</tool_call>b$",
+        ),
+        (
+            json!({"ebnf": "root ::= Token(\"<tool_call>\") \"x\""}),
+            "^<tool_call>x$",
+        ),
+        (
+            json!({"response_format": triggered}),
+            "^<tool_call>[1-9][0-9]</tool_call>$",
+        ),
+        (
+            json!({"structural_tag": {"type": "structural_tag", "format": tag}}),
+            "^<tool_call>[1-9][0-9]</tool_call>$",
+        ),
+    ];
+    for (fields, pattern) in cases {
+        let validator = jsonschema::validator_for(&json!({"pattern": pattern})).expect("a pattern");
+        for message in messages(&site, &fields, 10) {
+            assert!(validator.is_valid(&message["content"]), "{fields}: {message}");
+            assert_eq!(message["finish_reason"], "stop");
+        }
+    }
+    let text = json!({"type": "object", "properties": {"text": {"type": "string", "minLength": 300}}});
+    let text = json!({"guided_json": text, "temperature": 1, "seed": 3});
+    let tagged = json!({"response_format": {"type": "structural_tag", "format": {"type": "any_text"}}});
+    let mut n_bytes = 0;
+    for fields in [text, tagged] {
+        for message in messages(&site, &fields, 20) {
+            let content = message["content"].as_str().expect("text");
+            n_bytes += content.len();
+            assert!(!CONTROLS.iter().any(|name| content.contains(name)), "{content}");
+            assert!(!content.contains("<|im_start|>"), "{content}");
+        }
+    }
+    assert!(n_bytes > 3000, "{n_bytes} bytes were looked at");
 }

@@ -5,6 +5,8 @@ mod constrained;
 mod sampling;
 mod site;
 mod stream;
+mod thinking;
+mod tools;
 mod worker;
 
 use std::io::Read;

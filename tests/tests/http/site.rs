@@ -94,7 +94,7 @@ impl Setup {
         let (backend, fuse) = ToyBackend::new(0);
         let mut backend = backend.with_vocabulary(n_vocab);
         let decoder = backend.decoder(config.context, config.forward_limits());
-        let token_bytes = Arc::new(tokenizer.text_bytes());
+        let token_bytes = Arc::new(tokenizer.text_bytes(&arbora::thinking::MARKS));
         let (engine, thread) =
             spawn(backend, decoder, Arc::clone(&token_bytes), config).expect("a configuration");
         let template = ChatTemplate::new(self.template, TemplateTokens::default()).expect("a template");
@@ -103,6 +103,7 @@ impl Setup {
             grammars: Grammars::new(Arc::clone(&tokenizer), n_vocab, tokenizer.stop_token_ids()),
             encoder: Arc::new(PromptEncoder::new(Arc::clone(&tokenizer), Some(template))),
             token_bytes,
+            named_bytes: Arc::new(tokenizer.named_bytes()),
             sampling: SamplingParams::default(),
             stop_tokens: tokenizer.stop_token_ids().to_vec(),
             model: "toy".to_owned(),
