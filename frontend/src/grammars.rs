@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arbora_constrained::{
-    CompileError, Constraint as GrammarText, Grammar, GrammarCache, Limits, Tool, ToolChoice, ToolSpec,
-    Vocabulary, Whitespace,
+    CompileError, Constraint as GrammarText, Grammar, GrammarCache, Limits, Matcher, Tool, ToolChoice,
+    ToolSpec, Vocabulary, Whitespace,
 };
 use arbora_runtime::grammar::{GrammarState, Tokenize};
 use arbora_runtime::tokenizer::{SpecialTokens, TokenKind, Tokenizer};
@@ -47,7 +47,7 @@ pub struct Grammars {
     tokenize: Tokenize,
     limits: Limits,
     /// What is being compiled, or waits for it.
-    flights: Flights<Source, Compiled>,
+    flights: Flights<Arc<Source>, Compiled>,
 }
 
 impl Grammars {
@@ -93,12 +93,7 @@ impl Grammars {
     /// Refuses `format` beside `calls` if it is none, or if one of its outputs could be taken for a call.
     pub async fn check_beside(&self, format: &Constraint, calls: &CallStyle) -> Result<(), ApiError> {
         let start = self.compiled(format).await?.matcher();
-        let may_begin = |head: &str| {
-            let mut matcher = start.clone();
-            let tokens = (self.tokenize)(head.as_bytes());
-            tokens.iter().all(|token| matcher.advance(*token).is_ok())
-        };
-        match calls.heads().find(|(_, head)| may_begin(head)) {
+        match calls.heads().find(|(_, head)| self.may_go_on(&start, head)) {
             None => Ok(()),
             Some((tool, head)) => {
                 let param = &format.param;
@@ -111,17 +106,31 @@ impl Grammars {
         }
     }
 
+    /// Whether an output that looks like `constraint` may begin with `text`.
+    pub async fn may_begin(&self, constraint: &Constraint, text: &str) -> Result<bool, ApiError> {
+        // No JSON begins so, which spares most requests a compilation.
+        if matches!(constraint.source, Source::JsonSchema { .. }) && text.starts_with('<') {
+            return Ok(false);
+        }
+        let start = self.compiled(constraint).await?.matcher();
+        Ok(self.may_go_on(&start, text))
+    }
+
+    /// Bytes decide, so that any spelling of the text in tokens is as good.
+    fn may_go_on(&self, start: &Matcher, text: &str) -> bool {
+        let mut matcher = start.clone();
+        let tokens = (self.tokenize)(text.as_bytes());
+        tokens.iter().all(|token| matcher.advance(*token).is_ok())
+    }
+
     async fn compiled(&self, constraint: &Constraint) -> Result<Grammar, ApiError> {
         if let Some(grammar) = with_text(&constraint.source, |text| self.kept.find(text, &self.limits)) {
             return Ok(grammar);
         }
-        let (kept, limits, source) = (
-            Arc::clone(&self.kept),
-            self.limits.clone(),
-            constraint.source.clone(),
-        );
+        let key = Arc::new(constraint.source.clone());
+        let (kept, limits, source) = (Arc::clone(&self.kept), self.limits.clone(), Arc::clone(&key));
         let compile = move || with_text(&source, |text| kept.compile(text, &limits));
-        match self.flights.join(&constraint.source, compile).await {
+        match self.flights.join(&key, compile).await {
             Ok(Ok(grammar)) => Ok(grammar),
             Ok(Err(error)) => {
                 let param = &constraint.param;

@@ -12,7 +12,7 @@ use super::{App, Asked, PreparedPrompt};
 use crate::reply::Format;
 use crate::route::RequestBody;
 use crate::template::Chat;
-use crate::thinking::Answer;
+use crate::thinking::{self, Answer, Thinking};
 use crate::tools::{Besides, CallStyle, written_out};
 use crate::wire::chat::ChatRequest;
 use crate::wire::deadlines::Deadlines;
@@ -54,6 +54,13 @@ pub async fn chat_completions(
             })
         })
         .await?;
+    let mut thinking = prompt.thinking;
+    if let (Thinking::Optional, Some(constraint)) = (thinking, &options.constraint)
+        && app.grammars.may_begin(constraint, thinking::OPEN).await?
+    {
+        // Thoughts could not be told from an answer that looks like them.
+        thinking = Thinking::None;
+    }
     let answer = match (&tools, &options.constraint) {
         (None, None) => Answer::Free,
         (Some(tools), None) if tools.are_optional() => Answer::Free,
@@ -63,13 +70,11 @@ pub async fn chat_completions(
         Some(tools) => Some(ask_for_calls(&app, tools, &mut options).await?),
         None => None,
     };
-    options.constraint = options
-        .constraint
-        .map(|constraint| constraint.after(prompt.thinking));
+    options.constraint = options.constraint.map(|constraint| constraint.after(thinking));
     let prepared = PreparedPrompt::new(prompt.tokens, None);
     let grammar = app.grammar(&options).await?;
     let mut generation = app.generate(vec![prepared], &options, grammar.as_ref())?;
-    generation.read_thinking(prompt.thinking, answer);
+    generation.read_thinking(thinking, answer);
     if let Some(style) = &calls {
         generation.read_calls(style);
     }

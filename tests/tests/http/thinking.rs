@@ -116,6 +116,20 @@ fn a_model_that_is_left_to_it_thinks_or_does_not_and_obeys_either_way() {
 }
 
 #[test]
+fn thoughts_that_could_not_be_told_from_the_answer_are_not_made() {
+    let site = site(LEFT_TO_IT);
+    let pattern = "^<(think>)?[a-c]{20}$";
+    let validator = jsonschema::validator_for(&json!({"pattern": pattern})).expect("a pattern");
+    let mut n_alike = 0;
+    for message in messages(&site, &json!({"regex": "<(think>)?[a-c]{20}"}), 30) {
+        assert!(validator.is_valid(&message["content"]), "{message}");
+        assert!(message.get("reasoning_content").is_none(), "{message}");
+        n_alike += usize::from(content(&message).starts_with("<think>"));
+    }
+    assert!(n_alike > 0);
+}
+
+#[test]
 fn thoughts_that_are_cut_off_are_no_answer() {
     let site = site(OPENED);
     let more = json!({"max_tokens": 5, "guided_json": person(), "stop_token_ids": []});
