@@ -93,6 +93,19 @@ def named_tool(client):
     assert after.choices[0].finish_reason in ("stop", "length", "tool_calls")
 
 
+def tools_and_format(client):
+    """Tools beside a response format: calls, or what the format says."""
+    for choice in ("auto", "none", "required"):
+        answer = client.chat.completions.parse(
+            model=MODEL, messages=ASK, tools=TOOLS[:1], tool_choice=choice, response_format=Event, temperature=0)
+        message = answer.choices[0].message
+        if message.tool_calls:
+            assert choice != "none" and message.content is None, answer
+            assert isinstance(message.tool_calls[0].function.parsed_arguments, GetWeather), answer
+        else:
+            assert choice != "required" and isinstance(message.parsed, Event), answer
+
+
 def json_mode(client):
     answer = client.chat.completions.create(
         model=MODEL, messages=ASK, response_format={"type": "json_object"}, temperature=0, max_tokens=300)
@@ -145,6 +158,7 @@ def main():
     assert parse(client) == stream(client), "a stream says what a whole answer says"
     parsed_tool(client)
     named_tool(client)
+    tools_and_format(client)
     json_mode(client)
     extra_bodies(client)
     refusals(client)
