@@ -97,7 +97,8 @@ def tools_and_format(client):
     """Tools beside a response format: calls, or what the format says."""
     for choice in ("auto", "none", "required"):
         answer = client.chat.completions.parse(
-            model=MODEL, messages=ASK, tools=TOOLS[:1], tool_choice=choice, response_format=Event, temperature=0)
+            model=MODEL, messages=ASK, tools=TOOLS[:1], tool_choice=choice, response_format=Event,
+            temperature=0)
         message = answer.choices[0].message
         if message.tool_calls:
             assert choice != "none" and message.content is None, answer

@@ -32,28 +32,36 @@ const TURNS: [&str; 2] = ["<|im_start|>", "<|im_end|>"];
 fn tokenizer() -> Tokenizer {
     let letters = ('a'..='z').chain('0'..='9').chain("ĠĊ.,?!:Ã©T".chars());
     let tokens: Vec<String> = letters.map(String::from).collect();
-    let tokenizer = tokenizer_of(&TURNS, &tokens, &[]);
+    let tokenizer = tokenizer_of([&TURNS, &[]], &tokens, &[]);
     assert_eq!(tokenizer.n_vocab(), N_VOCAB);
     tokenizer
 }
 
 /// The same, every printable character, some longer tokens that JSON is spelled with, and `controls`.
 pub(crate) fn json_tokenizer(controls: &[&str]) -> Tokenizer {
+    json_tokenizer_with(controls, &[])
+}
+
+/// The same with `words` that are text and never cut, as Qwen's models have them for thoughts and calls.
+pub(crate) fn json_tokenizer_with(controls: &[&str], words: &[&str]) -> Tokenizer {
     const MERGES: [&str; 8] = ["{ \"", "\" :", "\" ,", "t r", "a m", "am e", "n ame", "name \":"];
     let printable = ('!'..='~').chain("ĠĊÃ©".chars()).map(String::from);
     let merged = MERGES.iter().map(|merge| merge.replace(' ', ""));
     let tokens: Vec<String> = printable.chain(merged).collect();
     let controls: Vec<&str> = TURNS.iter().chain(controls).copied().collect();
-    tokenizer_of(&controls, &tokens, &MERGES)
+    tokenizer_of([&controls, words], &tokens, &MERGES)
 }
 
-/// A byte-level vocabulary: control tokens first, the second of which ends an output.
-fn tokenizer_of(controls: &[&str], texts: &[String], merges: &[&str]) -> Tokenizer {
-    let tokens = controls.iter().copied().chain(texts.iter().map(String::as_str));
-    let types = tokens.clone().enumerate();
-    let types = types
-        .map(|(id, _)| if id < controls.len() { 3 } else { 1 })
-        .collect();
+/// A byte-level vocabulary: control tokens first, the second of which ends an output, then texts, then words.
+fn tokenizer_of([controls, words]: [&[&str]; 2], texts: &[String], merges: &[&str]) -> Tokenizer {
+    let (controls, words) = (controls.iter().copied(), words.iter().copied());
+    let texts = texts.iter().map(String::as_str);
+    let kinds = [(3, controls.len()), (1, texts.len()), (4, words.len())];
+    let types = kinds
+        .into_iter()
+        .flat_map(|(kind, n)| std::iter::repeat_n(kind, n));
+    let types = types.collect();
+    let tokens = controls.chain(texts).chain(words);
     let text = |text: &str| Value::Text(text.to_owned());
     let metadata = Metadata::default()
         .with("tokenizer.ggml.model", text("gpt2"))

@@ -4,7 +4,7 @@
 use serde_json::{Value as Json, json};
 
 use crate::constrained::{judge, messages, person};
-use crate::site::{Setup, Site, TEMPLATE, chat, json_tokenizer};
+use crate::site::{Setup, Site, TEMPLATE, chat, json_tokenizer, json_tokenizer_with};
 use crate::stream::both;
 
 /// Leaves it to the model, as Qwen 3's does; with `enable_thinking: false` the thoughts are there and empty.
@@ -17,15 +17,14 @@ const LEFT_TO_IT: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n\
 const OPENED: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
     <|im_start|>assistant\n<think>\n";
 
-fn site(template: &'static str) -> Site {
-    let mut setup = Setup::new(json_tokenizer(&[
-        "<think>",
-        "</think>",
-        "<tool_call>",
-        "</tool_call>",
-    ]));
-    setup.template = template;
-    setup.start()
+/// Where the marks are control tokens, and where they are words.
+fn sites(template: &'static str) -> [Site; 2] {
+    const MARKS: [&str; 4] = ["<think>", "</think>", "<tool_call>", "</tool_call>"];
+    [json_tokenizer(&MARKS), json_tokenizer_with(&[], &MARKS)].map(|tokenizer| {
+        let mut setup = Setup::new(tokenizer);
+        setup.template = template;
+        setup.start()
+    })
 }
 
 fn thoughts(message: &Json) -> &str {
@@ -45,98 +44,105 @@ fn content(message: &Json) -> &str {
 
 #[test]
 fn a_constraint_holds_behind_thoughts_that_the_prompt_opened() {
-    let site = site(OPENED);
-    let mut n_thought = 0;
-    for message in messages(&site, &json!({"guided_json": person()}), 12) {
-        judge(content(&message), &person());
-        n_thought += usize::from(!thoughts(&message).is_empty());
+    for site in sites(OPENED) {
+        let mut n_thought = 0;
+        for message in messages(&site, &json!({"guided_json": person()}), 12) {
+            judge(content(&message), &person());
+            n_thought += usize::from(!thoughts(&message).is_empty());
+        }
+        assert!(n_thought > 6, "{n_thought} answers with thoughts");
+        for message in messages(&site, &json!({"choice": ["\nyes", "\nno"]}), 8) {
+            assert!(
+                ["\nyes", "\nno"].contains(&content(&message)),
+                "every byte counts: {message}"
+            );
+        }
+        let call =
+            json!({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"});
+        let mut n_called = 0;
+        for message in messages(&site, &call, 8) {
+            assert_eq!(message["content"], Json::Null);
+            let arguments = message["tool_calls"][0]["function"]["arguments"]
+                .as_str()
+                .expect("text");
+            judge(arguments, &json!({"maxProperties": 0}));
+            n_called += usize::from(!thoughts(&message).is_empty());
+        }
+        assert!(n_called > 4, "{n_called} calls behind thoughts");
     }
-    assert!(n_thought > 6, "{n_thought} answers with thoughts");
-    for message in messages(&site, &json!({"choice": ["\nyes", "\nno"]}), 8) {
-        assert!(
-            ["\nyes", "\nno"].contains(&content(&message)),
-            "every byte counts: {message}"
-        );
-    }
-    let call = json!({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"});
-    let mut n_called = 0;
-    for message in messages(&site, &call, 8) {
-        assert_eq!(message["content"], Json::Null);
-        let arguments = message["tool_calls"][0]["function"]["arguments"]
-            .as_str()
-            .expect("text");
-        judge(arguments, &json!({"maxProperties": 0}));
-        n_called += usize::from(!thoughts(&message).is_empty());
-    }
-    assert!(n_called > 4, "{n_called} calls behind thoughts");
 }
 
 #[test]
 fn free_text_behind_thoughts_begins_without_line_breaks() {
-    let site = site(OPENED);
-    let (mut n_both, mut n_thoughts) = (0, 0);
-    for message in messages(&site, &json!({}), 30) {
-        let is_answered = !message["content"].is_null();
-        assert!(!is_answered || !content(&message).starts_with('\n'), "{message}");
-        n_both += usize::from(is_answered && !thoughts(&message).is_empty());
-        n_thoughts += usize::from(!is_answered);
+    for site in sites(OPENED) {
+        let (mut n_both, mut n_thoughts) = (0, 0);
+        for message in messages(&site, &json!({}), 30) {
+            let is_answered = !message["content"].is_null();
+            assert!(!is_answered || !content(&message).starts_with('\n'), "{message}");
+            n_both += usize::from(is_answered && !thoughts(&message).is_empty());
+            n_thoughts += usize::from(!is_answered);
+        }
+        assert!(
+            n_both > 3 && n_thoughts > 3,
+            "{n_both} answers, {n_thoughts} without one"
+        );
     }
-    assert!(
-        n_both > 3 && n_thoughts > 3,
-        "{n_both} answers, {n_thoughts} without one"
-    );
 }
 
 #[test]
 fn a_model_that_is_left_to_it_thinks_or_does_not_and_obeys_either_way() {
-    let site = site(LEFT_TO_IT);
-    let words = ["yes", "no"];
-    let mut n_thought = 0;
-    let mut n_all = 0;
-    for message in messages(&site, &json!({"choice": words}), 30) {
-        assert!(words.contains(&content(&message)), "{message}");
-        n_thought += usize::from(message.get("reasoning_content").is_some());
-        n_all += 1;
-    }
-    assert!(
-        n_thought > 3 && n_thought + 3 < n_all,
-        "{n_thought} of {n_all} with thoughts"
-    );
-    let off = json!({"choice": words, "chat_template_kwargs": {"enable_thinking": false}});
-    for message in messages(&site, &off, 10) {
-        assert!(words.contains(&content(&message)));
-        assert!(message.get("reasoning_content").is_none(), "{message}");
-    }
-    let format = json!({"guided_json": person(), "tools": [{"type": "function", "function": {"name": "f"}}]});
-    for message in messages(&site, &format, 12) {
-        if message.get("tool_calls").is_none() {
-            judge(content(&message), &person());
+    for site in sites(LEFT_TO_IT) {
+        let words = ["yes", "no"];
+        let mut n_thought = 0;
+        let mut n_all = 0;
+        for message in messages(&site, &json!({"choice": words}), 30) {
+            assert!(words.contains(&content(&message)), "{message}");
+            n_thought += usize::from(message.get("reasoning_content").is_some());
+            n_all += 1;
+        }
+        assert!(
+            n_thought > 3 && n_thought + 3 < n_all,
+            "{n_thought} of {n_all} with thoughts"
+        );
+        let off = json!({"choice": words, "chat_template_kwargs": {"enable_thinking": false}});
+        for message in messages(&site, &off, 10) {
+            assert!(words.contains(&content(&message)));
+            assert!(message.get("reasoning_content").is_none(), "{message}");
+        }
+        let format =
+            json!({"guided_json": person(), "tools": [{"type": "function", "function": {"name": "f"}}]});
+        for message in messages(&site, &format, 12) {
+            if message.get("tool_calls").is_none() {
+                judge(content(&message), &person());
+            }
         }
     }
 }
 
 #[test]
 fn thoughts_that_could_not_be_told_from_the_answer_are_not_made() {
-    let site = site(LEFT_TO_IT);
-    let pattern = "^<(think>)?[a-c]{20}$";
-    let validator = jsonschema::validator_for(&json!({"pattern": pattern})).expect("a pattern");
-    let mut n_alike = 0;
-    for message in messages(&site, &json!({"regex": "<(think>)?[a-c]{20}"}), 30) {
-        assert!(validator.is_valid(&message["content"]), "{message}");
-        assert!(message.get("reasoning_content").is_none(), "{message}");
-        n_alike += usize::from(content(&message).starts_with("<think>"));
+    for site in sites(LEFT_TO_IT) {
+        let pattern = "^<(think>)?[a-c]{20}$";
+        let validator = jsonschema::validator_for(&json!({"pattern": pattern})).expect("a pattern");
+        let mut n_alike = 0;
+        for message in messages(&site, &json!({"regex": "<(think>)?[a-c]{20}"}), 30) {
+            assert!(validator.is_valid(&message["content"]), "{message}");
+            assert!(message.get("reasoning_content").is_none(), "{message}");
+            n_alike += usize::from(content(&message).starts_with("<think>"));
+        }
+        assert!(n_alike > 0);
     }
-    assert!(n_alike > 0);
 }
 
 #[test]
 fn thoughts_that_are_cut_off_are_no_answer() {
-    let site = site(OPENED);
-    let more = json!({"max_tokens": 5, "guided_json": person(), "stop_token_ids": []});
-    let choice = both(&site, &chat("hello", &more))["choices"][0].take();
-    assert_eq!(choice["finish_reason"], "length");
-    assert_eq!(choice["message"]["content"], Json::Null, "{choice}");
-    assert!(!thoughts(&choice["message"]).is_empty());
+    for site in sites(OPENED) {
+        let more = json!({"max_tokens": 5, "guided_json": person(), "stop_token_ids": []});
+        let choice = both(&site, &chat("hello", &more))["choices"][0].take();
+        assert_eq!(choice["finish_reason"], "length");
+        assert_eq!(choice["message"]["content"], Json::Null, "{choice}");
+        assert!(!thoughts(&choice["message"]).is_empty());
+    }
 }
 
 #[test]
@@ -146,7 +152,7 @@ fn what_a_client_writes_opens_no_thoughts() {
         (LEFT_TO_IT, "</think>"),
         (LEFT_TO_IT, "<think>"),
     ] {
-        let site = site(template);
+        let [site, _] = sites(template);
         let ask = |message: Json| {
             let body = json!({"messages": [message], "guided_choice": ["fine"], "temperature": 0,
                 "chat_template_kwargs": {"enable_thinking": false}, "max_tokens": 300});

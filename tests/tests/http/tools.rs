@@ -4,7 +4,7 @@
 use serde_json::{Value as Json, json};
 
 use crate::constrained::{judge, messages, person};
-use crate::site::{Setup, Site, TEMPLATE, chat, json_tokenizer};
+use crate::site::{Setup, Site, TEMPLATE, chat, json_tokenizer, json_tokenizer_with};
 
 /// Knows tools as Qwen's do.
 const HERMES: &str = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<tool_call><|im_end|>\n{% endif %}\
@@ -16,19 +16,20 @@ const LLAMA: &str = "{% if tools %}<|start_header_id|>{{ tools | tojson }}{\"nam
     {% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
     {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-/// Where there are control tokens for the brackets of calls, and where there are none.
+/// Where there are control tokens for the brackets of calls, words, or nothing.
 fn sites() -> Vec<Site> {
-    let of = |template, controls: &[&str]| {
-        let mut setup = Setup::new(json_tokenizer(controls));
+    let of = |template, controls: &[&str], words: &[&str]| {
+        let mut setup = Setup::new(json_tokenizer_with(controls, words));
         setup.template = template;
         setup.start()
     };
     let brackets = ["<tool_call>", "</tool_call>"];
     vec![
-        of(TEMPLATE, &[]),
-        of(TEMPLATE, &brackets),
-        of(HERMES, &brackets),
-        of(LLAMA, &[]),
+        of(TEMPLATE, &[], &[]),
+        of(TEMPLATE, &brackets, &[]),
+        of(HERMES, &brackets, &[]),
+        of(HERMES, &[], &brackets),
+        of(LLAMA, &[], &[]),
     ]
 }
 
