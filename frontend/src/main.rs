@@ -85,6 +85,7 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
         api_keys: ApiKeys::new(&config.api_keys),
         body_limit: config.body_limit,
         http: arbora::metrics::HttpMetrics::default(),
+        cache: arbora::api::cache::CacheBook::default(),
     });
     tracing::info!(
         model = app.model,

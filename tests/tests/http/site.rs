@@ -110,6 +110,7 @@ impl Setup {
             api_keys: ApiKeys::new(&self.api_keys),
             body_limit: 100_000,
             http: arbora::metrics::HttpMetrics::default(),
+            cache: arbora::api::cache::CacheBook::default(),
         });
         let runtime = tokio::runtime::Runtime::new().expect("threads");
         let listener = runtime
