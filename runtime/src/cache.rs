@@ -16,7 +16,7 @@ use std::time::Instant;
 use arbora_radix::{Namespace, PageAllocator, PageId, PrefixLock, RadixTree, ViewLimits};
 
 use crate::config::EngineConfig;
-use crate::explain::{Explanation, History, Leaving, PrefixHash};
+use crate::explain::{Explanation, Given, History, Leaving, PrefixHash};
 use crate::inspect::{CacheView, SHOWN_TOKENS};
 use crate::request::RequestId;
 
@@ -171,10 +171,10 @@ impl PrefixCache {
         let n_cached = n_shared * self.config.page_size + donor.as_ref().map_or(0, |donor| donor.n_tokens);
         if let Some(id) = wish.first_of {
             // Before anything is evicted for it.
-            let explanation = self
-                .history
-                .explain(&self.tree, wish.namespace, wish.tokens, Some(n_cached));
-            self.history.keep(id, explanation);
+            let given = Given { max_cached, n_cached };
+            let (tree, history) = (&self.tree, &mut self.history);
+            let explanation = history.explain(tree, wish.namespace, wish.tokens, Some(given));
+            history.keep(id, explanation);
         }
         self.evict_to(n_new);
         self.allocate(n_new, &mut pages);

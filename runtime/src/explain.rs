@@ -59,6 +59,8 @@ pub struct Explanation {
 pub enum Cause {
     /// Nothing more can be: the last token is always computed.
     Whole,
+    /// Nothing more may be: from here on the request wants its prompt's log-probabilities.
+    Logprobs,
     /// More was there, but no page to copy it to.
     NoRoom,
     /// More was cached before.
@@ -120,6 +122,15 @@ struct Left {
     at: Instant,
     how: Leaving,
     number: u64,
+}
+
+/// What an admission gave of what was found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Given {
+    /// Tokens it was allowed to give.
+    pub(crate) max_cached: usize,
+    /// Tokens it gave: fewer than found where there was no room for a copy.
+    pub(crate) n_cached: usize,
 }
 
 /// What is remembered of requests and of prefixes that left. Takes its memory when it is made.
@@ -185,23 +196,23 @@ impl History {
         }
     }
 
-    /// What is found of `tokens` now. `n_cached` is what the request got of it: all that was found, or fewer
-    /// where there was no room for a copy.
+    /// What is found of `tokens` now, or what a request was given of it.
     pub(crate) fn explain(
         &self,
         tree: &RadixTree,
         namespace: &Namespace,
         tokens: &[u32],
-        n_cached: Option<usize>,
+        given: Option<Given>,
     ) -> Explanation {
-        let max_tokens = tokens.len() - 1;
+        let max_tokens = given.map_or(tokens.len() - 1, |given| given.max_cached);
         let departure = tree.departure(namespace, tokens, max_tokens, QUOTED_TOKENS);
         let n_shared = departure.found.n_tokens;
         let position = n_shared + departure.found.n_donor_tokens;
-        let n_cached = n_cached.unwrap_or(position);
+        let n_cached = given.map_or(position, |given| given.n_cached);
         let cause = match n_cached {
             n if n < position => Cause::NoRoom,
-            n if n == max_tokens => Cause::Whole,
+            n if n == tokens.len() - 1 => Cause::Whole,
+            n if n == max_tokens => Cause::Logprobs,
             _ => self.cause(&departure, namespace, tokens, position),
         };
         let (before, after) = tokens.split_at(position);
@@ -235,7 +246,7 @@ impl History {
                 at: left.at,
                 how: left.how,
             },
-            None if departure.node.is_none() => Cause::Empty,
+            None if departure.instead.is_empty() && position == 0 => Cause::Empty,
             None if departure.instead.is_empty() => Cause::Ends,
             None => Cause::Diverged,
         }

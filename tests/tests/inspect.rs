@@ -130,7 +130,7 @@ fn a_request_is_explained_by_a_plain_comparison_with_those_before_it() {
             Cause::Whole => assert_eq!(position, prompt.len() - 1),
             Cause::Empty => assert!(known.is_empty()),
             Cause::Diverged => assert_ne!(found.instead[0], prompt[position]),
-            Cause::Ends => assert!(found.instead.is_empty()),
+            Cause::Ends => assert!(found.instead.is_empty() && position > 0),
             other => panic!("nothing was evicted: {other:?}"),
         }
         // The last token sampled is never fed back, so it is not cached.

@@ -27,7 +27,8 @@
 //! {"id", "request_id", "created",                   with an id only
 //!  "prompts": [{"prompt_tokens", "cached_tokens", "copied_tokens", "computed_tokens",
 //!               "position",                         first token at which prompt and tree differ
-//!               "cause": "whole" | "diverged" | "ends" | "empty" | "evicted" | "flushed" | "no_room",
+//!               "cause": "whole" | "diverged" | "ends" | "empty" | "evicted" | "flushed" | "no_room" |
+//!                        "logprobs",
 //!               "message",                          the cause in a sentence
 //!               "before", "after", "instead": … | null,   text around the position; what the tree holds there
 //!               "namespace", "node": id | null, "donor": id | null,
@@ -51,6 +52,7 @@ use arbora_runtime::explain::{Cause, Explanation, Leaving, RECENT_REQUESTS};
 use arbora_runtime::inspect::{CacheView, InspectError, Inspected, Inspection, MAX_NODES};
 use arbora_runtime::request::{Namespace, RequestId};
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
@@ -158,8 +160,11 @@ pub struct ExplainQuery {
 }
 
 /// `GET /cache/tree`.
-pub async fn tree(State(app): State<Arc<App>>, Query(query): Query<TreeQuery>) -> Result<Response, ApiError> {
-    let limit = match query.limit.as_deref() {
+pub async fn tree(
+    State(app): State<Arc<App>>,
+    query: Result<Query<TreeQuery>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let limit = match parameters(query)?.limit.as_deref() {
         None => DEFAULT_NODES,
         Some(text) => limit(text)?,
     };
@@ -187,10 +192,10 @@ pub async fn tree(State(app): State<Arc<App>>, Query(query): Query<TreeQuery>) -
 pub async fn explain(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
-    Query(query): Query<ExplainQuery>,
+    query: Result<Query<ExplainQuery>, QueryRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let owner = app.owner(&headers);
-    let Some(id) = query.id else {
+    let Some(id) = parameters(query)?.id else {
         return latest(&app, owner).await;
     };
     let Some(answered) = app.cache.find(&id, owner) else {
@@ -268,6 +273,15 @@ async fn ask(app: &App, inspection: &Inspection) -> Result<Inspected, ApiError> 
     tokio::time::timeout(PATIENCE, asked)
         .await
         .unwrap_or(Err(ApiError::QueueTimeout))
+}
+
+fn parameters<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
+    query
+        .map(|Query(found)| found)
+        .map_err(|error| ApiError::Invalid {
+            param: None,
+            message: format!("The URL's parameters cannot be read: {error}."),
+        })
 }
 
 fn limit(text: &str) -> Result<usize, ApiError> {
@@ -380,6 +394,7 @@ fn explanation_json(app: &App, found: &Explanation) -> Value {
 fn cause_name(cause: &Cause) -> &'static str {
     match cause {
         Cause::Whole => "whole",
+        Cause::Logprobs => "logprobs",
         Cause::NoRoom => "no_room",
         Cause::Left {
             how: Leaving::Evicted,
@@ -400,6 +415,11 @@ fn message(found: &Explanation) -> String {
     match found.cause {
         Cause::Whole => {
             "All that can be was cached: the last token of a prompt is always computed.".to_owned()
+        }
+        Cause::Logprobs => {
+            format!(
+                "The request wants its prompt's log-probabilities, so those after {position} were computed."
+            )
         }
         Cause::NoRoom => format!(
             "The first {position} tokens agree with what is cached, but there was no free page to copy the \

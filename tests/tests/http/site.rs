@@ -163,6 +163,11 @@ impl Site {
         setup.start()
     }
 
+    /// Where it is, for clients that take a URL.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).expect("the server listens");
         stream
