@@ -19,6 +19,7 @@ pub mod logprobs;
 pub mod memory;
 pub mod metrics;
 pub mod models;
+pub mod page;
 mod progress;
 pub mod prompt;
 pub mod reply;

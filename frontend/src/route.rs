@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! request id, count, log  ->  panic becomes a 500  ->  API key  ->  handler
+//!                                                  ->  the page, which holds no data
 //! ```
 
 use std::panic::AssertUnwindSafe;
@@ -20,6 +21,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use crate::api::{App, admin, cache, chat, completions, generate, models, random_id, worker};
 use crate::auth::require_key;
+use crate::page;
 use crate::wire::error::ApiError;
 
 /// A body that takes longer than this to arrive is given up.
@@ -52,6 +54,7 @@ pub fn router(app: Arc<App>) -> Router {
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(from_fn_with_state(Arc::clone(&app), require_key))
+        .merge(page::routes().method_not_allowed_fallback(async || ApiError::MethodNotAllowed))
         .layer(from_fn_with_state(Arc::clone(&app), observe))
         .with_state(app)
 }

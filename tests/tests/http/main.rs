@@ -4,6 +4,7 @@
 mod cache;
 mod constrained;
 mod sampling;
+mod page;
 mod site;
 mod stream;
 mod worker;
