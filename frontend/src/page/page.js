@@ -344,10 +344,10 @@ function block(place, scale) {
   const size = { width: Math.max(2, width - 2 * inset), height: height - 2 * inset };
   group.append(svg("rect", { x: x + inset, y: y + inset, rx: 3, ...size }));
   const label = isRoot ? node.namespace : (node.text?.first ?? count(node.n_tokens, "token"));
-  const n_fitting = Math.floor((width - 8) / 6.6);
+  const n_fitting = Math.floor((width - 9) / 7.3);
   if (n_fitting >= 3) {
     const text = svg("text", { x: x + 5, y: y + Math.min(height, ROW) / 2 + 4 });
-    const line = label.replace(/\s+/g, " ").trim();
+    const line = label.replace(/<\|[^|]*\|>/g, " ").replace(/\s+/g, " ").trim() || label;
     text.textContent = line.length > n_fitting ? `${line.slice(0, n_fitting - 1)}…` : line;
     group.append(text);
   }
@@ -387,7 +387,8 @@ function showNode() {
   }
   const { node } = place;
   const children = node.n_children === null ? "many children" : `${node.n_children} below it`;
-  const use = node.n_locks > 0 ? `in use by ${count(node.n_locks, "request")}` : `last used ${count(node.age, "lookup")} ago`;
+  const last = node.age > 0 ? `last used ${count(node.age, "lookup")} ago` : "just used";
+  const use = node.n_locks > 0 ? `in use by ${count(node.n_locks, "request")}` : last;
   const words = node.parent === null
     ? `Root of namespace ${node.namespace}, ${children}.`
     : `Node ${node.id}: tokens ${number(node.depth)} to ${number(node.depth + node.n_tokens)} on ` +
