@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod auth;
+pub mod chat;
 pub mod cli;
 pub mod config;
 pub mod flights;
@@ -27,5 +28,6 @@ pub mod route;
 pub mod server;
 pub mod stream;
 pub mod template;
+mod tls;
 pub mod tools;
 pub mod wire;

@@ -319,8 +319,8 @@ function showTree(tree) {
   view.places = places;
   const canvas = at("canvas");
   const room = canvas.clientWidth - 2;
-  // What is wider than the page shrinks to it, down to a third; beyond that it scrolls.
-  const scale = Math.min(Math.max(room / width, 1 / 3), 1.6);
+  // What is wider than the page shrinks to it, as long as a word is readable; beyond that it scrolls.
+  const scale = Math.min(Math.max(room / width, 0.7), 1.6);
   const picture = svg("svg", { width: Math.max(1, width * scale), height: Math.max(1, rows * ROW) });
   picture.setAttribute("aria-hidden", "true");
   for (const place of places.values()) picture.append(block(place, scale));

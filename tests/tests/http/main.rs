@@ -8,6 +8,7 @@ mod page;
 mod site;
 mod stream;
 mod worker;
+mod terminal;
 
 use std::io::Read;
 use std::net::TcpStream;
