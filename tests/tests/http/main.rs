@@ -3,12 +3,12 @@
 
 mod cache;
 mod constrained;
-mod sampling;
 mod page;
+mod sampling;
 mod site;
 mod stream;
-mod worker;
 mod terminal;
+mod worker;
 
 use std::io::Read;
 use std::net::TcpStream;
