@@ -28,20 +28,32 @@ impl ApiKeys {
         }
     }
 
+    /// Number of keys.
+    pub fn len(&self) -> usize {
+        self.digests.len()
+    }
+
+    /// Whether everybody is let in.
+    pub fn is_empty(&self) -> bool {
+        self.digests.is_empty()
+    }
+
     /// Whether the value of an `Authorization` header lets its sender in.
     pub fn admit(&self, authorization: Option<&[u8]>) -> bool {
-        if self.digests.is_empty() {
-            return true;
-        }
+        self.is_empty() || self.which(authorization).is_some()
+    }
+
+    /// The place of the key that the value of an `Authorization` header holds.
+    pub fn which(&self, authorization: Option<&[u8]>) -> Option<usize> {
         let scheme = |value: &[u8]| value.len() > 7 && value[..7].eq_ignore_ascii_case(b"bearer ");
-        let Some(value) = authorization.filter(|value| scheme(value)) else {
-            return false;
-        };
+        let value = authorization.filter(|value| scheme(value))?;
         let given: [u8; 32] = Sha256::digest(value[7..].trim_ascii()).into();
         let differs = |key: &[u8; 32]| key.iter().zip(&given).fold(0, |sum, (a, b)| sum | (a ^ b));
-        self.digests
-            .iter()
-            .fold(false, |found, key| found | (differs(key) == 0))
+        let keys = self.digests.iter().enumerate();
+        keys.fold(
+            None,
+            |found, (place, key)| if differs(key) == 0 { Some(place) } else { found },
+        )
     }
 }
 
@@ -77,6 +89,8 @@ mod tests {
             assert!(!keys.admit(Some(bad.as_bytes())), "{bad}");
         }
         assert!(!keys.admit(None));
+        assert_eq!(keys.which(Some(b"Bearer second")), Some(1));
+        assert_eq!(ApiKeys::default().which(Some(b"Bearer second")), None);
         assert!(ApiKeys::default().admit(None));
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{ModelOptions, Options};
+use crate::config::{ChatOptions, ModelOptions, Options};
 
 /// Arbora serves language models over an OpenAI-compatible API, computing shared prefixes once.
 #[derive(Debug, Parser)]
@@ -20,6 +20,8 @@ pub enum Command {
     Serve(Box<Options>),
     /// Answer one prompt on the terminal
     Generate(Box<GenerateOptions>),
+    /// Talk to a running server on the terminal
+    Chat(Box<ChatOptions>),
     /// Fetch a model into the cache and say where it is
     Pull(ModelOption),
     /// List the models in the cache
@@ -80,7 +82,7 @@ mod tests {
         let mut command = Cli::command();
         command.clone().debug_assert();
         command.build();
-        for name in ["serve", "generate", "pull", "models", "inspect"] {
+        for name in ["serve", "generate", "chat", "pull", "models", "inspect"] {
             let subcommand = command.find_subcommand(name).expect("there is one");
             let n = subcommand
                 .get_arguments()

@@ -143,6 +143,29 @@ pub struct ModelOptions {
     pub log: Option<String>,
 }
 
+/// Options of `arbora chat`.
+#[derive(Clone, Debug, PartialEq, clap::Args)]
+pub struct ChatOptions {
+    /// Where the server is
+    #[arg(long, env = "ARBORA_URL", default_value = "http://127.0.0.1:8000")]
+    pub url: String,
+    /// Which of the server's models [default: its first]
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Key to send as a bearer token
+    #[arg(long, env = "ARBORA_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+    /// A system message before the conversation
+    #[arg(long)]
+    pub system: Option<String>,
+    /// Most tokens of an answer [default: what fits]
+    #[arg(long)]
+    pub max_tokens: Option<usize>,
+    /// 0 always takes the likeliest token [default: the model's]
+    #[arg(long)]
+    pub temperature: Option<f32>,
+}
+
 impl From<ModelOptions> for Options {
     fn from(options: ModelOptions) -> Self {
         Options {
@@ -516,6 +539,11 @@ pub fn hub_settings() -> Option<HubSettings> {
         offline: filled("HF_HUB_OFFLINE").is_some_and(is_on),
         cache: home.join("hub"),
     })
+}
+
+/// Whether the person at the terminal wants no colours, by the convention of `NO_COLOR`.
+pub fn wants_no_color() -> bool {
+    environment("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
 fn rust_log() -> Option<String> {

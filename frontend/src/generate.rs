@@ -15,7 +15,7 @@ use crate::load::Started;
 use crate::prompt::PromptError;
 use crate::stream::{Choice, Generation, Opening};
 use crate::template::Chat;
-use crate::wire::chat::{Message, Role};
+use crate::wire::chat::{Message, PromptEnding, Role};
 use crate::wire::options::random_seed;
 
 /// Why there was no answer, or not all of it.
@@ -134,7 +134,7 @@ fn tokens(options: &GenerateOptions, started: &Started) -> Result<Vec<u32>, Gene
     let prompt = started.encoder.chat(&Chat {
         messages: &messages,
         tools: &[],
-        add_generation_prompt: true,
+        ending: PromptEnding::Answer,
         values: &serde_json::Map::new(),
     })?;
     Ok(prompt.tokens)

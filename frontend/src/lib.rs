@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod auth;
+pub mod chat;
 pub mod cli;
 pub mod config;
 pub mod flights;
@@ -19,6 +20,7 @@ pub mod logprobs;
 pub mod memory;
 pub mod metrics;
 pub mod models;
+pub mod page;
 mod progress;
 pub mod prompt;
 pub mod reply;
@@ -27,5 +29,6 @@ pub mod server;
 pub mod stream;
 pub mod template;
 pub mod thinking;
+mod tls;
 pub mod tools;
 pub mod wire;

@@ -9,18 +9,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arbora::api::{App, unix_seconds};
 use arbora::auth::ApiKeys;
+use arbora::chat::{Console, End, Style};
 use arbora::cli::{Cli, Command, GenerateOptions};
-use arbora::config::{Config, KvSize, Options};
+use arbora::config::{ChatOptions, Config, KvSize, Options};
 use arbora::load::{StartError, Started};
 use arbora::models::ModelsError;
 use arbora::server::Server;
-use arbora::{generate, inspect, load, models};
+use arbora::{chat, config, generate, inspect, load, models};
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, Pinning};
 use arbora_runtime::engine::EngineExit;
 use arbora_runtime::model::{LoadFormat, ModelFile};
 use clap::Parser;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         (Err(error), _) => Err(Failure::from(error)),
         (Ok(runtime), Command::Serve(options)) => runtime.block_on(serve(*options)),
         (Ok(runtime), Command::Generate(options)) => runtime.block_on(answer(&options)),
+        (Ok(runtime), Command::Chat(options)) => runtime.block_on(converse(&options)),
         (Ok(runtime), Command::Pull(option)) => runtime.block_on(pull(&option.model)),
         (Ok(runtime), Command::Inspect(option)) => runtime.block_on(describe(&option.model)),
         (Ok(_), Command::Models) => list(),
@@ -86,6 +89,7 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
         api_keys: ApiKeys::new(&config.api_keys),
         body_limit: config.body_limit,
         http: arbora::metrics::HttpMetrics::default(),
+        cache: arbora::api::cache::CacheBook::default(),
     });
     tracing::info!(
         model = app.model,
@@ -120,6 +124,41 @@ async fn answer(options: &GenerateOptions) -> Result<ExitCode, Failure> {
     let started = tokio::task::spawn_blocking(move || start(&path, &config)).await??;
     generate::generate(options, &started, &mut std::io::stdout()).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+async fn converse(options: &ChatOptions) -> Result<ExitCode, Failure> {
+    let style = match (std::io::stdin().is_terminal(), std::io::stdout().is_terminal()) {
+        (true, true) if config::wants_no_color() => Style::Plain,
+        (true, true) => Style::Dimmed,
+        _ => Style::Piped,
+    };
+    let (typed, input) = mpsc::channel(1);
+    let (interrupt, interrupts) = mpsc::channel(1);
+    // Not a task of the runtime: that would wait for the next line at the end.
+    drop(std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            if typed.blocking_send(line).is_err() {
+                break;
+            }
+        }
+    }));
+    let mut signals = signal(SignalKind::interrupt())?;
+    drop(tokio::spawn(async move {
+        while signals.recv().await.is_some() {
+            // One that nobody took yet is as good as two.
+            interrupt.try_send(()).ok();
+        }
+    }));
+    let mut console = Console {
+        input,
+        interrupts,
+        output: std::io::stdout(),
+        style,
+    };
+    match chat::chat(options, &mut console).await? {
+        End::Done => Ok(ExitCode::SUCCESS),
+        End::Interrupted => Ok(ExitCode::from(EXIT_INTERRUPTED)),
+    }
 }
 
 async fn pull(model: &str) -> Result<ExitCode, Failure> {

@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use crate::template::{Chat, ChatTemplate, TemplateError};
 use crate::thinking::Thinking;
-use crate::wire::chat::Message;
+use crate::wire::chat::{Message, PromptEnding};
 
 /// Unicode's noncharacters, never assigned and free for a program's own use.
 const MARKS: std::ops::RangeInclusive<char> = '\u{fdd0}'..='\u{fdef}';
@@ -54,6 +54,9 @@ pub enum PromptError {
     /// The text holds all 32 characters the server could mark control tokens with.
     #[error("the messages hold every noncharacter from U+FDD0 to U+FDEF")]
     NoMarkLeft,
+    /// The template leaves the last message out.
+    #[error("the chat template does not show the last message, so it cannot be continued")]
+    NotContinued,
     /// The tokenizer failed.
     #[error(transparent)]
     Encode(#[from] EncodeError),
@@ -81,6 +84,11 @@ impl PromptEncoder {
         Ok(self.with_bos(ids))
     }
 
+    /// The tokens of a text as it is, without the BOS that models are used to.
+    pub fn bare_text(&self, text: &str) -> Result<Vec<u32>, PromptError> {
+        Ok(self.tokenizer.encode(text, SpecialTokens::Parse)?)
+    }
+
     /// How the model calls tools, if its template says so.
     pub fn call_format(&self) -> Option<CallFormat> {
         self.template.as_ref().and_then(ChatTemplate::call_format)
@@ -88,7 +96,29 @@ impl PromptEncoder {
 
     /// The prompt of a rendered chat.
     pub fn chat(&self, chat: &Chat<'_>) -> Result<ChatPrompt, PromptError> {
+        if chat.ending != PromptEnding::LastMessage {
+            return self.chat_until(chat, None);
+        }
+        // Only a mark tells where in the prompt the last message ends.
+        let end = unused_mark(chat).ok_or(PromptError::NoMarkLeft)?;
+        let mut messages = chat.messages.to_vec();
+        if let Some(text) = messages.last_mut().and_then(|last| last.content.as_mut()) {
+            text.push(end);
+        }
+        let messages = &messages;
+        self.chat_until(&Chat { messages, ..*chat }, Some(end))
+    }
+
+    fn chat_until(&self, chat: &Chat<'_>, end: Option<char>) -> Result<ChatPrompt, PromptError> {
         let template = self.template.as_ref().ok_or(PromptError::NoTemplate)?;
+        let render = |chat: &Chat<'_>| {
+            let mut rendered = template.render(chat)?;
+            if let Some(end) = end {
+                let found = rendered.find(end).ok_or(PromptError::NotContinued)?;
+                rendered.truncate(found);
+            }
+            Ok::<_, PromptError>(rendered)
+        };
         let is_spelled = |m: &Message| {
             let in_content = m
                 .content
@@ -98,7 +128,7 @@ impl PromptEncoder {
         };
         let in_tools = chat.tools.iter().any(|tool| self.spelled_in(tool));
         if !in_tools && !chat.messages.iter().any(is_spelled) {
-            let rendered = template.render(chat)?;
+            let rendered = render(chat)?;
             return Ok(ChatPrompt {
                 tokens: self.text(&rendered)?,
                 thinking: template.thinking(&rendered),
@@ -111,7 +141,7 @@ impl PromptEncoder {
             .iter()
             .map(|tool| self.marked_value(tool, mark))
             .collect();
-        let rendered = template.render(&Chat {
+        let rendered = render(&Chat {
             messages: &messages,
             tools: &tools,
             ..*chat

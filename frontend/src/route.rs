@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! request id, count, log  ->  panic becomes a 500  ->  API key  ->  handler
+//!                                                  ->  the page, which holds no data
 //! ```
 
 use std::panic::AssertUnwindSafe;
@@ -18,15 +19,16 @@ use axum::routing::{get, post};
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
-use crate::api::{App, admin, chat, completions, generate, models, random_id, worker};
+use crate::api::{App, admin, cache, chat, completions, generate, models, random_id, tokens, worker};
 use crate::auth::require_key;
+use crate::page;
 use crate::wire::error::ApiError;
 
 /// A body that takes longer than this to arrive is given up.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longer ids of clients are replaced.
 const MAX_REQUEST_ID: usize = 128;
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// All routes of the server.
 pub fn router(app: Arc<App>) -> Router {
@@ -35,6 +37,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(completions::completions))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
         .route("/generate", post(generate::generate))
         .route("/model_info", get(worker::model_info))
         .route("/get_model_info", get(worker::model_info))
@@ -47,21 +51,25 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/version", get(admin::version))
         .route("/metrics", get(admin::metrics))
         .route("/flush_cache", post(admin::flush_cache))
+        .route("/cache/tree", get(cache::tree))
+        .route("/cache/explain", get(cache::explain).post(cache::explain_prompt))
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(from_fn_with_state(Arc::clone(&app), require_key))
+        .merge(page::routes().method_not_allowed_fallback(async || ApiError::MethodNotAllowed))
         .layer(from_fn_with_state(Arc::clone(&app), observe))
         .with_state(app)
 }
 
 /// Names, counts and logs an exchange.
-async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let is_fit = |id: &&HeaderValue| id.len() <= MAX_REQUEST_ID && id.to_str().is_ok() && !id.is_empty();
     let id = match request.headers().get(&REQUEST_ID).filter(is_fit) {
         Some(id) => id.clone(),
         None => HeaderValue::from_str(&random_id()).expect("hexadecimal digits"),
     };
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    request.headers_mut().insert(REQUEST_ID, id.clone());
     // A handler that panics costs its client a 500 and nobody else anything.
     let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
     let mut response = handled.unwrap_or_else(|_| ApiError::Failed.into_response());

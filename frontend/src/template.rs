@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
 
 use crate::thinking::{self, Thinking};
-use crate::wire::chat::Message;
+use crate::wire::chat::{Message, PromptEnding};
 
 /// Instructions one rendering may take; a chat of 2,000 messages takes about 100,000.
 const FUEL: u64 = 20_000_000;
@@ -131,7 +131,7 @@ impl ChatTemplate {
     pub fn render(&self, chat: &Chat<'_>) -> Result<String, TemplateError> {
         let values = TemplateValues {
             messages: chat.messages.iter().map(TemplateMessage::new).collect(),
-            add_generation_prompt: chat.add_generation_prompt,
+            add_generation_prompt: chat.ending == PromptEnding::Answer,
             bos_token: &self.bos,
             eos_token: &self.eos,
             tools: Some(chat.tools).filter(|tools| !tools.is_empty()),
@@ -157,8 +157,8 @@ pub struct Chat<'a> {
     pub messages: &'a [Message],
     /// What may be called, as the client wrote it.
     pub tools: &'a [serde_json::Value],
-    /// Whether the prompt ends with the opening of an answer.
-    pub add_generation_prompt: bool,
+    /// Where the answer begins.
+    pub ending: PromptEnding,
     /// Further values by name.
     pub values: &'a serde_json::Map<String, serde_json::Value>,
 }
@@ -377,7 +377,7 @@ mod tests {
         ChatTemplate::new(source, tokens)?.render(&Chat {
             tools: &[],
             messages,
-            add_generation_prompt: true,
+            ending: PromptEnding::Answer,
             values: &serde_json::Map::new(),
         })
     }

@@ -143,7 +143,7 @@ impl EvictionOrder {
     pub(crate) fn lists<'a>(
         &'a self,
         store: &'a Store,
-    ) -> impl Iterator<Item = (i16, usize, impl Iterator<Item = NodeId> + 'a)> + 'a {
+    ) -> impl DoubleEndedIterator<Item = (i16, usize, impl Iterator<Item = NodeId> + 'a)> + 'a {
         self.lists.iter().map(move |(rank, list)| {
             let nodes = std::iter::successors(Some(list.newest), move |id| {
                 assert!(

@@ -9,6 +9,7 @@
 //!   they are, and possibly a [`Donor`] page whose first tokens agree and that the caller copies.
 //! * [`RadixTree::checkpoint`] puts a running sequence's whole pages into the tree, [`RadixTree::finish`] the
 //!   rest.
+//! * [`RadixTree::view`] and [`RadixTree::departure`] look without using.
 //! * [`RadixTree::evict`] gives back the pages that the [`EvictionPolicy`] values least.
 //!
 //! Page conservation is the caller's to keep: every page is free in the allocator, in the tree, or owned by
@@ -53,9 +54,11 @@ mod node;
 mod page;
 mod siblings;
 mod tree;
+mod view;
 
 pub use counters::Counters;
 pub use evict::EvictionPolicy;
 pub use namespace::Namespace;
 pub use page::{PageAllocator, PageId};
 pub use tree::{Donor, MatchLen, Matched, PrefixLock, RadixTree};
+pub use view::{Departure, NodeView, TreeView, ViewLimits};

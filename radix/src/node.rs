@@ -27,6 +27,11 @@ impl NodeId {
     fn index(self) -> usize {
         self.0.get() as usize - 1
     }
+
+    /// The node's name for those who look at the tree from outside.
+    pub(crate) fn number(self) -> u32 {
+        self.0.get()
+    }
 }
 
 /// The pages of a node in order. Most leaves of a wide tree have one page: that one costs no allocation.
@@ -249,6 +254,18 @@ impl Store {
             self.page_size
         };
         &self.tokens[pages[page_idx].index() * self.page_size..][..n_tokens]
+    }
+
+    /// Tokens a node covers.
+    pub(crate) fn n_tokens(&self, id: NodeId) -> usize {
+        let n_whole = self[id].pages.len().saturating_sub(1);
+        n_whole * self.page_size + self[id].n_last as usize
+    }
+
+    /// Some of the tokens a node covers.
+    pub(crate) fn tokens_in(&self, id: NodeId, range: std::ops::Range<usize>) -> Vec<u32> {
+        let token = |idx: usize| self.page_tokens(id, idx / self.page_size)[idx % self.page_size];
+        range.map(token).collect()
     }
 
     /// Whether the last page of the node has room left.

@@ -41,6 +41,11 @@ impl PrefixLock {
         self.n_tokens
     }
 
+    /// The deepest node covered.
+    pub(crate) fn node(&self) -> Option<NodeId> {
+        self.node
+    }
+
     /// Gives the receipt up without a tree to give it back to. Only right when the tree itself is thrown
     /// away, as after a panic.
     pub fn abandon(mut self) {

@@ -11,9 +11,14 @@
 //! Admission locks the matched path and the donor first, then counts what can still be evicted, then
 //! allocates; so what it is about to use is never what it evicts.
 
-use arbora_radix::{Namespace, PageAllocator, PageId, PrefixLock, RadixTree};
+use std::time::Instant;
+
+use arbora_radix::{Namespace, PageAllocator, PageId, PrefixLock, RadixTree, ViewLimits};
 
 use crate::config::EngineConfig;
+use crate::explain::{Explanation, Given, History, Leaving, PrefixHash};
+use crate::inspect::{CacheView, SHOWN_TOKENS};
+use crate::request::RequestId;
 
 /// The pages of a running sequence, oldest tokens first.
 #[derive(Debug)]
@@ -21,6 +26,8 @@ pub(crate) struct PageTable {
     pages: Vec<PageId>,
     n_shared: usize,
     lock: PrefixLock,
+    /// The empty prefix of its namespace.
+    root: PrefixHash,
 }
 
 impl PageTable {
@@ -70,6 +77,8 @@ pub(crate) struct Admission {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AdmissionWish<'a> {
     pub(crate) namespace: &'a Namespace,
+    /// Whose explanation is kept; absent where it was admitted before.
+    pub(crate) first_of: Option<RequestId>,
     /// Everything to hold; at least the last one is computed.
     pub(crate) tokens: &'a [u32],
     /// Tokens from here on are computed, whatever the tree holds.
@@ -88,10 +97,15 @@ pub(crate) struct PrefixCache {
     freed: Vec<PageId>,
     scratch: Vec<PageId>,
     n_evicted: usize,
+    history: History,
 }
 
 impl PrefixCache {
-    pub(crate) fn new(config: &EngineConfig) -> Self {
+    pub(crate) fn new(config: &EngineConfig, now: Instant) -> Self {
+        Self::with_history(config, History::new(config.n_pages, now))
+    }
+
+    fn with_history(config: &EngineConfig, history: History) -> Self {
         let mut tree = RadixTree::new(config.page_size, config.eviction_policy);
         tree.reserve(config.n_pages);
         PrefixCache {
@@ -101,12 +115,20 @@ impl PrefixCache {
             freed: Vec::with_capacity(config.n_pages),
             scratch: Vec::with_capacity(config.n_pages),
             n_evicted: 0,
+            history,
         }
+    }
+
+    /// The time of what happens from now on.
+    pub(crate) fn set_time(&mut self, now: Instant) {
+        self.history.set_time(now);
     }
 
     /// Throws tree and page tables away: all pages are free. Locks on the old tree must be abandoned.
     pub(crate) fn reset(&mut self) {
-        *self = PrefixCache::new(&self.config);
+        let empty = History::new(0, self.history.now());
+        let history = std::mem::replace(&mut self.history, empty);
+        *self = PrefixCache::with_history(&self.config, history);
         if cfg!(debug_assertions) {
             self.freed.extend((0..self.config.n_pages as u32).map(PageId));
         }
@@ -146,6 +168,14 @@ impl PrefixCache {
             self.tree.release_lock(lock);
             return None;
         }
+        let n_cached = n_shared * self.config.page_size + donor.as_ref().map_or(0, |donor| donor.n_tokens);
+        if let Some(id) = wish.first_of {
+            // Before anything is evicted for it.
+            let given = Given { max_cached, n_cached };
+            let (tree, history) = (&self.tree, &mut self.history);
+            let explanation = history.explain(tree, wish.namespace, wish.tokens, Some(given));
+            history.keep(id, explanation);
+        }
         self.evict_to(n_new);
         self.allocate(n_new, &mut pages);
         let copy = donor.map(|donor| PageCopy {
@@ -159,10 +189,11 @@ impl PrefixCache {
             pages,
             n_shared,
             lock,
+            root: PrefixHash::new(wish.namespace),
         };
         Some(Admission {
             table,
-            n_cached: n_shared * self.config.page_size + n_copied,
+            n_cached,
             n_copied,
             copy,
         })
@@ -204,7 +235,13 @@ impl PrefixCache {
 
     /// Shares the whole pages of `computed` through the tree. Pages the tree already has are used from there.
     pub(crate) fn checkpoint(&mut self, table: PageTable, computed: &[u32]) -> PageTable {
-        let PageTable { mut pages, lock, .. } = table;
+        self.note_filled(&table, computed);
+        let PageTable {
+            mut pages,
+            lock,
+            root,
+            ..
+        } = table;
         let mut duplicates = std::mem::take(&mut self.scratch);
         let lock = self.tree.checkpoint(lock, computed, &mut pages, &mut duplicates);
         self.release(&mut duplicates);
@@ -214,12 +251,14 @@ impl PrefixCache {
             pages,
             n_shared,
             lock,
+            root,
         }
     }
 
     /// Leaves everything `computed` to the tree, the last, partly filled page included, and gives the rest
     /// back.
     pub(crate) fn finish(&mut self, table: PageTable, computed: &[u32], n_prompt: usize) {
+        self.note_filled(&table, computed);
         let PageTable { pages, lock, .. } = table;
         let mut released = std::mem::take(&mut self.scratch);
         let n_prompt = n_prompt.min(computed.len());
@@ -232,8 +271,52 @@ impl PrefixCache {
     pub(crate) fn flush(&mut self) {
         let mut released = std::mem::take(&mut self.scratch);
         self.tree.clear(&mut released);
+        self.history.pages_left(&released, Leaving::Flushed);
         self.release(&mut released);
         self.scratch = released;
+    }
+
+    /// Tells the history which prefixes the pages end that `table` is about to share.
+    fn note_filled(&mut self, table: &PageTable, computed: &[u32]) {
+        let filled = table.pages.iter().zip(computed.chunks(self.config.page_size));
+        let mut before = table.n_shared.checked_sub(1).map(|last| table.pages[last]);
+        for (&page, tokens) in filled.skip(table.n_shared) {
+            self.history.page_filled(page, tokens, before, table.root);
+            before = Some(page);
+        }
+    }
+
+    /// What a prompt would find now.
+    pub(crate) fn explain(&self, namespace: &Namespace, tokens: &[u32]) -> Explanation {
+        self.history.explain(&self.tree, namespace, tokens, None)
+    }
+
+    /// Why a request found what it found, if that is still known.
+    pub(crate) fn explanation_of(&self, id: RequestId) -> Option<&Explanation> {
+        self.history.of(id)
+    }
+
+    /// A picture of at most `max_nodes` nodes. `tables` are those of all running sequences.
+    pub(crate) fn view<'a>(
+        &self,
+        tables: impl Iterator<Item = &'a PageTable>,
+        max_nodes: usize,
+    ) -> CacheView {
+        let limits = ViewLimits {
+            n_nodes: max_nodes,
+            n_tokens: SHOWN_TOKENS,
+        };
+        let tree = self.tree.view(tables.map(|table| &table.lock), limits);
+        CacheView {
+            n_nodes_left_out: tree.n_nodes - tree.nodes.len(),
+            n_pages_left_out: tree.n_pages - tree.n_pages_shown(),
+            nodes: tree.nodes,
+            page_size: self.config.page_size,
+            n_total: self.n_total(),
+            n_free: self.n_free(),
+            n_cached: self.n_cached(),
+            n_evictable: self.n_evictable(),
+        }
     }
 
     /// Pages that can be had now.
@@ -304,6 +387,7 @@ impl PrefixCache {
         let n_evicted = self.tree.evict(n_short, &mut evicted);
         assert_eq!(n_evicted, n_short, "evictable pages can be evicted");
         self.n_evicted += n_evicted;
+        self.history.pages_left(&evicted, Leaving::Evicted);
         self.release(&mut evicted);
         self.scratch = evicted;
     }

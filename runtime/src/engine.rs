@@ -27,7 +27,8 @@ use crate::batch::{BatchEntry, ForwardBatch};
 use crate::cache::PrefixCache;
 pub use crate::config::{ConfigError, EngineConfig, SchedulePolicy};
 pub use crate::handle::EngineHandle;
-use crate::handle::{Message, RequestLimits, Shared};
+use crate::handle::{Message, Question, RequestLimits, Shared};
+use crate::inspect::{Inspected, Inspection};
 use crate::kv::KvPool;
 use crate::model::decoder::Decoder;
 use crate::request::{FinishReason, RequestError};
@@ -36,8 +37,8 @@ use crate::sequence::{Gone, SequenceSlot, Stage};
 use crate::step::{StepAnswers, logprob_rows, prepare_rows, sample_rows};
 use crate::token_bytes::TokenBytes;
 
-/// Inbox slots beyond the waiting requests: wake-ups.
-const N_WAKE_SLOTS: usize = 16;
+/// Inbox slots beyond the waiting requests: one wake-up and one question.
+const N_EXTRA_SLOTS: usize = 2;
 
 /// Panics are counted over this time.
 const REBUILD_WINDOW: Duration = Duration::from_secs(60);
@@ -118,6 +119,8 @@ pub struct Engine<B: Backend> {
     is_draining: bool,
     exit: Option<EngineExit>,
     n_flushes: u64,
+    /// A question about the cache, to be answered before the next step.
+    question: Option<Question>,
     panics: VecDeque<Instant>,
     drain_window: Option<Instant>,
     /// Prompt tokens that left the queue in this window.
@@ -154,14 +157,14 @@ impl<B: Backend> Engine<B> {
             max_waiting_tokens: config.max_waiting_tokens,
         };
         let shared = Arc::new(Shared::new(limits));
-        let (sender, inbox) = bounded(config.max_waiting + N_WAKE_SLOTS);
+        let (sender, inbox) = bounded(config.max_waiting + N_EXTRA_SLOTS);
         let handle = EngineHandle::new(Arc::clone(&shared), sender);
         let epoch = shared.epoch();
         let engine = Engine {
             backend,
             decoder,
             kv,
-            cache: PrefixCache::new(&config),
+            cache: PrefixCache::new(&config, epoch),
             scheduler: Scheduler::new(&config, epoch),
             token_bytes,
             inbox,
@@ -176,6 +179,7 @@ impl<B: Backend> Engine<B> {
             is_draining: false,
             exit: None,
             n_flushes: 0,
+            question: None,
             panics: VecDeque::new(),
             drain_window: None,
             n_drained_tokens: 0,
@@ -431,6 +435,7 @@ impl<B: Backend> Engine<B> {
     }
 
     fn poll_inbox(&mut self, now: Instant) {
+        self.cache.set_time(now);
         loop {
             match self.inbox.try_recv() {
                 Ok(message) => self.receive(message),
@@ -450,12 +455,43 @@ impl<B: Backend> Engine<B> {
             self.n_flushes = n_flushes;
             self.cache.flush();
         }
+        if let Some(question) = self.question.take() {
+            self.answer(&question);
+        }
+    }
+
+    /// Looking changes nothing, so a panic in it costs nobody but who asked.
+    fn answer(&self, question: &Question) {
+        match catch_unwind(AssertUnwindSafe(|| self.inspect(&question.inspection))) {
+            // Who asked may be gone by now.
+            Ok(inspected) => drop(question.reply.try_send(inspected)),
+            Err(_) => tracing::error!("looking at the cache panicked"),
+        }
+        self.shared.close_question();
+    }
+
+    fn inspect(&self, inspection: &Inspection) -> Inspected {
+        match inspection {
+            Inspection::Tree { max_nodes } => {
+                let sequences = self.scheduler.sequences.iter();
+                let tables = sequences.filter_map(|(_, sequence)| sequence.table.as_ref());
+                Inspected::Tree(self.cache.view(tables, *max_nodes))
+            }
+            Inspection::Requests(ids) => {
+                let explanations = ids.iter().map(|id| self.cache.explanation_of(*id).cloned());
+                Inspected::Requests(explanations.collect())
+            }
+            Inspection::Prompt { namespace, tokens } => {
+                Inspected::Prompt(self.cache.explain(namespace, tokens))
+            }
+        }
     }
 
     fn receive(&mut self, message: Message) {
         match message {
             Message::Submit(request) => self.scheduler.accept(*request),
-            Message::Wake => {}
+            Message::Inspect(question) => self.question = Some(*question),
+            Message::Wake => self.shared.woken(),
         }
     }
 
@@ -515,6 +551,9 @@ impl<B: Backend> Engine<B> {
             if let Ok(message) = self.inbox.recv_timeout(Duration::from_millis(1)) {
                 self.receive(message);
             }
+        }
+        if let Some(question) = self.question.take() {
+            self.answer(&question);
         }
         self.exit = Some(exit);
         self.publish();

@@ -15,7 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Sender, TrySendError};
+use tokio::sync::mpsc;
 
+use crate::inspect::{InspectError, Inspected, Inspection};
 use crate::metrics::Metrics;
 use crate::request::{Request, RequestId, SubmitError};
 
@@ -23,8 +25,17 @@ use crate::request::{Request, RequestId, SubmitError};
 #[derive(Debug)]
 pub(crate) enum Message {
     Submit(Box<Request>),
-    /// Look at the flags.
+    /// Look at the cache. At most one is on its way.
+    Inspect(Box<Question>),
+    /// Look at the flags. At most one is on its way.
     Wake,
+}
+
+/// A question about the cache, and where its answer goes.
+#[derive(Debug)]
+pub(crate) struct Question {
+    pub(crate) inspection: Inspection,
+    pub(crate) reply: mpsc::Sender<Inspected>,
 }
 
 /// Limits a request is checked against before it is accepted.
@@ -58,6 +69,10 @@ pub(crate) struct Shared {
     drain_ms: AtomicU64,
     /// Flushes asked for so far.
     n_flushes: AtomicU64,
+    /// A wake-up is on its way.
+    is_waking: AtomicBool,
+    /// A question is on its way.
+    is_asked: AtomicBool,
     /// End of the latest step, microseconds after `epoch`.
     stepped_us: AtomicU64,
 }
@@ -78,6 +93,8 @@ impl Shared {
             accepting: AtomicBool::new(true),
             drain_ms: AtomicU64::new(NOT_DRAINING),
             n_flushes: AtomicU64::new(0),
+            is_waking: AtomicBool::new(false),
+            is_asked: AtomicBool::new(false),
             stepped_us: AtomicU64::new(0),
         }
     }
@@ -118,6 +135,16 @@ impl Shared {
 
     pub(crate) fn n_flushes(&self) -> u64 {
         self.n_flushes.load(Ordering::SeqCst)
+    }
+
+    /// The wake-up arrived. The flags it is about are read after this.
+    pub(crate) fn woken(&self) {
+        self.is_waking.store(false, Ordering::SeqCst);
+    }
+
+    /// The question was answered, or nobody waits for its answer.
+    pub(crate) fn close_question(&self) {
+        self.is_asked.store(false, Ordering::SeqCst);
     }
 
     /// Takes a newly measured rate in; half of it is the new value, so that one odd second does not decide.
@@ -212,6 +239,25 @@ impl EngineHandle {
         self.wake();
     }
 
+    /// Asks the engine to look at its cache before its next step; the answer goes to `reply`, which has room
+    /// for it. Where the engine ends first, `reply` is closed without one. Never waits.
+    pub fn inspect(
+        &self,
+        inspection: Inspection,
+        reply: mpsc::Sender<Inspected>,
+    ) -> Result<(), InspectError> {
+        inspection.validate(self.shared.limits.context)?;
+        if self.shared.is_asked.swap(true, Ordering::SeqCst) {
+            return Err(InspectError::Busy);
+        }
+        let question = Question { inspection, reply };
+        match self.inbox.try_send(Message::Inspect(Box::new(question))) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(_)) => panic!("the inbox has a slot for one question"),
+            Err(TrySendError::Disconnected(_)) => Err(InspectError::Over),
+        }
+    }
+
     /// What the engine has done and holds.
     pub fn metrics(&self) -> Arc<Metrics> {
         Arc::clone(&self.shared.metrics)
@@ -259,9 +305,11 @@ impl EngineHandle {
         self.shared.limits.max_running
     }
 
-    // A full inbox needs no wake-up: the engine has messages to look at.
+    // A wake-up that is on its way serves for this one too: the engine reads the flags after it.
     fn wake(&self) {
-        drop(self.inbox.try_send(Message::Wake));
+        if !self.shared.is_waking.swap(true, Ordering::SeqCst) {
+            drop(self.inbox.try_send(Message::Wake));
+        }
     }
 
     fn check(&self, request: &Request) -> Result<(), SubmitError> {

@@ -9,8 +9,10 @@ mod cache;
 pub mod config;
 pub mod draft;
 pub mod engine;
+pub mod explain;
 pub mod grammar;
 pub mod handle;
+pub mod inspect;
 mod kv;
 pub mod metrics;
 pub mod model;
@@ -24,4 +26,4 @@ pub mod stop;
 pub mod token_bytes;
 pub mod tokenizer;
 
-pub use arbora_radix::EvictionPolicy;
+pub use arbora_radix::{EvictionPolicy, NodeView};

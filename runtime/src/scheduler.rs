@@ -416,6 +416,7 @@ impl Scheduler {
         let sequence = &mut self.sequences[slot];
         let wish = AdmissionWish {
             namespace: sequence.namespace(),
+            first_of: (sequence.usage().n_preemptions == 0).then_some(sequence.request().id),
             tokens: &sequence.tokens,
             max_cached: sequence.max_cached(),
             priority: sequence.request().priority,
@@ -500,7 +501,8 @@ mod tests {
         config.page_size = 4;
         config.max_running = 4;
         config.max_batch_tokens = 8;
-        (Scheduler::new(&config, Instant::now()), PrefixCache::new(&config))
+        let now = Instant::now();
+        (Scheduler::new(&config, now), PrefixCache::new(&config, now))
     }
 
     fn request(id: u64, prompt: Vec<u32>) -> Request {

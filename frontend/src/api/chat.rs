@@ -9,12 +9,13 @@ use axum::response::Response;
 use arbora_constrained::CallFormat;
 
 use super::{App, Asked, PreparedPrompt};
+use crate::prompt::ChatPrompt;
 use crate::reply::Format;
 use crate::route::RequestBody;
 use crate::template::Chat;
 use crate::thinking::{self, Answer, Thinking};
 use crate::tools::{Besides, CallStyle, written_out};
-use crate::wire::chat::ChatRequest;
+use crate::wire::chat::{ChatRequest, Conversation};
 use crate::wire::deadlines::Deadlines;
 use crate::wire::error::ApiError;
 use crate::wire::options::Options;
@@ -30,30 +31,11 @@ pub async fn chat_completions(
     request.options.deadlines = Deadlines::read(&headers)?;
     app.check_model(request.options.model.as_deref())?;
     let ChatRequest {
-        messages,
-        mut tools,
-        add_generation_prompt,
-        template_values,
+        conversation,
+        tools,
         mut options,
     } = request;
-    // A model that was not taught to call tools is told how.
-    let taught = app.encoder.call_format();
-    let listed = tools.as_mut().map(|tools| std::mem::take(&mut tools.listed));
-    let listed = listed.unwrap_or_default();
-    let prompt = app
-        .encode(body.0.len(), move |encoder| {
-            let (messages, listed) = match taught {
-                Some(_) => (messages, listed),
-                None => (written_out(messages, &listed), Vec::new()),
-            };
-            encoder.chat(&Chat {
-                messages: &messages,
-                tools: &listed,
-                add_generation_prompt,
-                values: &template_values,
-            })
-        })
-        .await?;
+    let prompt = prompt(&app, body.0.len(), conversation).await?;
     let mut thinking = prompt.thinking;
     if let (Thinking::Optional, Some(constraint)) = (thinking, &options.constraint)
         && app.grammars.may_begin(constraint, thinking::OPEN).await?
@@ -73,7 +55,7 @@ pub async fn chat_completions(
     options.constraint = options.constraint.map(|constraint| constraint.after(thinking));
     let prepared = PreparedPrompt::new(prompt.tokens, None);
     let grammar = app.grammar(&options).await?;
-    let mut generation = app.generate(vec![prepared], &options, grammar.as_ref())?;
+    let (mut generation, requests) = app.generate(vec![prepared], &options, grammar.as_ref())?;
     generation.read_thinking(thinking, answer);
     if let Some(style) = &calls {
         generation.read_calls(style);
@@ -82,8 +64,37 @@ pub async fn chat_completions(
         format: Format::Chat,
         options: &options,
         headers: &headers,
+        requests,
     };
     app.answer(generation, asked).await
+}
+
+/// The prompt of a conversation that came in a body of `n_bytes`.
+pub(super) async fn prompt(
+    app: &App,
+    n_bytes: usize,
+    conversation: Conversation,
+) -> Result<ChatPrompt, ApiError> {
+    let Conversation {
+        messages,
+        tools,
+        ending,
+        template_values,
+    } = conversation;
+    app.encode(n_bytes, move |encoder| {
+        // A model that was not taught to call tools is told how.
+        let (messages, tools) = match encoder.call_format() {
+            Some(_) => (messages, tools),
+            None => (written_out(messages, &tools), Vec::new()),
+        };
+        encoder.chat(&Chat {
+            messages: &messages,
+            tools: &tools,
+            ending,
+            values: &template_values,
+        })
+    })
+    .await
 }
 
 /// Makes the calls of `tools` what the output must look like, besides what it must look like already; returns

@@ -31,13 +31,26 @@ pub async fn completions(
         prepared.push(prepare(&app, prompt, echo).await?);
     }
     let grammar = app.grammar(&options).await?;
-    let generation = app.generate(prepared, &options, grammar.as_ref())?;
+    let (generation, requests) = app.generate(prepared, &options, grammar.as_ref())?;
     let asked = Asked {
         format: Format::Text,
         options: &options,
         headers: &headers,
+        requests,
     };
     app.answer(generation, asked).await
+}
+
+/// The tokens of a request that has one prompt.
+pub(super) async fn only_prompt(app: &App, request: CompletionRequest) -> Result<Vec<u32>, ApiError> {
+    let mut prompts = request.prompts;
+    match (prompts.pop(), prompts.len()) {
+        (Some(prompt), 0) => Ok(prepare(app, prompt, Echo::Output).await?.tokens),
+        (_, n_others) => {
+            let message = format!("'prompt' has {} prompts, must have 1.", n_others + 1);
+            Err(ApiError::invalid("prompt", message))
+        }
+    }
 }
 
 pub(super) async fn prepare(app: &App, prompt: Prompt, echo: Echo) -> Result<PreparedPrompt, ApiError> {

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::completions::prepare;
-use super::{App, KEEP_ALIVE, random_id};
+use super::{App, KEEP_ALIVE, cache, random_id};
 use crate::logprobs::finite;
 use crate::reply::{event, event_stream};
 use crate::route::RequestBody;
@@ -57,7 +57,8 @@ pub async fn generate(
         .flat_map(|prompt| (0..options.n).map(move |_| begin(prompt)));
     let outputs: Vec<Output> = outputs.collect();
     let grammar = app.grammar(options).await?;
-    let generation = app.generate(prepared, options, grammar.as_ref())?;
+    let (generation, requests) = app.generate(prepared, options, grammar.as_ref())?;
+    cache::note(&app, &id, &headers, requests);
     let told = Told {
         tokenizer: Arc::clone(app.encoder.tokenizer()),
         stops: options.stop.strings.clone(),

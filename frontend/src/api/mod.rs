@@ -1,10 +1,12 @@
 //! The handlers: parse, ask the engine, answer.
 
 pub mod admin;
+pub mod cache;
 pub mod chat;
 pub mod completions;
 pub mod generate;
 pub mod models;
+pub mod tokens;
 pub mod worker;
 
 use std::hash::{BuildHasher, RandomState};
@@ -13,10 +15,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arbora_runtime::engine::EngineHandle;
 use arbora_runtime::grammar::GrammarState;
-use arbora_runtime::request::{Namespace, Request, SamplingParams};
+use arbora_runtime::request::{Namespace, Request, RequestId, SamplingParams};
 use arbora_runtime::stop::TextStream;
 use arbora_runtime::token_bytes::TokenBytes;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use tokio::sync::mpsc;
 
@@ -65,6 +67,8 @@ pub struct App {
     pub body_limit: usize,
     /// What was answered.
     pub http: HttpMetrics,
+    /// Which answers there were lately, for those who ask about the cache.
+    pub cache: cache::CacheBook,
 }
 
 /// Seconds since 1970.
@@ -103,6 +107,17 @@ impl App {
         }
     }
 
+    /// Which key a request came with.
+    fn owner(&self, headers: &HeaderMap) -> Option<usize> {
+        let authorization = headers.get(header::AUTHORIZATION);
+        self.api_keys.which(authorization.map(HeaderValue::as_bytes))
+    }
+
+    /// Whether the cache holds what several keys sent.
+    fn is_shared_by_keys(&self) -> bool {
+        self.api_keys.len() > 1
+    }
+
     /// Runs `encode`, on a thread of its own where the text is long.
     async fn encode<T: Send + 'static>(
         &self,
@@ -130,15 +145,16 @@ impl App {
         }
     }
 
-    /// Submits `options.n` completions of every prompt. If one is refused, those before it are aborted: their
-    /// channels close with the error.
+    /// Submits `options.n` completions of every prompt; also returns the first request of each. If one is
+    /// refused, those before it are aborted: their channels close with the error.
     fn generate(
         &self,
         prompts: Vec<PreparedPrompt>,
         options: &Options,
         grammar: Option<&GrammarState>,
-    ) -> Result<Generation, ApiError> {
+    ) -> Result<(Generation, Vec<RequestId>), ApiError> {
         let arrived = Instant::now();
+        let mut requests = Vec::with_capacity(prompts.len());
         let mut choices = Vec::with_capacity(prompts.len() * options.n);
         for prompt in prompts {
             let room = self.engine.context().saturating_sub(prompt.tokens.len()).max(1);
@@ -148,8 +164,12 @@ impl App {
             }
             for choice_idx in 0..options.n {
                 let (sender, events) = mpsc::channel(Request::event_capacity(max_tokens));
+                let id = self.engine.next_id();
+                if choice_idx == 0 {
+                    requests.push(id);
+                }
                 let request = Request {
-                    id: self.engine.next_id(),
+                    id,
                     prompt: prompt.tokens.clone(),
                     namespace: Namespace {
                         salt: options.salt,
@@ -184,7 +204,8 @@ impl App {
         } else {
             &self.token_bytes
         };
-        Ok(Generation::new(choices, options.n, Arc::clone(bytes)))
+        let generation = Generation::new(choices, options.n, Arc::clone(bytes));
+        Ok((generation, requests))
     }
 
     /// Refused here and not by the engine, because an event channel that large could not be made.
@@ -218,6 +239,7 @@ impl App {
             created: unix_seconds(),
             model: self.model.clone(),
         };
+        cache::note(self, &head.id, asked.headers, asked.requests);
         let wants_more = asked
             .headers
             .get("x-arbora-usage")
@@ -240,11 +262,13 @@ impl App {
 }
 
 /// What decides the shape of an answer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Asked<'a> {
     format: Format,
     options: &'a Options,
     headers: &'a HeaderMap,
+    /// The first of each prompt.
+    requests: Vec<RequestId>,
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape map_err wants")]

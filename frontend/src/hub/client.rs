@@ -3,16 +3,15 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Deserialize;
 use ureq::http::{HeaderMap, Response, Uri};
-use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use super::{HubError, HubModel, HubSettings, Patience, is_file_name};
 use crate::progress::Progress;
+use crate::tls::system_tls;
 
 /// Most bytes of a listing.
 const MAX_LISTING_BYTES: u64 = 32 << 20;
@@ -72,18 +71,10 @@ enum Failed {
 
 impl Client {
     pub(super) fn new(settings: &HubSettings, patience: Patience) -> Client {
-        let found = rustls_native_certs::load_native_certs().certs;
-        let roots = found
-            .iter()
-            .map(|certificate| ureq::tls::Certificate::from_der(certificate).to_owned());
-        let tls = TlsConfig::builder()
-            .root_certs(RootCerts::from(roots.collect::<Vec<_>>()))
-            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .build();
         // Redirects are followed here: what the hub says of a file is in the first answer's headers, and the
         // token must not follow to another host.
         let agent = Agent::config_builder()
-            .tls_config(tls)
+            .tls_config(system_tls())
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)

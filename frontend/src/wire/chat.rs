@@ -16,16 +16,36 @@ pub const MAX_PARTS: usize = 256;
 /// A chat to be continued.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatRequest {
-    /// What was said so far, at least one message.
-    pub messages: Vec<Message>,
+    /// What the prompt is made of.
+    pub conversation: Conversation,
     /// What the model may call; absent where nothing may be called.
     pub tools: Option<Tools>,
-    /// Whether the prompt ends with the opening of an answer; yes unless the client says no.
-    pub add_generation_prompt: bool,
-    /// Values for the template, from a short list of names.
-    pub template_values: Map<String, Value>,
     /// Everything else.
     pub options: Options,
+}
+
+/// What a chat template makes a prompt of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conversation {
+    /// What was said so far, at least one message.
+    pub messages: Vec<Message>,
+    /// What may be called, as the client wrote it.
+    pub tools: Vec<Value>,
+    /// Where the answer begins.
+    pub ending: PromptEnding,
+    /// Values for the template, from a short list of names.
+    pub template_values: Map<String, Value>,
+}
+
+/// How a prompt ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PromptEnding {
+    /// With the opening of an answer.
+    Answer,
+    /// With the end of the last message.
+    Closed,
+    /// Within the last message, which the output continues.
+    LastMessage,
 }
 
 /// One message of a chat.
@@ -79,8 +99,7 @@ impl ChatRequest {
     /// Reads a request body; `sampling` is what it leaves open.
     pub fn parse(body: &[u8], sampling: &SamplingParams) -> Result<Self, ApiError> {
         let mut f = Fields::parse(body)?;
-        let tools = Tools::read(&mut f)?;
-        f.refuse_unless("continue_final_message", |v| v == &Value::Bool(false))?;
+        let mut tools = Tools::read(&mut f)?;
         f.refuse_unless("echo", |v| v == &Value::Bool(false))?;
         f.refuse_unless("audio", |_| false)?;
         f.refuse_unless("web_search_options", |_| false)?;
@@ -88,10 +107,8 @@ impl ChatRequest {
         f.refuse_unless("modalities", only_text)?;
         let output_logprobs = output_logprobs(&mut f)?;
         let mut request = ChatRequest {
-            messages: messages(&mut f)?,
+            conversation: Conversation::read(&mut f, tools.as_mut())?,
             tools,
-            add_generation_prompt: f.optional("add_generation_prompt")?.unwrap_or(true),
-            template_values: template_values(&mut f)?,
             options: Options::read(&mut f, sampling)?,
         };
         f.finish();
@@ -103,6 +120,41 @@ impl ChatRequest {
             ));
         }
         Ok(request)
+    }
+}
+
+impl Conversation {
+    /// Reads the messages and how they are to be shown to the model; takes what was listed out of `tools`.
+    pub fn read(f: &mut Fields, tools: Option<&mut Tools>) -> Result<Self, ApiError> {
+        let messages = messages(f)?;
+        let ending = ending(f)?;
+        let has_text = |m: &Message| m.content.as_deref().is_some_and(|text| !text.trim().is_empty());
+        if ending == PromptEnding::LastMessage && !messages.last().is_some_and(has_text) {
+            let path = f.path_of("continue_final_message");
+            let message = format!("'{path}' needs a last message with text.");
+            return Err(ApiError::invalid(path, message));
+        }
+        Ok(Conversation {
+            messages,
+            tools: tools.map_or_else(Vec::new, |tools| std::mem::take(&mut tools.listed)),
+            ending,
+            template_values: template_values(f)?,
+        })
+    }
+}
+
+fn ending(f: &mut Fields) -> Result<PromptEnding, ApiError> {
+    let opens = f.optional::<bool>("add_generation_prompt")?;
+    let continues = f.optional::<bool>("continue_final_message")?.unwrap_or(false);
+    match (continues, opens) {
+        (true, Some(true)) => {
+            let path = f.path_of("continue_final_message");
+            let message = format!("'{path}' and 'add_generation_prompt' cannot both be true.");
+            Err(ApiError::invalid(path, message))
+        }
+        (true, _) => Ok(PromptEnding::LastMessage),
+        (false, Some(false)) => Ok(PromptEnding::Closed),
+        (false, _) => Ok(PromptEnding::Answer),
     }
 }
 
@@ -249,13 +301,18 @@ mod tests {
             {"role": "tool", "content": "42", "tool_call_id": "1"}],
             "tools": [], "tool_choice": "none", "chat_template_kwargs": {"enable_thinking": false}}"#;
         let request = ChatRequest::parse(body, &SamplingParams::default()).expect("valid");
-        let roles: Vec<_> = request.messages.iter().map(|m| m.role.as_str()).collect();
+        let roles: Vec<_> = request
+            .conversation
+            .messages
+            .iter()
+            .map(|m| m.role.as_str())
+            .collect();
         assert_eq!(roles, ["system", "user", "assistant", "tool"]);
-        assert_eq!(request.messages[1].content.as_deref(), Some("a\nb"));
-        assert_eq!(request.messages[1].extra["name"], "Ann");
-        assert_eq!(request.messages[2].content, None);
-        assert_eq!(request.template_values["enable_thinking"], false);
-        assert!(request.add_generation_prompt);
+        assert_eq!(request.conversation.messages[1].content.as_deref(), Some("a\nb"));
+        assert_eq!(request.conversation.messages[1].extra["name"], "Ann");
+        assert_eq!(request.conversation.messages[2].content, None);
+        assert_eq!(request.conversation.template_values["enable_thinking"], false);
+        assert_eq!(request.conversation.ending, PromptEnding::Answer);
     }
 
     #[test]
@@ -317,9 +374,18 @@ mod tests {
             (with(r#""parallel_tool_calls": 1"#), "parallel_tool_calls"),
             (with(r#""modalities": ["text", "audio"]"#), "modalities"),
             (
-                with(r#""continue_final_message": true"#),
+                with(r#""continue_final_message": true, "add_generation_prompt": true"#),
                 "continue_final_message",
             ),
+            (
+                r#"{"messages": [{"role": "user", "content": " "}], "continue_final_message": true}"#
+                    .to_owned(),
+                "continue_final_message",
+            ),
+            (with(r#""logprobs": 1"#), "logprobs"),
+            (with(r#""top_logprobs": 2"#), "top_logprobs"),
+            (with(r#""logprobs": true, "top_logprobs": 21"#), "top_logprobs"),
+            (with(r#""max_tokens": 0"#), "max_tokens"),
             (
                 with(r#""chat_template_kwargs": {"evil": 1}"#),
                 "chat_template_kwargs.evil",

@@ -173,6 +173,12 @@ mod tests {
             (r#"{"prompt": "x", "suffix": "y"}"#, "suffix"),
             (r#"{"prompt": "x", "best_of": 2}"#, "best_of"),
             (r#"{"prompt": "x", "echo": "y"}"#, "echo"),
+            (r#"{"prompt": "x", "logprobs": true}"#, "logprobs"),
+            (r#"{"prompt": "x", "logprobs": 21}"#, "logprobs"),
+            (
+                r#"{"prompt": "x", "logprobs": 1, "echo": true, "prompt_logprobs": 1}"#,
+                "prompt_logprobs",
+            ),
             (r#"{"prompt": ["1", "2", "3", "4", "5"], "n": 8}"#, "n"),
         ];
         for (json, expected) in cases {

@@ -33,6 +33,12 @@ pub enum ApiError {
         /// What was asked for.
         model: String,
     },
+    /// No such request, or another key's.
+    #[error("No request of yours with this id is among the latest {n_kept}.")]
+    RequestNotFound {
+        /// Requests that are remembered.
+        n_kept: usize,
+    },
     /// No such route.
     #[error("There is nothing at this URL.")]
     NotFound,
@@ -96,6 +102,7 @@ impl ApiError {
             }
             ApiError::Unauthorized => (StatusCode::UNAUTHORIZED, REQUEST, Some("invalid_api_key")),
             ApiError::ModelNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("model_not_found")),
+            ApiError::RequestNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("request_not_found")),
             ApiError::NotFound => (StatusCode::NOT_FOUND, REQUEST, Some("unknown_url")),
             ApiError::MethodNotAllowed => (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -128,6 +135,7 @@ impl ApiError {
         let param = match self {
             ApiError::Invalid { param, .. } => param.as_deref(),
             ApiError::ModelNotFound { .. } => Some("model"),
+            ApiError::RequestNotFound { .. } => Some("id"),
             _ => None,
         };
         json!({"error": {"message": self.to_string(), "type": kind, "param": param, "code": code}})

@@ -14,4 +14,5 @@ pub mod generate;
 pub mod options;
 pub mod response;
 pub mod strict;
+pub mod tokens;
 pub mod tools;

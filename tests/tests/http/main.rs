@@ -1,10 +1,13 @@
 //! The server over real sockets, on the toy model: what it says is compared with the plain evaluation, byte
 //! by byte where clients look at bytes.
 
+mod cache;
 mod constrained;
+mod page;
 mod sampling;
 mod site;
 mod stream;
+mod terminal;
 mod thinking;
 mod tools;
 mod worker;

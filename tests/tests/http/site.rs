@@ -119,6 +119,7 @@ impl Setup {
             api_keys: ApiKeys::new(&self.api_keys),
             body_limit: 100_000,
             http: arbora::metrics::HttpMetrics::default(),
+            cache: arbora::api::cache::CacheBook::default(),
         });
         let runtime = tokio::runtime::Runtime::new().expect("threads");
         let listener = runtime
@@ -169,6 +170,11 @@ impl Site {
         setup.api_keys = api_keys.iter().map(|&key| key.to_owned()).collect();
         change(&mut setup.engine);
         setup.start()
+    }
+
+    /// Where it is, for clients that take a URL.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     fn connect(&self) -> TcpStream {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value as Json, json};
 
-use crate::site::{Answer, Site};
+use crate::site::{Answer, Site, rendered};
 
 const PROMPT: &str = "once upon a time";
 
@@ -123,4 +123,54 @@ fn a_worker_tells_its_model_limits_and_load() {
         load["num_running_reqs"] == 1 && load["num_used_tokens"].as_u64() > Some(0)
     };
     assert!((0..10_000).any(|_| is_seen()), "a running request is seen");
+}
+
+#[test]
+fn texts_and_chats_become_tokens_and_texts_again() {
+    let site = Site::new();
+    let plain = site
+        .post("/tokenize", &json!({"prompt": PROMPT, "return_token_strs": true}))
+        .json();
+    let tokens = site.request(PROMPT, 1).prompt;
+    assert_eq!(plain["tokens"], json!(tokens));
+    assert_eq!(plain["count"], tokens.len());
+    assert_eq!(plain["max_model_len"], site.engine.context());
+    let spelled: String = plain["token_strs"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|text| text.as_str().expect("a text"))
+        .collect();
+    assert_eq!(spelled, PROMPT);
+    let messages = json!([{"role": "user", "content": "hello"}]);
+    let asked = site.post("/tokenize", &json!({"messages": messages})).json();
+    assert_eq!(asked["tokens"], json!(site.request(&rendered("hello"), 1).prompt));
+    assert_eq!(asked["token_strs"], Json::Null);
+    let again = site
+        .post("/detokenize", &json!({"tokens": asked["tokens"]}))
+        .json();
+    assert_eq!(again["prompt"], rendered("hello"));
+    let unknown = site.post("/detokenize", &json!({"tokens": [1, 99]}));
+    assert_eq!(unknown.status, 400);
+    assert_eq!(unknown.json()["error"]["param"], "tokens[1]");
+}
+
+#[test]
+fn a_last_message_can_be_continued() {
+    let site = Site::new();
+    // The word is in the control token after it too: only the true end of the message counts.
+    let said = "the end";
+    let messages = json!([{"role": "user", "content": "hi"}, {"role": "assistant", "content": said}]);
+    let prompt = format!("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n{said}");
+    let fields =
+        json!({"messages": messages, "continue_final_message": true, "add_generation_prompt": false});
+    let asked = site.post("/tokenize", &fields).json();
+    assert_eq!(asked["tokens"], json!(site.request(&prompt, 1).prompt));
+    let ask =
+        json!({"messages": messages, "continue_final_message": true, "max_tokens": 6, "temperature": 0});
+    let answer = site.post("/v1/chat/completions", &ask).json();
+    assert_eq!(
+        answer["choices"][0]["message"]["content"],
+        site.output(&prompt, 6).2
+    );
 }

@@ -1,0 +1,71 @@
+//! `POST /tokenize` and `POST /detokenize`, in vLLM's shape.
+
+use std::sync::Arc;
+
+use arbora_runtime::tokenizer::Tokenizer;
+use axum::Json;
+use axum::extract::State;
+
+use super::App;
+use super::chat;
+use crate::route::RequestBody;
+use crate::wire::error::ApiError;
+use crate::wire::tokens::{
+    Bos, DetokenizeRequest, DetokenizeResponse, Text, TokenizeRequest, TokenizeResponse,
+};
+
+/// The tokens of a text or of a rendered chat.
+pub async fn tokenize(
+    State(app): State<Arc<App>>,
+    body: RequestBody,
+) -> Result<Json<TokenizeResponse>, ApiError> {
+    let request = TokenizeRequest::parse(&body.0)?;
+    app.check_model(request.model.as_deref())?;
+    let n_bytes = body.0.len();
+    let tokens = match request.text {
+        Text::Plain { text, bos } => {
+            app.encode(n_bytes, move |encoder| match bos {
+                Bos::AsTrained => encoder.text(&text),
+                Bos::Without => encoder.bare_text(&text),
+            })
+            .await?
+        }
+        Text::Chat(conversation) => chat::prompt(&app, n_bytes, conversation).await?.tokens,
+    };
+    let spelled = |id: &u32| String::from_utf8_lossy(app.encoder.tokenizer().token_bytes(*id)).into_owned();
+    Ok(Json(TokenizeResponse {
+        count: tokens.len(),
+        max_model_len: app.engine.context(),
+        token_strs: request.with_strings.then(|| tokens.iter().map(spelled).collect()),
+        tokens,
+    }))
+}
+
+/// The text of tokens, control tokens spelled out.
+pub async fn detokenize(
+    State(app): State<Arc<App>>,
+    body: RequestBody,
+) -> Result<Json<DetokenizeResponse>, ApiError> {
+    let request = DetokenizeRequest::parse(&body.0)?;
+    app.check_model(request.model.as_deref())?;
+    let tokenizer = app.encoder.tokenizer();
+    if let Some((position, token)) = unknown(&request.tokens, tokenizer) {
+        let n_vocab = tokenizer.n_vocab();
+        let message = format!("'tokens[{position}]' is {token}, the vocabulary has {n_vocab} tokens.");
+        return Err(ApiError::invalid(format!("tokens[{position}]"), message));
+    }
+    let bytes = request
+        .tokens
+        .iter()
+        .flat_map(|&id| tokenizer.token_bytes(id))
+        .copied();
+    let bytes: Vec<u8> = bytes.collect();
+    Ok(Json(DetokenizeResponse {
+        prompt: String::from_utf8_lossy(&bytes).into_owned(),
+    }))
+}
+
+fn unknown(tokens: &[u32], tokenizer: &Tokenizer) -> Option<(usize, u32)> {
+    let is_unknown = |(_, token): &(usize, u32)| *token as usize >= tokenizer.n_vocab();
+    tokens.iter().copied().enumerate().find(is_unknown)
+}
