@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use arbora_runtime::model::{LoadError, ModelFile};
+use arbora_runtime::model::safetensors::{INDEX_FILE, SINGLE_FILE};
+use arbora_runtime::model::{LoadError, LoadFormat, ModelFile};
 
 use crate::config;
 use crate::hub::HubCache;
@@ -27,9 +28,18 @@ pub enum InspectError {
 }
 
 /// Writes what the model at `path`, which the operator calls `name`, is and what memory it takes: from its
-/// header or settings alone.
+/// header or settings alone. A folder may be without its weights; their memory then follows from the settings.
 pub fn write_description(name: &str, path: &Path, out: &mut impl Write) -> Result<(), InspectError> {
-    let file = ModelFile::open(path)?;
+    let has_weights = !path.is_dir()
+        || [INDEX_FILE, SINGLE_FILE]
+            .iter()
+            .any(|file| path.join(file).exists());
+    let format = if has_weights {
+        LoadFormat::Auto
+    } else {
+        LoadFormat::Dummy
+    };
+    let file = ModelFile::open_as(path, format)?;
     let config = file.config();
     let heads = config.heads;
     let kv_bytes = (page_bytes(&file, PAGE_SIZE) / PAGE_SIZE * KV_TOKENS) as u64;
@@ -65,6 +75,12 @@ pub fn write_description(name: &str, path: &Path, out: &mut impl Write) -> Resul
     ];
     for (what, value) in rows {
         writeln!(out, "{what:<20}  {value}")?;
+    }
+    if !has_weights {
+        writeln!(
+            out,
+            "The weights are not here; what is said of them follows from config.json."
+        )?;
     }
     Ok(())
 }
@@ -135,6 +151,7 @@ mod tests {
         let mut out = Vec::new();
         write_description("a-name", &path, &mut out).expect("a good folder");
         let text = String::from_utf8(out).expect("UTF-8");
+        assert!(!text.contains("not here"), "{text}");
         for line in [
             "name                  a-name",
             "family                MistralForCausalLM",
@@ -146,5 +163,19 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line:?} is not in\n{text}");
         }
+        // The same without weights: their number is known from the settings, and told to be.
+        let bare = tempfile::tempdir().expect("a folder");
+        for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(path.join(file), bare.path().join(file)).expect("a small file");
+        }
+        let mut out = Vec::new();
+        write_description("a-name", bare.path(), &mut out).expect("enough of a folder");
+        let described = String::from_utf8(out).expect("UTF-8");
+        let row = |text: &str, name| {
+            let line = text.lines().find(|line| line.starts_with(name));
+            line.expect("a row").to_owned()
+        };
+        assert_eq!(row(&described, "parameters"), row(&text, "parameters"));
+        assert!(described.contains("not here"), "{described}");
     }
 }

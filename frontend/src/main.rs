@@ -168,7 +168,8 @@ async fn pull(model: &str) -> Result<ExitCode, Failure> {
 }
 
 async fn describe(model: &str) -> Result<ExitCode, Failure> {
-    let path = fetch(model, LoadFormat::Auto).await?;
+    // Of a model on a hub, all but the weights is enough.
+    let path = fetch(model, LoadFormat::Dummy).await?;
     inspect::write_description(&models::served_name(model), &path, &mut std::io::stdout())?;
     Ok(ExitCode::SUCCESS)
 }
