@@ -331,38 +331,28 @@ impl EventStream {
         if !piece.logprobs.is_empty() {
             logprobs = self.reply.logprobs.chat(&piece.logprobs);
         }
+        let mut deltas = Vec::new();
         if !piece.reasoning.is_empty() {
-            let delta = Delta {
+            deltas.push(Delta {
                 reasoning_content: Some(piece.reasoning),
                 ..Delta::default()
-            };
-            let logprobs = logprobs.take();
-            let told = ChatDelta {
-                logprobs,
-                ..chat_delta(index, delta, None)
-            };
-            self.event(told, out);
+            });
         }
-        if !piece.text.is_empty() || (logprobs.is_some() && piece.calls.is_empty()) {
-            let delta = Delta {
+        // Text may be held back longer than what is told of its tokens.
+        let has_more = !deltas.is_empty() || !piece.calls.is_empty();
+        if !piece.text.is_empty() || (logprobs.is_some() && !has_more) {
+            deltas.push(Delta {
                 content: Some(piece.text),
                 ..Delta::default()
-            };
-            let logprobs = logprobs.take();
-            let told = ChatDelta {
-                logprobs,
-                ..chat_delta(index, delta, None)
-            };
-            self.event(told, out);
+            });
         }
-        for part in piece.calls {
-            let delta = Delta {
-                tool_calls: vec![call_delta(part)],
-                ..Delta::default()
-            };
-            let logprobs = logprobs.take();
+        deltas.extend(piece.calls.into_iter().map(|part| Delta {
+            tool_calls: vec![call_delta(part)],
+            ..Delta::default()
+        }));
+        for delta in deltas {
             let told = ChatDelta {
-                logprobs,
+                logprobs: logprobs.take(),
                 ..chat_delta(index, delta, None)
             };
             self.event(told, out);

@@ -177,22 +177,11 @@ impl RowKernels {
         (spaces, out): (&mut [SampleSpace], &mut Vec<Option<u32>>),
     ) {
         assert_eq!(rows.len(), logits.n_rows(), "rows of logits");
-        assert_eq!(spaces.len(), pool.n_threads(), "a space per thread");
-        for space in spaces.iter_mut() {
-            space.reserve(logits.width());
-        }
+        reserve(spaces, logits.width());
         out.clear();
         out.resize(rows.len(), None);
-        let out = SharedSlice::new(out.as_mut_slice());
-        let spaces = SharedSlice::new(spaces);
-        pool.run(rows.len(), 1, |thread_idx, claimed| {
-            // SAFETY: no two calls at the same time have the same thread index.
-            let space = &mut unsafe { spaces.range(thread_idx..thread_idx + 1) }[0];
-            for row in claimed {
-                // SAFETY: every row is claimed once.
-                let token = unsafe { out.range(row..row + 1) };
-                token[0] = sample_row(logits.row(row), &rows[row], self.sample, space);
-            }
+        in_spaces(pool, (spaces, out), |row, space| {
+            sample_row(logits.row(row), &rows[row], self.sample, space)
         });
     }
 
@@ -204,25 +193,37 @@ impl RowKernels {
         rows: &[LogprobRow],
         (spaces, out): (&mut [SampleSpace], &mut Vec<Option<RowLogprobs>>),
     ) {
-        assert_eq!(spaces.len(), pool.n_threads(), "a space per thread");
-        for space in spaces.iter_mut() {
-            space.reserve(logits.width());
-        }
+        reserve(spaces, logits.width());
         out.clear();
         out.resize(rows.len(), None);
-        let out = SharedSlice::new(out.as_mut_slice());
-        let spaces = SharedSlice::new(spaces);
-        pool.run(rows.len(), 1, |thread_idx, claimed| {
-            // SAFETY: no two calls at the same time have the same thread index.
-            let space = &mut unsafe { spaces.range(thread_idx..thread_idx + 1) }[0];
-            for idx in claimed {
-                // SAFETY: every row is claimed once.
-                let answer = unsafe { out.range(idx..idx + 1) };
-                let asked = rows[idx];
-                answer[0] = logprobs_row(logits.row(asked.row), asked, self.sample, space);
-            }
+        in_spaces(pool, (spaces, out), |idx, space| {
+            logprobs_row(logits.row(rows[idx].row), rows[idx], self.sample, space)
         });
     }
+}
+
+fn reserve(spaces: &mut [SampleSpace], n_vocab: usize) {
+    spaces.iter_mut().for_each(|space| space.reserve(n_vocab));
+}
+
+/// `out[i] = of(i)`, each in the space of the thread that claims it.
+fn in_spaces<R: Send>(
+    pool: &mut ThreadPool,
+    (spaces, out): (&mut [SampleSpace], &mut [R]),
+    of: impl Fn(usize, &mut SampleSpace) -> R + Sync,
+) {
+    assert_eq!(spaces.len(), pool.n_threads(), "a space per thread");
+    let n_results = out.len();
+    let (spaces, out) = (SharedSlice::new(spaces), SharedSlice::new(out));
+    pool.run(n_results, 1, |thread_idx, claimed| {
+        // SAFETY: no two calls at the same time have the same thread index.
+        let space = &mut unsafe { spaces.range(thread_idx..thread_idx + 1) }[0];
+        for idx in claimed {
+            // SAFETY: every index is claimed once.
+            let result = unsafe { out.range(idx..idx + 1) };
+            result[0] = of(idx, space);
+        }
+    });
 }
 
 /// `out[i] = x[rows[i]]`. Copying is over before other threads would have noticed.
