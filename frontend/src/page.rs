@@ -1,5 +1,5 @@
-//! The page at `/`: three files that are part of the binary. They hold nothing of anybody's, so they are served
-//! without a key; what they show comes from routes that want one.
+//! The page at `/`: three files that are part of the binary. They hold nothing of anybody's, so they are
+//! served without a key; what they show comes from routes that want one.
 //!
 //! The policy lets the page load its own script and style and talk to its own server, and nothing else:
 //! neither can text of a model become a script, nor can the page send it anywhere.

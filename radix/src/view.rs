@@ -157,8 +157,8 @@ impl RadixTree {
     }
 
     /// Where `tokens` leave the tree, looked up without being a use: as far as
-    /// [`match_prefix`](Self::match_prefix) would find them now, and up to `n_instead` tokens of what the tree
-    /// holds in their place.
+    /// [`match_prefix`](Self::match_prefix) would find them now, and up to `n_instead` tokens of what the
+    /// tree holds in their place.
     pub fn departure(
         &self,
         namespace: &Namespace,

@@ -28,7 +28,6 @@ use crate::cache::PrefixCache;
 pub use crate::config::{ConfigError, EngineConfig, SchedulePolicy};
 pub use crate::handle::EngineHandle;
 use crate::handle::{Message, Question, RequestLimits, Shared};
-use crate::inspect::{Inspected, Inspection};
 use crate::kv::KvPool;
 use crate::model::decoder::Decoder;
 use crate::request::{FinishReason, RequestError};
@@ -462,29 +461,14 @@ impl<B: Backend> Engine<B> {
 
     /// Looking changes nothing, so a panic in it costs nobody but who asked.
     fn answer(&self, question: &Question) {
-        match catch_unwind(AssertUnwindSafe(|| self.inspect(&question.inspection))) {
+        match catch_unwind(AssertUnwindSafe(|| {
+            question.inspection.answer(&self.cache, &self.scheduler.sequences)
+        })) {
             // Who asked may be gone by now.
             Ok(inspected) => drop(question.reply.try_send(inspected)),
             Err(_) => tracing::error!("looking at the cache panicked"),
         }
         self.shared.close_question();
-    }
-
-    fn inspect(&self, inspection: &Inspection) -> Inspected {
-        match inspection {
-            Inspection::Tree { max_nodes } => {
-                let sequences = self.scheduler.sequences.iter();
-                let tables = sequences.filter_map(|(_, sequence)| sequence.table.as_ref());
-                Inspected::Tree(self.cache.view(tables, *max_nodes))
-            }
-            Inspection::Requests(ids) => {
-                let explanations = ids.iter().map(|id| self.cache.explanation_of(*id).cloned());
-                Inspected::Requests(explanations.collect())
-            }
-            Inspection::Prompt { namespace, tokens } => {
-                Inspected::Prompt(self.cache.explain(namespace, tokens))
-            }
-        }
     }
 
     fn receive(&mut self, message: Message) {

@@ -59,7 +59,7 @@ pub struct Explanation {
 pub enum Cause {
     /// Nothing more can be: the last token is always computed.
     Whole,
-    /// Nothing more may be: from here on the request wants its prompt's log-probabilities.
+    /// Nothing may be: the request wants its prompt's log-probabilities.
     Logprobs,
     /// More was there, but no page to copy it to.
     NoRoom,

@@ -5,8 +5,10 @@
 
 use arbora_radix::{Namespace, NodeView};
 
+use crate::cache::PrefixCache;
 use crate::explain::Explanation;
 use crate::request::RequestId;
+use crate::sequence::Sequences;
 
 /// Most nodes of one picture of the tree.
 pub const MAX_NODES: usize = 2000;
@@ -88,6 +90,23 @@ pub enum InspectError {
 }
 
 impl Inspection {
+    /// Looks at the cache and those who use it.
+    pub(crate) fn answer(&self, cache: &PrefixCache, sequences: &Sequences) -> Inspected {
+        match self {
+            Inspection::Tree { max_nodes } => {
+                let tables = sequences
+                    .iter()
+                    .filter_map(|(_, sequence)| sequence.table.as_ref());
+                Inspected::Tree(cache.view(tables, *max_nodes))
+            }
+            Inspection::Requests(ids) => {
+                let explanations = ids.iter().map(|id| cache.explanation_of(*id).cloned());
+                Inspected::Requests(explanations.collect())
+            }
+            Inspection::Prompt { namespace, tokens } => Inspected::Prompt(cache.explain(namespace, tokens)),
+        }
+    }
+
     /// Checks that the answer is bounded.
     pub(crate) fn validate(&self, context: usize) -> Result<(), InspectError> {
         let (what, value, limit) = match self {

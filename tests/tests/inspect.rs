@@ -190,6 +190,33 @@ fn a_miss_because_of_a_flush_says_so_until_the_prefix_is_back() {
 }
 
 #[test]
+fn a_page_that_cannot_be_copied_for_want_of_room_is_named() {
+    let mut world = world(3);
+    serve(&mut world, &[1, 2, 3, 4, 5, 6], 1);
+    let mut longer = vec![1, 2, 3, 4, 5, 6];
+    longer.extend([7; 5]);
+    let client = serve(&mut world, &longer, 1);
+    let found = explanation(&mut world, client);
+    // Two more pages are needed and one is free: the other is the one that would have been copied from.
+    assert_eq!((found.n_shared, found.n_copied, found.position), (4, 0, 6));
+    assert_eq!(found.cause, Cause::NoRoom);
+}
+
+#[test]
+fn a_prompt_whose_log_probabilities_are_wanted_says_why_it_was_computed() {
+    let mut world = world(64);
+    let prompt: Vec<u32> = (0..22).collect();
+    serve(&mut world, &prompt, 1);
+    let mut ask = Ask::new(&prompt, 1);
+    ask.logprobs.prompt = Some(0);
+    let client = world.submit(&ask).expect("it fits");
+    world.run(MANY);
+    let found = explanation(&mut world, client);
+    assert_eq!(found.cause, Cause::Logprobs);
+    assert_eq!((found.position, found.n_shared, found.n_copied), (0, 0, 0));
+}
+
+#[test]
 fn a_question_waits_for_the_one_before_it_and_is_bounded() {
     let mut world = world(16);
     let ask = |inspection| {

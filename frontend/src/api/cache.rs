@@ -422,9 +422,7 @@ fn message(found: &Explanation) -> String {
             "All that can be was cached: the last token of a prompt is always computed.".to_owned()
         }
         Cause::Logprobs => {
-            format!(
-                "The request wants its prompt's log-probabilities, so those after {position} were computed."
-            )
+            "The request wants its prompt's log-probabilities, so all of it was computed.".to_owned()
         }
         Cause::NoRoom => format!(
             "The first {position} tokens agree with what is cached, but there was no free page to copy the \

@@ -148,6 +148,15 @@ fn every_prompt_of_a_completion_is_explained_also_by_the_id_of_its_exchange() {
 }
 
 #[test]
+fn requests_in_sglangs_shape_are_explained_by_the_id_they_bring() {
+    let site = Site::new();
+    let ask = json!({"text": "once upon", "sampling_params": {"max_new_tokens": 1}, "rid": "my-request"});
+    assert_eq!(site.post("/generate", &ask).status, 200);
+    let found = site.get("/cache/explain?id=my-request").json();
+    assert_eq!(found["prompts"][0]["prompt_tokens"], 9);
+}
+
+#[test]
 fn a_flush_is_why_the_next_one_misses() {
     let site = Site::new();
     ask(&site, "remember this");
