@@ -134,7 +134,8 @@ impl Metrics {
             total_cached_tokens: (!cached.is_empty()).then_some(total_cached),
             cache_hit_rate: (total_asked > 0).then(|| total_cached as f64 / total_asked as f64),
             accept_length: server_accept_length(server_info).or_else(|| accept_length(&usages)),
-            concurrency: latencies.iter().sum::<f64>() / duration,
+            // An empty sum of floats is -0.
+            concurrency: (0.0 + latencies.iter().sum::<f64>()) / duration,
             max_output_tokens_per_s,
             max_concurrent_requests,
             latency: Summary::of(latencies),

@@ -26,8 +26,10 @@
 //! How many tokens a piece of text has: what its `usage` adds, where pieces carry one; else one, if there are
 //! as many pieces as output tokens; else what `--tokenizer` makes of it; else one, and the report says so.
 //!
-//! Two things differ from SGLang's: its `random` cuts prompts from a data set of chats, here they are random
-//! words; and it takes input lengths from its own tokenizer, here they are the server's.
+//! What differs from SGLang's: its `random` cuts prompts from a data set of chats, here they are random words;
+//! it takes input lengths from its own tokenizer, here they are the server's; the same seed draws other
+//! numbers. As there, the first prompt is in the server's cache after the warm-up unless `--flush-cache`
+//! empties it.
 
 mod arguments;
 mod load;
