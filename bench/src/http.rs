@@ -1,10 +1,10 @@
-//! HTTP/1.1 as far as a load generator needs it: one connection per request, bodies by length, in chunks or up
-//! to the connection's end, handed on as they arrive. A body that ends early is an error, never a short body.
+//! HTTP/1.1 as far as a load generator needs it: one connection per request, bodies by length, in chunks or
+//! up to the connection's end, handed on as they arrive. A body that ends early is an error.
 //!
-//! Connections are not kept. 32 threads against `arbora serve` (smollm2:135m, Xeon, 2 CPUs shared with them,
-//! 2026-11-25, a client written for the question) saw connects of 15 to 40 us, median TTFT of 65 to 74 ms with
-//! a connection each and of 65 to 77 ms with kept ones. Only answers that cost nothing tell the difference:
-//! `/health`, 0.9 against 0.4 ms at 35,000 requests a second.
+//! Connections are not kept. 32 threads against `arbora serve` (smollm2:135m, Xeon, 2 CPUs shared with
+//! them, 2026-11-25, a client written for the question) saw connects of 15 to 40 us, median TTFT of 65 to
+//! 74 ms with a connection each and of 65 to 77 ms with kept ones. Only answers that cost nothing tell the
+//! difference: `/health`, 0.9 against 0.4 ms at 35,000 requests a second.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -147,7 +147,8 @@ pub(crate) fn send<'a>(
     Ok(Response { head, reader })
 }
 
-/// Sends a request and hands the answer's body to `on_data` piece by piece. Breaking off closes the connection.
+/// Sends a request and hands the answer's body to `on_data` piece by piece. Breaking off closes the
+/// connection.
 pub(crate) fn request<'a>(
     target: impl Into<Target<'a>>,
     path: &str,

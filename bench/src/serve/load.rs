@@ -28,8 +28,8 @@ pub(super) struct Run {
     pub(super) outcomes: Vec<Outcome>,
 }
 
-/// Request `i` is sent at `arrivals[i]`, or later when all `n_workers` are busy then: arrivals do not wait for
-/// answers, and who waits keeps its place.
+/// Request `i` is sent at `arrivals[i]`, or later when all `n_workers` are busy then: arrivals do not wait
+/// for answers, and who waits keeps its place.
 pub(super) fn run(
     client: &Client<'_>,
     asks: &[Ask],

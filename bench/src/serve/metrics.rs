@@ -232,11 +232,16 @@ fn fullest_second(answers: &[(Duration, &Answer)], itls: &[Vec<f64>]) -> (f64, u
     let mut seconds: BTreeMap<u64, (u32, usize)> = BTreeMap::new();
     for ((sent, answer), itls) in answers.iter().zip(itls) {
         let begin = *sent - start;
-        let Some(ttft) = ttft(answer) else { continue };
-        let mut time = begin.as_secs_f64() + ttft;
-        seconds.entry(time as u64).or_default().0 += 1;
-        for itl in itls {
-            time += itl;
+        // Without text there is no first token, and no gap after it.
+        let first = ttft(answer).map(|ttft| begin.as_secs_f64() + ttft);
+        let times = first.into_iter().flat_map(|first| {
+            let later = itls.iter().scan(first, |time, itl| {
+                *time += itl;
+                Some(*time)
+            });
+            std::iter::once(first).chain(later)
+        });
+        for time in times {
             seconds.entry(time as u64).or_default().0 += 1;
         }
         for second in begin.as_secs()..=(begin + answer.latency).as_secs() {

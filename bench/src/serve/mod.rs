@@ -26,10 +26,10 @@
 //! How many tokens a piece of text has: what its `usage` adds, where pieces carry one; else one, if there are
 //! as many pieces as output tokens; else what `--tokenizer` makes of it; else one, and the report says so.
 //!
-//! What differs from SGLang's: its `random` cuts prompts from a data set of chats, here they are random words;
-//! it takes input lengths from its own tokenizer, here they are the server's; the same seed draws other
-//! numbers. As there, the first prompt is in the server's cache after the warm-up unless `--flush-cache`
-//! empties it.
+//! What differs from SGLang's: its `random` cuts prompts from a data set of chats, here they are random
+//! words; it takes input lengths from its own tokenizer, here they are the server's; the same seed draws
+//! other numbers. As there, the first prompt is in the server's cache after the warm-up unless
+//! `--flush-cache` empties it.
 
 mod arguments;
 mod load;
@@ -408,5 +408,50 @@ mod tests {
             (&line["cache_hit_rate"], &line["total_cached_tokens"]),
             (&json!(0.25), &json!(1))
         );
+    }
+
+    /// The server holds every answer back until it has all requests, so they must be in flight together.
+    #[test]
+    fn answers_in_any_order_stay_with_their_requests() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let authority = listener.local_addr().expect("bound").to_string();
+        let n = 8;
+        let served = thread::spawn(move || {
+            let accept = |_| {
+                let (client, _) = listener.accept().expect("a client");
+                let request = read_request(&client);
+                let (_, body) = request.split_once("\r\n\r\n").expect("a body");
+                let body: Value = serde_json::from_str(body).expect("JSON");
+                (body["prompt"].as_str().expect("a text").to_owned(), client)
+            };
+            let mut clients: Vec<(String, TcpStream)> = (0..n).map(accept).collect();
+            clients.sort_by(|(a, _), (b, _)| b.cmp(a));
+            for (prompt, mut client) in clients {
+                let answer = stream(&[text(&prompt), usage(1, 1, 0), done()]);
+                client.write_all(answer.as_bytes()).expect("the client reads");
+                // Until it has read and closed.
+                let _ = client.read(&mut [0]);
+            }
+        });
+        let options = parse(&[]).expect("valid");
+        let client = Client {
+            target: Target::from(authority.as_str()),
+            api: Api::Completions,
+            model: "a-model",
+            options: &options,
+        };
+        let ask = |i: usize| workload::Ask {
+            prompt: i.to_string(),
+            input_len: None,
+            output_len: 1,
+        };
+        let asks: Vec<workload::Ask> = (0..n).map(ask).collect();
+        let run = load::run(&client, &asks, &vec![Duration::ZERO; n], n).expect("threads start");
+        served.join().expect("the script was played");
+        for (ask, outcome) in asks.iter().zip(&run.outcomes) {
+            let answer = outcome.answer.as_ref().expect("it completes");
+            assert_eq!(answer.pieces[0].text, ask.prompt);
+            assert!(outcome.sent + answer.latency <= run.duration);
+        }
     }
 }

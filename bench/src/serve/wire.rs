@@ -109,11 +109,14 @@ impl Api {
             Self::Completions | Self::Chat => &usage["prompt_tokens_details"]["cached_tokens"],
             Self::Generate => &usage["cached_tokens"],
         };
+        let accepted = &usage["completion_tokens_details"]["accepted_prediction_tokens"];
+        // llama-server's own names.
+        let timings = &event["timings"];
         Some(Usage {
             prompt_tokens: usage["prompt_tokens"].as_u64()?,
             completion_tokens: usage["completion_tokens"].as_u64()?,
-            cached_tokens: cached.as_u64(),
-            accepted_tokens: usage["completion_tokens_details"]["accepted_prediction_tokens"].as_u64(),
+            cached_tokens: cached.as_u64().or(timings["cache_n"].as_u64()),
+            accepted_tokens: accepted.as_u64().or(timings["draft_n_accepted"].as_u64()),
         })
     }
 }
@@ -268,5 +271,39 @@ impl Reading {
             pieces: self.pieces,
             usage,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_read_by_the_name_each_server_gives_them() {
+        let event = json!({
+            "choices": [],
+            "usage": { "prompt_tokens": 9, "completion_tokens": 7 },
+            "timings": { "cache_n": 5, "prompt_n": 4, "draft_n": 6, "draft_n_accepted": 3 },
+        });
+        let expected = Usage {
+            prompt_tokens: 9,
+            completion_tokens: 7,
+            cached_tokens: Some(5),
+            accepted_tokens: Some(3),
+        };
+        assert_eq!(Api::Chat.usage(&event), Some(expected));
+        assert_eq!(Api::Generate.usage(&event), None);
+        let silent = json!({ "usage": { "prompt_tokens": 9, "completion_tokens": 7 } });
+        let usage = Api::Completions.usage(&silent).expect("both counts are there");
+        assert_eq!((usage.cached_tokens, usage.accepted_tokens), (None, None));
+        assert_eq!(Api::Completions.usage(&json!({ "usage": null })), None);
+    }
+
+    #[test]
+    fn thoughts_are_text_too() {
+        let thought = json!({ "choices": [{ "delta": { "content": null, "reasoning_content": "hm" } }] });
+        assert_eq!(Api::Chat.text(&thought), "hm");
+        let role = json!({ "choices": [{ "delta": { "role": "assistant", "content": "" } }] });
+        assert_eq!(Api::Chat.text(&role), "");
     }
 }
