@@ -25,7 +25,8 @@ pub(crate) struct Measured {
     pub(crate) ttft: Duration,
 }
 
-/// Server-sent events out of pieces that may end anywhere.
+/// Server-sent events out of pieces that may end anywhere. An event is one `data:` line, as every server of
+/// these APIs sends it, ended by either kind of line end.
 #[derive(Debug, Default)]
 pub(crate) struct Events {
     tail: Vec<u8>,
@@ -35,14 +36,15 @@ impl Events {
     /// The `data:` payloads completed by `data`.
     pub(crate) fn push(&mut self, data: &[u8]) -> Vec<String> {
         self.tail.extend_from_slice(data);
-        let mut payloads = Vec::new();
-        while let Some(end) = self.tail.windows(2).position(|pair| pair == b"\n\n") {
-            let event: Vec<u8> = self.tail.drain(..end + 2).collect();
-            let event = String::from_utf8_lossy(&event);
-            let lines = event.lines().filter_map(|line| line.strip_prefix("data:"));
-            payloads.extend(lines.map(|payload| payload.trim().to_owned()));
-        }
-        payloads
+        let n_complete = self
+            .tail
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |i| i + 1);
+        let complete: Vec<u8> = self.tail.drain(..n_complete).collect();
+        let complete = String::from_utf8_lossy(&complete);
+        let payloads = complete.lines().filter_map(|line| line.strip_prefix("data:"));
+        payloads.map(|payload| payload.trim().to_owned()).collect()
     }
 }
 
@@ -106,7 +108,7 @@ mod tests {
 
     #[test]
     fn events_survive_any_cut() {
-        let text = ": keep-alive\n\ndata: {\"a\":\"é\"}\n\ndata: [DONE]\n\n".as_bytes();
+        let text = ": keep-alive\n\ndata: {\"a\":\"é\"}\n\ndata: [DONE]\r\n\r\n".as_bytes();
         for cut in 0..=text.len() {
             let mut events = Events::default();
             let mut payloads = events.push(&text[..cut]);

@@ -1,7 +1,12 @@
-//! HTTP/1.1 as far as a load generator on the same machine needs it: one connection per request, bodies by
-//! length or in chunks, handed on as they arrive.
+//! HTTP/1.1 as far as a load generator needs it: one connection per request, bodies by length, in chunks or
+//! up to the connection's end, handed on as they arrive. A body that ends early is an error.
+//!
+//! Connections are not kept. 32 threads against `arbora serve` (smollm2:135m, Xeon, 2 CPUs shared with
+//! them, 2026-11-25, a client written for the question) saw connects of 15 to 40 us, median TTFT of 65 to
+//! 74 ms with a connection each and of 65 to 77 ms with kept ones. Only answers that cost nothing tell the
+//! difference: `/health`, 0.9 against 0.4 ms at 35,000 requests a second.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -14,6 +19,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(120);
 pub(crate) enum BenchError {
     #[error(transparent)]
     Io(#[from] io::Error),
+    #[error("cannot connect to {authority}: {source}")]
+    Connect { authority: String, source: io::Error },
     #[error("{url} is no http://host:port")]
     BadUrl { url: String },
     #[error("not HTTP: {line:?}")]
@@ -31,8 +38,29 @@ pub(crate) enum BenchError {
 /// `host:port` of `http://host:port`.
 pub(crate) fn authority(url: &str) -> Result<&str, BenchError> {
     let rest = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
-    rest.filter(|rest| rest.contains(':'))
+    rest.filter(|rest| rest.contains(':') && !rest.contains('/'))
         .ok_or_else(|| BenchError::BadUrl { url: url.to_owned() })
+}
+
+/// Where requests go, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target<'a> {
+    /// `host:port`.
+    pub(crate) authority: &'a str,
+    /// Sent as a bearer token; `None` for a server that asks for none.
+    pub(crate) api_key: Option<&'a str>,
+    /// How long a server may send nothing.
+    pub(crate) read_timeout: Duration,
+}
+
+impl<'a> From<&'a str> for Target<'a> {
+    fn from(authority: &'a str) -> Self {
+        Self {
+            authority,
+            api_key: None,
+            read_timeout: READ_TIMEOUT,
+        }
+    }
 }
 
 /// Status and headers of an answer.
@@ -52,47 +80,91 @@ impl Head {
     }
 }
 
-/// Sends a request (a POST where there is a `body`) and hands the answer's body to `on_data` piece by piece.
-/// Breaking off closes the connection.
-pub(crate) fn request(
-    authority: &str,
+/// An answer whose body is still to be read.
+#[derive(Debug)]
+pub(crate) struct Response {
+    pub(crate) head: Head,
+    reader: BufReader<TcpStream>,
+}
+
+impl Response {
+    /// Hands the body to `on_data` piece by piece. Breaking off closes the connection.
+    pub(crate) fn read(
+        mut self,
+        mut on_data: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> Result<Head, BenchError> {
+        read_body(&mut self.reader, &self.head, &mut on_data)?;
+        Ok(self.head)
+    }
+
+    /// The whole body of an answer with status 200.
+    pub(crate) fn text(self, path: &str) -> Result<(Head, String), BenchError> {
+        let mut bytes = Vec::new();
+        let head = self.read(|data| {
+            bytes.extend_from_slice(data);
+            ControlFlow::Continue(())
+        })?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        if head.status != 200 {
+            return Err(BenchError::Status {
+                path: path.to_owned(),
+                status: head.status,
+                body: text,
+            });
+        }
+        Ok((head, text))
+    }
+}
+
+/// Sends a request (a POST where there is a `body`) and waits for the answer's head.
+pub(crate) fn send<'a>(
+    target: impl Into<Target<'a>>,
     path: &str,
     body: Option<&str>,
-    mut on_data: impl FnMut(&[u8]) -> ControlFlow<()>,
-) -> Result<Head, BenchError> {
-    let mut stream = TcpStream::connect(authority)?;
+) -> Result<Response, BenchError> {
+    let target: Target<'_> = target.into();
+    let authority = target.authority;
+    let mut stream = TcpStream::connect(authority).map_err(|source| BenchError::Connect {
+        authority: authority.to_owned(),
+        source,
+    })?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(READ_TIMEOUT))?;
+    stream.set_read_timeout(Some(target.read_timeout))?;
     let method = if body.is_some() { "POST" } else { "GET" };
     let body = body.unwrap_or_default();
     let n_bytes = body.len();
+    let authorization = target
+        .api_key
+        .map(|key| format!("authorization: Bearer {key}\r\n"));
+    let authorization = authorization.unwrap_or_default();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\n\
+        "{method} {path} HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\n{authorization}\
          content-type: application/json\r\ncontent-length: {n_bytes}\r\n\r\n"
     );
     stream.write_all(format!("{head}{body}").as_bytes())?;
     let mut reader = BufReader::new(stream);
     let head = read_head(&mut reader)?;
-    read_body(&mut reader, &head, &mut on_data)?;
-    Ok(head)
+    Ok(Response { head, reader })
+}
+
+/// Sends a request and hands the answer's body to `on_data` piece by piece. Breaking off closes the
+/// connection.
+pub(crate) fn request<'a>(
+    target: impl Into<Target<'a>>,
+    path: &str,
+    body: Option<&str>,
+    on_data: impl FnMut(&[u8]) -> ControlFlow<()>,
+) -> Result<Head, BenchError> {
+    send(target, path, body)?.read(on_data)
 }
 
 /// The whole body of an answer with status 200.
-pub(crate) fn fetch(authority: &str, path: &str, body: Option<&str>) -> Result<(Head, String), BenchError> {
-    let mut bytes = Vec::new();
-    let head = request(authority, path, body, |data| {
-        bytes.extend_from_slice(data);
-        ControlFlow::Continue(())
-    })?;
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    if head.status != 200 {
-        return Err(BenchError::Status {
-            path: path.to_owned(),
-            status: head.status,
-            body: text,
-        });
-    }
-    Ok((head, text))
+pub(crate) fn fetch<'a>(
+    target: impl Into<Target<'a>>,
+    path: &str,
+    body: Option<&str>,
+) -> Result<(Head, String), BenchError> {
+    send(target, path, body)?.text(path)
 }
 
 fn read_line(reader: &mut impl BufRead) -> Result<String, BenchError> {
@@ -126,14 +198,13 @@ fn read_body(
     on_data: &mut impl FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<(), BenchError> {
     if head.header("transfer-encoding").is_none() {
-        let n_bytes = head
-            .header("content-length")
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(u64::MAX);
-        let mut bytes = Vec::new();
-        reader.take(n_bytes).read_to_end(&mut bytes)?;
-        let _ = on_data(&bytes);
-        return Ok(());
+        let n_bytes = head.header("content-length").map(|text| {
+            let line = || BenchError::NotHttp {
+                line: text.to_owned(),
+            };
+            text.parse().map_err(|_| line())
+        });
+        return read_plain(reader, n_bytes.transpose()?, on_data);
     }
     loop {
         let line = read_line(reader)?;
@@ -145,6 +216,28 @@ fn read_body(
             return Ok(());
         }
     }
+}
+
+/// A body of `n_bytes`, or up to the connection's end.
+fn read_plain(
+    reader: &mut impl BufRead,
+    n_bytes: Option<usize>,
+    on_data: &mut impl FnMut(&[u8]) -> ControlFlow<()>,
+) -> Result<(), BenchError> {
+    let mut n_left = n_bytes.unwrap_or(usize::MAX);
+    while n_left > 0 {
+        let data = reader.fill_buf()?;
+        let n = data.len().min(n_left);
+        if n == 0 && n_bytes.is_some() {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        if n == 0 || on_data(&data[..n]).is_break() {
+            return Ok(());
+        }
+        reader.consume(n);
+        n_left -= n;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -169,6 +262,10 @@ mod tests {
         let chunked =
             "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\nA\r\n0123456789\r\n0\r\n\r\n";
         assert_eq!(answer(chunked).expect("valid").1, "ab0123456789");
+        assert_eq!(
+            answer("HTTP/1.1 200 OK\r\n\r\nto the end").expect("valid").1,
+            "to the end"
+        );
     }
 
     #[test]
@@ -179,6 +276,8 @@ mod tests {
         ));
         let cut = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab";
         assert!(matches!(answer(cut), Err(BenchError::Io(_))));
+        let short = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab";
+        assert!(matches!(answer(short), Err(BenchError::Io(_))));
     }
 
     #[test]
@@ -188,5 +287,6 @@ mod tests {
             "127.0.0.1:8000"
         );
         assert!(authority("https://example").is_err());
+        assert!(authority("http://127.0.0.1:8000/v1").is_err());
     }
 }

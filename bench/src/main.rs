@@ -1,4 +1,5 @@
-//! `arbora-bench`: figures of a running server over HTTP, a soak that watches its memory, and kernel benches.
+//! `arbora-bench`: figures of a running server over HTTP, a load generator for any such server, a soak that
+//! watches memory, and kernel benches.
 //!
 //! Every report names the machine and the date, and quotes ratios beside absolute figures: on shared machines
 //! the latter move by tens of percent from one run to the next.
@@ -11,6 +12,7 @@ mod kernels;
 mod machine;
 mod random;
 mod rows;
+mod serve;
 mod soak;
 
 use std::io::{self, Write};
@@ -36,6 +38,8 @@ enum Command {
     Kernels(kernels::Arguments),
     /// Norms, rotation, SiLU and sampling: time per row.
     Rows(rows::Arguments),
+    /// Load on a server that speaks the OpenAI API, with the flags and metrics of SGLang's bench_serving.
+    Serve(Box<serve::Arguments>),
     /// Thousands of mixed requests (streams, cancellations, errors); fails when memory grows or pages leak.
     Soak(soak::Arguments),
 }
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
         Command::Figures(arguments) => figures::run(arguments, &mut out),
         Command::Kernels(arguments) => kernels::run(arguments, &mut out),
         Command::Rows(arguments) => rows::run(arguments, &mut out),
+        Command::Serve(arguments) => serve::run(arguments, &mut out),
         Command::Soak(arguments) => soak::run(arguments, &mut out),
     };
     match outcome {
