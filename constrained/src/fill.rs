@@ -205,8 +205,8 @@ impl Tables {
         match reading.leaf {
             Leaf::Done | Leaf::Token { .. } => Ok(()),
             Leaf::Free { free, state } => {
-                let fragment = self.dfa_fragment(asked, ir.free_texts[free as usize].dfa);
                 let may_leave = self.may_leave(ir, reading);
+                let fragment = self.dfa_fragment(asked, ir.free_texts[free as usize].dfa);
                 let mut machine = FreeMachine::new(ir, free, &fragment.sets, may_leave);
                 sweep(&mut machine, (state, true), trie, from, found)
             }
@@ -253,16 +253,14 @@ impl Tables {
         ir.free_texts[free as usize].is_nullable() && self.stacks.has_leaf(ir, reading.stack)
     }
 
-    fn dfa_fragment(&mut self, asked: Asked<'_>, dfa: u32) -> Arc<Fragment> {
+    fn dfa_fragment(&mut self, asked: Asked<'_>, dfa: u32) -> &Fragment {
         let slot = &mut self.dfa_fragments[dfa as usize];
         slot.get_or_insert_with(|| asked.vocabulary.cache().dfa(&asked.ir.dfas[dfa as usize]))
-            .clone()
     }
 
-    fn text_fragment(&mut self, asked: Asked<'_>, text: u32) -> Arc<Fragment> {
+    fn text_fragment(&mut self, asked: Asked<'_>, text: u32) -> &Fragment {
         let slot = &mut self.text_fragments[text as usize];
         slot.get_or_insert_with(|| asked.vocabulary.cache().text(&asked.ir.texts[text as usize]))
-            .clone()
     }
 
     /// What is known about the leaf of `reading`, now if not before.
@@ -320,8 +318,8 @@ impl Tables {
         key: &Option<PieceKey>,
     ) -> Result<Piece, Stop> {
         if let Leaf::Free { free, state } = reading.leaf {
-            let fragment = self.dfa_fragment(asked, asked.ir.free_texts[free as usize].dfa);
             let may_leave = self.may_leave(asked.ir, reading);
+            let fragment = self.dfa_fragment(asked, asked.ir.free_texts[free as usize].dfa);
             let mut machine = FreeMachine::new(asked.ir, free, &fragment.sets, may_leave);
             return Ok(machine.piece(asked, state)?);
         }

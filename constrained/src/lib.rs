@@ -82,6 +82,7 @@
 mod array;
 mod cache;
 mod constraint;
+mod determinize;
 mod dfa;
 mod ebnf;
 mod error;
@@ -98,6 +99,7 @@ mod lengths;
 mod limits;
 mod mask;
 mod matcher;
+mod minimal;
 mod number;
 mod object;
 mod pattern;
