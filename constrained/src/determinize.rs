@@ -82,7 +82,7 @@ pub(crate) fn determinize(nfa: &NFA, max_states: usize, max_work: u64) -> Result
         }
     }
     /// Of sorting edges into blocks.
-    const EDGE_WORK: u64 = 8;
+    const EDGE_WORK: u64 = 32;
     let n_edges = table.iter().filter(|to| **to != DEAD).count() as u64;
     let dfa = Dfa::reduced(own.classes, table, accepts, start);
     let n_work = own.n_work + EDGE_WORK * n_edges;
@@ -127,7 +127,7 @@ impl Determinizer<'_> {
         self.n_closures += 1;
         let (mut todo, mut found) = (from.to_vec(), Vec::new());
         while let Some(id) = todo.pop() {
-            self.n_work += 2;
+            self.n_work += 3;
             if std::mem::replace(&mut self.met[id as usize], self.n_closures) == self.n_closures {
                 continue;
             }

@@ -156,29 +156,26 @@ struct Suffix {
     edges: Vec<(u8, u32)>,
 }
 
-/// All of them, one state for each.
-struct Suffixes {
-    /// The first one is the dead state.
-    list: Vec<Suffix>,
-    ids: Map<Suffix, u32>,
-}
+/// All of them, one state for each; nothing is the dead state.
+struct Suffixes(Map<Suffix, u32>);
 
 impl Suffixes {
     fn new() -> Self {
-        Self {
-            list: vec![Suffix::default()],
-            ids: [(Suffix::default(), DEAD)].into_iter().collect(),
-        }
+        Self([(Suffix::default(), DEAD)].into_iter().collect())
     }
 
     fn number(&mut self, suffix: Suffix) -> u32 {
-        if let Some(known) = self.ids.get(&suffix) {
-            return *known;
+        let fresh = self.0.len() as u32;
+        *self.0.entry(suffix).or_insert(fresh)
+    }
+
+    /// By number.
+    fn list(self) -> Vec<Suffix> {
+        let mut list = vec![Suffix::default(); self.0.len()];
+        for (suffix, id) in self.0 {
+            list[id as usize] = suffix;
         }
-        let id = self.list.len() as u32;
-        self.list.push(suffix.clone());
-        self.ids.insert(suffix, id);
-        id
+        list
     }
 
     /// Numbers the states of `path`, which spells `text`, beyond the first `depth` bytes.
@@ -293,19 +290,20 @@ impl Dfa {
         }
         states.close(&mut path, previous, 0);
         let start = states.number(path.pop().expect("the start stays"));
+        let states = states.list();
         let edges = || {
             (0..)
-                .zip(&states.list)
+                .zip(&states)
                 .flat_map(|(from, state)| state.edges.iter().map(move |e| (from, e)))
         };
         let used = bytes_of(edges().map(|(_, (byte, _))| *byte));
         let is_used = |byte: u8| used[usize::from(byte) / 64] >> (byte % 64) & 1 == 1;
         let classes = Classes::by(|byte| is_used(byte).then_some(byte));
-        let mut table = vec![DEAD; classes.len() * states.list.len()];
+        let mut table = vec![DEAD; classes.len() * states.len()];
         for (from, (byte, to)) in edges() {
             table[from * classes.len() + classes.of(*byte)] = *to;
         }
-        let accepts = states.list.iter().map(|state| state.is_accepting).collect();
+        let accepts = states.iter().map(|state| state.is_accepting).collect();
         let raw = Self::of_parts(classes, table, accepts, start);
         raw.renumbered(Some).with_fewest_classes()
     }

@@ -202,6 +202,39 @@ impl Stacks {
             .fold(rest, |stack, (frame, _)| self.push(*frame, stack))
     }
 
+    /// Where a repetition that may end is on top of `stack`: the stack of all that differ in the count alone,
+    /// and the count. A smaller one can do whatever a larger one can.
+    pub(crate) fn free_count(&mut self, ir: &Ir, stack: StackId) -> Option<(StackId, u32)> {
+        let Entry { frame, below, .. } = self.entries[stack as usize];
+        let Frame::Repeat { node, n } = frame else {
+            return None;
+        };
+        let Node::Repeat { min, .. } = ir.nodes[node as usize] else {
+            unreachable!("the frame was made by a repetition");
+        };
+        (n >= min).then(|| (self.push(Frame::Repeat { node, n: min }, below), n))
+    }
+
+    /// Drops readings that can do no more than another one; they are sorted.
+    pub(crate) fn drop_repeated(&mut self, ir: &Ir, readings: &mut Vec<Reading>) {
+        if readings.windows(2).all(|pair| pair[0].leaf != pair[1].leaf) {
+            return;
+        }
+        let mut least: Map<(Leaf, StackId), u32> = Map::default();
+        for Reading { leaf, stack } in readings.iter() {
+            if let Some((shape, n)) = self.free_count(ir, *stack) {
+                least
+                    .entry((*leaf, shape))
+                    .and_modify(|least| *least = n.min(*least))
+                    .or_insert(n);
+            }
+        }
+        readings.retain(|Reading { leaf, stack }| {
+            let counted = self.free_count(ir, *stack);
+            counted.is_none_or(|(shape, n)| least[&(*leaf, shape)] == n)
+        });
+    }
+
     /// The readings with which a grammar begins.
     pub(crate) fn start(&mut self, ir: &Ir) -> Vec<Reading> {
         let mut closure = Closure::new(self, ir);

@@ -186,6 +186,7 @@ impl Tables {
         }
         out.sort_unstable();
         out.dedup();
+        self.stacks.drop_repeated(ir, &mut out);
         if out.len() > limits.max_readings {
             self.stacks.is_too_many = true;
         }
@@ -257,6 +258,7 @@ impl Tables {
         }
         alike.sort_unstable();
         alike.dedup();
+        self.stacks.drop_repeated(ir, &mut alike);
         self.intern(&alike, ir.classes.len())
     }
 }

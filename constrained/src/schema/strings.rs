@@ -61,8 +61,8 @@ impl Compiler<'_> {
 
     /// Remembers an automaton and accounts for its work.
     fn keep_pattern(&mut self, key: String, found: (Arc<Dfa>, u64)) -> Result<Arc<Dfa>, CompileError> {
-        /// Of parsing an expression.
-        const PARSE_WORK: u64 = 10_000;
+        /// Of parsing an expression and of keeping what came of it.
+        const PARSE_WORK: u64 = 40_000;
         let (dfa, n_work) = found;
         self.spend(PARSE_WORK + n_work)?;
         self.patterns.insert(key, dfa.clone());
@@ -161,6 +161,9 @@ impl Compiler<'_> {
             return Ok(self.ir.text(self.ir.any_text.clone()));
         }
         if let Some(content) = &content {
+            /// Of finding out from which states any text can follow.
+            const EDGE_WORK: u64 = 32;
+            self.spend(EDGE_WORK * (content.n_states() * content.classes().len()) as u64)?;
             // Pattern and length are tabulated against each other, at worst every length.
             let length = u64::from(max.unwrap_or(0).max(min));
             self.spend(length.saturating_mul(content.n_states() as u64))?;

@@ -98,8 +98,10 @@ impl Compiler<'_> {
         }
         if !texts.is_empty() {
             let n_bytes: usize = texts.iter().map(|text| text.len()).sum();
-            self.spend(n_bytes as u64 * 20)?;
-            nodes.push(self.texts_node(&Dfa::of_strings(texts)));
+            self.spend(n_bytes as u64 * 30)?;
+            let content = Dfa::of_strings(texts);
+            self.spend((content.n_states() * content.classes().len()) as u64 * 16)?;
+            nodes.push(self.texts_node(&content));
         }
         Ok(self.ir.alt(nodes))
     }
