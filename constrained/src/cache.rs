@@ -8,6 +8,7 @@ use std::borrow::Borrow;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::determinize::Built;
 use crate::dfa::{ByteSet, Dfa};
 use crate::free_text::Split;
 use crate::hash::Map;
@@ -161,7 +162,7 @@ struct Shared {
     masks: Generations<Arc<TokenMask>, Known>,
     unions: Generations<Union, Arc<TokenMask>>,
     /// Automata by what they were made from.
-    automata: Generations<String, Arc<Dfa>>,
+    automata: Generations<String, (Arc<Dfa>, u64)>,
     specs: Generations<SpecKey, Arc<TextSpec>>,
     /// Tokens by the bytes with which a free text's markers begin.
     splits: Generations<ByteSet, Arc<Split>>,
@@ -200,20 +201,22 @@ impl Cache {
             + shared.splits.n_bytes()
     }
 
-    /// The automaton that `make` makes. `recipe` names all that it depends on, besides the vocabulary.
+    /// The automaton that `make` makes, and the work that it was, whoever did it. `recipe` names all that it
+    /// depends on, besides the vocabulary.
     pub(crate) fn automaton<E>(
         &self,
         recipe: String,
-        make: impl FnOnce() -> Result<Dfa, E>,
-    ) -> Result<Arc<Dfa>, E> {
+        make: impl FnOnce() -> Result<Built, E>,
+    ) -> Result<(Arc<Dfa>, u64), E> {
         let known = self.lock().automata.find(&recipe);
         if let Some(known) = known {
             return Ok(known);
         }
-        let dfa = Arc::new(make()?);
-        let n_bytes = dfa.n_bytes() + recipe.len() + 64;
-        self.lock().automata.insert(recipe, dfa.clone(), n_bytes);
-        Ok(dfa)
+        let Built { dfa, n_work } = make()?;
+        let made = (Arc::new(dfa), n_work);
+        let n_bytes = made.0.n_bytes() + recipe.len() + 64;
+        self.lock().automata.insert(recipe, made.clone(), n_bytes);
+        Ok(made)
     }
 
     /// Strings whose content `content` accepts and that have `min ..= max` characters.

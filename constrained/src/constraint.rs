@@ -114,7 +114,7 @@ impl Constraint<'_> {
         }
         match self {
             Self::JsonSchema { schema, options } => schema::compile(ir, schema, options, limits),
-            Self::Regex(regex) => lower_regex(ir, regex, limits),
+            Self::Regex(regex) => lower_regex(ir, regex),
             Self::Choice(choices) => {
                 Ok(ir.dfa(Dfa::of_strings(choices.iter().map(|choice| choice.as_bytes()))))
             }
@@ -185,14 +185,14 @@ fn max_whitespace(options: &SchemaOptions, limits: &Limits) -> usize {
     }
 }
 
-pub(crate) fn lower_regex(ir: &mut Ir, regex: &str, limits: &Limits) -> Result<NodeId, CompileError> {
+pub(crate) fn lower_regex(ir: &mut Ir, regex: &str) -> Result<NodeId, CompileError> {
     if pattern::has_large_count(regex)
         && let Ok(root) = pattern::nodes(ir, regex)
     {
         return Ok(root);
     }
-    match pattern::compile(regex, limits.max_automaton_states) {
-        Ok(dfa) => Ok(ir.dfa(dfa)),
+    match pattern::compile(regex, ir.bounds()) {
+        Ok(built) => Ok(ir.dfa(built.dfa)),
         Err(CompileError::Limit { .. }) => pattern::nodes(ir, regex),
         Err(error) => Err(error),
     }

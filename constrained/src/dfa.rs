@@ -95,6 +95,8 @@ pub(crate) struct Dfa {
     classes: Classes,
     table: Vec<u32>,
     accepts: Vec<bool>,
+    /// By state, whether anything can follow.
+    goes_on: Vec<bool>,
     start: u32,
 }
 
@@ -147,6 +149,46 @@ impl Incoming {
     }
 }
 
+/// What may follow some beginning of a string.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Suffix {
+    is_accepting: bool,
+    edges: Vec<(u8, u32)>,
+}
+
+/// All of them, one state for each; nothing is the dead state.
+struct Suffixes(Map<Suffix, u32>);
+
+impl Suffixes {
+    fn new() -> Self {
+        Self([(Suffix::default(), DEAD)].into_iter().collect())
+    }
+
+    fn number(&mut self, suffix: Suffix) -> u32 {
+        let fresh = self.0.len() as u32;
+        *self.0.entry(suffix).or_insert(fresh)
+    }
+
+    /// By number.
+    fn list(self) -> Vec<Suffix> {
+        let mut list = vec![Suffix::default(); self.0.len()];
+        for (suffix, id) in self.0 {
+            list[id as usize] = suffix;
+        }
+        list
+    }
+
+    /// Numbers the states of `path`, which spells `text`, beyond the first `depth` bytes.
+    fn close(&mut self, path: &mut Vec<Suffix>, text: &[u8], depth: usize) {
+        while path.len() > depth + 1 {
+            let done = path.pop().expect("it is longer than one");
+            let id = self.number(done);
+            let parent = path.len() - 1;
+            path[parent].edges.push((text[parent], id));
+        }
+    }
+}
+
 /// A product's rule for what it accepts, by what its two parts accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Product {
@@ -163,12 +205,25 @@ impl Dfa {
         let members = &classes.members;
         let row = |state: u32| members.iter().map(move |byte| (state, *byte));
         let table = states.flat_map(row).map(|(state, byte)| step(state, byte));
+        let table = table.collect();
+        Self::of_parts(classes, table, accepts, 1)
+    }
+
+    fn of_parts(classes: Classes, table: Vec<u32>, accepts: Vec<bool>, start: u32) -> Self {
+        let rows = table.chunks_exact(classes.len());
         Self {
-            table: table.collect(),
+            goes_on: rows.map(|row| row.iter().any(|next| *next != DEAD)).collect(),
             classes,
+            table,
             accepts,
-            start: 1,
+            start,
         }
+    }
+
+    /// The smallest automaton of the same language as the given one, of which state 0 is dead.
+    pub(crate) fn reduced(classes: Classes, table: Vec<u32>, accepts: Vec<bool>, start: u32) -> Self {
+        let raw = Self::of_parts(classes, table, accepts, start);
+        raw.trimmed(&[true; 256]).minimal()
     }
 
     /// The automaton whose states are the values that `step` reaches from `start`, at most `max_states`.
@@ -214,12 +269,7 @@ impl Dfa {
                 return Err(TooManyStates);
             }
         }
-        let raw = Self {
-            classes,
-            table,
-            accepts,
-            start: 1,
-        };
+        let raw = Self::of_parts(classes, table, accepts, 1);
         Ok(raw)
     }
 
@@ -227,37 +277,35 @@ impl Dfa {
     pub(crate) fn of_strings<'a>(strings: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut strings: Vec<&[u8]> = strings.into_iter().collect();
         strings.sort_unstable();
-        let mut accepts = vec![false, false];
-        let mut edges = Vec::new();
-        // The states along the string before.
-        let mut path: Vec<u32> = vec![1];
+        let mut states = Suffixes::new();
+        // Along the string before, the states that may get further edges.
+        let mut path = vec![Suffix::default()];
         let mut previous: &[u8] = &[];
         for string in strings {
             let n_shared = previous.iter().zip(string).take_while(|(a, b)| a == b).count();
-            path.truncate(n_shared + 1);
-            for byte in &string[n_shared..] {
-                let fresh = accepts.len() as u32;
-                edges.push((path[path.len() - 1], *byte, fresh));
-                accepts.push(false);
-                path.push(fresh);
-            }
-            accepts[path[path.len() - 1] as usize] = true;
+            states.close(&mut path, previous, n_shared);
+            path.resize_with(string.len() + 1, Suffix::default);
+            path[string.len()].is_accepting = true;
             previous = string;
         }
-        let used = bytes_of(edges.iter().map(|(_, byte, _)| *byte));
+        states.close(&mut path, previous, 0);
+        let start = states.number(path.pop().expect("the start stays"));
+        let states = states.list();
+        let edges = || {
+            (0..)
+                .zip(&states)
+                .flat_map(|(from, state)| state.edges.iter().map(move |e| (from, e)))
+        };
+        let used = bytes_of(edges().map(|(_, (byte, _))| *byte));
         let is_used = |byte: u8| used[usize::from(byte) / 64] >> (byte % 64) & 1 == 1;
         let classes = Classes::by(|byte| is_used(byte).then_some(byte));
-        let mut table = vec![DEAD; classes.len() * accepts.len()];
-        for (state, byte, next) in edges {
-            table[state as usize * classes.len() + classes.of(byte)] = next;
+        let mut table = vec![DEAD; classes.len() * states.len()];
+        for (from, (byte, to)) in edges() {
+            table[from * classes.len() + classes.of(*byte)] = *to;
         }
-        let raw = Self {
-            classes,
-            table,
-            accepts,
-            start: 1,
-        };
-        raw.trimmed(&[true; 256]).minimal()
+        let accepts = states.iter().map(|state| state.is_accepting).collect();
+        let raw = Self::of_parts(classes, table, accepts, start);
+        raw.renumbered(Some).with_fewest_classes()
     }
 
     /// Runs both at once.
@@ -334,85 +382,24 @@ impl Dfa {
                 table.push(number(self.table[state * n_classes + class], &mut order));
             }
         }
-        Self {
-            classes: self.classes,
-            table,
-            accepts,
-            start,
-        }
+        Self::of_parts(self.classes, table, accepts, start)
     }
 
     /// The smallest automaton of the same language. Needs a trimmed one.
     fn minimal(self) -> Self {
         let (n, n_classes) = (self.n_states(), self.classes.len());
-        let mut block = self.distances();
-        let mut n_blocks = 0;
-        let (mut signatures, mut sizes) = (Vec::new(), Vec::new());
-        loop {
-            sizes.clear();
-            sizes.resize(n, 0u32);
-            block.iter().for_each(|own| sizes[*own as usize] += 1);
-            // The only state of its block is told apart already.
-            let shared = |state: &usize| sizes[block[*state] as usize] > 1;
-            signatures.clear();
-            for state in (0..n).filter(shared) {
-                signatures.push(block[state]);
-                let row = &self.table[state * n_classes..(state + 1) * n_classes];
-                signatures.extend(row.iter().map(|to| block[*to as usize]));
-            }
-            let mut ids: Map<&[u32], u32> = Map::default();
-            let (mut next, mut n_next) = (vec![0; n], 0);
-            let mut rows = signatures.chunks_exact(n_classes + 1);
-            for (state, id) in next.iter_mut().enumerate() {
-                *id = n_next;
-                if shared(&state) {
-                    let row = rows.next().expect("a signature for each of them");
-                    *id = *ids.entry(row).or_insert(n_next);
-                }
-                n_next += u32::from(*id == n_next);
-            }
-            block = next;
-            if n_next as usize == n_blocks || n_next as usize == n {
-                break;
-            }
-            n_blocks = n_next as usize;
-        }
+        let entries = self.table.iter().enumerate();
+        let edges: Vec<(u32, u32, u32)> = entries
+            .filter(|(_, to)| **to != DEAD)
+            .map(|(slot, to)| ((slot / n_classes) as u32, (slot % n_classes) as u32, *to))
+            .collect();
+        let block = crate::minimal::blocks(&self.accepts, &edges);
         let mut first = vec![u32::MAX; n];
         for state in (0..n as u32).rev() {
             first[block[state as usize] as usize] = state;
         }
         self.renumbered(|state| Some(first[block[state as usize] as usize]))
             .with_fewest_classes()
-    }
-
-    /// Bytes from each state to the nearest accepting one: a first partition that makes long chains cheap.
-    /// The dead state is as far as nothing else is.
-    fn distances(&self) -> Vec<u32> {
-        let (n, n_classes) = (self.n_states(), self.classes.len());
-        let into = Incoming::new(n, || {
-            let entries = self.table.iter().enumerate().skip(n_classes);
-            entries.map(|(slot, next)| ((slot / n_classes) as u32, *next))
-        });
-        let mut distance = vec![n as u32 - 1; n];
-        let mut queue: Vec<u32> = (0..n as u32)
-            .filter(|state| self.accepts[*state as usize])
-            .collect();
-        let mut is_known = self.accepts.clone();
-        for state in &queue {
-            distance[*state as usize] = 0;
-        }
-        let mut at = 0;
-        while at < queue.len() {
-            let state = queue[at];
-            at += 1;
-            for from in into.of(state) {
-                if !std::mem::replace(&mut is_known[*from as usize], true) {
-                    distance[*from as usize] = distance[state as usize] + 1;
-                    queue.push(*from);
-                }
-            }
-        }
-        distance
     }
 
     fn with_fewest_classes(self) -> Self {
@@ -481,14 +468,12 @@ impl Dfa {
 
     /// Bytes of memory.
     pub(crate) fn n_bytes(&self) -> usize {
-        size_of::<Self>() + self.table.len() * 4 + self.accepts.len() + self.classes.len()
+        size_of::<Self>() + self.table.len() * 4 + 2 * self.accepts.len() + self.classes.len()
     }
 
     /// Whether anything can follow.
     pub(crate) fn has_edges(&self, state: u32) -> bool {
-        let n_classes = self.classes.len();
-        let row = &self.table[state as usize * n_classes..(state as usize + 1) * n_classes];
-        row.iter().any(|next| *next != DEAD)
+        self.goes_on[state as usize]
     }
 
     #[cfg(test)]

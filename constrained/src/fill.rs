@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::cache::{Fragment, Known, Piece, PieceKey, Union};
 use crate::error::MatchError;
 use crate::free_text::FreeMachine;
-use crate::hash::SmallSet;
+use crate::hash::{Map, SmallSet};
 use crate::ir::Ir;
 use crate::limits::Limits;
 use crate::mask::TokenMask;
@@ -160,9 +160,18 @@ impl Tables {
         filling: &mut Filling,
     ) -> Result<(), Stop> {
         let mut seen = SmallSet::new();
+        let mut least: Map<(Option<u32>, StackId), u32> = Map::default();
         while let Some(Onward { node, is_end, stack }) = onward.pop() {
             if !seen.insert((node, stack)) {
                 continue;
+            }
+            // Whoever has repeated less can do all that the others can.
+            if let Some((shape, n)) = self.stacks.free_count(asked.ir, stack) {
+                let known = least.entry((node, shape)).or_insert(u32::MAX);
+                if *known <= n {
+                    continue;
+                }
+                *known = n;
             }
             filling.found.n_left = filling.found.n_left.saturating_sub(CLOSURE_WORK);
             let readings = self.stacks.continuation(asked.ir, stack);
@@ -205,8 +214,8 @@ impl Tables {
         match reading.leaf {
             Leaf::Done | Leaf::Token { .. } => Ok(()),
             Leaf::Free { free, state } => {
-                let fragment = self.dfa_fragment(asked, ir.free_texts[free as usize].dfa);
                 let may_leave = self.may_leave(ir, reading);
+                let fragment = self.dfa_fragment(asked, ir.free_texts[free as usize].dfa);
                 let mut machine = FreeMachine::new(ir, free, &fragment.sets, may_leave);
                 sweep(&mut machine, (state, true), trie, from, found)
             }
@@ -253,16 +262,14 @@ impl Tables {
         ir.free_texts[free as usize].is_nullable() && self.stacks.has_leaf(ir, reading.stack)
     }
 
-    fn dfa_fragment(&mut self, asked: Asked<'_>, dfa: u32) -> Arc<Fragment> {
+    fn dfa_fragment(&mut self, asked: Asked<'_>, dfa: u32) -> &Fragment {
         let slot = &mut self.dfa_fragments[dfa as usize];
         slot.get_or_insert_with(|| asked.vocabulary.cache().dfa(&asked.ir.dfas[dfa as usize]))
-            .clone()
     }
 
-    fn text_fragment(&mut self, asked: Asked<'_>, text: u32) -> Arc<Fragment> {
+    fn text_fragment(&mut self, asked: Asked<'_>, text: u32) -> &Fragment {
         let slot = &mut self.text_fragments[text as usize];
         slot.get_or_insert_with(|| asked.vocabulary.cache().text(&asked.ir.texts[text as usize]))
-            .clone()
     }
 
     /// What is known about the leaf of `reading`, now if not before.
@@ -320,8 +327,8 @@ impl Tables {
         key: &Option<PieceKey>,
     ) -> Result<Piece, Stop> {
         if let Leaf::Free { free, state } = reading.leaf {
-            let fragment = self.dfa_fragment(asked, asked.ir.free_texts[free as usize].dfa);
             let may_leave = self.may_leave(asked.ir, reading);
+            let fragment = self.dfa_fragment(asked, asked.ir.free_texts[free as usize].dfa);
             let mut machine = FreeMachine::new(asked.ir, free, &fragment.sets, may_leave);
             return Ok(machine.piece(asked, state)?);
         }
@@ -379,11 +386,10 @@ impl Tables {
         if is_over {
             return Err(TooMuchWork);
         }
-        for (begin, end) in filling.found.ranges.drain(..) {
-            filling
-                .extras
-                .extend(&trie.tokens()[begin as usize..end as usize]);
-        }
+        let mut words = vec![0; asked.vocabulary.n_words()];
+        let inside = filling.found.inside(trie, &mut words, asked.vocabulary);
+        filling.parts.push(inside);
+        filling.found.ranges.clear();
         Ok(())
     }
 
@@ -501,7 +507,17 @@ impl Filling {
 
     /// The union of parts and extras.
     fn finish(&mut self, vocabulary: &Vocabulary) -> Arc<TokenMask> {
+        /// More tokens cost less as bits than as a list.
+        const MAX_EXTRAS: usize = 2_048;
         let Self { parts, extras, .. } = self;
+        if extras.len() > MAX_EXTRAS {
+            let mut words = vec![0; vocabulary.n_words()];
+            for token in extras.drain(..) {
+                words[token as usize / 64] |= 1 << (token % 64);
+            }
+            let mask = TokenMask::from_words(&words, vocabulary.n_vocab());
+            parts.push(vocabulary.cache().mask(mask));
+        }
         parts.retain(|part| part.mask.n_allowed() > 0);
         extras.retain(|token| !parts.iter().any(|part| part.mask.allows(*token)));
         if let ([part], []) = (&parts[..], &extras[..]) {

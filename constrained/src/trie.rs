@@ -108,8 +108,9 @@ impl Trie {
         self.nodes.len()
     }
 
-    pub(crate) fn byte(&self, node: usize) -> u8 {
-        self.nodes[node].byte
+    /// All nodes, parents before children.
+    pub(crate) fn nodes(&self) -> &[TrieNode] {
+        &self.nodes
     }
 
     pub(crate) fn is_leaf(&self, node: usize) -> bool {

@@ -26,6 +26,8 @@ pub struct Vocabulary {
     with_text: Vec<u64>,
     whole_text: Vec<u64>,
     trie: Trie,
+    /// Bytes of the longest token.
+    max_bytes: u32,
     /// Bytes that are a token by themselves: text of these bytes can be produced from anywhere.
     is_spelled: [bool; 256],
     strings: StringTokens,
@@ -102,6 +104,8 @@ impl Vocabulary {
         }
         let strings = StringTokens::new(&with_text, n.div_ceil(64));
         let cache = Arc::new(Cache::new(DEFAULT_CACHE_BYTES));
+        let max_bytes = with_text.iter().map(|(text, _)| text.len() as u32).max();
+        let max_bytes = max_bytes.unwrap_or(0);
         let trie = Trie::new(with_text);
         let mut eos = eos.to_vec();
         eos.sort_unstable();
@@ -114,6 +118,7 @@ impl Vocabulary {
             with_text: all,
             whole_text: whole,
             trie,
+            max_bytes,
             is_spelled,
             strings,
             any_text,
@@ -211,6 +216,10 @@ impl Vocabulary {
 
     pub(crate) fn trie(&self) -> &Trie {
         &self.trie
+    }
+
+    pub(crate) fn max_bytes(&self) -> u32 {
+        self.max_bytes
     }
 
     pub(crate) fn is_spelled(&self) -> &[bool; 256] {

@@ -393,3 +393,36 @@ fn masks_are_exact_where_a_leaf_may_end_anywhere() {
         }
     }
 }
+
+#[test]
+fn large_counts_accept_what_the_expressions_match() {
+    let vocabulary = vocabulary();
+    let mut random = Random(5);
+    for (pattern, units) in [
+        ("(?:a|ab|b){300,600}", &["a", "ab", "b"][..]),
+        ("(?:[ab]+ ?){1,300}", &["a ", "b", "ab "]),
+        ("(?:a{2,3}b?){256,300}", &["aa", "aab", "aaab", "aaa"]),
+        ("(?:a|(?:ba){260,270}c)*", &["a", "ba", "bac", "babac"]),
+        ("(?:[ab]{1,2} ){290,300}x?", &["a ", "ab ", "bb "]),
+    ] {
+        let oracle = regex_automata::meta::Regex::new(&format!("\\A(?:{pattern})\\z")).expect(pattern);
+        let grammar = Grammar::compile_regex(&vocabulary, pattern, &Limits::default()).expect(pattern);
+        let (mut n_matches, mut n_others) = (0, 0);
+        for _ in 0..80 {
+            let n_units = 240 + random.below(120);
+            let n_kinds = 1 + random.below(units.len());
+            let text: String = (0..n_units).map(|_| units[random.below(n_kinds)]).collect();
+            let mut matcher = grammar.matcher();
+            let is_taken = text
+                .bytes()
+                .all(|byte| matcher.advance(common::byte_token(byte)).is_ok());
+            let is_match = is_taken && matcher.is_accepting();
+            assert_eq!(is_match, oracle.is_match(&text), "{pattern} on {text}");
+            *(if is_match { &mut n_matches } else { &mut n_others }) += 1;
+        }
+        assert!(
+            n_matches > 0 && n_others > 0,
+            "{pattern}: {n_matches} and {n_others}"
+        );
+    }
+}

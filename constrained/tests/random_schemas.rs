@@ -1,9 +1,16 @@
 //! Random schemas against the `jsonschema` crate: of instances, valid ones are accepted in one of their
 //! spellings and invalid ones in none; of outputs that follow the masks, every one is valid.
 
+#[path = "common/bytes.rs"]
+mod bytes;
+#[path = "common/random.rs"]
+mod random;
+
 use std::sync::Arc;
 
 use arbora_constrained::{CompileError, Draft, Grammar, Limits, SchemaOptions, Vocabulary};
+use bytes::{accepts, vocabulary};
+use random::Random;
 use serde_json::{Map, Value, json};
 
 const N_SCHEMAS: u64 = 3_000;
@@ -12,24 +19,12 @@ const N_OUTPUTS: usize = 6;
 /// Spellings tried of one instance; none has more.
 const MAX_SPELLINGS: usize = 20_000;
 
-struct Random(u64);
+fn pick<'a, T>(random: &mut Random, list: &'a [T]) -> &'a T {
+    &list[random.below(list.len())]
+}
 
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % n
-    }
-
-    fn pick<'a, T>(&mut self, list: &'a [T]) -> &'a T {
-        &list[self.below(list.len())]
-    }
-
-    fn is_one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
+fn is_one_in(random: &mut Random, n: usize) -> bool {
+    random.below(n) == 0
 }
 
 const NAMES: [&str; 4] = ["a", "b", "ab", "c"];
@@ -49,9 +44,9 @@ fn number(random: &mut Random) -> Value {
 fn instance(random: &mut Random, depth: usize) -> Value {
     match random.below(if depth == 0 { 6 } else { 11 }) {
         0 => Value::Null,
-        1 => json!(random.is_one_in(2)),
+        1 => json!(is_one_in(random, 2)),
         2 | 3 => number(random),
-        4 | 5 => json!(*random.pick(&TEXTS)),
+        4 | 5 => json!(*pick(random, &TEXTS)),
         6 | 7 => {
             let n = random.below(4);
             (0..n).map(|_| instance(random, depth - 1)).collect()
@@ -59,7 +54,7 @@ fn instance(random: &mut Random, depth: usize) -> Value {
         _ => {
             let n = random.below(4);
             let member = |random: &mut Random| {
-                let name = (*random.pick(&NAMES)).to_owned();
+                let name = (*pick(random, &NAMES)).to_owned();
                 (name, instance(random, depth - 1))
             };
             Value::Object((0..n).map(|_| member(random)).collect())
@@ -69,7 +64,7 @@ fn instance(random: &mut Random, depth: usize) -> Value {
 
 fn names(random: &mut Random) -> Value {
     let mut names: Vec<&str> = NAMES.to_vec();
-    names.retain(|_| random.is_one_in(2));
+    names.retain(|_| is_one_in(random, 2));
     json!(names)
 }
 
@@ -81,14 +76,14 @@ fn schemas(random: &mut Random, depth: usize) -> Value {
 fn schemas_by(random: &mut Random, names: &[&str], depth: usize) -> Value {
     let mut members = Map::new();
     for _ in 0..1 + random.below(2) {
-        members.insert((*random.pick(names)).to_owned(), schema(random, depth));
+        members.insert((*pick(random, names)).to_owned(), schema(random, depth));
     }
     Value::Object(members)
 }
 
 fn schema(random: &mut Random, depth: usize) -> Value {
-    if random.is_one_in(12) {
-        return json!(random.is_one_in(3));
+    if is_one_in(random, 12) {
+        return json!(is_one_in(random, 3));
     }
     let mut members = Map::new();
     for _ in 0..1 + random.below(3) {
@@ -146,35 +141,35 @@ const NESTED: [&str; 26] = [
 ];
 
 fn keyword(random: &mut Random, depth: usize) -> (&'static str, Option<Value>) {
-    let keyword = if depth == 0 || random.is_one_in(2) {
-        *random.pick(&SCALAR)
+    let keyword = if depth == 0 || is_one_in(random, 2) {
+        *pick(random, &SCALAR)
     } else {
-        *random.pick(&NESTED)
+        *pick(random, &NESTED)
     };
     let below = depth.saturating_sub(1);
     let value = match keyword {
-        "type" if random.is_one_in(3) => {
+        "type" if is_one_in(random, 3) => {
             let at = random.below(TYPES.len());
             json!([
                 TYPES[at],
                 TYPES[(at + 1 + random.below(TYPES.len() - 1)) % TYPES.len()]
             ])
         }
-        "type" => json!(random.pick(&TYPES)),
+        "type" => json!(pick(random, &TYPES)),
         "const" => instance(random, 2),
         "enum" => (0..1 + random.below(4)).map(|_| instance(random, 2)).collect(),
         "minimum" | "exclusiveMaximum" => number(random),
-        "multipleOf" => random.pick(&[json!(1), json!(2), json!(0.5), json!(3)]).clone(),
+        "multipleOf" => pick(random, &[json!(1), json!(2), json!(0.5), json!(3)]).clone(),
         "minLength" | "minProperties" | "minItems" | "minContains" => json!(random.below(3)),
         "maxLength" | "maxProperties" | "maxItems" | "maxContains" => json!(random.below(4)),
-        "pattern" => json!(random.pick(&PATTERNS)),
+        "pattern" => json!(pick(random, &PATTERNS)),
         "required" => names(random),
         "uniqueItems" => json!(true),
         "properties" | "dependentSchemas" => schemas_by(random, &NAMES, below),
         "patternProperties" => schemas_by(random, &PATTERNS, below),
-        "dependentRequired" => json!({ *random.pick(&NAMES): names(random) }),
+        "dependentRequired" => json!({ *pick(random, &NAMES): names(random) }),
         "prefixItems" | "allOf" | "anyOf" | "oneOf" => schemas(random, below),
-        "$ref" => json!(format!("#/$defs/{}", random.pick(&["x", "y"]))),
+        "$ref" => json!(format!("#/$defs/{}", pick(random, &["x", "y"]))),
         _ => schema(random, below),
     };
     let is_dead = value.as_array().is_some_and(Vec::is_empty) && keyword == "type";
@@ -220,11 +215,6 @@ fn spellings(value: &Value) -> Vec<String> {
     }
 }
 
-fn accepts(grammar: &Grammar, text: &str) -> bool {
-    let mut matcher = grammar.matcher();
-    text.bytes().all(|byte| matcher.advance(u32::from(byte)).is_ok()) && matcher.is_accepting()
-}
-
 /// A random output that follows the masks; `None` when it grows too long.
 fn output(grammar: &Grammar, random: &mut Random, schema: &str) -> Option<String> {
     const LIKELY: &[u8] = b"\"}]:,{[ab01tfn.-";
@@ -240,10 +230,10 @@ fn output(grammar: &Grammar, random: &mut Random, schema: &str) -> Option<String
             .filter(|token| allowed.contains(token))
             .collect();
         let token = match random.below(8) {
-            0 => *random.pick(&allowed),
+            0 => *pick(random, &allowed),
             1..=3 if mask.allows(256) => 256,
-            _ if !likely.is_empty() => *random.pick(&likely),
-            _ => *random.pick(&allowed),
+            _ if !likely.is_empty() => *pick(random, &likely),
+            _ => *pick(random, &allowed),
         };
         matcher.advance(token).expect("the mask allows it");
         if token == 256 {
@@ -367,8 +357,7 @@ fn check(seed: u64, draft: Draft, vocabulary: &Arc<Vocabulary>, tally: &mut Tall
 
 #[test]
 fn random_schemas_are_enforced_exactly_or_refused() {
-    let tokens = (0..=255u8).map(|byte| Some(vec![byte])).chain([None]);
-    let vocabulary = Arc::new(Vocabulary::new(tokens, &[256]).expect("257 tokens"));
+    let vocabulary = vocabulary();
     let mut tally = Tally::default();
     for seed in 0..N_SCHEMAS {
         let draft = if seed % 3 == 0 {
@@ -399,8 +388,7 @@ fn random_schemas_are_enforced_exactly_or_refused() {
 /// What is enforced of a format is never more than the format.
 #[test]
 fn outputs_of_formats_are_valid() {
-    let tokens = (0..=255u8).map(|byte| Some(vec![byte])).chain([None]);
-    let vocabulary = Arc::new(Vocabulary::new(tokens, &[256]).expect("257 tokens"));
+    let vocabulary = vocabulary();
     let formats = [
         "date",
         "time",

@@ -5,7 +5,7 @@ mod walk;
 
 use arbora_constrained::{Constraint, Grammar, Limits, MatchError, SchemaOptions, Whitespace};
 use walk::{
-    EOS, Random, SPECIAL, accepts, accepts_tokens, byte_token, check_masks, check_token_masks, first_special,
+    EOS, Random, accepts, accepts_tokens, byte_token, check_masks, check_token_masks, first_special,
     vocabulary,
 };
 
@@ -32,7 +32,7 @@ fn bracket(random: &mut Random, from: &[&str]) -> String {
     if random.below(3) > 0 {
         return quoted(pick(random, from));
     }
-    let token = quoted(pick(random, &SPECIAL));
+    let token = quoted(pick(random, &walk::common::SPECIAL));
     format!(r#"{{"type":"token","token":{token}}}"#)
 }
 

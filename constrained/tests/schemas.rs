@@ -1,20 +1,13 @@
 //! The bench's schemas: what compiles accepts its valid instances as they are written there, and none of its
 //! invalid ones; what is refused is listed.
 
+#[path = "common/bytes.rs"]
+mod bytes;
+
 use std::path::Path;
-use std::sync::Arc;
 
-use arbora_constrained::{Grammar, Limits, SchemaOptions, Vocabulary};
-
-fn bytes_vocabulary() -> Arc<Vocabulary> {
-    let tokens = (0..=255u8).map(|byte| Some(vec![byte])).chain([None]);
-    Arc::new(Vocabulary::new(tokens, &[256]).expect("257 tokens"))
-}
-
-fn accepts(grammar: &Grammar, text: &str) -> bool {
-    let mut matcher = grammar.matcher();
-    text.bytes().all(|byte| matcher.advance(u32::from(byte)).is_ok()) && matcher.is_accepting()
-}
+use arbora_constrained::{Grammar, Limits, SchemaOptions};
+use bytes::{accepts, vocabulary};
 
 /// The texts of a JSON list's items, or of an object's names and values.
 fn parts(text: &str) -> Vec<&str> {
@@ -46,7 +39,7 @@ const REFUSED: [&str; 5] = ["s022", "s037", "s148", "s248", "s312"];
 fn the_schemas_of_the_bench_are_judged_right() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/constrained/schemas.jsonl");
     let text = std::fs::read_to_string(path).expect("the bench has schemas");
-    let vocabulary = bytes_vocabulary();
+    let vocabulary = vocabulary();
     let (mut n_cases, mut wrong, mut refused) = (0, Vec::new(), Vec::new());
     for line in text.lines() {
         let [_, id, _, schema, _, valid, _, invalid] = parts(line)[..] else {

@@ -3,22 +3,20 @@
 //! A matcher judges texts, a schema judges values. A valid value must be accepted in one of its spellings
 //! (members in any order, whole numbers without a fraction), an invalid one in none.
 
+#[path = "common/bytes.rs"]
+mod bytes;
+
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
 
-use arbora_constrained::{CompileError, Draft, FormatPolicy, Grammar, Limits, SchemaOptions, Vocabulary};
+use arbora_constrained::{CompileError, Draft, FormatPolicy, Grammar, Limits, SchemaOptions};
+use bytes::{accepts, vocabulary};
 use serde_json::Value;
 
 const ANNOTATIONS: &str = "draft7/optional/content.json";
 
 /// Spellings tried of one value; objects in the suite are small.
 const MAX_SPELLINGS: usize = 5_000;
-
-fn bytes_vocabulary() -> Arc<Vocabulary> {
-    let tokens = (0..=255u8).map(|byte| Some(vec![byte])).chain([None]);
-    Arc::new(Vocabulary::new(tokens, &[256]).expect("257 tokens"))
-}
 
 fn spellings(value: &Value) -> Vec<String> {
     let join = |parts: &[Vec<String>], open: &str, close: &str| {
@@ -67,11 +65,6 @@ fn spellings(value: &Value) -> Vec<String> {
     }
 }
 
-fn accepts(grammar: &Grammar, text: &str) -> bool {
-    let mut matcher = grammar.matcher();
-    text.bytes().all(|byte| matcher.advance(u32::from(byte)).is_ok()) && matcher.is_accepting()
-}
-
 #[derive(Default)]
 struct Report {
     refused: BTreeSet<String>,
@@ -80,7 +73,7 @@ struct Report {
 }
 
 fn run(folder: &str, draft: Draft, formats: FormatPolicy, report: &mut Report) {
-    let vocabulary = bytes_vocabulary();
+    let vocabulary = vocabulary();
     let options = SchemaOptions {
         draft,
         formats,

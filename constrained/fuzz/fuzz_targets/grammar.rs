@@ -8,9 +8,9 @@
 
 #![no_main]
 
-use std::sync::Arc;
+mod walk;
 
-use arbora_constrained::{Constraint, Grammar, Limits, MatchError, Vocabulary};
+use arbora_constrained::{Constraint, Grammar};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
@@ -20,39 +20,12 @@ fuzz_target!(|input: &[u8]| {
     let Ok(text) = std::str::from_utf8(input) else {
         return;
     };
-    let tokens = (0..=255u8).map(|byte| Some(vec![byte])).chain([None, None]);
-    let vocabulary = Vocabulary::new(tokens, &[256]).expect("258 tokens");
-    let vocabulary = vocabulary.with_special([(257, "<|t|>".to_owned())]);
-    let vocabulary = Arc::new(vocabulary.expect("it has no text"));
-    let limits = Limits {
-        max_compile_work: 200_000,
-        max_automaton_states: 512,
-        max_readings: 256,
-        max_rules: 500,
-        max_nodes: 5_000,
-        ..Limits::default()
-    };
     let constraint = match first % 3 {
         0 => Constraint::Gbnf(text),
         1 => Constraint::Ebnf { text, root: "root" },
         _ => Constraint::Lark(text),
     };
-    let Ok(grammar) = Grammar::compile(&vocabulary, &constraint, &limits) else {
-        return;
-    };
-    let mut matcher = grammar.matcher();
-    for byte in input.iter().cycle().take(32) {
-        let mask = match matcher.mask() {
-            Ok(mask) => mask,
-            Err(MatchError::Limit { .. }) => return,
-            Err(error) => panic!("{error}"),
-        };
-        let allowed: Vec<u32> = (0..=257).filter(|token| mask.allows(*token)).collect();
-        assert!(!allowed.is_empty(), "a dead end");
-        let token = allowed[usize::from(*byte) % allowed.len()];
-        matcher.advance(token).expect("the mask allows it");
-        if token == 256 {
-            return;
-        }
+    if let Ok(grammar) = Grammar::compile(&walk::vocabulary("<|t|>"), &constraint, &walk::limits()) {
+        walk::walk(&grammar, input);
     }
 });

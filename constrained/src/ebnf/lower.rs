@@ -9,7 +9,7 @@ use super::{Expr, ExprId, Name, Tree};
 use crate::dfa::{Dfa, Product};
 use crate::error::{CompileError, shorten};
 use crate::ir::{Ir, Node, NodeId, RuleId};
-use crate::pattern;
+use crate::pattern::{self, Bounds};
 
 /// Pieces above this size, about the states of their automaton, are kept apart.
 const MAX_FUSED_SIZE: usize = 192;
@@ -204,7 +204,7 @@ impl Lowering<'_, '_> {
     /// One automaton for all of `id`, when it is small enough or a leaf.
     fn automaton(&mut self, id: ExprId) -> Result<Option<NodeId>, CompileError> {
         let expr = &self.tree.exprs[id as usize];
-        let max = self.ir.max_automaton_states();
+        let bounds = self.ir.bounds();
         let fused = match expr {
             Expr::Leaf(hir) => {
                 let key = key(hir);
@@ -213,7 +213,7 @@ impl Lowering<'_, '_> {
                 }
                 let dfa = match hir.kind() {
                     hir::HirKind::Literal(literal) => Ok(Dfa::of_strings([&literal.0[..]])),
-                    _ => pattern::compile_hir(hir, max),
+                    _ => self.compiled(hir, bounds, id)?,
                 };
                 return match dfa {
                     Ok(dfa) => {
@@ -222,15 +222,15 @@ impl Lowering<'_, '_> {
                         Ok(Some(node))
                     }
                     Err(CompileError::Limit { .. }) => {
-                        pattern::node(self.ir, hir, &hir.to_string()).map(Some)
+                        pattern::nodes_of(self.ir, hir, &hir.to_string()).map(Some)
                     }
                     Err(error) => Err(error),
                 };
             }
             Expr::NonEmptyLeaf(hir) => {
-                let dfa = pattern::compile_hir(hir, max)?;
+                let dfa = self.compiled(hir, bounds, id)??;
                 let empty = Dfa::of_strings([&b""[..]]);
-                let dfa = dfa.product(&empty, Product::FirstOnly, max);
+                let dfa = dfa.product(&empty, Product::FirstOnly, bounds.max_states);
                 let dfa = dfa.expect("it has at most one state more");
                 return self.leaf(dfa, id).map(Some);
             }
@@ -248,9 +248,29 @@ impl Lowering<'_, '_> {
             },
             _ => return Ok(None),
         };
-        match pattern::compile_hir(&fused, max.min(MAX_FUSED_STATES)) {
+        let bounds = bounds.with_states(bounds.max_states.min(MAX_FUSED_STATES));
+        match self.compiled(&fused, bounds, id)? {
             Ok(dfa) => self.leaf(dfa, id).map(Some),
             Err(_) => Ok(None),
+        }
+    }
+
+    /// The automaton of `hir` within `bounds`, if it has one; the outer error is of all the work together.
+    fn compiled(
+        &mut self,
+        hir: &Hir,
+        bounds: Bounds,
+        id: ExprId,
+    ) -> Result<Result<Dfa, CompileError>, CompileError> {
+        match pattern::compile_hir(hir, &hir.to_string(), bounds) {
+            Ok(built) => {
+                self.spend(built.n_work, id)?;
+                Ok(Ok(built.dfa))
+            }
+            Err(error) => {
+                self.spend(bounds.max_work(), id)?;
+                Ok(Err(error))
+            }
         }
     }
 

@@ -60,7 +60,7 @@ impl Compiler<'_> {
             let max = self.count(id, "maxLength")?;
             merged.max_length = merged.max_length.into_iter().chain(max).min();
             if facts.types & STRING != 0 {
-                merged.contents.extend(self.pattern_of(id)?);
+                self.merge_pattern(id, &mut merged)?;
                 merged.contents.extend(self.format_of(id)?);
             }
         }

@@ -8,6 +8,7 @@ use super::keywords::STRING;
 use super::lower::Merged;
 use super::{CompileError, Compiler, Dfa, FormatPolicy, Json, JsonId, NodeId};
 use crate::dfa::Product;
+use crate::pattern::{self, Counted};
 use crate::text::{any_content, step_utf8};
 
 impl Compiler<'_> {
@@ -28,11 +29,9 @@ impl Compiler<'_> {
         if let Some(known) = self.patterns.get(source) {
             return Ok(known.clone());
         }
-        let dfa = self.ir.search(source);
-        let dfa = dfa.map_err(|error| self.unsupported(id, keyword, &error.to_string()))?;
-        self.spend(30_000 + dfa.n_states() as u64 * 3_000)?;
-        self.patterns.insert(source.to_owned(), dfa.clone());
-        Ok(dfa)
+        let found = self.ir.search(source);
+        let found = found.map_err(|error| self.unsupported(id, keyword, &error.to_string()))?;
+        self.keep_pattern(source.to_owned(), found)
     }
 
     /// The texts of the schema's `format`; `None` when it has none or it is an annotation.
@@ -56,10 +55,42 @@ impl Compiler<'_> {
         if let Some(known) = self.patterns.get(&key) {
             return Ok(Some(known.clone()));
         }
-        let dfa = self.ir.pattern(source)?;
-        self.spend(20_000 + dfa.n_states() as u64 * 1_000)?;
+        let found = self.ir.pattern(source)?;
+        self.keep_pattern(key, found).map(Some)
+    }
+
+    /// Remembers an automaton and accounts for its work.
+    fn keep_pattern(&mut self, key: String, found: (Arc<Dfa>, u64)) -> Result<Arc<Dfa>, CompileError> {
+        /// Of parsing an expression and of keeping what came of it.
+        const PARSE_WORK: u64 = 40_000;
+        let (dfa, n_work) = found;
+        self.spend(PARSE_WORK + n_work)?;
         self.patterns.insert(key, dfa.clone());
-        Ok(Some(dfa))
+        Ok(dfa)
+    }
+
+    /// Adds what the schema's `pattern` says.
+    pub(super) fn merge_pattern(&mut self, id: JsonId, merged: &mut Merged) -> Result<(), CompileError> {
+        let Some(source) = self.text(id, "pattern")? else {
+            return Ok(());
+        };
+        let Some(Counted { content, min, max }) = pattern::counted(source) else {
+            merged.contents.push(self.search(source, id, "pattern")?);
+            return Ok(());
+        };
+        let key = format!("(?content){content}");
+        let content = match self.patterns.get(&key) {
+            Some(known) => known.clone(),
+            None => {
+                let found = self.ir.pattern(&content);
+                let found = found.map_err(|error| self.unsupported(id, "pattern", &error.to_string()))?;
+                self.keep_pattern(key, found)?
+            }
+        };
+        merged.contents.push(content);
+        merged.min_length = merged.min_length.max(min);
+        merged.max_length = merged.max_length.into_iter().chain(max).min();
+        Ok(())
     }
 
     /// Whether the format is enforced; an error when what is enforced is not exactly the format.
@@ -108,7 +139,7 @@ impl Compiler<'_> {
         what: &str,
         at: JsonId,
     ) -> Result<Dfa, CompileError> {
-        let max = self.ir.max_automaton_states();
+        let max = self.ir.bounds().max_states;
         let product = a.product(b, rule, max);
         let product = product.map_err(|_| self.automaton_limit(what, at))?;
         self.spend(1_000 + (a.n_states() + b.n_states() + product.n_states()) as u64 * 100)?;
@@ -130,6 +161,9 @@ impl Compiler<'_> {
             return Ok(self.ir.text(self.ir.any_text.clone()));
         }
         if let Some(content) = &content {
+            /// Of finding out from which states any text can follow.
+            const EDGE_WORK: u64 = 32;
+            self.spend(EDGE_WORK * (content.n_states() * content.classes().len()) as u64)?;
             // Pattern and length are tabulated against each other, at worst every length.
             let length = u64::from(max.unwrap_or(0).max(min));
             self.spend(length.saturating_mul(content.n_states() as u64))?;
@@ -184,7 +218,7 @@ impl Compiler<'_> {
             (n <= last).then_some((step_utf8(*state, byte)?, n))
         };
         let accept = |(state, n): &(u8, u32)| *state == 0 && *n >= min;
-        let limit = self.ir.max_automaton_states();
+        let limit = self.ir.bounds().max_states;
         let dfa = Dfa::explore(classes, (0, 0), step, accept, limit);
         let dfa = dfa.map_err(|_| self.automaton_limit("the lengths of names", at))?;
         self.spend(dfa.n_states() as u64 * 64)?;

@@ -5,6 +5,7 @@ use super::keywords::{ARRAY, OBJECT, type_of};
 use super::lower::Merged;
 use super::strings::accepts;
 use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId};
+use crate::determinize::Built;
 use crate::ir::{Array, Key, Object};
 use crate::keys::KeyTrie;
 use crate::number::{Bound, Decimal, NumberSpec, automaton, listed};
@@ -97,8 +98,10 @@ impl Compiler<'_> {
         }
         if !texts.is_empty() {
             let n_bytes: usize = texts.iter().map(|text| text.len()).sum();
-            self.spend(n_bytes as u64 * 20)?;
-            nodes.push(self.texts_node(&Dfa::of_strings(texts)));
+            self.spend(n_bytes as u64 * 30)?;
+            let content = Dfa::of_strings(texts);
+            self.spend((content.n_states() * content.classes().len()) as u64 * 16)?;
+            nodes.push(self.texts_node(&content));
         }
         Ok(self.ir.alt(nodes))
     }
@@ -172,9 +175,9 @@ impl Compiler<'_> {
     /// Numbers as `spec` has them; `at` is where it stands.
     pub(super) fn number_node(&mut self, spec: &NumberSpec, at: JsonId) -> Result<NodeId, CompileError> {
         self.spend(500 * (1 + spec.excluded.len() as u64).pow(2))?;
-        let max = self.ir.max_automaton_states();
+        let max = self.ir.bounds().max_states;
         let cache = self.ir.cache().clone();
-        let dfa = cache.automaton(format!("number {max} {spec:?}"), || {
+        let (dfa, n_work) = cache.automaton(format!("number {max} {spec:?}"), || {
             let dfa = automaton(spec, max).map_err(|error| match error {
                 Some(_) => CompileError::Limit {
                     name: "max_automaton_states",
@@ -187,10 +190,11 @@ impl Compiler<'_> {
                     "the divisor has too many digits or is not positive",
                 ),
             });
-            Ok(dfa?.trimmed(self.ir.is_spelled()))
+            let dfa = dfa?.trimmed(self.ir.is_spelled());
+            let n_work = 16 * (dfa.n_states() * dfa.classes().len()) as u64;
+            Ok(Built { dfa, n_work })
         })?;
-        // Minimising long chains of digits takes about as many rounds as there are digits.
-        self.spend((dfa.n_states() as u64).pow(2) * 8)?;
+        self.spend(n_work)?;
         Ok(self.ir.shared_dfa(dfa))
     }
 }

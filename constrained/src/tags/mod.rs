@@ -186,7 +186,7 @@ impl Tags<'_> {
             "regex" => {
                 self.check_members(id, &["type", "pattern"])?;
                 let pattern = self.string(id, "pattern")?.to_owned();
-                lower_regex(self.ir, &pattern, self.context.limits)
+                lower_regex(self.ir, &pattern)
                     .map_err(|error| self.malformed(id, "pattern", error.to_string()))?
             }
             "grammar" => {
