@@ -47,7 +47,8 @@ def ask(mode, prompt, n_tokens, temperature, seed):
 def run(mode, prompts, n_tokens, temperature, n_streams):
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(n_streams) as pool:
-        jobs = [pool.submit(ask, mode, prompt, n_tokens, temperature, seed) for seed, prompt in enumerate(prompts)]
+        jobs = [pool.submit(ask, mode, prompt, n_tokens, temperature, seed)
+                for seed, prompt in enumerate(prompts)]
         answers = [job.result() for job in jobs]
     seconds = time.monotonic() - began
     n_output = sum(usage["completion_tokens"] for _, usage in answers)

@@ -28,7 +28,8 @@ pub enum InspectError {
 }
 
 /// Writes what the model at `path`, which the operator calls `name`, is and what memory it takes: from its
-/// header or settings alone. A folder may be without its weights; their memory then follows from the settings.
+/// header or settings alone. A folder may be without its weights; their memory then follows from the
+/// settings.
 pub fn write_description(name: &str, path: &Path, out: &mut impl Write) -> Result<(), InspectError> {
     let has_weights = !path.is_dir()
         || [INDEX_FILE, SINGLE_FILE]
