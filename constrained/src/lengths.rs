@@ -54,8 +54,8 @@ impl Lengths {
         }
     }
 
-    /// `needed` characters and room for `left` more or, where so many more mean the same to all texts of up to
-    /// `n_chars` characters, as few as do.
+    /// `needed` characters and room for `left` more or, where so many more mean the same to all texts of up
+    /// to `n_chars` characters, as few as do.
     pub(crate) fn clamped(&self, needed: u32, left: u32, n_chars: u32) -> (u32, u32) {
         let (n_lower, n_upper) = match self {
             Self::Free => (0, 0),

@@ -83,6 +83,7 @@
 mod array;
 mod cache;
 mod constraint;
+mod counts;
 mod determinize;
 mod dfa;
 mod ebnf;

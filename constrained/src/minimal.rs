@@ -107,8 +107,8 @@ impl Partition {
     }
 }
 
-/// The block of each of `accepts.len()` states. `edges` are `(from, class, to)`, one at most from a state over
-/// a class; a state without an edge over a class differs from one with it.
+/// The block of each of `accepts.len()` states. `edges` are `(from, class, to)`, one at most from a state
+/// over a class; a state without an edge over a class differs from one with it.
 pub(crate) fn blocks(accepts: &[bool], edges: &[(u32, u32, u32)]) -> Vec<u32> {
     let n = accepts.len();
     let mut blocks = Partition::whole(n);

@@ -1,5 +1,5 @@
-//! What tests of grammars share: a vocabulary whose tokens cross borders, random numbers, and masks worked out
-//! the stupid way.
+//! What tests of grammars share: a vocabulary whose tokens cross borders, random numbers, and masks worked
+//! out the stupid way.
 
 mod random;
 
