@@ -10,9 +10,14 @@ impl Stacks {
     /// further from their bounds are as good as others that are. Only the frames on top are looked at.
     pub(crate) fn alike(&mut self, ir: &Ir, stack: StackId, n_bytes: u32) -> StackId {
         const MAX_FRAMES: usize = 3;
-        let (mut top, mut below) = (Vec::new(), stack);
-        let mut n_same = 0;
-        while below != BOTTOM && top.len() < MAX_FRAMES {
+        let mut top: [Option<Frame>; MAX_FRAMES] = [None; MAX_FRAMES];
+        // Frames down to the last one that changes, and what is below that.
+        let (mut n_changed, mut rest) = (0, stack);
+        let mut below = stack;
+        for (idx, place) in top.iter_mut().enumerate() {
+            if below == BOTTOM {
+                break;
+            }
             let entry = self.entries[below as usize];
             let frame = match entry.frame {
                 Frame::Repeat { node, n } => Frame::Repeat {
@@ -22,19 +27,13 @@ impl Stacks {
                 frame => frame,
             };
             if frame != entry.frame {
-                n_same = top.len() + 1;
+                (n_changed, rest) = (idx + 1, entry.below);
             }
-            top.push((frame, entry.below));
+            *place = Some(frame);
             below = entry.below;
         }
-        top.truncate(n_same);
-        let Some((_, rest)) = top.last() else {
-            return stack;
-        };
-        let rest = *rest;
-        top.iter()
-            .rev()
-            .fold(rest, |stack, (frame, _)| self.push(*frame, stack))
+        let changed = top[..n_changed].iter().rev().flatten();
+        changed.fold(rest, |stack, frame| self.push(*frame, stack))
     }
 
     /// Where a repetition that may end is on top of `stack`: the stack of all that differ in the count alone,

@@ -244,18 +244,24 @@ impl Tables {
 
     /// A state with the same mask, the same one for many: lengths and counts whose bounds no token reaches.
     fn alike(&mut self, ir: &Ir, vocabulary: &Vocabulary, state: StateId) -> StateId {
-        let readings = self.states[state as usize].readings.clone();
         let max_chars = vocabulary.strings().max_chars;
-        let mut alike: Vec<Reading> = readings.to_vec();
-        for reading in &mut alike {
-            if let Leaf::Text { text, place } = &mut reading.leaf {
+        let mut changed: Option<Vec<Reading>> = None;
+        for idx in 0..self.states[state as usize].readings.len() {
+            let old = self.states[state as usize].readings[idx];
+            let mut new = old;
+            if let Leaf::Text { text, place } = &mut new.leaf {
                 *place = ir.texts[*text as usize].alike(*place, max_chars);
             }
-            reading.stack = self.stacks.alike(ir, reading.stack, vocabulary.max_bytes());
+            new.stack = self.stacks.alike(ir, old.stack, vocabulary.max_bytes());
+            if new != old {
+                let readings = &self.states[state as usize].readings;
+                changed.get_or_insert_with(|| readings.to_vec())[idx] = new;
+            }
         }
-        if alike == *readings {
+        // Most states have no count at all.
+        let Some(mut alike) = changed else {
             return state;
-        }
+        };
         alike.sort_unstable();
         alike.dedup();
         self.stacks.drop_repeated(ir, &mut alike);
