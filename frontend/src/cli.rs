@@ -88,7 +88,7 @@ mod tests {
                 .get_arguments()
                 .filter(|a| a.get_id() != "help")
                 .count();
-            assert!(n <= 25, "{name} has {n} options");
+            assert!(n <= 30, "{name} has {n} options");
         }
     }
 }

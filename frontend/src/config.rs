@@ -110,6 +110,9 @@ pub struct Options {
     /// Largest request body [default: 8MiB]
     #[arg(long, env = "ARBORA_BODY_LIMIT")]
     pub body_limit: Option<ByteSize>,
+    /// Also tell metrics by the names of another server: none or vllm [default: none]
+    #[arg(long, env = "ARBORA_METRICS_COMPAT")]
+    pub metrics_compat: Option<String>,
     /// TOML file with these options by their long names
     #[arg(long, env = "ARBORA_CONFIG")]
     #[serde(skip)]
@@ -221,8 +224,25 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Largest request body in bytes.
     pub body_limit: usize,
+    /// In whose words metrics are told besides our own.
+    pub metrics_compat: MetricsCompat,
     /// Log filter.
     pub log: String,
+}
+
+/// In whose words metrics are told besides our own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MetricsCompat {
+    /// Nobody's.
+    #[default]
+    None,
+    /// vLLM's.
+    Vllm,
+}
+
+impl MetricsCompat {
+    const NAMES: [(&'static str, MetricsCompat); 2] =
+        [("none", MetricsCompat::None), ("vllm", MetricsCompat::Vllm)];
 }
 
 /// Whether several tokens of a sequence are computed in one step. It never changes what comes out.
@@ -361,6 +381,7 @@ impl Options {
             isa: self.isa.or(under.isa),
             drain_timeout: self.drain_timeout.or(under.drain_timeout),
             body_limit: self.body_limit.or(under.body_limit),
+            metrics_compat: self.metrics_compat.or(under.metrics_compat),
             config: None,
             log: self.log.or(under.log),
         }
@@ -406,6 +427,8 @@ impl Options {
             isa: choice("isa", &isa_names(), self.isa)?,
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(30)),
             body_limit: self.body_limit.map_or(8 << 20, |size| size.0),
+            metrics_compat: choice("metrics-compat", &MetricsCompat::NAMES, self.metrics_compat)?
+                .unwrap_or_default(),
             log: self.log.or_else(rust_log).unwrap_or_else(|| "info".to_owned()),
         })
     }

@@ -89,6 +89,7 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
         api_keys: ApiKeys::new(&config.api_keys),
         body_limit: config.body_limit,
         http: arbora::metrics::HttpMetrics::default(),
+        metrics_compat: config.metrics_compat,
         cache: arbora::api::cache::CacheBook::default(),
     });
     tracing::info!(

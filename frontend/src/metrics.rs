@@ -1,9 +1,14 @@
 //! `/metrics` in Prometheus' text format.
 
-use std::fmt::Write;
+pub mod vllm;
+
+use std::fmt::{Display, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arbora_runtime::metrics::{Counter, Gauge, Histogram, Metrics};
+use arbora_runtime::metrics::{Counter, Gauge, Histogram, Metrics, Micros, Scale, Tokens};
+
+/// Microseconds per second.
+const MICROS: f64 = 1e6;
 
 /// Answers sent, by the first digit of their status.
 #[derive(Debug, Default)]
@@ -21,48 +26,45 @@ impl HttpMetrics {
 
 /// Everything the engine and the server count, with a line of help each.
 pub fn prometheus(engine: &Metrics, http: &HttpMetrics) -> String {
-    let mut page = Page::default();
+    let mut page = Page {
+        text: String::new(),
+        prefix: "arbora_",
+        label: String::new(),
+    };
     page.family(
         "http_responses_total",
         "counter",
         "HTTP answers by class of status.",
     );
     for (i, n) in http.by_class.iter().enumerate() {
-        page.sample(
-            "http_responses_total",
-            &format!("{{class=\"{}xx\"}}", i + 1),
-            n.load(Ordering::Relaxed),
-        );
+        let class = format!("{}xx", i + 1);
+        let n = n.load(Ordering::Relaxed);
+        page.sample("http_responses_total", Some(("class", class.as_str())), n);
     }
     page.family("requests_finished_total", "counter", "Requests ended, by reason.");
     for (reason, n) in Metrics::FINISH_REASONS.iter().zip(&engine.requests_finished) {
-        page.sample(
-            "requests_finished_total",
-            &format!("{{reason=\"{reason}\"}}"),
-            n.value(),
-        );
+        page.sample("requests_finished_total", Some(("reason", reason)), n.value());
     }
     for (name, help, by_source) in drafts(engine) {
         page.family(name, "counter", help);
         for (source, n) in Metrics::DRAFT_SOURCES.iter().zip(by_source) {
-            page.sample(name, &format!("{{source=\"{source}\"}}"), n.value());
+            page.sample(name, Some(("source", source)), n.value());
         }
     }
     for (name, help, counter) in counters(engine) {
         page.family(name, "counter", help);
-        page.sample(name, "", counter.value());
+        page.sample(name, None, counter.value());
     }
     for (name, help, gauge) in gauges(engine) {
         page.family(name, "gauge", help);
-        page.sample(name, "", gauge.value());
+        page.sample(name, None, gauge.value());
     }
-    page.histogram("step_seconds", "Time of one step.", &engine.step_time);
-    page.histogram("queue_seconds", "Arrival to first step.", &engine.queue_time);
-    page.histogram(
-        "time_to_first_token_seconds",
-        "Arrival to first token.",
-        &engine.time_to_first_token,
-    );
+    for (name, help, histogram) in times(engine) {
+        page.histogram(name, help, (histogram, MICROS));
+    }
+    for (name, help, histogram) in lengths(engine) {
+        page.histogram(name, help, (histogram, 1.0));
+    }
     page.text
 }
 
@@ -165,37 +167,89 @@ fn gauges(engine: &Metrics) -> [(&'static str, &'static str, &Gauge); 8] {
     ]
 }
 
-#[derive(Default)]
+/// Name, help and value of what takes time.
+fn times(engine: &Metrics) -> [(&'static str, &'static str, &Histogram<Micros>); 5] {
+    [
+        ("step_seconds", "Time of one step.", &engine.step_time),
+        ("queue_seconds", "Arrival to first step.", &engine.queue_time),
+        (
+            "time_to_first_token_seconds",
+            "Arrival to first token.",
+            &engine.time_to_first_token,
+        ),
+        (
+            "inter_token_seconds",
+            "From one output token to the next.",
+            &engine.inter_token_time,
+        ),
+        (
+            "request_seconds",
+            "Arrival to ending, aborted requests left out.",
+            &engine.request_time,
+        ),
+    ]
+}
+
+/// Name, help and value of what has a length.
+fn lengths(engine: &Metrics) -> [(&'static str, &'static str, &Histogram<Tokens>); 2] {
+    [
+        (
+            "prompt_length_tokens",
+            "Lengths of admitted prompts.",
+            &engine.prompt_lengths,
+        ),
+        (
+            "output_length_tokens",
+            "Lengths of outputs, those of aborted requests left out.",
+            &engine.output_lengths,
+        ),
+    ]
+}
+
+/// A page in the text format.
 struct Page {
     text: String,
+    /// What every name begins with.
+    prefix: &'static str,
+    /// What every sample is labelled with, as `name="value"`, or nothing.
+    label: String,
 }
 
 impl Page {
     fn family(&mut self, name: &str, kind: &str, help: &str) {
-        self.line(format_args!("# HELP arbora_{name} {help}"));
-        self.line(format_args!("# TYPE arbora_{name} {kind}"));
+        let prefix = self.prefix;
+        self.line(format_args!("# HELP {prefix}{name} {help}"));
+        self.line(format_args!("# TYPE {prefix}{name} {kind}"));
     }
 
-    fn sample(&mut self, name: &str, labels: &str, value: u64) {
-        self.line(format_args!("arbora_{name}{labels} {value}"));
+    /// `label` is the sample's own, besides the one of all.
+    fn sample(&mut self, name: &str, label: Option<(&str, &str)>, value: impl Display) {
+        let own = label.map(|(name, value)| format!("{name}=\"{value}\""));
+        let labels: Vec<&str> = [Some(self.label.as_str()), own.as_deref()]
+            .into_iter()
+            .flatten()
+            .filter(|label| !label.is_empty())
+            .collect();
+        let labels = match labels.as_slice() {
+            [] => String::new(),
+            some => format!("{{{}}}", some.join(",")),
+        };
+        let prefix = self.prefix;
+        self.line(format_args!("{prefix}{name}{labels} {value}"));
     }
 
-    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+    /// `unit` entries of the histogram are one of what the page shows.
+    fn histogram<S: Scale>(&mut self, name: &str, help: &str, (histogram, unit): (&Histogram<S>, f64)) {
         self.family(name, "histogram", help);
         let mut n = 0;
+        let bucket = format!("{name}_bucket");
         for (i, in_bucket) in histogram.buckets().into_iter().enumerate() {
             n += in_bucket;
-            match Histogram::BOUNDS_US.get(i) {
-                Some(bound) => {
-                    let seconds = *bound as f64 / 1e6;
-                    self.line(format_args!("arbora_{name}_bucket{{le=\"{seconds}\"}} {n}"));
-                }
-                None => self.line(format_args!("arbora_{name}_bucket{{le=\"+Inf\"}} {n}")),
-            }
+            let bound = S::BOUNDS.get(i).map(|bound| (*bound as f64 / unit).to_string());
+            self.sample(&bucket, Some(("le", bound.as_deref().unwrap_or("+Inf"))), n);
         }
-        let sum = histogram.sum_us() as f64 / 1e6;
-        self.line(format_args!("arbora_{name}_sum {sum}"));
-        self.line(format_args!("arbora_{name}_count {n}"));
+        self.sample(&format!("{name}_sum"), None, histogram.sum() as f64 / unit);
+        self.sample(&format!("{name}_count"), None, n);
     }
 
     fn line(&mut self, line: std::fmt::Arguments<'_>) {
@@ -207,6 +261,55 @@ impl Page {
 mod tests {
     use super::*;
 
+    /// Every family on the page in vLLM's words, without `vllm:`, and its kind.
+    const VLLM_NAMES: [(&str, &str); 19] = [
+        ("num_requests_running", "gauge"),
+        ("num_requests_waiting", "gauge"),
+        ("kv_cache_usage_perc", "gauge"),
+        ("gpu_cache_usage_perc", "gauge"),
+        ("prefix_cache_queries_total", "counter"),
+        ("prefix_cache_hits_total", "counter"),
+        ("prompt_tokens_total", "counter"),
+        ("prompt_tokens_cached_total", "counter"),
+        ("generation_tokens_total", "counter"),
+        ("num_preemptions_total", "counter"),
+        ("request_success_total", "counter"),
+        ("spec_decode_num_draft_tokens_total", "counter"),
+        ("spec_decode_num_accepted_tokens_total", "counter"),
+        ("time_to_first_token_seconds", "histogram"),
+        ("inter_token_latency_seconds", "histogram"),
+        ("e2e_request_latency_seconds", "histogram"),
+        ("request_queue_time_seconds", "histogram"),
+        ("request_prompt_tokens", "histogram"),
+        ("request_generation_tokens", "histogram"),
+    ];
+
+    /// Names and kinds of the families of a page, each line of which is checked.
+    fn families(text: &str) -> Vec<(String, String)> {
+        let mut families = Vec::new();
+        let mut family = "";
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').expect("a name and a kind");
+                family = name;
+                families.push((name.to_owned(), kind.to_owned()));
+            } else if !line.starts_with('#') {
+                let (name, value) = line.rsplit_once(' ').expect("a name and a value");
+                assert!(name.starts_with(family), "{line} in {family}");
+                value.parse::<f64>().expect(line);
+            }
+        }
+        families
+    }
+
+    /// The names of metrics in a dashboard's queries: words that begin with `arbora_`.
+    fn names_in(queries: &str) -> Vec<String> {
+        let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let words = queries.split(|c: char| !is_part(c));
+        let names = words.filter(|word| word.starts_with("arbora_"));
+        names.map(str::to_owned).collect()
+    }
+
     #[test]
     fn every_sample_belongs_to_a_family_and_every_line_parses() {
         let http = HttpMetrics::default();
@@ -214,24 +317,71 @@ mod tests {
         http.count(204);
         http.count(429);
         let text = prometheus(&Metrics::default(), &http);
-        let mut family = "";
-        for line in text.lines() {
-            if let Some(rest) = line.strip_prefix("# TYPE ") {
-                family = rest.split(' ').next().expect("a name");
-            } else if !line.starts_with('#') {
-                let (name, value) = line.rsplit_once(' ').expect("a name and a value");
-                assert!(name.starts_with(family), "{line} in {family}");
-                value.parse::<f64>().expect(line);
-            }
+        families(&text);
+        for line in [
+            "arbora_http_responses_total{class=\"2xx\"} 2\n",
+            "arbora_cached_tokens_total 0\n",
+            "arbora_step_seconds_bucket{le=\"0.0025\"} 0\n",
+            "arbora_step_seconds_bucket{le=\"+Inf\"} 0\n",
+            "arbora_prompt_length_tokens_bucket{le=\"131072\"} 0\n",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
         }
-        assert!(
-            text.contains("arbora_http_responses_total{class=\"2xx\"} 2\n"),
-            "{text}"
-        );
-        assert!(text.contains("arbora_cached_tokens_total 0\n"), "{text}");
-        assert!(
-            text.contains("arbora_step_seconds_bucket{le=\"0.0025\"} 0\n"),
-            "{text}"
-        );
+    }
+
+    #[test]
+    fn the_page_in_vllms_words_has_its_names_and_the_label_of_the_model() {
+        let text = vllm::prometheus(&Metrics::default(), "a \"b\" \\c");
+        let families = families(&text);
+        for (name, kind) in VLLM_NAMES {
+            let expected = (format!("vllm:{name}"), kind.to_owned());
+            assert!(families.contains(&expected), "{expected:?} in {families:?}");
+        }
+        assert_eq!(families.len(), VLLM_NAMES.len());
+        let label = "model_name=\"a \\\"b\\\" \\\\c\",engine=\"0\"";
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        samples.for_each(|line| assert!(line.contains(label), "{label} in {line}"));
+        let stopped = format!("vllm:request_success_total{{{label},finished_reason=\"stop\"}} 0");
+        assert!(text.lines().any(|line| line == stopped), "{stopped} in {text}");
+    }
+
+    #[test]
+    fn the_dashboard_shows_what_is_exported_and_nothing_else() {
+        /// What the dashboard leaves out, and why.
+        const LEFT_OUT: [(&str, &str); 3] = [
+            ("arbora_copied_tokens_total", "part of the cached tokens"),
+            ("arbora_steps_total", "the count of the histogram of step times"),
+            ("arbora_pages_evictable", "a part of the cached pages"),
+        ];
+        let dashboard: serde_json::Value =
+            serde_json::from_str(include_str!("../ops/grafana.json")).expect("JSON");
+        let panels = dashboard["panels"].as_array().expect("panels");
+        let targets = panels
+            .iter()
+            .flat_map(|panel| panel["targets"].as_array().expect("targets"));
+        let queries: Vec<&str> = targets
+            .map(|target| target["expr"].as_str().expect("a query"))
+            .collect();
+        let used = names_in(&queries.join("\n"));
+        let exported = families(&prometheus(&Metrics::default(), &HttpMetrics::default()));
+        let samples = |(name, kind): &(String, String)| match kind.as_str() {
+            "histogram" => ["_bucket", "_sum", "_count"]
+                .map(|end| format!("{name}{end}"))
+                .to_vec(),
+            _ => vec![name.clone()],
+        };
+        let known: Vec<String> = exported.iter().flat_map(samples).collect();
+        for name in &used {
+            assert!(known.contains(name), "{name} is not exported");
+        }
+        for family in &exported {
+            let is_used = samples(family).iter().any(|name| used.contains(name));
+            let is_left_out = LEFT_OUT.iter().any(|(name, _)| *name == family.0);
+            assert!(
+                is_used != is_left_out,
+                "{}: used {is_used}, left out {is_left_out}",
+                family.0
+            );
+        }
     }
 }

@@ -49,7 +49,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/health", get(admin::health))
         .route("/ready", get(admin::ready))
         .route("/version", get(admin::version))
-        .route("/metrics", get(admin::metrics))
+        .route("/metrics", get(admin::prometheus))
         .route("/flush_cache", post(admin::flush_cache))
         .route("/cache/tree", get(cache::tree))
         .route("/cache/explain", get(cache::explain).post(cache::explain_prompt))

@@ -26,6 +26,7 @@ use crossbeam::channel::{Receiver, TryRecvError, bounded};
 use crate::batch::{BatchEntry, ForwardBatch};
 use crate::cache::PrefixCache;
 pub use crate::config::{ConfigError, EngineConfig, SchedulePolicy};
+use crate::drain::DrainMeter;
 pub use crate::handle::EngineHandle;
 use crate::handle::{Message, Question, RequestLimits, Shared};
 use crate::kv::KvPool;
@@ -41,9 +42,6 @@ const N_EXTRA_SLOTS: usize = 2;
 
 /// Panics are counted over this time.
 const REBUILD_WINDOW: Duration = Duration::from_secs(60);
-
-/// How often the rate at which the queue drains is measured.
-const DRAIN_WINDOW: Duration = Duration::from_secs(1);
 
 /// Why an engine could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -121,9 +119,9 @@ pub struct Engine<B: Backend> {
     /// A question about the cache, to be answered before the next step.
     question: Option<Question>,
     panics: VecDeque<Instant>,
-    drain_window: Option<Instant>,
-    /// Prompt tokens that left the queue in this window.
-    n_drained_tokens: usize,
+    drain_meter: DrainMeter,
+    /// The clock when it was last looked at.
+    now: Instant,
 }
 
 impl<B: Backend> Engine<B> {
@@ -180,8 +178,8 @@ impl<B: Backend> Engine<B> {
             n_flushes: 0,
             question: None,
             panics: VecDeque::new(),
-            drain_window: None,
-            n_drained_tokens: 0,
+            drain_meter: DrainMeter::default(),
+            now: epoch,
             config,
         };
         engine.publish();
@@ -227,7 +225,7 @@ impl<B: Backend> Engine<B> {
         };
         self.shared.metrics().step_time.record(now - started);
         self.shared.stepped(now);
-        self.measure_drain(now);
+        self.drain_meter.measure(&self.shared, now);
         self.publish();
         turn
     }
@@ -310,7 +308,8 @@ impl<B: Backend> Engine<B> {
             metrics.prompt_tokens.add(usage.prompt_tokens);
             metrics.cached_tokens.add(usage.cached_tokens);
             metrics.copied_tokens.add(usage.copied_tokens);
-            self.n_drained_tokens += sequence.n_prompt;
+            metrics.prompt_lengths.record(usage.prompt_tokens);
+            self.drain_meter.add(sequence.n_prompt);
             if std::mem::take(&mut sequence.holds_reservation) {
                 self.shared.leave_queue(sequence.n_prompt);
             }
@@ -359,6 +358,7 @@ impl<B: Backend> Engine<B> {
 
     /// Takes the step's results in: tokens, endings, shared prefixes.
     fn commit(&mut self, now: Instant) {
+        self.now = now;
         self.shared.metrics().steps.add(1);
         let mut answers = StepAnswers::new(&self.sampled, &mut self.logprobs);
         for rows in &self.plan.rows {
@@ -388,9 +388,7 @@ impl<B: Backend> Engine<B> {
             metrics.generated_tokens.add(n_new);
             metrics.drafted_tokens[source.idx()].add(usage.drafted_tokens - before.drafted_tokens);
             metrics.accepted_tokens[source.idx()].add(usage.accepted_tokens - before.accepted_tokens);
-            if let Some(time) = sequence.first_token(now, n_new) {
-                metrics.time_to_first_token.record(time);
-            }
+            sequence.note_tokens(now, n_new, metrics);
             let sent = sequence.send_scores();
             if sent.and_then(|()| sequence.send_tokens(n_new, its_own.logprobs)) == Err(Gone) {
                 ends = Some(FinishReason::Aborted);
@@ -420,7 +418,9 @@ impl<B: Backend> Engine<B> {
         if is_natural {
             self.scheduler.learn(&sequence);
         }
-        self.shared.metrics().count_finished(&reason);
+        let time = self.now.saturating_duration_since(sequence.request().arrived);
+        let metrics = self.shared.metrics();
+        metrics.count_finished(&reason, (time, sequence.n_output()));
         let n_reserved = std::mem::take(&mut sequence.holds_reservation).then_some(sequence.n_prompt);
         // The ending goes out before anything that could fail.
         sequence.end(reason);
@@ -434,6 +434,7 @@ impl<B: Backend> Engine<B> {
     }
 
     fn poll_inbox(&mut self, now: Instant) {
+        self.now = now;
         self.cache.set_time(now);
         loop {
             match self.inbox.try_recv() {
@@ -542,24 +543,6 @@ impl<B: Backend> Engine<B> {
         self.exit = Some(exit);
         self.publish();
         Turn::Over(exit)
-    }
-
-    /// Averages the rate at which prompt tokens leave a queue that is not empty.
-    fn measure_drain(&mut self, now: Instant) {
-        let Some(start) = self.drain_window else {
-            self.drain_window = Some(now);
-            return;
-        };
-        let elapsed = now - start;
-        if elapsed < DRAIN_WINDOW {
-            return;
-        }
-        if self.shared.n_waiting() > 0 && self.n_drained_tokens > 0 {
-            let rate = self.n_drained_tokens as f64 / elapsed.as_secs_f64();
-            self.shared.average_drain_rate(rate as u64);
-        }
-        self.n_drained_tokens = 0;
-        self.drain_window = Some(now);
     }
 
     fn publish(&self) {

@@ -1,6 +1,7 @@
 //! Counters, gauges and histograms. The engine thread fills them once per step, anybody reads them at any
 //! time. Values may lag a step behind each other; each on its own is exact.
 
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -36,16 +37,21 @@ impl Gauge {
     }
 }
 
-/// Times sorted into fixed buckets.
-#[derive(Debug, Default)]
-pub struct Histogram {
-    buckets: [AtomicU64; Histogram::BOUNDS_US.len() + 1],
-    sum_us: AtomicU64,
+/// What a histogram counts.
+pub trait Scale {
+    /// Upper bounds of all buckets but the last, which is open.
+    const BOUNDS: [u64; N_BOUNDS];
 }
 
-impl Histogram {
-    /// Upper bounds of all buckets but the last, which is open, in microseconds.
-    pub const BOUNDS_US: [u64; 16] = [
+/// Buckets of every histogram but the open one.
+pub const N_BOUNDS: usize = 16;
+
+/// Times, in microseconds.
+#[derive(Debug, Default)]
+pub struct Micros;
+
+impl Scale for Micros {
+    const BOUNDS: [u64; N_BOUNDS] = [
         1_000,
         2_500,
         5_000,
@@ -63,22 +69,58 @@ impl Histogram {
         60_000_000,
         300_000_000,
     ];
+}
 
-    /// Entries per bucket; entry `i` is at most `BOUNDS_US[i]` and more than the bound before.
-    pub fn buckets(&self) -> [u64; Histogram::BOUNDS_US.len() + 1] {
+/// Lengths in tokens.
+#[derive(Debug, Default)]
+pub struct Tokens;
+
+impl Scale for Tokens {
+    const BOUNDS: [u64; N_BOUNDS] = [
+        1, 4, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096, 8_192, 16_384, 32_768, 65_536, 131_072,
+    ];
+}
+
+/// Values sorted into fixed buckets.
+#[derive(Debug, Default)]
+pub struct Histogram<S> {
+    buckets: [AtomicU64; N_BOUNDS + 1],
+    sum: AtomicU64,
+    scale: PhantomData<S>,
+}
+
+impl<S: Scale> Histogram<S> {
+    /// Entries per bucket; entry `i` is at most `S::BOUNDS[i]` and more than the bound before.
+    pub fn buckets(&self) -> [u64; N_BOUNDS + 1] {
         std::array::from_fn(|i| self.buckets[i].load(Ordering::Relaxed))
     }
 
-    /// Sum of all entries in microseconds.
-    pub fn sum_us(&self) -> u64 {
-        self.sum_us.load(Ordering::Relaxed)
+    /// Sum of all entries.
+    pub fn sum(&self) -> u64 {
+        self.sum.load(Ordering::Relaxed)
     }
 
+    fn add(&self, value: u64, n: u64) {
+        let bucket = S::BOUNDS.partition_point(|&bound| bound < value);
+        self.buckets[bucket].fetch_add(n, Ordering::Relaxed);
+        self.sum.fetch_add(value.saturating_mul(n), Ordering::Relaxed);
+    }
+}
+
+impl Histogram<Micros> {
     pub(crate) fn record(&self, time: Duration) {
-        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let bucket = Self::BOUNDS_US.partition_point(|&bound| bound < us);
-        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        self.sum_us.fetch_add(us, Ordering::Relaxed);
+        self.record_each(time, 1);
+    }
+
+    /// Adds `n` entries that took `time` each.
+    pub(crate) fn record_each(&self, time: Duration, n: usize) {
+        self.add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX), n as u64);
+    }
+}
+
+impl Histogram<Tokens> {
+    pub(crate) fn record(&self, n_tokens: usize) {
+        self.add(n_tokens as u64, 1);
     }
 }
 
@@ -130,11 +172,19 @@ pub struct Metrics {
     /// Pages that belong to one running sequence.
     pub pages_owned: Gauge,
     /// Time of one step.
-    pub step_time: Histogram,
+    pub step_time: Histogram<Micros>,
     /// Arrival to first step.
-    pub queue_time: Histogram,
+    pub queue_time: Histogram<Micros>,
     /// Arrival to first token.
-    pub time_to_first_token: Histogram,
+    pub time_to_first_token: Histogram<Micros>,
+    /// From one token of an output to the next; those of one step share its time.
+    pub inter_token_time: Histogram<Micros>,
+    /// Arrival to ending, for all but aborted requests.
+    pub request_time: Histogram<Micros>,
+    /// Prompts of admitted requests.
+    pub prompt_lengths: Histogram<Tokens>,
+    /// Outputs of requests that ended, for all but aborted ones.
+    pub output_lengths: Histogram<Tokens>,
 }
 
 impl Metrics {
@@ -145,7 +195,12 @@ impl Metrics {
     /// Labels of [`Metrics::drafted_tokens`] and [`Metrics::accepted_tokens`], in their order.
     pub const DRAFT_SOURCES: [&'static str; 3] = ["grammar", "radix", "ngram"];
 
-    pub(crate) fn count_finished(&self, reason: &FinishReason) {
+    /// A request ended, `time` after its arrival, with an output of `n_output` tokens.
+    pub(crate) fn count_finished(&self, reason: &FinishReason, (time, n_output): (Duration, usize)) {
+        if *reason != FinishReason::Aborted {
+            self.request_time.record(time);
+            self.output_lengths.record(n_output);
+        }
         let idx = match reason {
             FinishReason::StopToken(_) | FinishReason::StopString(_) | FinishReason::Complete => 0,
             FinishReason::Length => 1,
@@ -164,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_time_lands_in_the_bucket_whose_bound_it_does_not_exceed() {
-        let histogram = Histogram::default();
+        let histogram = Histogram::<Micros>::default();
         for us in [0, 1_000, 1_001, 300_000_000, 300_000_001] {
             histogram.record(Duration::from_micros(us));
         }
@@ -172,6 +227,8 @@ mod tests {
         assert_eq!(buckets[0], 2, "0 and 1,000 us");
         assert_eq!(buckets[1], 1, "1,001 us");
         assert_eq!((buckets[15], buckets[16]), (1, 1), "the last bound and beyond");
-        assert_eq!(histogram.sum_us(), 600_002_002);
+        assert_eq!(histogram.sum(), 600_002_002);
+        histogram.record_each(Duration::from_micros(10), 3);
+        assert_eq!((histogram.buckets()[0], histogram.sum()), (5, 600_002_032));
     }
 }

@@ -24,6 +24,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use crate::adjustments::Adjustments;
 use crate::cache::{PageTable, PrefixCache};
 use crate::draft::{DraftSource, Drafters, Drafting};
+use crate::metrics::Metrics;
 use crate::queue::Rank;
 use crate::request::{
     Event, FinishReason, Finished, NewTokens, Request, RequestError, RequestId, RowLogprobs, Usage,
@@ -80,6 +81,8 @@ pub(crate) struct Sequence {
     /// Still counts among the waiting that `submit` bounds.
     pub(crate) holds_reservation: bool,
     usage: Usage,
+    /// When its newest tokens came.
+    latest_token: Option<Instant>,
     /// Tokens proposed to come next, each allowed by the grammar if there is one.
     pub(crate) draft: Vec<u32>,
     drafting: Drafting,
@@ -127,6 +130,7 @@ impl Sequence {
                 prompt_tokens: n_prompt,
                 ..Usage::default()
             },
+            latest_token: None,
             span: tracing::info_span!("request", id = request.id.0),
             ended: false,
             drafting: Drafting::new(),
@@ -404,14 +408,23 @@ impl Sequence {
         }
     }
 
-    /// Notes the time of its first token and returns it, where the newest `n` tokens begin the output.
-    pub(crate) fn first_token(&mut self, now: Instant, n: usize) -> Option<Duration> {
-        if n == 0 || self.n_output() != n {
-            return None;
+    /// Notes when its newest `n` tokens came. Those of its first step came together: they say nothing about
+    /// the time between tokens.
+    pub(crate) fn note_tokens(&mut self, now: Instant, n: usize, metrics: &Metrics) {
+        if n == 0 {
+            return;
         }
-        let time = now.saturating_duration_since(self.request.arrived);
-        self.usage.ttft_us = whole_micros(time);
-        Some(time)
+        match self.latest_token.replace(now) {
+            None => {
+                let time = now.saturating_duration_since(self.request.arrived);
+                self.usage.ttft_us = whole_micros(time);
+                metrics.time_to_first_token.record(time);
+            }
+            Some(before) => {
+                let time = now.saturating_duration_since(before) / n as u32;
+                metrics.inter_token_time.record_each(time, n);
+            }
+        }
     }
 
     /// Sends the log-probabilities of the prompt, if they are wanted and were not sent before.

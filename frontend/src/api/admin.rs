@@ -10,6 +10,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::App;
+use crate::config::MetricsCompat;
+use crate::metrics;
 use crate::wire::error::ApiError;
 
 /// An engine that has work and has not finished a step for this long is taken for stuck. A step computes at
@@ -41,8 +43,12 @@ pub async fn version() -> Json<Value> {
 }
 
 /// `GET /metrics`: Prometheus text.
-pub async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let text = crate::metrics::prometheus(&app.engine.metrics(), &app.http);
+pub async fn prometheus(State(app): State<Arc<App>>) -> Response {
+    let engine = app.engine.metrics();
+    let mut text = metrics::prometheus(&engine, &app.http);
+    if app.metrics_compat == MetricsCompat::Vllm {
+        text.push_str(&metrics::vllm::prometheus(&engine, &app.model));
+    }
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
         text,

@@ -23,6 +23,7 @@ use axum::response::Response;
 use tokio::sync::mpsc;
 
 use crate::auth::ApiKeys;
+use crate::config::MetricsCompat;
 use crate::grammars::Grammars;
 use crate::logprobs::LogprobWriter;
 use crate::metrics::HttpMetrics;
@@ -67,6 +68,8 @@ pub struct App {
     pub body_limit: usize,
     /// What was answered.
     pub http: HttpMetrics,
+    /// In whose words metrics are told besides our own.
+    pub metrics_compat: MetricsCompat,
     /// Which answers there were lately, for those who ask about the cache.
     pub cache: cache::CacheBook,
 }

@@ -3,6 +3,7 @@
 
 mod cache;
 mod constrained;
+mod operators;
 mod page;
 mod sampling;
 mod site;

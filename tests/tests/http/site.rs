@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use arbora::api::App;
 use arbora::auth::ApiKeys;
+use arbora::config::MetricsCompat;
 use arbora::grammars::Grammars;
 use arbora::prompt::PromptEncoder;
 use arbora::server::Server;
@@ -29,7 +30,7 @@ pub(crate) const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role 
 const TURNS: [&str; 2] = ["<|im_start|>", "<|im_end|>"];
 
 /// Two control tokens, letters, digits and what a sentence needs; `Ã` and `©` are the bytes of `é`.
-fn tokenizer() -> Tokenizer {
+pub(crate) fn tokenizer() -> Tokenizer {
     let letters = ('a'..='z').chain('0'..='9').chain("ĠĊ.,?!:Ã©T".chars());
     let tokens: Vec<String> = letters.map(String::from).collect();
     let tokenizer = tokenizer_of([&TURNS, &[]], &tokens, &[]);
@@ -79,6 +80,7 @@ fn tokenizer_of([controls, words]: [&[&str]; 2], texts: &[String], merges: &[&st
 /// What a server is made of.
 pub(crate) struct Setup {
     pub(crate) api_keys: Vec<String>,
+    pub(crate) metrics_compat: MetricsCompat,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) template: &'static str,
     pub(crate) engine: EngineConfig,
@@ -88,6 +90,7 @@ impl Setup {
     pub(crate) fn new(tokenizer: Tokenizer) -> Setup {
         Setup {
             api_keys: Vec::new(),
+            metrics_compat: MetricsCompat::default(),
             tokenizer,
             template: TEMPLATE,
             engine: EngineConfig::new(13_000, 200_000),
@@ -119,6 +122,7 @@ impl Setup {
             api_keys: ApiKeys::new(&self.api_keys),
             body_limit: 100_000,
             http: arbora::metrics::HttpMetrics::default(),
+            metrics_compat: self.metrics_compat,
             cache: arbora::api::cache::CacheBook::default(),
         });
         let runtime = tokio::runtime::Runtime::new().expect("threads");

@@ -1,0 +1,142 @@
+//! The same figures under the names that vLLM gives them, so that dashboards and routers made for it work.
+//!
+//! Only what Arbora has; a family whose figure would be invented is missing. `kv_cache_usage_perc` is a share
+//! in [0, 1], as there, and counts pages that running requests need: cached ones can be given up.
+
+use arbora_runtime::metrics::{Counter, Metrics};
+
+use super::{MICROS, Page};
+
+/// Reasons in vLLM's words, and which of [`Metrics::FINISH_REASONS`] they sum up. An output that its deadline
+/// cuts off says `length` to its client too.
+const REASONS: [(&str, &[usize]); 4] = [
+    ("stop", &[0]),
+    ("length", &[1, 2]),
+    ("abort", &[4]),
+    ("error", &[3, 5]),
+];
+
+/// What the engine counts, labelled with the model's name and the number of the one engine.
+pub fn prometheus(engine: &Metrics, model: &str) -> String {
+    let escaped = model
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n");
+    let mut page = Page {
+        text: String::new(),
+        prefix: "vllm:",
+        label: format!("model_name=\"{escaped}\",engine=\"0\""),
+    };
+    for (name, help, value) in gauges(engine) {
+        page.family(name, "gauge", help);
+        page.sample(name, None, value);
+    }
+    for (name, help, value) in counters(engine) {
+        page.family(name, "counter", help);
+        page.sample(name, None, value);
+    }
+    page.family("request_success_total", "counter", "Requests ended, by reason.");
+    for (reason, summed) in REASONS {
+        let n: u64 = summed
+            .iter()
+            .map(|&idx| engine.requests_finished[idx].value())
+            .sum();
+        page.sample("request_success_total", Some(("finished_reason", reason)), n);
+    }
+    for (name, help, histogram) in [
+        (
+            "time_to_first_token_seconds",
+            "Arrival to first token.",
+            &engine.time_to_first_token,
+        ),
+        (
+            "inter_token_latency_seconds",
+            "From one output token to the next.",
+            &engine.inter_token_time,
+        ),
+        (
+            "e2e_request_latency_seconds",
+            "Arrival to ending.",
+            &engine.request_time,
+        ),
+        (
+            "request_queue_time_seconds",
+            "Arrival to first step.",
+            &engine.queue_time,
+        ),
+    ] {
+        page.histogram(name, help, (histogram, MICROS));
+    }
+    let (prompts, outputs) = (&engine.prompt_lengths, &engine.output_lengths);
+    page.histogram("request_prompt_tokens", "Lengths of prompts.", (prompts, 1.0));
+    page.histogram("request_generation_tokens", "Lengths of outputs.", (outputs, 1.0));
+    page.text
+}
+
+fn gauges(engine: &Metrics) -> [(&'static str, &'static str, f64); 4] {
+    // Read one after the other while the engine goes on: their difference is kept from falling below 0.
+    let (total, free) = (engine.pages_total.value(), engine.pages_free.value());
+    let used = total.saturating_sub(free.saturating_add(engine.pages_evictable.value()));
+    let usage = used as f64 / total.max(1) as f64;
+    [
+        (
+            "num_requests_running",
+            "Requests that hold pages.",
+            engine.running.value() as f64,
+        ),
+        (
+            "num_requests_waiting",
+            "Requests waiting.",
+            engine.waiting.value() as f64,
+        ),
+        (
+            "kv_cache_usage_perc",
+            "Share of KV pages that running requests need.",
+            usage,
+        ),
+        ("gpu_cache_usage_perc", "The same under its older name.", usage),
+    ]
+}
+
+fn counters(engine: &Metrics) -> [(&'static str, &'static str, u64); 8] {
+    let sum = |by_source: &[Counter]| by_source.iter().map(Counter::value).sum();
+    let (prompt, cached) = (engine.prompt_tokens.value(), engine.cached_tokens.value());
+    [
+        (
+            "prefix_cache_queries_total",
+            "Tokens looked up in the prefix cache.",
+            prompt,
+        ),
+        ("prefix_cache_hits_total", "Of those, tokens found.", cached),
+        (
+            "prompt_tokens_total",
+            "Prompt tokens of admitted requests.",
+            prompt,
+        ),
+        (
+            "prompt_tokens_cached_total",
+            "Of those, tokens found in the prefix cache.",
+            cached,
+        ),
+        (
+            "generation_tokens_total",
+            "Output tokens.",
+            engine.generated_tokens.value(),
+        ),
+        (
+            "num_preemptions_total",
+            "Sequences sent back to waiting.",
+            engine.preemptions.value(),
+        ),
+        (
+            "spec_decode_num_draft_tokens_total",
+            "Tokens proposed as drafts.",
+            sum(&engine.drafted_tokens),
+        ),
+        (
+            "spec_decode_num_accepted_tokens_total",
+            "Of those, tokens that became output.",
+            sum(&engine.accepted_tokens),
+        ),
+    ]
+}

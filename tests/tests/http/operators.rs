@@ -1,0 +1,51 @@
+//! What operators configure: whose words metrics are told in.
+
+use arbora::config::MetricsCompat;
+use serde_json::json;
+
+use crate::site::{Setup, Site, tokenizer};
+
+fn value(page: &str, sample: &str) -> f64 {
+    let line = page
+        .lines()
+        .find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+    let line = line.unwrap_or_else(|| panic!("no {sample} in {page}"));
+    line.parse().expect("a number")
+}
+
+#[test]
+fn metrics_are_told_in_vllms_words_where_that_is_wanted() {
+    let mut setup = Setup::new(tokenizer());
+    setup.metrics_compat = MetricsCompat::Vllm;
+    let site = setup.start();
+    let ask = json!({"prompt": "once upon a time", "max_tokens": 5, "temperature": 0, "ignore_eos": true});
+    for _ in 0..2 {
+        assert_eq!(site.post("/v1/completions", &ask).status, 200);
+    }
+    site.wait_until_quiet();
+    let page = site.get("/metrics").body;
+    let vllm = |name: &str, more: &str| {
+        value(
+            &page,
+            &format!("vllm:{name}{{model_name=\"toy\",engine=\"0\"{more}}}"),
+        )
+    };
+    let own = |name: &str| value(&page, &format!("arbora_{name}"));
+    assert_eq!(vllm("request_success_total", ",finished_reason=\"length\""), 2.0);
+    assert_eq!(vllm("generation_tokens_total", ""), 10.0);
+    assert_eq!(vllm("prefix_cache_queries_total", ""), own("prompt_tokens_total"));
+    assert_eq!(vllm("prefix_cache_hits_total", ""), own("cached_tokens_total"));
+    assert!(
+        own("cached_tokens_total") > 0.0,
+        "the second request found the first"
+    );
+    assert_eq!(vllm("kv_cache_usage_perc", ""), 0.0, "nobody runs");
+    assert_eq!(vllm("e2e_request_latency_seconds_count", ""), 2.0);
+    assert_eq!(vllm("request_generation_tokens_sum", ""), 10.0);
+    // A first token has none before it, and tokens that came with it count as it.
+    let n_between = own("inter_token_seconds_count");
+    assert!((1.0..=8.0).contains(&n_between), "{n_between}");
+    assert_eq!(own("prompt_length_tokens_count"), 2.0);
+    let plain = Site::new().get("/metrics").body;
+    assert!(!plain.contains("vllm:"), "off by default");
+}
