@@ -18,13 +18,50 @@ use crate::wire::error::ApiError;
 #[derive(Clone, Debug, Default)]
 pub struct ApiKeys {
     digests: Vec<[u8; 32]>,
+    sharing: CacheSharing,
+}
+
+/// Whether requests with different keys read each other's part of the prefix cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheSharing {
+    /// One cache for all.
+    #[default]
+    AcrossKeys,
+    /// What one key sent is neither found nor timed by another.
+    WithinKey,
 }
 
 impl ApiKeys {
-    /// Digests of `keys`.
-    pub fn new(keys: &[String]) -> Self {
-        ApiKeys {
-            digests: keys.iter().map(|key| Sha256::digest(key).into()).collect(),
+    /// Digests of `keys`; one that is given twice counts once.
+    pub fn new(keys: &[String], sharing: CacheSharing) -> Self {
+        let mut digests: Vec<[u8; 32]> = Vec::with_capacity(keys.len());
+        for key in keys {
+            let digest = Sha256::digest(key).into();
+            if !digests.contains(&digest) {
+                digests.push(digest);
+            }
+        }
+        ApiKeys { digests, sharing }
+    }
+
+    /// How the cache is shared.
+    pub fn sharing(&self) -> CacheSharing {
+        self.sharing
+    }
+
+    /// The salt of the cache for the request of `owner` that asks for `salt` itself. The key goes in as its
+    /// digest, after a word that no other hash of it begins with.
+    pub fn salt(&self, owner: Option<usize>, salt: [u8; 16]) -> [u8; 16] {
+        match (self.sharing, owner) {
+            (CacheSharing::AcrossKeys, _) | (_, None) => salt,
+            (CacheSharing::WithinKey, Some(place)) => {
+                let mut hash = Sha256::new();
+                hash.update(b"arbora isolated key\0");
+                hash.update(self.digests[place]);
+                hash.update(salt);
+                let digest = hash.finalize();
+                digest[..16].try_into().expect("SHA-256 has 32 bytes")
+            }
         }
     }
 
@@ -73,7 +110,10 @@ mod tests {
 
     #[test]
     fn only_a_whole_key_as_a_bearer_token_lets_in() {
-        let keys = ApiKeys::new(&["first".to_owned(), "second".to_owned()]);
+        let keys = ApiKeys::new(
+            &["first".to_owned(), "second".to_owned()],
+            CacheSharing::AcrossKeys,
+        );
         for good in ["Bearer first", "Bearer second", "bearer second", "Bearer  first "] {
             assert!(keys.admit(Some(good.as_bytes())), "{good}");
         }
@@ -92,5 +132,24 @@ mod tests {
         assert_eq!(keys.which(Some(b"Bearer second")), Some(1));
         assert_eq!(ApiKeys::default().which(Some(b"Bearer second")), None);
         assert!(ApiKeys::default().admit(None));
+    }
+
+    #[test]
+    fn salts_tell_keys_and_the_wishes_of_one_key_apart_where_keys_are_isolated() {
+        let keys = ["first", "second", "first"].map(str::to_owned);
+        let shared = ApiKeys::new(&keys, CacheSharing::AcrossKeys);
+        assert_eq!(shared.len(), 2, "a key given twice is one");
+        assert_eq!(shared.salt(Some(0), [7; 16]), shared.salt(Some(1), [7; 16]));
+        let isolated = ApiKeys::new(&keys, CacheSharing::WithinKey);
+        let salts = [(0, 0), (0, 7), (1, 0), (1, 7)].map(|(key, byte)| isolated.salt(Some(key), [byte; 16]));
+        for (i, salt) in salts.iter().enumerate() {
+            assert!(!salts[..i].contains(salt) && *salt != [0; 16]);
+        }
+        let again = ApiKeys::new(&keys[1..2], CacheSharing::WithinKey);
+        assert_eq!(
+            again.salt(Some(0), [0; 16]),
+            salts[2],
+            "the place of a key does not matter"
+        );
     }
 }

@@ -89,6 +89,14 @@ mod tests {
                 .filter(|a| a.get_id() != "help")
                 .count();
             assert!(n <= 30, "{name} has {n} options");
+            let in_order = subcommand
+                .get_arguments()
+                .filter(|a| a.get_long() != Some("help"));
+            let headings: Vec<_> = in_order.map(|a| a.get_help_heading()).collect();
+            assert!(
+                name != "serve" || headings.iter().all(Option::is_some),
+                "each has its place"
+            );
         }
     }
 }

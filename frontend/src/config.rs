@@ -1,17 +1,21 @@
 //! What the operator decided: file, then environment, then flags, the later over the earlier. Decided once,
 //! before anything starts. The only module that reads the environment.
 
+mod size;
+mod spelling;
+
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use arbora_kernels::cpu::Isa;
 use arbora_runtime::EvictionPolicy;
 use arbora_runtime::config::SchedulePolicy;
 use arbora_runtime::model::LoadFormat;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
+pub use self::size::ByteSize;
+use crate::auth::CacheSharing;
 use crate::hub::HubSettings;
 use crate::models::DEFAULT_MODEL;
 
@@ -39,86 +43,107 @@ const EVICTION_POLICIES: [(&str, EvictionPolicy); 4] = [
 pub struct Options {
     /// GGUF file, folder with safetensors, smollm2:135m, or a name of the hub (OWNER/NAME), fetched
     /// once [default: smollm2:135m]
-    #[arg(long, env = "ARBORA_MODEL")]
+    #[arg(long, env = "ARBORA_MODEL", help_heading = "Model")]
     pub model: Option<String>,
     /// auto reads the model's weights; dummy makes them up from its config.json, for benchmarks
     /// [default: auto]
-    #[arg(long, env = "ARBORA_LOAD_FORMAT")]
+    #[arg(long, env = "ARBORA_LOAD_FORMAT", help_heading = "Model")]
     pub load_format: Option<String>,
     /// Address to listen on [default: 127.0.0.1]
-    #[arg(long, env = "ARBORA_HOST")]
+    #[arg(long, env = "ARBORA_HOST", help_heading = "Server")]
     pub host: Option<String>,
     /// Port to listen on; 0 takes a free one [default: 8000]
-    #[arg(long, env = "ARBORA_PORT")]
+    #[arg(long, env = "ARBORA_PORT", help_heading = "Server")]
     pub port: Option<u16>,
     /// Key that clients must send as a bearer token; may be repeated
     #[arg(
         long = "api-key",
         env = "ARBORA_API_KEY",
         value_delimiter = ',',
-        hide_env_values = true
+        hide_env_values = true,
+        help_heading = "Access"
     )]
     pub api_key: Vec<String>,
+    /// With several API keys: what one key sent is neither found nor timed by another [default: off]
+    #[arg(
+        long,
+        env = "ARBORA_ISOLATE_KEYS",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        help_heading = "Access"
+    )]
+    pub isolate_keys: Option<bool>,
     /// Listen beyond this machine without any API key
-    #[arg(long, env = "ARBORA_ALLOW_UNAUTHENTICATED", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(
+        long,
+        env = "ARBORA_ALLOW_UNAUTHENTICATED",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        help_heading = "Access"
+    )]
     pub allow_unauthenticated: Option<bool>,
     /// Name clients use for the model [default: the alias or the file's name]
-    #[arg(long, env = "ARBORA_SERVED_MODEL_NAME")]
+    #[arg(long, env = "ARBORA_SERVED_MODEL_NAME", help_heading = "Model")]
     pub served_model_name: Option<String>,
     /// Most tokens of prompt and output together [default: the model's]
-    #[arg(long, env = "ARBORA_CONTEXT")]
+    #[arg(long, env = "ARBORA_CONTEXT", help_heading = "Model")]
     pub context: Option<usize>,
     /// Memory for keys and values, such as 2GiB [default: 8 contexts, at most a quarter of the free memory]
-    #[arg(long, env = "ARBORA_KV_MEMORY", conflicts_with = "kv_pages")]
+    #[arg(
+        long,
+        env = "ARBORA_KV_MEMORY",
+        conflicts_with = "kv_pages",
+        help_heading = "Memory and cache"
+    )]
     pub kv_memory: Option<ByteSize>,
     /// The same in pages
-    #[arg(long, env = "ARBORA_KV_PAGES")]
+    #[arg(long, env = "ARBORA_KV_PAGES", help_heading = "Memory and cache")]
     pub kv_pages: Option<usize>,
     /// Tokens per page: 16, 32 or 64 [default: 16]
-    #[arg(long, env = "ARBORA_PAGE_SIZE")]
+    #[arg(long, env = "ARBORA_PAGE_SIZE", help_heading = "Memory and cache")]
     pub page_size: Option<usize>,
     /// Most tokens computed in one step [default: 256]
-    #[arg(long, env = "ARBORA_MAX_BATCH_TOKENS")]
+    #[arg(long, env = "ARBORA_MAX_BATCH_TOKENS", help_heading = "Scheduling")]
     pub max_batch_tokens: Option<usize>,
     /// Most requests computed at a time [default: 32]
-    #[arg(long, env = "ARBORA_MAX_RUNNING")]
+    #[arg(long, env = "ARBORA_MAX_RUNNING", help_heading = "Scheduling")]
     pub max_running: Option<usize>,
     /// Most requests waiting; more get a 429 [default: 1024]
-    #[arg(long, env = "ARBORA_MAX_WAITING")]
+    #[arg(long, env = "ARBORA_MAX_WAITING", help_heading = "Scheduling")]
     pub max_waiting: Option<usize>,
     /// Most prompt tokens waiting; more get a 429 [default: 1048576]
-    #[arg(long, env = "ARBORA_MAX_WAITING_TOKENS")]
+    #[arg(long, env = "ARBORA_MAX_WAITING_TOKENS", help_heading = "Scheduling")]
     pub max_waiting_tokens: Option<usize>,
     /// Who is next: prefix (longest cached prefix, with aging), fcfs or priority [default: prefix]
-    #[arg(long, env = "ARBORA_SCHEDULE_POLICY")]
+    #[arg(long, env = "ARBORA_SCHEDULE_POLICY", help_heading = "Scheduling")]
     pub schedule_policy: Option<String>,
     /// Which cached prefixes go first: lru, lfu, slru or priority [default: lru]
-    #[arg(long, env = "ARBORA_EVICTION_POLICY")]
+    #[arg(long, env = "ARBORA_EVICTION_POLICY", help_heading = "Memory and cache")]
     pub eviction_policy: Option<String>,
     /// Several tokens per step where the next ones are probably known: auto or off [default: auto]
-    #[arg(long, env = "ARBORA_DRAFT")]
+    #[arg(long, env = "ARBORA_DRAFT", help_heading = "Scheduling")]
     pub draft: Option<String>,
     /// Threads that compute [default: the cores this process may use]
-    #[arg(long, env = "ARBORA_THREADS")]
+    #[arg(long, env = "ARBORA_THREADS", help_heading = "Compute")]
     pub threads: Option<usize>,
     /// Instruction set: avx512, avx2 or scalar [default: the best there is]
-    #[arg(long, env = "ARBORA_ISA")]
+    #[arg(long, env = "ARBORA_ISA", help_heading = "Compute")]
     pub isa: Option<String>,
     /// Seconds that running requests get when the server is told to stop [default: 30]
-    #[arg(long, env = "ARBORA_DRAIN_TIMEOUT")]
+    #[arg(long, env = "ARBORA_DRAIN_TIMEOUT", help_heading = "Server")]
     pub drain_timeout: Option<u64>,
     /// Largest request body [default: 8MiB]
-    #[arg(long, env = "ARBORA_BODY_LIMIT")]
+    #[arg(long, env = "ARBORA_BODY_LIMIT", help_heading = "Server")]
     pub body_limit: Option<ByteSize>,
     /// Also tell metrics by the names of another server: none or vllm [default: none]
-    #[arg(long, env = "ARBORA_METRICS_COMPAT")]
+    #[arg(long, env = "ARBORA_METRICS_COMPAT", help_heading = "Server")]
     pub metrics_compat: Option<String>,
     /// TOML file with these options by their long names
-    #[arg(long, env = "ARBORA_CONFIG")]
+    #[arg(long, env = "ARBORA_CONFIG", help_heading = "Configuration")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
     /// What to log: error, warn, info, debug, or a filter like arbora=debug [default: RUST_LOG or info]
-    #[arg(long, env = "ARBORA_LOG")]
+    #[arg(long, env = "ARBORA_LOG", help_heading = "Configuration")]
     pub log: Option<String>,
 }
 
@@ -194,6 +219,8 @@ pub struct Config {
     pub address: SocketAddr,
     /// Keys of which clients must send one; empty asks for none.
     pub api_keys: Vec<String>,
+    /// Whether keys read each other's part of the prefix cache.
+    pub cache_sharing: CacheSharing,
     /// Name clients use, where the operator chose one.
     pub served_model_name: Option<String>,
     /// Most tokens of prompt and output; the model's where absent.
@@ -269,10 +296,6 @@ pub enum KvSize {
     Pages(usize),
 }
 
-/// A size in bytes, written as `512MiB`, `2g` or plain bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ByteSize(pub usize);
-
 /// An option nobody can use.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -285,12 +308,14 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is no valid TOML or has an unknown key or a wrong type.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{hint}", path.display())]
     BadFile {
         /// The file.
         path: PathBuf,
         /// Where and why.
         source: Box<toml::de::Error>,
+        /// What an unknown key was probably meant to be; empty where nothing is near.
+        hint: String,
     },
     /// A value that is not one of the choices.
     #[error("--{option} must be {expected}, got '{value}'")]
@@ -343,6 +368,7 @@ impl Options {
             Ok(text) => toml::from_str(&text).map_err(|source| ConfigError::BadFile {
                 path,
                 source: Box::new(source),
+                hint: spelling::hint(&text),
             }),
         }
     }
@@ -364,6 +390,7 @@ impl Options {
             } else {
                 self.api_key
             },
+            isolate_keys: self.isolate_keys.or(under.isolate_keys),
             allow_unauthenticated: self.allow_unauthenticated.or(under.allow_unauthenticated),
             served_model_name: self.served_model_name.or(under.served_model_name),
             context: self.context.or(under.context),
@@ -410,6 +437,10 @@ impl Options {
             model: self.model.unwrap_or_else(|| DEFAULT_MODEL.to_owned()),
             load_format: choice("load-format", &LoadFormat::NAMES, self.load_format)?.unwrap_or_default(),
             api_keys: self.api_key,
+            cache_sharing: match self.isolate_keys {
+                Some(true) => CacheSharing::WithinKey,
+                Some(false) | None => CacheSharing::AcrossKeys,
+            },
             served_model_name: self.served_model_name,
             context: self.context,
             kv,
@@ -496,39 +527,6 @@ fn isa_names() -> Vec<(&'static str, Isa)> {
 /// Cores this process may use: the standard library looks at the affinity mask and at cgroup quotas.
 fn usable_cores() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
-}
-
-impl FromStr for ByteSize {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("'{text}' is no size: write bytes or a number with KiB, MiB or GiB");
-        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-        let number: usize = text[..digits].parse().map_err(|_| wrong())?;
-        let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
-            "" | "b" => 0,
-            "k" | "kb" | "kib" => 10,
-            "m" | "mb" | "mib" => 20,
-            "g" | "gb" | "gib" => 30,
-            _ => return Err(wrong()),
-        };
-        number.checked_mul(1 << unit).map(ByteSize).ok_or_else(wrong)
-    }
-}
-
-impl<'de> Deserialize<'de> for ByteSize {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Bytes(usize),
-            Text(String),
-        }
-        match Written::deserialize(deserializer)? {
-            Written::Bytes(bytes) => Ok(ByteSize(bytes)),
-            Written::Text(text) => text.parse().map_err(serde::de::Error::custom),
-        }
-    }
 }
 
 /// Where fetched models are kept: `$XDG_CACHE_HOME`, else `$HOME/.cache`. Absent where neither is an absolute
@@ -626,6 +624,12 @@ mod tests {
             unknown.contains("modle") && unknown.contains("served-model-name"),
             "{unknown}"
         );
+        assert!(
+            unknown.contains("line 1") && unknown.ends_with("did you mean 'model' for 'modle'?"),
+            "{unknown}"
+        );
+        let far = file("colour = 'x'").expect_err("unknown key").to_string();
+        assert!(far.contains("colour") && !far.contains("did you mean"), "{far}");
         let wrong = file("port = 'x'").expect_err("wrong type").to_string();
         assert!(wrong.contains("port"), "{wrong}");
         assert!(file("body-limit = '1 parsec'").is_err());
@@ -671,29 +675,5 @@ mod tests {
             ..open
         };
         on_purpose.resolve().expect("on purpose");
-    }
-
-    #[test]
-    fn sizes_are_read_in_the_usual_spellings() {
-        for (text, bytes) in [
-            ("0", 0),
-            ("512", 512),
-            ("4k", 4096),
-            ("3MiB", 3 << 20),
-            ("2 GB", 2 << 30),
-        ] {
-            assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
-        }
-        for text in [
-            "",
-            "MiB",
-            "-1",
-            "1.5GiB",
-            "1TB",
-            "99999999999999999999",
-            "9999999999999999g",
-        ] {
-            assert!(text.parse::<ByteSize>().is_err(), "{text}");
-        }
     }
 }

@@ -59,6 +59,7 @@ pub async fn generate(
         id: started.engine.next_id(),
         prompt,
         namespace: Namespace::default(),
+        tenant: 0,
         sampling: SamplingParams {
             temperature: options.temperature,
             top_k: options.top_k,

@@ -157,6 +157,7 @@ fn engine_config(config: &Config, n_pages: usize, context: usize) -> EngineConfi
         max_waiting: config.max_waiting.unwrap_or(defaults.max_waiting),
         max_waiting_tokens: config.max_waiting_tokens.unwrap_or(defaults.max_waiting_tokens),
         schedule_policy: config.schedule_policy,
+        n_tenants: config.api_keys.len().max(1),
         eviction_policy: config.eviction_policy,
         ..defaults
     }

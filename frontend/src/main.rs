@@ -86,7 +86,7 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
         stop_tokens: started.stop_tokens,
         model: started.name,
         started: unix_seconds(),
-        api_keys: ApiKeys::new(&config.api_keys),
+        api_keys: ApiKeys::new(&config.api_keys, config.cache_sharing),
         body_limit: config.body_limit,
         http: arbora::metrics::HttpMetrics::default(),
         metrics_compat: config.metrics_compat,

@@ -159,6 +159,7 @@ mod tests {
             id: RequestId(0),
             prompt: Vec::new(),
             namespace: Namespace::default(),
+            tenant: 0,
             sampling,
             choice_idx: 0,
             max_tokens: 8,

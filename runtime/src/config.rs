@@ -64,6 +64,8 @@ pub struct EngineConfig {
     pub max_waiting_tokens: usize,
     /// Order of admission.
     pub schedule_policy: SchedulePolicy,
+    /// Who shares the engine: each tenant that has requests waiting gets the same share of the work.
+    pub n_tenants: usize,
     /// Which unused prefixes go first when pages run out.
     pub eviction_policy: EvictionPolicy,
     /// What one cached token is worth under [`SchedulePolicy::Prefix`], as time of arrival: about the time
@@ -97,6 +99,7 @@ impl EngineConfig {
             max_waiting: 1024,
             max_waiting_tokens: 1 << 20,
             schedule_policy: SchedulePolicy::default(),
+            n_tenants: 1,
             eviction_policy: EvictionPolicy::Lru,
             cached_token_worth: Duration::from_micros(500),
             expected_output: 0.7,
@@ -137,6 +140,7 @@ impl EngineConfig {
         at_least_one("max_running", self.max_running)?;
         at_least_one("max_scored_rows", self.max_scored_rows)?;
         at_least_one("max_waiting", self.max_waiting)?;
+        at_least_one("n_tenants", self.n_tenants)?;
         at_least_one("max_waiting_tokens", self.max_waiting_tokens)?;
         if !(0.0..=1.0).contains(&self.expected_output) {
             return Err(ConfigError::NoShare {
@@ -230,6 +234,7 @@ mod tests {
         assert!(refused(&|c| c.n_pages = 0).contains("n_pages"));
         assert!(refused(&|c| c.page_size = 0).contains("page_size"));
         assert!(refused(&|c| c.max_waiting = 0).contains("max_waiting"));
+        assert!(refused(&|c| c.n_tenants = 0).contains("n_tenants"));
         assert!(refused(&|c| c.max_waiting_tokens = 0).contains("max_waiting_tokens"));
         assert!(refused(&|c| c.expected_output = f64::NAN).contains("expected_output"));
         assert!(refused(&|c| c.context = 1).contains("context"));

@@ -151,6 +151,7 @@ impl<B: Backend> Engine<B> {
             page_size: config.page_size,
             max_running: config.max_running,
             max_waiting: config.max_waiting,
+            n_tenants: config.n_tenants,
             max_waiting_tokens: config.max_waiting_tokens,
         };
         let shared = Arc::new(Shared::new(limits));
@@ -394,6 +395,8 @@ impl<B: Backend> Engine<B> {
                 ends = Some(FinishReason::Aborted);
             }
             self.ending.extend(ends.map(|reason| (rows.slot, reason)));
+            let tenant = sequence.request().tenant;
+            self.scheduler.charge_output(tenant, n_new);
         }
         drop(answers);
         self.end_all();

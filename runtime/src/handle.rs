@@ -47,6 +47,7 @@ pub(crate) struct RequestLimits {
     pub(crate) page_size: usize,
     pub(crate) max_running: usize,
     pub(crate) max_waiting: usize,
+    pub(crate) n_tenants: usize,
     pub(crate) max_waiting_tokens: usize,
 }
 
@@ -187,8 +188,8 @@ impl EngineHandle {
     /// Hands `request` to the engine, or says why not. Never waits.
     ///
     /// # Panics
-    /// Where the event channel has less room than [`Request::event_capacity`] asks for, or the grammar was
-    /// made for another vocabulary.
+    /// Where the event channel has less room than [`Request::event_capacity`] asks for, the grammar was made
+    /// for another vocabulary, or there is no such tenant.
     pub fn submit(&self, request: Request) -> Result<(), SubmitError> {
         assert!(
             request.events.max_capacity() >= Request::event_capacity(request.max_tokens),
@@ -196,6 +197,8 @@ impl EngineHandle {
             request.events.max_capacity(),
             request.max_tokens
         );
+        let n_tenants = self.shared.limits.n_tenants;
+        assert!((request.tenant as usize) < n_tenants, "tenant {}", request.tenant);
         if let Some(grammar) = &request.grammar {
             let n_vocab = self.shared.limits.n_vocab;
             assert_eq!(grammar.n_vocab(), n_vocab, "vocabulary of the grammar");

@@ -12,6 +12,12 @@
 //! A rank is exact when its sequence is considered, and otherwise as old as [`REFRESHED_PER_STEP`] new ones
 //! per step make it: the work per step does not grow with the queue.
 
+//! Tenants have a lane each, in this order, and take turns by what was done for them, in weighted tokens:
+//! 8 for a token computed of a prompt, 1 for one that was cached, 16 for one of output. The lane with the
+//! smallest counter is next. A tenant that had nothing waiting is lifted to the smallest counter of those who
+//! have, so that idleness saves nothing up. Who waits is charged nothing while the others are, so every lane
+//! has its turn again, and one tenant alone sees no difference.
+
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::time::{Duration, Instant};
@@ -33,6 +39,31 @@ pub(crate) struct Rank {
     /// Settles ties in order of acceptance.
     number: u64,
     slot: SequenceSlot,
+    tenant: usize,
+}
+
+/// What was done for a tenant, in tokens.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Work {
+    pub(crate) n_computed: usize,
+    pub(crate) n_cached: usize,
+    pub(crate) n_output: usize,
+}
+
+impl Work {
+    fn weight(self) -> u64 {
+        8 * self.n_computed as u64 + self.n_cached as u64 + 16 * self.n_output as u64
+    }
+}
+
+/// What waits of one tenant.
+#[derive(Default)]
+struct Lane {
+    ordered: BTreeSet<Rank>,
+    /// Those in `ordered`, and those that follow a leader.
+    n_waiting: usize,
+    /// Weight of all work done for the tenant, and what it was lifted by.
+    counter: u64,
 }
 
 impl Rank {
@@ -45,7 +76,11 @@ pub(crate) struct WaitingQueue {
     policy: SchedulePolicy,
     token_worth_us: i64,
     epoch: Instant,
-    ordered: BTreeSet<Rank>,
+    lanes: Vec<Lane>,
+    /// Counter and tenant of every lane that is not empty.
+    turns: BTreeSet<(u64, usize)>,
+    /// The tenant whose last waiting sequence left latest.
+    left_latest: usize,
     /// Up to here the ranks have been refreshed in this round.
     refreshed: Option<Rank>,
     scratch: Vec<Rank>,
@@ -57,34 +92,91 @@ impl WaitingQueue {
             policy: config.schedule_policy,
             token_worth_us: micros(config.cached_token_worth),
             epoch,
-            ordered: BTreeSet::new(),
+            lanes: (0..config.n_tenants).map(|_| Lane::default()).collect(),
+            turns: BTreeSet::new(),
+            left_latest: 0,
             refreshed: None,
             scratch: Vec::with_capacity(REFRESHED_PER_STEP),
         }
     }
 
-    pub(crate) fn insert(&mut self, slot: SequenceSlot, sequence: &mut Sequence) {
-        let rank = self.rank(slot, sequence);
-        sequence.rank = Some(rank);
-        let is_new = self.ordered.insert(rank);
-        assert!(is_new, "a sequence waits once");
+    /// A sequence begins to wait.
+    pub(crate) fn enter(&mut self, slot: SequenceSlot, sequence: &mut Sequence) {
+        let tenant = sequence.request().tenant as usize;
+        if self.lanes[tenant].n_waiting == 0 {
+            let least = self.turns.first().map(|(counter, _)| *counter);
+            let least = least.unwrap_or(self.lanes[self.left_latest].counter);
+            let lane = &mut self.lanes[tenant];
+            lane.counter = lane.counter.max(least);
+        }
+        self.lanes[tenant].n_waiting += 1;
+        self.place(slot, sequence);
     }
 
-    pub(crate) fn remove(&mut self, sequence: &mut Sequence) {
-        if let Some(rank) = sequence.rank.take() {
-            let was_there = self.ordered.remove(&rank);
-            assert!(was_there, "a rank is in the queue");
+    /// A sequence waits no more: it runs or ends.
+    pub(crate) fn leave(&mut self, sequence: &mut Sequence) {
+        let was_placed = self.set_aside(sequence);
+        if was_placed || sequence.following.take().is_some() {
+            let tenant = sequence.request().tenant as usize;
+            let lane = &mut self.lanes[tenant];
+            lane.n_waiting -= 1;
+            if lane.n_waiting == 0 {
+                self.left_latest = tenant;
+            }
         }
     }
 
+    /// A waiting sequence gets its place in its lane.
+    pub(crate) fn place(&mut self, slot: SequenceSlot, sequence: &mut Sequence) {
+        let rank = self.rank(slot, sequence);
+        sequence.rank = Some(rank);
+        let lane = &mut self.lanes[rank.tenant];
+        if lane.ordered.is_empty() {
+            self.turns.insert((lane.counter, rank.tenant));
+        }
+        let is_new = lane.ordered.insert(rank);
+        assert!(is_new, "a sequence waits once");
+    }
+
+    /// A waiting sequence gives its place up. False where it had none.
+    pub(crate) fn set_aside(&mut self, sequence: &mut Sequence) -> bool {
+        let Some(rank) = sequence.rank.take() else {
+            return false;
+        };
+        let lane = &mut self.lanes[rank.tenant];
+        let was_there = lane.ordered.remove(&rank);
+        assert!(was_there, "a rank is in the queue");
+        if lane.ordered.is_empty() {
+            self.turns.remove(&(lane.counter, rank.tenant));
+        }
+        true
+    }
+
+    /// Something was done for a tenant.
+    pub(crate) fn charge(&mut self, tenant: u32, work: Work) {
+        let tenant = tenant as usize;
+        let lane = &mut self.lanes[tenant];
+        let had_turn = self.turns.remove(&(lane.counter, tenant));
+        lane.counter += work.weight();
+        if had_turn {
+            self.turns.insert((lane.counter, tenant));
+        }
+    }
+
+    /// Forgets who waits, and keeps the counters.
     pub(crate) fn clear(&mut self) {
-        self.ordered.clear();
+        for lane in &mut self.lanes {
+            lane.ordered.clear();
+            lane.n_waiting = 0;
+        }
+        self.turns.clear();
         self.refreshed = None;
     }
 
-    /// The first sequence whose turn it is.
+    /// The first sequence of the tenant whose turn it is.
     pub(crate) fn first(&self) -> Option<Rank> {
-        self.ordered.first().copied()
+        let (_, tenant) = self.turns.first()?;
+        self.lanes[*tenant].ordered.first().copied()
     }
 
     /// Looks up the next few sequences' cached prefixes.
@@ -92,13 +184,12 @@ impl WaitingQueue {
         if self.policy != SchedulePolicy::Prefix {
             return;
         }
+        let tenant = self.refreshed.map_or(0, |rank| rank.tenant);
         let from = self.refreshed.map_or(Bound::Unbounded, Bound::Excluded);
         let mut due = std::mem::take(&mut self.scratch);
-        due.extend(
-            self.ordered
-                .range((from, Bound::Unbounded))
-                .take(REFRESHED_PER_STEP),
-        );
+        let rest_of_lane = self.lanes[tenant].ordered.range((from, Bound::Unbounded));
+        let other_lanes = self.lanes[tenant + 1..].iter().flat_map(|lane| &lane.ordered);
+        due.extend(rest_of_lane.chain(other_lanes).take(REFRESHED_PER_STEP));
         self.refreshed = due.last().copied();
         for rank in due.drain(..) {
             self.update(rank, sequences, cache);
@@ -120,8 +211,8 @@ impl WaitingQueue {
         if new == rank {
             return false;
         }
-        self.remove(sequence);
-        self.insert(rank.slot, sequence);
+        self.set_aside(sequence);
+        self.place(rank.slot, sequence);
         true
     }
 
@@ -142,6 +233,7 @@ impl WaitingQueue {
             time,
             number: sequence.number,
             slot,
+            tenant: request.tenant as usize,
         }
     }
 }

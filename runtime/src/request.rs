@@ -142,6 +142,8 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// Which part of the prefix cache this request may read and fill.
     pub namespace: Namespace,
+    /// Whose it is, below [`crate::config::EngineConfig::n_tenants`]: tenants share the engine evenly.
+    pub tenant: u32,
     /// How tokens are drawn.
     pub sampling: SamplingParams,
     /// Which of the `n` completions of one prompt this is; part of the noise key.

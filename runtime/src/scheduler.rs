@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crate::cache::{AdmissionWish, PageCopy, PrefixCache};
 use crate::config::EngineConfig;
 use crate::draft::{Drafters, RowCost};
-use crate::queue::WaitingQueue;
+use crate::queue::{WaitingQueue, Work};
 use crate::request::{Request, RequestError};
 use crate::sequence::{Following, Sequence, SequenceSlot, Sequences, Stage};
 
@@ -164,13 +164,24 @@ impl Scheduler {
         self.n_accepted += 1;
         let sequence = Sequence::new(request, self.n_accepted, &self.model_stops);
         let slot = self.sequences.insert(sequence);
-        self.queue.insert(slot, &mut self.sequences[slot]);
+        self.queue.enter(slot, &mut self.sequences[slot]);
+    }
+
+    /// `n` tokens of output were computed for a tenant.
+    pub(crate) fn charge_output(&mut self, tenant: u32, n: usize) {
+        self.queue.charge(
+            tenant,
+            Work {
+                n_output: n,
+                ..Work::default()
+            },
+        );
     }
 
     /// Takes a sequence out for its ending. It still holds its pages if it was running.
     pub(crate) fn remove(&mut self, slot: SequenceSlot) -> Sequence {
         let mut sequence = self.sequences.remove(slot);
-        self.queue.remove(&mut sequence);
+        self.queue.leave(&mut sequence);
         self.running.retain(|&other| other != slot);
         self.followers.retain(|&other| other != slot);
         sequence
@@ -210,7 +221,7 @@ impl Scheduler {
     pub(crate) fn requeue(&mut self) {
         let slots: Vec<SequenceSlot> = self.sequences.iter().map(|(slot, _)| slot).collect();
         for slot in slots {
-            self.queue.insert(slot, &mut self.sequences[slot]);
+            self.queue.enter(slot, &mut self.sequences[slot]);
         }
     }
 
@@ -286,7 +297,7 @@ impl Scheduler {
         let table = sequence.preempt();
         cache.finish(table, sequence.computed(), sequence.n_prompt);
         sequence.n_computed = 0;
-        self.queue.insert(slot, sequence);
+        self.queue.enter(slot, sequence);
         self.estimate.raise();
         plan.n_preempted += 1;
     }
@@ -309,7 +320,7 @@ impl Scheduler {
             if !leads {
                 let sequence = &mut sequences[slot];
                 sequence.following = None;
-                queue.insert(slot, sequence);
+                queue.place(slot, sequence);
             }
             leads
         });
@@ -331,7 +342,7 @@ impl Scheduler {
             }
             if let Some(following) = self.leader_of(slot) {
                 let sequence = &mut self.sequences[slot];
-                self.queue.remove(sequence);
+                self.queue.set_aside(sequence);
                 sequence.following = Some(following);
                 sequence.n_follows += 1;
                 self.followers.push(slot);
@@ -424,9 +435,17 @@ impl Scheduler {
         };
         match cache.admit(&wish) {
             Some(admission) => {
-                self.queue.remove(sequence);
+                self.queue.leave(sequence);
                 plan.copies.extend(admission.copy);
+                // What a preempted one computes again is not its tenant's fault.
                 if sequence.admit(admission.table, admission.n_cached, admission.n_copied) {
+                    let n_computed = sequence.tokens.len() - admission.n_cached;
+                    let work = Work {
+                        n_computed,
+                        n_cached: admission.n_cached,
+                        n_output: 0,
+                    };
+                    self.queue.charge(sequence.request().tenant, work);
                     plan.started.push(slot);
                 }
                 self.running.push(slot);
@@ -436,7 +455,7 @@ impl Scheduler {
                 // Refused at submit; should one get here, it alone ends.
                 let needed = sequence.tokens.len().div_ceil(self.page_size);
                 let total = cache.n_total();
-                self.queue.remove(sequence);
+                self.queue.leave(sequence);
                 plan.failed.push((slot, RequestError::TooLarge { needed, total }));
                 true
             }
@@ -510,6 +529,7 @@ mod tests {
             id: RequestId(id),
             prompt,
             namespace: Namespace::default(),
+            tenant: 0,
             sampling: SamplingParams::default(),
             choice_idx: 0,
             max_tokens: 8,

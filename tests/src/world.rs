@@ -30,6 +30,8 @@ pub struct Ask {
     pub max_tokens: usize,
     /// Its part of the cache.
     pub namespace: Namespace,
+    /// Whose it is.
+    pub tenant: u32,
     /// How tokens are drawn.
     pub sampling: SamplingParams,
     /// What ends it early.
@@ -55,6 +57,7 @@ impl Ask {
             prompt: prompt.to_vec(),
             max_tokens,
             namespace: Namespace::default(),
+            tenant: 0,
             sampling: SamplingParams {
                 temperature: 0.0,
                 ..SamplingParams::default()
@@ -88,6 +91,8 @@ pub struct Client {
     pub logprobs: Vec<RowLogprobs>,
     /// The ending.
     pub finished: Option<Finished>,
+    /// Tokens of the prompt.
+    pub n_prompt: usize,
     /// Tokens asked for at most.
     pub max_tokens: usize,
     /// When it was submitted.
@@ -245,6 +250,7 @@ impl World {
             id: self.handle.next_id(),
             prompt: ask.prompt.clone(),
             namespace: ask.namespace,
+            tenant: ask.tenant,
             sampling: ask.sampling,
             choice_idx: 0,
             max_tokens: ask.max_tokens,
@@ -272,6 +278,7 @@ impl World {
             scores: None,
             logprobs: Vec::new(),
             finished: None,
+            n_prompt: ask.prompt.len(),
             max_tokens,
             submitted: self.now,
             events: Some(events),

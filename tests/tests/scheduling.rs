@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use arbora_runtime::engine::{EngineConfig, EngineExit, SchedulePolicy, Turn};
 use arbora_runtime::request::{FinishReason, RequestError, SubmitError};
-use arbora_tests::world::{Ask, TICK, World};
+use arbora_tests::random::Random;
+use arbora_tests::toy::N_VOCAB;
+use arbora_tests::world::{Ask, Client, TICK, World};
 
 const MAX_TURNS: usize = 5_000;
 
@@ -268,4 +270,130 @@ fn a_drain_that_takes_too_long_ends_what_is_left() {
             .iter()
             .all(|client| client.reason() == &shutting_down)
     );
+}
+
+/// A request of `tenant` whose prompt no other shares.
+fn ask_of(tenant: u32, seed: u64, (n_prompt, n_output): (usize, usize)) -> Ask {
+    let mut random = Random::new(u64::from(tenant) << 32 | seed);
+    let prompt: Vec<u32> = (0..n_prompt).map(|_| random.below(N_VOCAB) as u32).collect();
+    Ask {
+        tenant,
+        ..Ask::new(&prompt, n_output)
+    }
+}
+
+/// How many of 30 requests of tenant 0 start between the request of `tenant` and its first token.
+fn overtaken_by_a_flood(tenant: u32) -> usize {
+    let mut config = config();
+    config.max_running = 1;
+    config.n_tenants = 2;
+    let mut world = World::new(config);
+    for seed in 0..30 {
+        world.submit(&ask_of(0, seed, (10, 5))).expect("it fits");
+    }
+    for _ in 0..20 {
+        world.turn();
+    }
+    let n_started = |world: &World| {
+        world.clients[..30]
+            .iter()
+            .filter(|c| !c.tokens.is_empty())
+            .count()
+    };
+    let n_before = n_started(&world);
+    let single = world.submit(&ask_of(tenant, 99, (10, 5))).expect("it fits");
+    while world.clients[single].tokens.is_empty() {
+        assert_eq!(world.turn(), Turn::Busy);
+    }
+    let n_between = n_started(&world) - n_before;
+    world.run(MAX_TURNS);
+    world.verify_quiet();
+    n_between
+}
+
+#[test]
+fn a_tenant_that_floods_delays_anothers_request_by_at_most_one_of_its_own() {
+    assert!(overtaken_by_a_flood(1) <= 1);
+    assert!(
+        overtaken_by_a_flood(0) > 20,
+        "within a tenant it has to wait for all"
+    );
+}
+
+/// Weighted tokens computed for the first 60 clients, and for the others, while both have more waiting:
+/// large requests of tenant 0 first, then small ones of `second`.
+fn work_of_two(second: u32) -> [usize; 2] {
+    let mut config = config();
+    config.n_tenants = 2;
+    config.schedule_policy = SchedulePolicy::Fcfs;
+    let mut world = World::new(config);
+    for seed in 0..60 {
+        world.submit(&ask_of(0, seed, (40, 20))).expect("it fits");
+    }
+    for seed in 0..400 {
+        world
+            .submit(&ask_of(second, 100 + seed, (8, 4)))
+            .expect("it fits");
+    }
+    for _ in 0..400 {
+        world.turn();
+    }
+    let (large, small) = world.clients.split_at(60);
+    let work = [large, small].map(|clients| {
+        assert!(
+            clients.last().is_some_and(|client| client.tokens.is_empty()),
+            "backlogged"
+        );
+        let began = clients.iter().filter(|client| !client.tokens.is_empty());
+        began
+            .map(|client| client.n_prompt + 2 * client.tokens.len())
+            .sum()
+    });
+    world.run(20_000);
+    world.verify_quiet();
+    work
+}
+
+#[test]
+fn backlogged_tenants_get_equal_shares_whatever_the_size_of_their_requests() {
+    // What runs of one tenant while the other is charged: four requests of at most 40 + 2 * 20, and one more.
+    let bound = 5 * 80;
+    let [large, small] = work_of_two(1);
+    assert!(large.abs_diff(small) <= bound, "{large} and {small}");
+    assert!(large > 2 * bound, "{large} says something");
+    let [large, small] = work_of_two(0);
+    assert!(
+        large.abs_diff(small) > 3 * bound,
+        "{large} and {small} of one tenant"
+    );
+}
+
+#[test]
+fn a_tenant_saves_nothing_up_while_it_is_idle() {
+    let mut config = config();
+    config.max_running = 1;
+    config.n_tenants = 2;
+    let mut world = World::new(config);
+    for seed in 0..20 {
+        world.submit(&ask_of(0, seed, (10, 5))).expect("it fits");
+    }
+    for _ in 0..60 {
+        world.turn();
+    }
+    let n_before = world.clients.iter().filter(|client| client.is_over()).count();
+    for seed in 0..20 {
+        world.submit(&ask_of(1, seed, (10, 5))).expect("it fits");
+    }
+    for _ in 0..80 {
+        world.turn();
+    }
+    let over = |clients: &[Client]| clients.iter().filter(|client| client.is_over()).count();
+    let (first, second) = (over(&world.clients[..20]) - n_before, over(&world.clients[20..]));
+    assert!(
+        first.abs_diff(second) <= 2,
+        "{first} and {second} in the same time"
+    );
+    assert!(n_before > 4 && second > 4);
+    world.run(MAX_TURNS);
+    world.verify_quiet();
 }

@@ -156,7 +156,9 @@ struct Counts {
 /// Runs one schedule.
 fn simulate(seed: u64, grammars: &[Grammar]) -> Counts {
     let mut random = Random::new(seed);
-    let config = random_config(&mut random);
+    let mut config = random_config(&mut random);
+    config.n_tenants = 1 + seed as usize % 3;
+    let n_tenants = config.n_tenants;
     let not_finite_one_in = if random.one_in(4) { 50 } else { 0 };
     let mut world = World::with_not_finite(config, not_finite_one_in);
     let mut prompts = Prompts {
@@ -169,7 +171,9 @@ fn simulate(seed: u64, grammars: &[Grammar]) -> Counts {
     loop {
         while n_submitted < n_requests && random.one_in(3) {
             n_submitted += 1;
-            match world.submit(&random_ask(&mut random, &mut prompts, grammars)) {
+            let mut ask = random_ask(&mut random, &mut prompts, grammars);
+            ask.tenant = (ask.prompt.len() % n_tenants) as u32;
+            match world.submit(&ask) {
                 Ok(_)
                 | Err(SubmitError::QueueFull { .. })
                 | Err(SubmitError::NeverFits { .. })

@@ -37,6 +37,7 @@ fn request(handle: &EngineHandle, prompt: Vec<u32>, max_tokens: usize) -> (Reque
         id: handle.next_id(),
         prompt,
         namespace: Namespace::default(),
+        tenant: 0,
         sampling: SamplingParams {
             temperature: 0.0,
             ..SamplingParams::default()

@@ -40,7 +40,7 @@
 //!
 //! Who sees what: an explanation is for the key that asked, and for those without keys for whoever knows the
 //! id. The tree is one for all keys: with more than one key, it is shown without text, and so is text with a
-//! `cache_salt`.
+//! `cache_salt`. Where keys are isolated, the tree has no nodes at all, only their number.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
@@ -62,6 +62,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::{App, chat, completions, unix_seconds};
+use crate::auth::CacheSharing;
 use crate::route::{REQUEST_ID, RequestBody};
 use crate::wire::chat::ChatRequest;
 use crate::wire::completion::CompletionRequest;
@@ -173,9 +174,14 @@ pub async fn tree(
     let json = match picture.as_ref().filter(is_fresh) {
         Some(fresh) => fresh.json.clone(),
         None => {
-            let Inspected::Tree(view) = ask(&app, &Inspection::Tree { max_nodes: limit }).await? else {
+            let Inspected::Tree(mut view) = ask(&app, &Inspection::Tree { max_nodes: limit }).await? else {
                 return Err(ApiError::Failed);
             };
+            if app.api_keys.sharing() == CacheSharing::WithinKey {
+                // When a node was used tells about its key.
+                view.n_nodes_left_out += view.nodes.len();
+                view.n_pages_left_out += view.nodes.drain(..).map(|node| node.n_pages).sum::<usize>();
+            }
             let json = Bytes::from(tree_json(&app, &view).to_string());
             *picture = Some(Picture {
                 taken: Instant::now(),
@@ -208,7 +214,11 @@ pub async fn explain(
 }
 
 /// `POST /cache/explain`.
-pub async fn explain_prompt(State(app): State<Arc<App>>, body: RequestBody) -> Result<Json<Value>, ApiError> {
+pub async fn explain_prompt(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: RequestBody,
+) -> Result<Json<Value>, ApiError> {
     let is_chat = serde_json::from_slice::<Value>(&body.0).is_ok_and(|body| body.get("messages").is_some());
     let (tokens, salt) = if is_chat {
         let request = ChatRequest::parse(&body.0, &app.sampling)?;
@@ -231,10 +241,7 @@ pub async fn explain_prompt(State(app): State<Arc<App>>, body: RequestBody) -> R
         let message = format!("The prompt has {} tokens, must have 1 to {limit}.", tokens.len());
         return Err(ApiError::ContextExceeded { message });
     }
-    let namespace = Namespace {
-        salt,
-        ..Namespace::default()
-    };
+    let namespace = app.namespace(app.owner(&headers), salt);
     let _one_at_a_time = app.cache.picture.lock().await;
     match ask(&app, &Inspection::Prompt { namespace, tokens }).await? {
         Inspected::Prompt(found) => Ok(Json(json!({"prompts": [explanation_json(&app, &found)]}))),

@@ -55,7 +55,8 @@ pub async fn chat_completions(
     options.constraint = options.constraint.map(|constraint| constraint.after(thinking));
     let prepared = PreparedPrompt::new(prompt.tokens, None);
     let grammar = app.grammar(&options).await?;
-    let (mut generation, requests) = app.generate(vec![prepared], &options, grammar.as_ref())?;
+    let (mut generation, requests) =
+        app.generate(vec![prepared], &options, (app.owner(&headers), grammar.as_ref()))?;
     generation.read_thinking(thinking, answer);
     if let Some(style) = &calls {
         generation.read_calls(style);

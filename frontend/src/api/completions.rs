@@ -31,7 +31,7 @@ pub async fn completions(
         prepared.push(prepare(&app, prompt, echo).await?);
     }
     let grammar = app.grammar(&options).await?;
-    let (generation, requests) = app.generate(prepared, &options, grammar.as_ref())?;
+    let (generation, requests) = app.generate(prepared, &options, (app.owner(&headers), grammar.as_ref()))?;
     let asked = Asked {
         format: Format::Text,
         options: &options,

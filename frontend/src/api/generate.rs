@@ -57,7 +57,7 @@ pub async fn generate(
         .flat_map(|prompt| (0..options.n).map(move |_| begin(prompt)));
     let outputs: Vec<Output> = outputs.collect();
     let grammar = app.grammar(options).await?;
-    let (generation, requests) = app.generate(prepared, options, grammar.as_ref())?;
+    let (generation, requests) = app.generate(prepared, options, (app.owner(&headers), grammar.as_ref()))?;
     cache::note(&app, &id, &headers, requests);
     let told = Told {
         tokenizer: Arc::clone(app.encoder.tokenizer()),

@@ -116,6 +116,14 @@ impl App {
         self.api_keys.which(authorization.map(HeaderValue::as_bytes))
     }
 
+    /// The part of the cache for a request of `owner` that asks for `salt` itself.
+    fn namespace(&self, owner: Option<usize>, salt: [u8; 16]) -> Namespace {
+        Namespace {
+            salt: self.api_keys.salt(owner, salt),
+            ..Namespace::default()
+        }
+    }
+
     /// Whether the cache holds what several keys sent.
     fn is_shared_by_keys(&self) -> bool {
         self.api_keys.len() > 1
@@ -154,7 +162,7 @@ impl App {
         &self,
         prompts: Vec<PreparedPrompt>,
         options: &Options,
-        grammar: Option<&GrammarState>,
+        (owner, grammar): (Option<usize>, Option<&GrammarState>),
     ) -> Result<(Generation, Vec<RequestId>), ApiError> {
         let arrived = Instant::now();
         let mut requests = Vec::with_capacity(prompts.len());
@@ -174,10 +182,8 @@ impl App {
                 let request = Request {
                     id,
                     prompt: prompt.tokens.clone(),
-                    namespace: Namespace {
-                        salt: options.salt,
-                        ..Namespace::default()
-                    },
+                    namespace: self.namespace(owner, options.salt),
+                    tenant: owner.unwrap_or(0) as u32,
                     sampling: options.sampling,
                     choice_idx: choice_idx as u32,
                     max_tokens,

@@ -1,9 +1,10 @@
-//! What operators configure: whose words metrics are told in.
+//! What operators configure: whose words metrics are told in, whether keys share the cache.
 
+use arbora::auth::CacheSharing;
 use arbora::config::MetricsCompat;
 use serde_json::json;
 
-use crate::site::{Setup, Site, tokenizer};
+use crate::site::{Answer, Setup, Site, tokenizer};
 
 fn value(page: &str, sample: &str) -> f64 {
     let line = page
@@ -48,4 +49,40 @@ fn metrics_are_told_in_vllms_words_where_that_is_wanted() {
     assert_eq!(own("prompt_length_tokens_count"), 2.0);
     let plain = Site::new().get("/metrics").body;
     assert!(!plain.contains("vllm:"), "off by default");
+}
+
+/// Cached tokens of the same prompt: first key, first key again, second key, second key with a salt.
+fn cached_by_keys(sharing: CacheSharing) -> [u64; 4] {
+    let mut setup = Setup::new(tokenizer());
+    setup.api_keys = vec!["one".to_owned(), "two".to_owned()];
+    setup.cache_sharing = sharing;
+    let site = setup.start();
+    let asked = [("one", None), ("one", None), ("two", None), ("two", Some("x"))];
+    asked.map(|(key, salt)| {
+        let ask = json!({
+            "prompt": "once upon a time there was a prompt", "max_tokens": 1, "temperature": 0,
+            "cache_salt": salt,
+        });
+        let key = format!("authorization: Bearer {key}\r\n");
+        let explained = Answer::read(site.send("POST", "/cache/explain", &key, &ask.to_string())).json();
+        let answer = Answer::read(site.send("POST", "/v1/completions", &key, &ask.to_string())).json();
+        let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+        let cached = cached.unwrap_or_else(|| panic!("{answer}"));
+        assert_eq!(
+            explained["prompts"][0]["cached_tokens"], cached,
+            "looked at where it runs"
+        );
+        let tree = Answer::read(site.send("GET", "/cache/tree", &key, "")).json();
+        let n_shown = tree["nodes"].as_array().expect("nodes").len();
+        assert_eq!(n_shown == 0, sharing == CacheSharing::WithinKey, "{tree}");
+        cached
+    })
+}
+
+#[test]
+fn keys_share_the_cache_unless_they_are_isolated() {
+    let [cold, again, other, salted] = cached_by_keys(CacheSharing::AcrossKeys);
+    assert!(cold == 0 && again > 20 && other == again && salted == 0);
+    let isolated = cached_by_keys(CacheSharing::WithinKey);
+    assert_eq!(isolated, [0, again, 0, 0]);
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arbora::api::App;
-use arbora::auth::ApiKeys;
+use arbora::auth::{ApiKeys, CacheSharing};
 use arbora::config::MetricsCompat;
 use arbora::grammars::Grammars;
 use arbora::prompt::PromptEncoder;
@@ -81,6 +81,7 @@ fn tokenizer_of([controls, words]: [&[&str]; 2], texts: &[String], merges: &[&st
 pub(crate) struct Setup {
     pub(crate) api_keys: Vec<String>,
     pub(crate) metrics_compat: MetricsCompat,
+    pub(crate) cache_sharing: CacheSharing,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) template: &'static str,
     pub(crate) engine: EngineConfig,
@@ -91,6 +92,7 @@ impl Setup {
         Setup {
             api_keys: Vec::new(),
             metrics_compat: MetricsCompat::default(),
+            cache_sharing: CacheSharing::default(),
             tokenizer,
             template: TEMPLATE,
             engine: EngineConfig::new(13_000, 200_000),
@@ -101,6 +103,7 @@ impl Setup {
         let tokenizer = Arc::new(self.tokenizer);
         let n_vocab = tokenizer.n_vocab();
         let mut config = self.engine;
+        config.n_tenants = self.api_keys.len().max(1);
         config.model_stop_tokens = tokenizer.stop_token_ids().to_vec();
         let (backend, fuse) = ToyBackend::new(0);
         let mut backend = backend.with_vocabulary(n_vocab);
@@ -119,7 +122,7 @@ impl Setup {
             stop_tokens: tokenizer.stop_token_ids().to_vec(),
             model: "toy".to_owned(),
             started: 7,
-            api_keys: ApiKeys::new(&self.api_keys),
+            api_keys: ApiKeys::new(&self.api_keys, self.cache_sharing),
             body_limit: 100_000,
             http: arbora::metrics::HttpMetrics::default(),
             metrics_compat: self.metrics_compat,
@@ -219,6 +222,7 @@ impl Site {
             id: self.engine.next_id(),
             prompt,
             namespace: Namespace::default(),
+            tenant: 0,
             sampling: SamplingParams {
                 temperature: 0.0,
                 ..SamplingParams::default()

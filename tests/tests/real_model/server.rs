@@ -78,6 +78,7 @@ impl Server {
             id: self.handle.next_id(),
             prompt: ask.prompt.clone(),
             namespace: Namespace::default(),
+            tenant: 0,
             sampling: ask.sampling,
             choice_idx: 0,
             max_tokens: ask.max_tokens,
