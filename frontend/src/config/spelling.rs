@@ -18,7 +18,7 @@ pub(super) fn hint(text: &str) -> String {
     // A file has few keys, but one may be as long as the file.
     let shown: String = unknown.chars().take(40).collect();
     let nearest = names.into_iter().min_by_key(|name| distance(&shown, name));
-    match nearest.filter(|name| 3 * distance(&shown, name) <= name.len().max(3)) {
+    match nearest.filter(|name| 2 * distance(&shown, name) <= name.len()) {
         Some(name) => format!("did you mean '{name}' for '{shown}'?"),
         None => String::new(),
     }
