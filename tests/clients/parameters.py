@@ -302,6 +302,7 @@ def errors(client):
         ({"logit_bias": {"x": 1}}, "logit_bias"), ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 99}, "top_logprobs"), ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"), ({"seed": "x"}, "seed"),
+        ({"functions": [{"name": "x"}]}, "functions"), ({"audio": {"format": "wav", "voice": "alloy"}}, "audio"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
         ({"extra_body": {"min_p": -1}}, "min_p"), ({"extra_body": {"top_k": -2}}, "top_k"),
         ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty"),
