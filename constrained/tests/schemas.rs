@@ -67,3 +67,39 @@ fn the_schemas_of_the_bench_are_judged_right() {
     assert_eq!(refused, REFUSED);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+fn grammar(schema: &str) -> Grammar {
+    let options = SchemaOptions::default();
+    Grammar::compile_json_schema(&vocabulary(), schema, &options, &Limits::default()).expect("valid")
+}
+
+#[test]
+fn whitespace_between_tokens_of_json_comes_to_an_end() {
+    let grammar = grammar(r#"{"type": "object", "properties": {"a": {"type": "integer"}}}"#);
+    let most = Limits::default().max_whitespace;
+    let spaced = |n: usize| format!("{{{}\"a\":1}}", " ".repeat(n));
+    assert!(accepts(&grammar, &spaced(1)) && accepts(&grammar, &spaced(most)));
+    assert!(
+        !accepts(&grammar, &spaced(most + 1)),
+        "a model could go on for ever"
+    );
+    // Nor does whitespace follow the text, where nothing else would have to come after it.
+    assert!(!accepts(
+        &grammar,
+        &format!("{{\"a\":1}}{}", " ".repeat(most + 1))
+    ));
+}
+
+#[test]
+fn properties_come_in_the_order_in_which_the_schema_has_them() {
+    let grammar = grammar(
+        r#"{"type": "object", "properties": {"z": {"type": "integer"}, "a": {"type": "integer"},
+            "m": {"type": "integer"}}, "required": ["a", "z"], "additionalProperties": false}"#,
+    );
+    for text in [r#"{"z":1,"a":2}"#, r#"{"z":1,"a":2,"m":3}"#] {
+        assert!(accepts(&grammar, text), "{text}");
+    }
+    for text in [r#"{"a":2,"z":1}"#, r#"{"z":1,"m":3,"a":2}"#, r#"{"z":1}"#] {
+        assert!(!accepts(&grammar, text), "{text}");
+    }
+}
