@@ -252,6 +252,7 @@ def extensions(client):
     answer = chat(client, messages=messages, extra_body=body)
     ids = tokenize(client, messages=messages, **body)
     same(answer.usage.prompt_tokens, len(ids), "prompt tokens of a continued message")
+    assert len(ids) < len(tokenize(client, messages=messages)), "a continued message is closed"
     same(answer.choices[0].message.content, complete(client, prompt=ids, max_tokens=16).choices[0].text,
          "a continued message")
     plain = text(client)
