@@ -1,4 +1,4 @@
-"""Frameworks that speak to OpenAI-compatible servers, each as its documentation shows it, against a running one.
+"""Frameworks that speak to OpenAI-compatible servers, as their documentation shows it, against a running one.
 
     python frameworks.py --base-url http://127.0.0.1:8000/v1 langchain-openai litellm pydantic-ai
 

@@ -166,7 +166,8 @@ def scores(client):
     same("".join(rows.tokens), said.text, "joined tokens")
     same([said.text[at:][:len(token)] for at, token in zip(rows.text_offset, rows.tokens)], rows.tokens, "offsets")
     assert all(value <= 0 for value in rows.token_logprobs), rows
-    assert all(2 <= len(top) <= 3 and token in top for token, top in zip(rows.tokens, rows.top_logprobs)), rows
+    for token, top in zip(rows.tokens, rows.top_logprobs):
+        assert token in top and 2 <= len(top) <= 3, rows
     answer = complete(client, prompt=PROMPT + said.text, max_tokens=0, echo=True, logprobs=2)
     (score,) = answer.choices
     same(answer.usage.completion_tokens, 0, "tokens of an answer that only scores")
@@ -252,6 +253,8 @@ def extensions(client):
     answer = chat(client, messages=messages, extra_body=body)
     ids = tokenize(client, messages=messages, **body)
     same(answer.usage.prompt_tokens, len(ids), "prompt tokens of a continued message")
+    closed = tokenize(client, messages=messages, add_generation_prompt=False)
+    assert len(ids) < len(closed), "a continued message is closed"
     same(answer.choices[0].message.content, complete(client, prompt=ids, max_tokens=16).choices[0].text,
          "a continued message")
     plain = text(client)
