@@ -26,7 +26,7 @@ pub struct SamplingParams {
     pub top_k: u32,
     /// Nucleus: in (0, 1].
     pub top_p: f32,
-    /// In [0, 1).
+    /// In [0, 1].
     pub min_p: f32,
     /// Divides the positive logits of tokens seen in prompt or output and multiplies the negative ones; in
     /// (0, 10], 1 changes nothing.
@@ -92,7 +92,12 @@ impl SamplingParams {
             "in (0, 1]",
             self.top_p,
         )?;
-        check((0.0..1.0).contains(&self.min_p), "min_p", "in [0, 1)", self.min_p)?;
+        check(
+            (0.0..=1.0).contains(&self.min_p),
+            "min_p",
+            "in [0, 1]",
+            self.min_p,
+        )?;
         let repetition = self.repetition_penalty;
         check(
             repetition > 0.0 && repetition <= 10.0,

@@ -339,7 +339,7 @@ mod tests {
             (r#"{"temperature": 1e300}"#, "temperature"),
             (r#"{"top_p": 0}"#, "top_p"),
             (r#"{"top_p": 1.1}"#, "top_p"),
-            (r#"{"min_p": 1}"#, "min_p"),
+            (r#"{"min_p": 1.1}"#, "min_p"),
             (r#"{"top_k": -2}"#, "top_k"),
             (r#"{"max_tokens": -1}"#, "max_tokens"),
             (r#"{"min_tokens": -1}"#, "min_tokens"),
