@@ -11,7 +11,7 @@
 //!
 //! A rank is exact when its sequence is considered, and otherwise as old as [`REFRESHED_PER_STEP`] new ones
 //! per step make it: the work per step does not grow with the queue.
-
+//!
 //! Tenants have a lane each, in this order, and take turns by what was done for them, in weighted tokens:
 //! 8 for a token computed of a prompt, 1 for one that was cached, 16 for one of output. The lane with the
 //! smallest counter is next. A tenant that had nothing waiting is lifted to the smallest counter of those who

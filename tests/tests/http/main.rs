@@ -3,6 +3,8 @@
 
 mod cache;
 mod constrained;
+mod drain;
+mod hostile;
 mod operators;
 mod page;
 mod sampling;

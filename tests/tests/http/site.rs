@@ -85,6 +85,7 @@ pub(crate) struct Setup {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) template: &'static str,
     pub(crate) engine: EngineConfig,
+    pub(crate) drain_timeout: Duration,
 }
 
 impl Setup {
@@ -96,6 +97,7 @@ impl Setup {
             tokenizer,
             template: TEMPLATE,
             engine: EngineConfig::new(13_000, 200_000),
+            drain_timeout: Duration::ZERO,
         }
     }
 
@@ -137,7 +139,7 @@ impl Setup {
         let server = Server {
             listener,
             app,
-            drain_timeout: Duration::ZERO,
+            drain_timeout: self.drain_timeout,
         };
         let server = runtime.spawn(async move {
             let over = async { tokio::task::spawn_blocking(move || thread.join().expect("no panic")).await };
@@ -184,7 +186,7 @@ impl Site {
         format!("http://{}", self.address)
     }
 
-    fn connect(&self) -> TcpStream {
+    pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).expect("the server listens");
         stream
             .set_read_timeout(Some(Duration::from_secs(60)))
