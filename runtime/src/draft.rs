@@ -44,7 +44,7 @@ impl DraftSource {
 /// Most tokens of one draft of free text.
 const MAX_DRAFT: usize = 16;
 
-/// Tokens after which a drafter that does not pay, or that found nothing, is tried again.
+/// Tokens after which a drafter that does not pay, or a text that the tree does not hold, is tried again.
 const MIN_REST: usize = 8;
 
 /// The same when it failed again and again.

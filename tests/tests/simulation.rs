@@ -233,9 +233,11 @@ fn simulate_range(first: u64, n: u64) {
         n_preemptions > n / 20,
         "the schedules are tight enough to preempt"
     );
-    for (drafted, accepted) in seen.drafted.into_iter().zip(seen.accepted) {
+    // What a grammar forces is drafted often; a text that stood before, by luck only.
+    let least = [n / 10, n / 100, n / 100];
+    for ((drafted, accepted), least) in seen.drafted.into_iter().zip(seen.accepted).zip(least) {
         assert!(
-            accepted > n / 100 && drafted > accepted + n / 20,
+            accepted > least && drafted > accepted + n / 20,
             "drafts of each source are accepted and refused"
         );
     }
