@@ -71,9 +71,10 @@ def check(router, workers, processes):
     assert all(answer["usage"]["completion_tokens"] > 0 for answer in answers)
     shares = [n_accepted(worker) for worker in workers]
     assert min(shares) > 10, f"requests of the workers: {shares}"
-    # One worker goes; what comes after is served by the other.
+    # One worker goes. Once the router has noticed, the other serves all that comes.
     processes[0].terminate()
     processes[0].wait()
+    wait_for("requests are lost", lambda: all(ask(router, topic, max_tokens=1) for topic in TOPICS))
     before = n_accepted(workers[1])
     for topic in TOPICS:
         assert json.loads(ask(router, topic))["usage"]["completion_tokens"] == 8
@@ -97,7 +98,8 @@ def main():
             wait_for(f"{worker} is not ready", lambda: fetch(f"{worker}/ready"))
         command = [sys.executable, "-m", "sglang_router.launch_router", "--host", HOST, "--port", str(ports[2]),
                    "--prometheus-port", str(ports[3]), "--policy", "cache_aware",
-                   "--balance-abs-threshold", "8", "--worker-urls", *workers]
+                   "--balance-abs-threshold", "8", "--health-check-interval-secs", "2",
+                   "--health-failure-threshold", "1", "--worker-urls", *workers]
         processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         wait_for("the router serves nobody", lambda: ask(router, "nothing", max_tokens=1))
         shares = check(router, workers, processes)
