@@ -20,6 +20,7 @@ pub mod logprobs;
 pub mod memory;
 pub mod metrics;
 pub mod models;
+pub mod openapi;
 pub mod page;
 mod progress;
 pub mod prompt;

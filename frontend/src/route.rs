@@ -21,6 +21,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use crate::api::{App, admin, cache, chat, completions, generate, models, random_id, tokens, worker};
 use crate::auth::require_key;
+use crate::openapi;
 use crate::page;
 use crate::wire::error::ApiError;
 
@@ -53,6 +54,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/flush_cache", post(admin::flush_cache))
         .route("/cache/tree", get(cache::tree))
         .route("/cache/explain", get(cache::explain).post(cache::explain_prompt))
+        .route("/openapi.json", get(openapi::document))
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(from_fn_with_state(Arc::clone(&app), require_key))

@@ -109,16 +109,10 @@ impl ChatRequest {
         let mut request = ChatRequest {
             conversation: Conversation::read(&mut f, tools.as_mut())?,
             tools,
-            options: Options::read(&mut f, sampling)?,
+            options: Options::read(&mut f, sampling, 1)?,
         };
         f.finish();
         request.options.logprobs.output = output_logprobs;
-        if request.options.max_tokens == Some(0) {
-            return Err(ApiError::invalid(
-                "max_tokens",
-                "'max_tokens' must be at least 1, got 0.",
-            ));
-        }
         Ok(request)
     }
 }
@@ -244,15 +238,27 @@ fn message(mut f: Fields) -> Result<Message, ApiError> {
 
 /// An earlier call as templates want it: clients send its arguments as a string that holds JSON.
 fn tool_call(path: &str, mut call: Value) -> Result<Value, ApiError> {
-    if let Some(arguments) = call.pointer_mut("/function/arguments")
-        && let Value::String(text) = arguments
-    {
-        let parsed = serde_json::from_str(text).ok().filter(Value::is_object);
-        *arguments = parsed.ok_or_else(|| {
-            let path = format!("{path}.function.arguments");
-            wrong_type(&path, "a JSON object in a string", &Value::String(text.clone()))
-        })?;
-    }
+    let Value::Object(members) = &mut call else {
+        return Err(wrong_type(path, "an object", &call));
+    };
+    let function = match members.get_mut("function") {
+        None | Some(Value::Null) => return Ok(call),
+        Some(Value::Object(function)) => function,
+        Some(other) => return Err(wrong_type(&format!("{path}.function"), "an object", other)),
+    };
+    let Some(arguments) = function.get_mut("arguments") else {
+        return Ok(call);
+    };
+    let read = match &*arguments {
+        Value::String(text) => serde_json::from_str(text).ok().filter(Value::is_object),
+        Value::Object(_) | Value::Null => return Ok(call),
+        _ => None,
+    };
+    let wrong = || {
+        let expected = "a JSON object, or a string that holds one";
+        wrong_type(&format!("{path}.function.arguments"), expected, arguments)
+    };
+    *arguments = read.ok_or_else(wrong)?;
     Ok(call)
 }
 
@@ -369,6 +375,14 @@ mod tests {
                 r#"{"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]}]}"#
                     .to_owned(),
                 "messages[0].tool_calls[0].function.arguments",
+            ),
+            (
+                r#"{"messages": [{"role": "assistant", "tool_calls": [5]}]}"#.to_owned(),
+                "messages[0].tool_calls[0]",
+            ),
+            (
+                r#"{"messages": [{"role": "assistant", "tool_calls": [{"function": "f"}]}]}"#.to_owned(),
+                "messages[0].tool_calls[0].function",
             ),
             (with(r#""functions": [{}]"#), "functions"),
             (with(r#""parallel_tool_calls": 1"#), "parallel_tool_calls"),

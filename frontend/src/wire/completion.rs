@@ -30,6 +30,19 @@ pub enum Prompt {
     Tokens(Vec<u32>),
 }
 
+impl Prompt {
+    /// The prompt that the list of ids at `path` is.
+    pub(super) fn of_tokens(path: &str, list: Vec<Value>) -> Result<Self, ApiError> {
+        if list.is_empty() {
+            return Err(ApiError::invalid(
+                path,
+                format!("'{path}' must hold at least one token id."),
+            ));
+        }
+        Ok(Prompt::Tokens(tokens(path, list)?))
+    }
+}
+
 /// Whether the answer repeats the prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Echo {
@@ -51,7 +64,7 @@ impl CompletionRequest {
         };
         let best_of = f.optional::<usize>("best_of")?;
         let output_logprobs = in_range(&mut f, "logprobs", 0, MAX_LOGPROBS)?;
-        let mut options = Options::read(&mut f, sampling)?;
+        let mut options = Options::read(&mut f, sampling, 0)?;
         options.logprobs.output = output_logprobs;
         if echo == Echo::PromptAndOutput && output_logprobs.is_some() {
             if options.logprobs.prompt.is_some() {
@@ -90,12 +103,12 @@ fn prompts(f: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
         Some(other) => return Err(wrong_type("prompt", "a string or an array", &other)),
     };
     if list.first().is_some_and(Value::is_number) {
-        return Ok(vec![Prompt::Tokens(tokens("prompt", list)?)]);
+        return Ok(vec![Prompt::of_tokens("prompt", list)?]);
     }
     check_prompts("prompt", list.len())?;
     let one = |(i, value)| match value {
         Value::String(text) => Ok(Prompt::Text(text)),
-        Value::Array(ids) => Ok(Prompt::Tokens(tokens(&format!("prompt[{i}]"), ids)?)),
+        Value::Array(ids) => Prompt::of_tokens(&format!("prompt[{i}]"), ids),
         other => Err(wrong_type(
             &format!("prompt[{i}]"),
             "a string or an array of token ids",
@@ -163,6 +176,7 @@ mod tests {
         let cases = [
             ("{}", "prompt"),
             (r#"{"prompt": []}"#, "prompt"),
+            (r#"{"prompt": [[]]}"#, "prompt[0]"),
             (r#"{"prompt": {}}"#, "prompt"),
             (r#"{"prompt": 5}"#, "prompt"),
             (r#"{"prompt": [1, "a"]}"#, "prompt[1]"),

@@ -6,7 +6,7 @@ use arbora_runtime::request::SamplingParams;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::completion::{Prompt, check_choices, check_prompts, tokens};
+use super::completion::{Prompt, check_choices, check_prompts};
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use super::options::{MAX_LOGPROBS, Options, in_range};
@@ -15,7 +15,7 @@ use super::options::{MAX_LOGPROBS, Options, in_range};
 const DEFAULT_MAX_TOKENS: usize = 128;
 
 /// SGLang's names of sampling parameters that are called differently here.
-const RENAMED: [(&str, &str); 3] = [
+pub(crate) const RENAMED: [(&str, &str); 3] = [
     ("max_new_tokens", "max_tokens"),
     ("min_new_tokens", "min_tokens"),
     ("sampling_seed", "seed"),
@@ -101,7 +101,7 @@ fn options(mut params: Map<String, Value>, sampling: &SamplingParams) -> Result<
     f.refuse_unless("skip_special_tokens", |v| v == &Value::Bool(true))?;
     f.refuse_unless("no_stop_trim", |v| v == &Value::Bool(false))?;
     f.optional::<bool>("spaces_between_special_tokens")?;
-    let mut options = Options::read(&mut f, sampling)?;
+    let mut options = Options::read(&mut f, sampling, 0)?;
     options.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
     f.finish();
     Ok(options)
@@ -151,7 +151,7 @@ fn prompts(f: &mut Fields) -> Result<(Vec<Prompt>, bool), ApiError> {
         };
         match value {
             Value::String(text) if is_text => Ok(Prompt::Text(text)),
-            Value::Array(ids) if !is_text => Ok(Prompt::Tokens(tokens(&path, ids)?)),
+            Value::Array(ids) if !is_text => Prompt::of_tokens(&path, ids),
             other => {
                 let expected = if is_text {
                     "a string"
@@ -276,6 +276,7 @@ mod tests {
             (r#"{"text": 5}"#, "text"),
             (r#"{"text": []}"#, "text"),
             (r#"{"text": ["a", 1]}"#, "text[1]"),
+            (r#"{"input_ids": []}"#, "input_ids"),
             (r#"{"input_ids": [-1]}"#, "input_ids[0]"),
             (r#"{"input_ids": [[1], ["a"]]}"#, "input_ids[1][0]"),
             (

@@ -67,9 +67,10 @@ pub enum Delivery {
 
 impl Options {
     /// Reads the shared fields; `defaults` are the model's own, for what the client leaves open.
-    pub fn read(f: &mut Fields, defaults: &SamplingParams) -> Result<Self, ApiError> {
+    /// An output has at least `fewest_tokens`: some can do without any.
+    pub fn read(f: &mut Fields, defaults: &SamplingParams, fewest_tokens: usize) -> Result<Self, ApiError> {
         refuse_unenforced(f)?;
-        let max_tokens = max_tokens(f)?;
+        let max_tokens = max_tokens(f, fewest_tokens)?;
         let options = Options {
             model: f.optional("model")?,
             max_tokens,
@@ -129,10 +130,10 @@ where
     }
 }
 
-fn max_tokens(f: &mut Fields) -> Result<Option<usize>, ApiError> {
+fn max_tokens(f: &mut Fields, fewest: usize) -> Result<Option<usize>, ApiError> {
     // The engine knows the context and refuses what exceeds it; this bound only keeps sums from overflowing.
     let limit = u32::MAX as usize;
-    let old = in_range(f, "max_tokens", 0, limit)?;
+    let old = in_range(f, "max_tokens", fewest, limit)?;
     let new = in_range(f, "max_completion_tokens", 1, limit)?;
     Ok(new.or(old))
 }
@@ -232,8 +233,12 @@ fn stop(f: &mut Fields, max_tokens: Option<usize>) -> Result<StopConditions, Api
         token_ids.push(u32::from_json(value).ok_or(wrong)?);
     }
     let ignore_eos = f.optional("ignore_eos")?.unwrap_or(false);
-    let most = max_tokens.unwrap_or(u32::MAX as usize);
-    let min_tokens = in_range(f, "min_tokens", 0, most)?.unwrap_or(0);
+    let min_tokens = in_range(f, "min_tokens", 0, u32::MAX as usize)?.unwrap_or(0);
+    if let Some(most) = max_tokens.filter(|most| min_tokens > *most) {
+        let path = f.path_of("min_tokens");
+        let message = format!("'{path}' must be at most the {most} output tokens allowed, got {min_tokens}.");
+        return Err(ApiError::invalid(path, message));
+    }
     Ok(StopConditions {
         token_ids,
         strings,
@@ -278,7 +283,7 @@ mod tests {
 
     fn read(json: &str) -> Result<Options, ApiError> {
         let mut fields = Fields::parse(json.as_bytes())?;
-        Options::read(&mut fields, &SamplingParams::default())
+        Options::read(&mut fields, &SamplingParams::default(), 0)
     }
 
     #[test]

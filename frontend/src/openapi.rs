@@ -1,0 +1,447 @@
+//! `GET /openapi.json`: the document of the API, for generators of clients and for fuzzers. It is written by
+//! hand; the tests here keep it to what the server reads and refuses.
+
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+
+const DOCUMENT: &str = include_str!("openapi.json");
+
+/// The document.
+pub async fn document() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fmt::Debug;
+    use std::sync::{Arc, Mutex};
+
+    use arbora_runtime::request::SamplingParams;
+    use jsonschema::Validator;
+    use serde_json::{Map, Value, json};
+    use tracing::field::{Field, Visit};
+    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+    use super::*;
+    use crate::wire::chat::ChatRequest;
+    use crate::wire::completion::CompletionRequest;
+    use crate::wire::error::ApiError;
+    use crate::wire::generate::{GenerateRequest, RENAMED};
+    use crate::wire::tokens::{DetokenizeRequest, TokenizeRequest};
+
+    fn parsed() -> Value {
+        serde_json::from_str(DOCUMENT).expect("JSON")
+    }
+
+    #[test]
+    fn it_lists_the_routes_and_the_version_that_there_are() {
+        let document = parsed();
+        assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+        let mut listed = BTreeSet::new();
+        for (path, methods) in document["paths"].as_object().expect("paths") {
+            for (method, operation) in methods.as_object().expect("methods") {
+                listed.insert((path.clone(), method.clone()));
+                let answers = operation["responses"].as_object().expect("responses");
+                assert!(
+                    answers.contains_key("200") && answers.contains_key("401"),
+                    "{path}"
+                );
+            }
+        }
+        let mut served = BTreeSet::new();
+        for line in include_str!("route.rs").lines() {
+            let Some(rest) = line.trim().strip_prefix(".route(\"") else {
+                continue;
+            };
+            let (path, handlers) = rest.split_once('"').expect("a path in quotes");
+            let path = path.replace("{*", "{");
+            for method in ["get", "post"] {
+                if handlers.contains(&format!(" {method}(")) || handlers.contains(&format!(".{method}(")) {
+                    served.insert((path.clone(), method.to_owned()));
+                }
+            }
+        }
+        assert!(served.len() > 20, "{served:?}");
+        assert_eq!(listed, served);
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        let document = parsed();
+        let mut open = vec![&document];
+        let mut n_found = 0;
+        while let Some(value) = open.pop() {
+            match value {
+                Value::Object(members) => {
+                    if let Some(Value::String(target)) = members.get("$ref") {
+                        let pointer = target.strip_prefix('#').expect("within the document");
+                        assert!(document.pointer(pointer).is_some(), "{target}");
+                        n_found += 1;
+                    }
+                    open.extend(members.values());
+                }
+                Value::Array(elements) => open.extend(elements),
+                _ => {}
+            }
+        }
+        assert!(n_found > 200, "{n_found} references");
+    }
+
+    /// A kind of request: its schema in the document, how it is read, and bodies that are valid.
+    struct Kind {
+        schema: &'static str,
+        read: fn(&[u8]) -> Result<(), ApiError>,
+        bodies: Vec<Value>,
+    }
+
+    fn sampling() -> SamplingParams {
+        SamplingParams::default()
+    }
+
+    fn kinds() -> [Kind; 5] {
+        let with = |base: &Value, more: &Value| {
+            let mut body = base.clone();
+            let members = body.as_object_mut().expect("an object");
+            members.extend(more.as_object().expect("an object").clone());
+            body
+        };
+        let options = json!({
+            "model": "m", "max_tokens": 9, "max_completion_tokens": 9, "min_tokens": 1, "n": 2, "seed": -1,
+            "temperature": 0.5, "top_k": 5, "top_p": 0.5, "min_p": 0.5, "repetition_penalty": 1.5,
+            "presence_penalty": 1, "frequency_penalty": -1, "logit_bias": {"7": -100}, "stop": ["a", "b"],
+            "stop_token_ids": [1, 2], "ignore_eos": true, "stream": true, "priority": 1,
+            "stream_options": {"include_usage": true}, "cache_salt": "x", "user": "x", "prompt_cache_key": "x",
+            "safety_identifier": "x", "service_tier": "x", "guided_decoding_backend": "x", "regex": "a+"
+        });
+        let constraints = [
+            json!({"response_format": {"type": "text"}}),
+            json!({"response_format": {"type": "json_object", "schema": {}}}),
+            json!({"response_format": {"type": "json_schema", "json_schema": {
+                "name": "x", "description": "x", "strict": false, "schema": {}}}}),
+            json!({"response_format": {"type": "structural_tag", "format": {}}}),
+            json!({"structured_outputs": {"json": {}, "disable_any_whitespace": true}}),
+            json!({"structured_outputs": {"json_object": true}}),
+            json!({"structured_outputs": {"choice": ["a", "b"]}}),
+            json!({"json_schema": {}, "choice": null, "stop": "x"}),
+            json!({"guided_choice": ["a"], "grammar": null}),
+        ];
+        let tool = json!({"type": "function", "function": {
+            "name": "f", "description": "x", "strict": false, "parameters": {}}});
+        let conversation = json!({
+            "messages": [
+                {"role": "user", "content": "x", "name": "x", "reasoning_content": "x"},
+                {"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]},
+                {"role": "tool", "content": [{"type": "text", "text": "x"}], "tool_call_id": "x"}
+            ],
+            "tools": [tool], "tool_choice": {"type": "function", "function": {"name": "f"}},
+            "parallel_tool_calls": true, "functions": [], "function_call": "none",
+            "add_generation_prompt": true, "continue_final_message": false, "reasoning_effort": "high",
+            "chat_template_kwargs": {"enable_thinking": true, "thinking": "x", "reasoning_effort": "x"}
+        });
+        let asked = json!({"messages": [{"role": "user", "content": "x"}]});
+        let prompt = json!({"prompt": "x"});
+        let more = json!({"logprobs": true, "top_logprobs": 2, "modalities": ["text"]});
+        let mut chats = vec![with(&with(&conversation, &options), &more)];
+        chats.push(with(&asked, &json!({"prompt_logprobs": 3})));
+        chats.extend(constraints.iter().map(|form| with(&asked, form)));
+        let more = json!({"prompt": ["x", [1, 2]], "logprobs": 2, "echo": true, "best_of": 2});
+        let mut texts = vec![
+            with(&options, &more),
+            json!({"prompt": [1, 2], "prompt_logprobs": 3}),
+        ];
+        texts.extend(constraints.iter().map(|form| with(&prompt, form)));
+        let params = json!({
+            "max_new_tokens": 9, "min_new_tokens": 1, "sampling_seed": 1, "temperature": 0, "n": 2, "stop": "x",
+            "skip_special_tokens": true, "no_stop_trim": false, "spaces_between_special_tokens": true
+        });
+        let mut generations = vec![
+            json!({"text": ["x"], "sampling_params": params, "stream": true, "rid": "x", "return_logprob": true,
+                "top_logprobs_num": 2, "logprob_start_len": -1, "return_text_in_logprobs": true}),
+            json!({"input_ids": [1, 2], "text": null}),
+            json!({"input_ids": [[1], [2]]}),
+        ];
+        let form = |form| json!({"text": "x", "sampling_params": form});
+        generations.extend(constraints.iter().map(form));
+        let read_chat: fn(&[u8]) -> _ = |body| ChatRequest::parse(body, &sampling()).map(drop);
+        let read_text: fn(&[u8]) -> _ = |body| CompletionRequest::parse(body, &sampling()).map(drop);
+        let kind = |schema, read, bodies| Kind { schema, read, bodies };
+        [
+            kind("ChatRequest", read_chat, chats),
+            kind("CompletionRequest", read_text, texts),
+            kind(
+                "GenerateRequest",
+                |body| GenerateRequest::parse(body, &sampling()).map(drop),
+                generations,
+            ),
+            kind(
+                "TokenizeRequest",
+                |body| TokenizeRequest::parse(body).map(drop),
+                vec![
+                    json!({"model": "m", "prompt": "x", "add_special_tokens": true, "return_token_strs": true}),
+                    with(&conversation, &json!({"model": "m", "return_token_strs": true})),
+                ],
+            ),
+            kind(
+                "DetokenizeRequest",
+                |body| DetokenizeRequest::parse(body).map(drop),
+                vec![json!({"model": "m", "tokens": [1, 2]})],
+            ),
+        ]
+    }
+
+    /// Hears which fields are looked for.
+    #[derive(Clone, Default)]
+    struct Listener(Arc<Mutex<BTreeSet<String>>>);
+
+    impl<S: tracing::Subscriber> Layer<S> for Listener {
+        fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+            event.record(&mut self.clone());
+        }
+    }
+
+    impl Visit for Listener {
+        fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+            if field.name() == "field" {
+                let path = anywhere(&format!("{value:?}"));
+                self.0.lock().expect("one thread").insert(path);
+            }
+        }
+    }
+
+    /// Paths of the fields that are looked for in `bodies`.
+    fn read(kind: &Kind) -> BTreeSet<String> {
+        let listener = Listener::default();
+        let subscriber = tracing_subscriber::registry().with(listener.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            for body in &kind.bodies {
+                (kind.read)(body.to_string().as_bytes()).expect("valid");
+            }
+        });
+        std::mem::take(&mut *listener.0.lock().expect("one thread"))
+    }
+
+    /// Paths of the properties that `schema` speaks of, elements of lists as `[]`.
+    fn properties(document: &Value, schema: &Value, path: &str, found: &mut BTreeSet<String>) {
+        if let Some(Value::String(target)) = schema.get("$ref") {
+            let target = document.pointer(&target[1..]).expect("a reference");
+            properties(document, target, path, found);
+        }
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            let path = if path.is_empty() {
+                name.clone()
+            } else {
+                format!("{path}.{name}")
+            };
+            properties(document, property, &path, found);
+            found.insert(path);
+        }
+        for keyword in ["allOf", "anyOf", "oneOf"] {
+            for part in schema[keyword].as_array().into_iter().flatten() {
+                properties(document, part, path, found);
+            }
+        }
+        if schema.get("items").is_some() {
+            properties(document, &schema["items"], &format!("{path}[]"), found);
+        }
+    }
+
+    /// Without the places in lists.
+    fn anywhere(path: &str) -> String {
+        let parts = path.split('[').map(|part| match part.split_once(']') {
+            Some((_, rest)) => format!("[]{rest}"),
+            None => part.to_owned(),
+        });
+        parts.collect()
+    }
+
+    #[test]
+    fn its_properties_are_the_fields_that_are_read() {
+        let document = parsed();
+        for kind in kinds() {
+            let read = read(&kind);
+            let mut listed = BTreeSet::new();
+            let schema = &document["components"]["schemas"][kind.schema];
+            properties(&document, schema, "", &mut listed);
+            let is_read = |path: &String| {
+                let inner = path.strip_prefix("sampling_params.").unwrap_or(path);
+                let ours = RENAMED.iter().find(|(theirs, _)| *theirs == inner);
+                read.contains(ours.map_or(inner, |(_, ours)| ours))
+            };
+            // Read by other means than field by field.
+            let is_map = |path: &String| {
+                path.contains("chat_template_kwargs.") || path.contains("tool_calls[].function")
+            };
+            for path in listed.iter().filter(|path| !is_map(path)) {
+                assert!(is_read(path), "{}: '{path}' is not read", kind.schema);
+            }
+            // SGLang's parameters are read with everything that others know besides.
+            if kind.schema != "GenerateRequest" {
+                for path in &read {
+                    assert!(listed.contains(path), "{}: '{path}' is not listed", kind.schema);
+                }
+            }
+        }
+    }
+
+    /// Rules between fields, which the document only puts into words.
+    const BETWEEN_FIELDS: [&str; 15] = [
+        "is only allowed when",
+        "is not available",
+        "cannot both be true",
+        "both constrain the output",
+        "must hold exactly one of",
+        "is not a strict schema",
+        "needs a last message with text",
+        "asks for a call, but",
+        "which is not among 'tools'",
+        "has the name",
+        "is only supported where it equals 'n'",
+        "prompts times n is",
+        "a string that holds one",
+        "output tokens allowed",
+        "top_p must be in (0, 1], got 0",
+    ];
+
+    /// Values that tell one schema from another: the document's own bounds and what lies beyond them.
+    fn candidates(document: &Value) -> Vec<Value> {
+        let mut found = vec![
+            json!(null),
+            json!(true),
+            json!(false),
+            json!(0.5),
+            json!(1e300),
+            json!({}),
+        ];
+        let words = [
+            "", "x", "text", "auto", "none", "required", "user", "function", "a b", "{}",
+        ];
+        found.extend(words.map(Value::from));
+        found.extend(["x".repeat(1024), "x".repeat(1025)].map(Value::from));
+        let lists = [
+            json!([]),
+            json!([1]),
+            json!(["x"]),
+            json!([[1]]),
+            json!([null]),
+            json!([{}]),
+        ];
+        found.extend(lists);
+        found.extend([4, 5, 32, 33, 64, 65].map(|n| json!(vec!["x"; n])));
+        found.extend([64, 65, 256, 257].map(|n| json!(vec![1; n])));
+        let biases = |n: usize| (0..n).map(|i| (i.to_string(), json!(1))).collect::<Map<_, _>>();
+        found.extend([biases(1), biases(1024), biases(1025)].map(Value::Object));
+        found.extend([
+            json!({"x": 1}),
+            json!({"1": 101}),
+            json!({"1": "x"}),
+            json!({"type": "x"}),
+        ]);
+        let mut open = vec![&document["components"]["schemas"]];
+        let mut bounds = BTreeSet::new();
+        while let Some(value) = open.pop() {
+            let Value::Object(members) = value else {
+                continue;
+            };
+            for keyword in ["minimum", "maximum", "exclusiveMinimum"] {
+                bounds.extend(members.get(keyword).and_then(Value::as_i64));
+            }
+            open.extend(members.values().flat_map(|value| match value {
+                Value::Array(elements) => elements.iter().collect(),
+                other => vec![other],
+            }));
+        }
+        assert!(bounds.len() > 10, "{bounds:?}");
+        for bound in bounds {
+            for near in [bound.saturating_sub(1), bound, bound.saturating_add(1)] {
+                found.push(near.into());
+            }
+        }
+        found
+    }
+
+    /// Pointers to everything in `body` but the document itself.
+    fn pointers(body: &Value) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut open = vec![(String::new(), body)];
+        while let Some((pointer, value)) = open.pop() {
+            let members = value.as_object().into_iter().flatten();
+            let members = members.map(|(name, child)| (format!("{pointer}/{name}"), child));
+            let elements = value.as_array().into_iter().flatten().enumerate();
+            let elements = elements.map(|(i, child)| (format!("{pointer}/{i}"), child));
+            let children: Vec<_> = members.chain(elements).collect();
+            found.extend(children.iter().map(|(pointer, _)| pointer.clone()));
+            open.extend(children);
+        }
+        found
+    }
+
+    /// Whether `body` is refused, by the document and by the server; else how they differ.
+    fn is_refused(kind: &Kind, validator: &Validator, body: &Value) -> Result<bool, String> {
+        let shown: String = body.to_string().chars().take(1000).collect();
+        let is_valid = validator.is_valid(body);
+        match (kind.read)(body.to_string().as_bytes()) {
+            Ok(()) if is_valid => Ok(false),
+            Ok(()) => Err(format!("{}: accepted against the document: {shown}", kind.schema)),
+            Err(error) => {
+                let message = error.to_string();
+                let is_excused = BETWEEN_FIELDS.iter().any(|rule| message.contains(rule));
+                if is_valid && !is_excused {
+                    return Err(format!("{}: {message} {shown}", kind.schema));
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    /// `body` with each of its values replaced by each of `candidates`, and without each of its members.
+    fn changed(body: &Value, candidates: &[Value]) -> Vec<Value> {
+        let mut found = Vec::new();
+        for pointer in pointers(body) {
+            for candidate in candidates {
+                let mut changed = body.clone();
+                *changed.pointer_mut(&pointer).expect("a pointer") = candidate.clone();
+                found.push(changed);
+            }
+            let mut changed = body.clone();
+            let (parent, name) = pointer.rsplit_once('/').expect("a pointer");
+            if let Some(Value::Object(members)) = changed.pointer_mut(parent) {
+                members.shift_remove(name);
+                found.push(changed);
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn what_it_allows_is_what_is_accepted() {
+        let document = parsed();
+        let candidates = candidates(&document);
+        for kind in kinds() {
+            let schema = json!({
+                "$ref": format!("#/components/schemas/{}", kind.schema), "components": document["components"]
+            });
+            let validator = jsonschema::draft202012::new(&schema).expect("a schema");
+            let (mut n_refused, mut differences) = (0, Vec::new());
+            for body in &kind.bodies {
+                assert_eq!(is_refused(&kind, &validator, body), Ok(false), "{body}");
+                for changed in changed(body, &candidates) {
+                    match is_refused(&kind, &validator, &changed) {
+                        Ok(is_refused) => n_refused += usize::from(is_refused),
+                        Err(difference) => differences.push(difference),
+                    }
+                }
+            }
+            let first = differences
+                .iter()
+                .take(10)
+                .fold(String::new(), |all, one| all + "\n" + one);
+            assert!(
+                differences.is_empty(),
+                "{} differences:{first}",
+                differences.len()
+            );
+            assert!(n_refused > 100, "{}: {n_refused} were refused", kind.schema);
+        }
+    }
+}
