@@ -43,7 +43,7 @@ impl Default for Limits {
             max_nodes: 200_000,
             max_automaton_states: 8_192,
             max_branches: 256,
-            max_compile_work: 20_000_000,
+            max_compile_work: 18_000_000,
             max_output_depth: 256,
             max_readings: 4_096,
             max_lazy_states: 50_000,
