@@ -11,6 +11,7 @@ pub use arbora_kernels::{RowLogprobs, TokenLogprob};
 pub use arbora_radix::Namespace;
 use tokio::sync::mpsc;
 
+use crate::fair_limit::NoRoom;
 use crate::grammar::GrammarState;
 
 /// Identifies a request in events, logs and metrics. Unique for the life of the process.
@@ -297,13 +298,11 @@ pub struct Usage {
 /// Why a request was not accepted. Nothing of it remains in the engine, no event is sent.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum SubmitError {
-    /// The waiting queue is full.
-    #[error("the queue is full: {n_waiting} requests with {waiting_tokens} prompt tokens are waiting")]
+    /// The waiting queue is full, or as full of this tenant's requests as it may be.
+    #[error("the queue is full: {no_room}")]
     QueueFull {
-        /// Requests waiting.
-        n_waiting: usize,
-        /// Their prompt tokens.
-        waiting_tokens: usize,
+        /// Of what there is too much.
+        no_room: NoRoom,
         /// When to try again, from the measured drain rate.
         retry_after: Duration,
     },

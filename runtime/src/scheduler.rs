@@ -160,11 +160,13 @@ impl Scheduler {
     }
 
     /// Puts a new request into the queue.
-    pub(crate) fn accept(&mut self, request: Request) {
+    pub(crate) fn accept(&mut self, request: Request) -> &mut Sequence {
         self.n_accepted += 1;
         let sequence = Sequence::new(request, self.n_accepted, &self.model_stops);
         let slot = self.sequences.insert(sequence);
-        self.queue.enter(slot, &mut self.sequences[slot]);
+        let sequence = &mut self.sequences[slot];
+        self.queue.enter(slot, sequence);
+        sequence
     }
 
     /// `n` tokens of output were computed for a tenant.

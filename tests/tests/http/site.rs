@@ -105,8 +105,10 @@ impl Setup {
         let tokenizer = Arc::new(self.tokenizer);
         let n_vocab = tokenizer.n_vocab();
         let mut config = self.engine;
-        config.n_tenants = self.api_keys.len().max(1);
-        config.model_stop_tokens = tokenizer.stop_token_ids().to_vec();
+        let n_tenants = self.api_keys.len().max(1);
+        config.n_tenants = n_tenants;
+        let stops = tokenizer.stop_token_ids().to_vec();
+        config.model_stop_tokens.clone_from(&stops);
         let (backend, fuse) = ToyBackend::new(0);
         let mut backend = backend.with_vocabulary(n_vocab);
         let decoder = backend.decoder(config.context, config.forward_limits());
@@ -116,12 +118,12 @@ impl Setup {
         let template = ChatTemplate::new(self.template, TemplateTokens::default()).expect("a template");
         let app = Arc::new(App {
             engine: engine.clone(),
-            grammars: Grammars::new(Arc::clone(&tokenizer), n_vocab, tokenizer.stop_token_ids()),
+            grammars: Grammars::new(Arc::clone(&tokenizer), (n_vocab, &stops), n_tenants),
             encoder: Arc::new(PromptEncoder::new(Arc::clone(&tokenizer), Some(template))),
             token_bytes,
             named_bytes: Arc::new(tokenizer.named_bytes()),
             sampling: SamplingParams::default(),
-            stop_tokens: tokenizer.stop_token_ids().to_vec(),
+            stop_tokens: stops,
             model: "toy".to_owned(),
             started: 7,
             api_keys: ApiKeys::new(&self.api_keys, self.cache_sharing),
