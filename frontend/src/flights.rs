@@ -9,8 +9,9 @@
 //! Invariants: at most `n_turns` works run, whoever leaves meanwhile; no more wait for a turn than the limit
 //! says, which tenants share; no key is in flight when nobody waits and nothing runs.
 //!
-//! Tenants take turns: of each the one that waits longest stands in the line for a turn, so a tenant that asks
-//! for much delays another's work by one of its own. Work that several ask for counts for who asked first.
+//! Tenants take turns: of each the one that waits longest stands in the line for a turn, so a tenant that
+//! asks for much delays another's work by one of its own. Work that several ask for counts for who asked
+//! first.
 
 use std::hash::Hash;
 use std::sync::Arc;

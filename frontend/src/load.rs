@@ -72,14 +72,12 @@ pub enum StartError {
 pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> Result<Started, StartError> {
     let context = config.context.unwrap_or(file.config().context);
     let mut limits = engine_config(config, kv_pages(file, config, context)?, context);
-    let n_tenants = limits.n_tenants;
     // The tokenizer's tables and the weights are both made from the file; neither needs the other.
     let (tokenizer, decoder) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| {
             let tokenizer = Arc::new(file.tokenizer()?);
-            let n_vocab = file.config().n_vocab;
-            let words = (n_vocab, tokenizer.stop_token_ids());
-            let grammars = Grammars::new(Arc::clone(&tokenizer), words, n_tenants);
+            let words = (file.config().n_vocab, tokenizer.stop_token_ids());
+            let grammars = Grammars::new(Arc::clone(&tokenizer), words, limits.n_tenants);
             Ok::<_, LoadError>((tokenizer, grammars))
         });
         let decoder = file.load_decoder(&mut backend, context, limits.forward_limits());

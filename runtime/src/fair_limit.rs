@@ -8,14 +8,15 @@
 //! a tenant takes of the shared part while it has less of it than is left
 //! ```
 //!
-//! The last line is the dynamic threshold that switches use for the queues of one memory (Choudhury and Hahne,
-//! IEEE/ACM Transactions on Networking 6(2), 1998): one tenant alone gets half of the shared part, the next one
-//! half of the rest, and n of them that take and give back all the time 1/(n + 1) each. What stays free is what
-//! the next tenant finds. Alone it would run dry after a dozen tenants, so each has a small part of its own
-//! besides: who holds less than that is never refused, whatever the others do. One tenant owns the whole limit.
+//! The last line is the dynamic threshold that switches use for the queues of one memory (Choudhury and
+//! Hahne, IEEE/ACM Transactions on Networking 6(2), 1998): one tenant alone gets half of the shared part, the
+//! next one half of the rest, and n of them that take and give back all the time 1/(n + 1) each. What stays
+//! free is what the next tenant finds. Alone it would run dry after a dozen tenants, so each has a small part
+//! of its own besides: who holds less than that is never refused, whatever the others do. One tenant owns the
+//! whole limit.
 //!
-//! Nothing here waits. Whoever takes remembers of which part, so counters never need to be moved from one part
-//! to the other, and each is right at any moment; two who race for the last of it are never both served.
+//! Nothing here waits. Whoever takes remembers of which part, so counters never need to be moved from one
+//! part to the other, and each is right at any moment; two who race for the last of it are never both served.
 
 use std::fmt::{Display, Formatter};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -138,7 +139,8 @@ impl FairLimit {
         let held_own = held_own.expect("it is always raised");
         let n_own = n.min(self.own - held_own);
         let n_shared = n - n_own;
-        // The tenant's counter is raised before the limit is looked at, so that two of one tenant see each other.
+        // The tenant's counter is raised before the limit is looked at, so that two of one tenant see each
+        // other.
         let held_shared = its.n_shared.fetch_add(n_shared, Ordering::SeqCst);
         let taken = Taken { n_own, n_shared };
         if n_shared == 0 || self.take_shared(held_shared, n_shared) {
