@@ -40,18 +40,29 @@ pub struct SamplingParams {
     pub seed: u64,
 }
 
+impl SamplingParams {
+    /// The likeliest token, always.
+    pub const GREEDY: SamplingParams = SamplingParams {
+        temperature: 0.0,
+        ..SamplingParams::PLAIN
+    };
+
+    /// From the model's distribution as it is.
+    const PLAIN: SamplingParams = SamplingParams {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        seed: 0,
+    };
+}
+
 impl Default for SamplingParams {
     fn default() -> Self {
-        SamplingParams {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            seed: 0,
-        }
+        SamplingParams::PLAIN
     }
 }
 
@@ -178,6 +189,36 @@ pub struct Request {
 }
 
 impl Request {
+    /// A completion that asks for nothing in particular: tokens are drawn from the model as it is until a stop
+    /// token of the model or `max_tokens` ends it, nothing is kept apart, nobody waits a limited time. Its
+    /// times count from `arrived`, which the caller knows: parsing and queueing before this are part of them.
+    pub fn new(
+        id: RequestId,
+        prompt: Vec<u32>,
+        max_tokens: usize,
+        arrived: Instant,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        Request {
+            id,
+            prompt,
+            namespace: Namespace::default(),
+            tenant: 0,
+            sampling: SamplingParams::default(),
+            choice_idx: 0,
+            max_tokens,
+            stop: StopConditions::default(),
+            grammar: None,
+            logit_bias: Vec::new(),
+            logprobs: LogprobsWanted::default(),
+            priority: 0,
+            arrived,
+            queue_timeout: None,
+            total_timeout: None,
+            events,
+        }
+    }
+
     /// Slots an event channel needs: one per output token, one for the prompt and one for the ending.
     pub fn event_capacity(max_tokens: usize) -> usize {
         max_tokens + 2

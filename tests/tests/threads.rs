@@ -5,12 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use arbora_radix::Namespace;
 use arbora_runtime::engine::{Engine, EngineConfig, EngineExit, EngineHandle, Turn};
 use arbora_runtime::fair_limit::{FairLimit, Taken};
-use arbora_runtime::request::{
-    Event, Finished, LogprobsWanted, Request, SamplingParams, StopConditions, SubmitError,
-};
+use arbora_runtime::request::{Event, Finished, Request, SamplingParams, SubmitError};
 use arbora_runtime::token_bytes::TokenBytes;
 use arbora_tests::oracle::expected;
 use arbora_tests::random::Random;
@@ -40,26 +37,10 @@ fn config() -> EngineConfig {
 
 fn request(handle: &EngineHandle, prompt: Vec<u32>, max_tokens: usize) -> (Request, mpsc::Receiver<Event>) {
     let (sender, receiver) = mpsc::channel(Request::event_capacity(max_tokens));
+    let id = handle.next_id();
     let request = Request {
-        id: handle.next_id(),
-        prompt,
-        namespace: Namespace::default(),
-        tenant: 0,
-        sampling: SamplingParams {
-            temperature: 0.0,
-            ..SamplingParams::default()
-        },
-        choice_idx: 0,
-        max_tokens,
-        stop: StopConditions::default(),
-        grammar: None,
-        logit_bias: Vec::new(),
-        logprobs: LogprobsWanted::default(),
-        priority: 0,
-        arrived: Instant::now(),
-        queue_timeout: None,
-        total_timeout: None,
-        events: sender,
+        sampling: SamplingParams::GREEDY,
+        ..Request::new(id, prompt, max_tokens, Instant::now(), sender)
     };
     (request, receiver)
 }

@@ -189,22 +189,18 @@ impl App {
                     requests.push(id);
                 }
                 let request = Request {
-                    id,
-                    prompt: prompt.tokens.clone(),
                     namespace: self.namespace(owner, options.salt),
                     tenant: App::tenant(owner) as u32,
                     sampling: options.sampling,
                     choice_idx: choice_idx as u32,
-                    max_tokens,
                     stop: options.stop.clone(),
                     grammar: grammar.cloned(),
                     logit_bias: options.logit_bias.clone(),
                     logprobs: options.logprobs,
                     priority: options.priority,
-                    arrived,
                     queue_timeout: options.deadlines.queue,
                     total_timeout: options.deadlines.total,
-                    events: sender,
+                    ..Request::new(id, prompt.tokens.clone(), max_tokens, arrived, sender)
                 };
                 self.engine.submit(request)?;
                 choices.push(Choice {

@@ -12,10 +12,9 @@ use arbora::grammars::Grammars;
 use arbora::prompt::PromptEncoder;
 use arbora::server::Server;
 use arbora::template::{ChatTemplate, TemplateTokens};
-use arbora_radix::Namespace;
 use arbora_runtime::engine::{EngineConfig, EngineExit, EngineHandle, spawn};
 use arbora_runtime::model::metadata::{Metadata, Value};
-use arbora_runtime::request::{LogprobsWanted, Request, SamplingParams, StopConditions};
+use arbora_runtime::request::{Request, SamplingParams};
 use arbora_runtime::tokenizer::{SpecialTokens, Tokenizer};
 use arbora_tests::oracle::{Expected, expected};
 use arbora_tests::toy::{Fuse, N_VOCAB, ToyBackend};
@@ -222,26 +221,10 @@ impl Site {
             .tokenizer
             .encode(prompt, SpecialTokens::Parse)
             .expect("encodes");
+        let id = self.engine.next_id();
         Request {
-            id: self.engine.next_id(),
-            prompt,
-            namespace: Namespace::default(),
-            tenant: 0,
-            sampling: SamplingParams {
-                temperature: 0.0,
-                ..SamplingParams::default()
-            },
-            choice_idx: 0,
-            max_tokens,
-            stop: StopConditions::default(),
-            grammar: None,
-            logit_bias: Vec::new(),
-            logprobs: LogprobsWanted::default(),
-            priority: 0,
-            arrived: Instant::now(),
-            queue_timeout: None,
-            total_timeout: None,
-            events: mpsc::channel(1).0,
+            sampling: SamplingParams::GREEDY,
+            ..Request::new(id, prompt, max_tokens, Instant::now(), mpsc::channel(1).0)
         }
     }
 

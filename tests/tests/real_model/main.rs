@@ -42,10 +42,7 @@ fn asks(n: usize) -> Vec<Ask> {
             "{SYSTEM}<|im_start|>user\n{greeting}{context}\nTell me {topic}.<|im_end|>\n<|im_start|>assistant\n"
         );
         let sampling = match idx % 2 {
-            0 => SamplingParams {
-                temperature: 0.0,
-                ..SamplingParams::default()
-            },
+            0 => SamplingParams::GREEDY,
             _ => SamplingParams {
                 temperature: 0.9,
                 top_k: 50 * (idx as u32 % 3),
