@@ -25,7 +25,7 @@ pub struct SamplingParams {
     pub temperature: f32,
     /// Keep the `top_k` likeliest tokens; 0 keeps all.
     pub top_k: u32,
-    /// Nucleus: in (0, 1].
+    /// Nucleus: in [0, 1]. The likeliest token is always in it, so 0 is greedy.
     pub top_p: f32,
     /// In [0, 1].
     pub min_p: f32,
@@ -68,14 +68,14 @@ impl Default for SamplingParams {
 
 /// A sampling parameter out of range.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("{param} must be {expected}, got {value}")]
+#[error("'{param}' must be {expected}, got {value}")]
 pub struct BadParam {
     /// Name of the parameter as clients spell it.
     pub param: &'static str,
     /// The range in words.
     pub expected: &'static str,
     /// What was given.
-    pub value: f64,
+    pub value: f32,
 }
 
 impl SamplingParams {
@@ -88,7 +88,7 @@ impl SamplingParams {
                 Err(BadParam {
                     param,
                     expected,
-                    value: f64::from(value),
+                    value,
                 })
             }
         };
@@ -99,9 +99,9 @@ impl SamplingParams {
             self.temperature,
         )?;
         check(
-            self.top_p > 0.0 && self.top_p <= 1.0,
+            (0.0..=1.0).contains(&self.top_p),
             "top_p",
-            "in (0, 1]",
+            "in [0, 1]",
             self.top_p,
         )?;
         check(

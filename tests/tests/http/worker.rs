@@ -89,6 +89,13 @@ fn generates_errors_name_the_parameter_as_it_was_spelled() {
     let answer = site.post("/generate", &ask);
     assert_eq!(answer.status, 400);
     assert_eq!(answer.json()["error"]["param"], "sampling_params.max_new_tokens");
+    let ask = json!({"text": PROMPT, "sampling_params": {"top_p": 1.5}});
+    let error = &site.post("/generate", &ask).json()["error"];
+    assert_eq!(error["param"], "sampling_params.top_p");
+    assert_eq!(
+        error["message"],
+        "'sampling_params.top_p' must be in [0, 1], got 1.5."
+    );
 }
 
 #[test]

@@ -162,6 +162,31 @@ fn squeezed(isa: Isa, asks: &[Ask], alone: &[Outcome]) {
 }
 
 #[test]
+fn a_nucleus_of_no_probability_is_greedy_at_any_temperature() {
+    let server = Server::start(Isa::best(), 2, |_| {});
+    let greedy: Vec<Ask> = asks(4)
+        .into_iter()
+        .map(|ask| drawn(ask, SamplingParams::GREEDY))
+        .collect();
+    let expected = server.crowd(&greedy);
+    for temperature in [0.5, 1.0, 100.0] {
+        let nucleus = SamplingParams {
+            temperature,
+            top_p: 0.0,
+            seed: 7,
+            ..SamplingParams::default()
+        };
+        let asks: Vec<Ask> = greedy.iter().map(|ask| drawn(ask.clone(), nucleus)).collect();
+        assert_same(&expected, &server.crowd(&asks), &format!("at {temperature}"));
+    }
+}
+
+/// The same request, its tokens drawn in another way.
+fn drawn(ask: Ask, sampling: SamplingParams) -> Ask {
+    Ask { sampling, ..ask }
+}
+
+#[test]
 fn every_request_gives_the_same_tokens_however_it_is_served() {
     for isa in Isa::available() {
         // The same ways for all; the slower the kernels, the fewer the requests.
