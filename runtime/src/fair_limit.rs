@@ -12,8 +12,8 @@
 //! Hahne, IEEE/ACM Transactions on Networking 6(2), 1998): one tenant alone gets half of the shared part, the
 //! next one half of the rest, and n of them that take and give back all the time 1/(n + 1) each. What stays
 //! free is what the next tenant finds. The threshold alone would run dry after a dozen tenants, so each has a
-//! small part of its own besides: who holds less than that is never refused, whatever the others do. One tenant owns the
-//! whole limit.
+//! small part of its own besides: who holds less than that is never refused, whatever the others do. One
+//! tenant owns the whole limit.
 //!
 //! Nothing here waits. Whoever takes remembers of which part, so counters never need to be moved from one
 //! part to the other, and each is right at any moment; two who race for the last of it are never both served.

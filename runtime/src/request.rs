@@ -189,9 +189,10 @@ pub struct Request {
 }
 
 impl Request {
-    /// A completion that asks for nothing in particular: tokens are drawn from the model as it is until a stop
-    /// token of the model or `max_tokens` ends it, nothing is kept apart, nobody waits a limited time. Its
-    /// times count from `arrived`, which the caller knows: parsing and queueing before this are part of them.
+    /// A completion that asks for nothing in particular: tokens are drawn from the model as it is until a
+    /// stop token of the model or `max_tokens` ends it, nothing is kept apart, nobody waits a limited time.
+    /// Its times count from `arrived`, which the caller knows: parsing and queueing before this are part of
+    /// them.
     pub fn new(
         id: RequestId,
         prompt: Vec<u32>,
