@@ -385,7 +385,9 @@ impl<B: Backend> Engine<B> {
             let metrics = self.shared.metrics();
             let usage = sequence.usage();
             metrics.generated_tokens.add(n_new);
-            metrics.drafted_tokens[source.idx()].add(usage.drafted_tokens - before.drafted_tokens);
+            let n_drafted = usage.drafted_tokens - before.drafted_tokens;
+            metrics.drafts[source.idx()].add(usize::from(n_drafted > 0));
+            metrics.drafted_tokens[source.idx()].add(n_drafted);
             metrics.accepted_tokens[source.idx()].add(usage.accepted_tokens - before.accepted_tokens);
             sequence.note_tokens(now, n_new, metrics);
             let sent = sequence.send_scores();
