@@ -6,13 +6,17 @@
 //!                      nobody waits any more: dropped    goes on to its end, whoever leaves
 //! ```
 //!
-//! Invariants: at most `n_turns` works run, whoever leaves meanwhile; at most `max_waiting` wait for a turn;
-//! no key is in flight when nobody waits and nothing runs.
+//! Invariants: at most `n_turns` works run, whoever leaves meanwhile; no more wait for a turn than the limit
+//! says, which tenants share; no key is in flight when nobody waits and nothing runs.
+//!
+//! Tenants take turns: of each the one that waits longest stands in the line for a turn, so a tenant that
+//! asks for much delays another's work by one of its own. Work that several ask for counts for who asked
+//! first.
 
 use std::hash::Hash;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
+use arbora_runtime::fair_limit::{FairLimit, NoRoom, Taken};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -20,12 +24,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 /// Why there is no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FlightError {
-    /// The queue is full.
-    #[error("{n_waiting} wait already")]
-    Full {
-        /// How many wait.
-        n_waiting: usize,
-    },
+    /// The queue is full, or as full of this tenant's works as it may be.
+    #[error(transparent)]
+    Full(#[from] NoRoom),
     /// The work panicked.
     #[error("the work failed")]
     Failed,
@@ -37,8 +38,9 @@ pub struct Flights<K, V>(Arc<Shared<K, V>>);
 struct Shared<K, V> {
     in_flight: DashMap<K, watch::Sender<Landing<V>>>,
     turns: Arc<Semaphore>,
-    n_waiting: AtomicUsize,
-    max_waiting: usize,
+    /// Whoever of a tenant has its permit stands in the line for a turn.
+    heads: Box<[Semaphore]>,
+    waiting: FairLimit,
 }
 
 /// Nothing while it is on its way.
@@ -49,25 +51,29 @@ where
     K: Clone + Eq + Hash + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Nothing in flight; `n_turns` works at a time while `max_waiting` more wait.
-    pub fn new(n_turns: usize, max_waiting: usize) -> Self {
+    /// Nothing in flight; `n_turns` works at a time while as many more wait as `waiting` has room for.
+    pub fn new(n_turns: usize, waiting: FairLimit) -> Self {
         Flights(Arc::new(Shared {
             in_flight: DashMap::new(),
             turns: Arc::new(Semaphore::new(n_turns)),
-            n_waiting: AtomicUsize::new(0),
-            max_waiting,
+            heads: (0..waiting.n_tenants()).map(|_| Semaphore::new(1)).collect(),
+            waiting,
         }))
     }
 
-    /// What `work` returns for `key`, or what another's work returns that was asked for before.
+    /// What `work` of `tenant` returns for `key`, or what another's work returns that was asked for before.
     ///
     /// # Errors
     /// When too many wait, or the work panicked.
-    pub async fn join(&self, key: &K, work: impl FnOnce() -> V + Send + 'static) -> Result<V, FlightError> {
+    pub async fn join(
+        &self,
+        key: &K,
+        (tenant, work): (usize, impl FnOnce() -> V + Send + 'static),
+    ) -> Result<V, FlightError> {
         let mut landing = match self.0.in_flight.entry(key.clone()) {
             Entry::Occupied(place) => place.get().subscribe(),
             Entry::Vacant(place) => {
-                let waiting = Waiting::begin(&self.0)?;
+                let waiting = Waiting::begin(&self.0, tenant)?;
                 let (sender, landing) = watch::channel(None);
                 place.insert(sender.clone());
                 tokio::spawn(Arc::clone(&self.0).fly(key.clone(), sender, waiting, work));
@@ -105,7 +111,7 @@ where
         waiting: Waiting<K, V>,
         work: impl FnOnce() -> V + Send + 'static,
     ) {
-        let Some(turn) = self.turn(&key, &sender).await else {
+        let Some(turn) = self.turn(&key, &sender, waiting.tenant).await else {
             return;
         };
         drop(waiting);
@@ -123,13 +129,22 @@ where
         sender.send_replace(Some(worked));
     }
 
-    /// Waits for a turn; none when everybody has left before.
-    async fn turn(&self, key: &K, sender: &watch::Sender<Landing<V>>) -> Option<OwnedSemaphorePermit> {
+    /// Waits for a turn of `tenant`; none when everybody has left before.
+    async fn turn(
+        &self,
+        key: &K,
+        sender: &watch::Sender<Landing<V>>,
+        tenant: usize,
+    ) -> Option<OwnedSemaphorePermit> {
+        // Both semaphores serve in the order of arrival.
+        let turn = async {
+            let _head = self.heads[tenant].acquire().await;
+            Arc::clone(&self.turns).acquire_owned().await
+        };
+        let mut turn = std::pin::pin!(turn);
         loop {
             tokio::select! {
-                turn = Arc::clone(&self.turns).acquire_owned() => {
-                    return Some(turn.expect("the semaphore is never closed"));
-                }
+                turn = &mut turn => return Some(turn.expect("the semaphore is never closed")),
                 () = sender.closed() => {
                     // Somebody may have joined in between; under the key's lock nobody can.
                     if self.in_flight.remove_if(key, |_, sender| sender.is_closed()).is_some() {
@@ -144,33 +159,39 @@ where
 impl<K, V> std::fmt::Debug for Flights<K, V> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Flights")
-            .field("n_waiting", &self.0.n_waiting)
+            .field("n_waiting", &self.0.waiting.n_taken())
             .finish_non_exhaustive()
     }
 }
 
 /// A place in the queue, given back when dropped.
-struct Waiting<K, V>(Arc<Shared<K, V>>);
+struct Waiting<K, V> {
+    shared: Arc<Shared<K, V>>,
+    tenant: usize,
+    taken: Option<Taken>,
+}
 
 impl<K, V> Waiting<K, V> {
-    fn begin(shared: &Arc<Shared<K, V>>) -> Result<Self, FlightError> {
-        let n_waiting = shared.n_waiting.fetch_add(1, Ordering::Relaxed);
-        let place = Waiting(Arc::clone(shared));
-        if n_waiting >= shared.max_waiting {
-            return Err(FlightError::Full { n_waiting });
-        }
-        Ok(place)
+    fn begin(shared: &Arc<Shared<K, V>>, tenant: usize) -> Result<Self, NoRoom> {
+        Ok(Waiting {
+            taken: Some(shared.waiting.take(tenant, 1)?),
+            shared: Arc::clone(shared),
+            tenant,
+        })
     }
 }
 
 impl<K, V> Drop for Waiting<K, V> {
     fn drop(&mut self) {
-        self.0.n_waiting.fetch_sub(1, Ordering::Relaxed);
+        if let Some(taken) = self.taken.take() {
+            self.shared.waiting.give_back(self.tenant, taken);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
 
     use tokio::task::JoinHandle;
@@ -185,14 +206,26 @@ mod tests {
 
     impl Bench {
         fn new(max_waiting: usize) -> Bench {
+            Bench::of(FairLimit::new("works", max_waiting, 1))
+        }
+
+        fn of(waiting: FairLimit) -> Bench {
             Bench {
-                flights: Arc::new(Flights::new(1, max_waiting)),
+                flights: Arc::new(Flights::new(1, waiting)),
                 n_begun: Arc::default(),
             }
         }
 
         /// Somebody who asks for `key`; the work ends when the sender says with what, or panics without.
         fn ask(&self, key: u32) -> (JoinHandle<Result<u32, FlightError>>, mpsc::SyncSender<u32>) {
+            self.ask_as(0, key)
+        }
+
+        fn ask_as(
+            &self,
+            tenant: usize,
+            key: u32,
+        ) -> (JoinHandle<Result<u32, FlightError>>, mpsc::SyncSender<u32>) {
             let (flights, n_begun) = (Arc::clone(&self.flights), Arc::clone(&self.n_begun));
             let (sender, end) = mpsc::sync_channel(1);
             let work = move || {
@@ -200,7 +233,7 @@ mod tests {
                 end.recv().expect("the test lets it go")
             };
             (
-                tokio::spawn(async move { flights.join(&key, work).await }),
+                tokio::spawn(async move { flights.join(&key, (tenant, work)).await }),
                 sender,
             )
         }
@@ -216,7 +249,7 @@ mod tests {
         }
 
         fn n_waiting(&self) -> usize {
-            self.flights.0.n_waiting.load(Ordering::SeqCst)
+            self.flights.0.waiting.n_taken()
         }
     }
 
@@ -252,7 +285,10 @@ mod tests {
         let waiting: Vec<_> = (1..3).map(|key| bench.ask(key)).collect();
         bench.until(|bench| bench.n_waiting() == 2).await;
         let refused = bench.ask(3).0.await.expect("no panic");
-        assert_eq!(refused, Err(FlightError::Full { n_waiting: 2 }));
+        let Err(FlightError::Full(no_room)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!((no_room.n_taken, no_room.limit), (2, 2));
         let (joined, _) = bench.ask(1);
         let n_listening = |bench: &Bench| {
             bench
@@ -271,6 +307,35 @@ mod tests {
         }
         assert_eq!(joined.await.expect("no panic"), Ok(2), "who joins needs no place");
         assert_eq!((bench.n_waiting(), bench.n_begun()), (0, 3));
+        assert!(bench.flights.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_tenant_that_asks_for_much_neither_keeps_another_out_nor_delays_it_by_more_than_one() {
+        let bench = Bench::of(FairLimit::new("works", 32, 2));
+        let (running, running_end) = bench.ask_as(0, 0);
+        bench.until(|bench| bench.n_begun() == 1).await;
+        let flood: Vec<_> = (1..30).map(|key| bench.ask_as(0, key)).collect();
+        // Its own 2 and half of the shared 28.
+        let n_refused = || flood.iter().filter(|(asked, _)| asked.is_finished()).count();
+        bench.until(|_| n_refused() == 29 - 16).await;
+        let (other, other_end) = bench.ask_as(1, 99);
+        bench.until(|bench| bench.n_waiting() == 17).await;
+        other_end.send(9).expect("it will be begun");
+        running_end.send(1).expect("it waits");
+        assert_eq!(running.await.expect("no panic"), Ok(1));
+        // Whose turn it is was settled before the other one came; after it the other one's turn is settled.
+        flood[0].1.send(2).expect("it will be begun");
+        assert_eq!(other.await.expect("no panic"), Ok(9));
+        bench.until(|bench| bench.n_begun() == 4).await;
+        assert_eq!(bench.n_waiting(), 16 - 2, "one more of the flood runs");
+        for (asked, end) in flood {
+            // Nobody receives where the work was refused or is done.
+            let is_let_go = end.send(3).is_ok();
+            let answer = asked.await.expect("no panic");
+            assert!(!is_let_go || answer == Ok(3), "{answer:?}");
+        }
+        assert_eq!((bench.n_waiting(), bench.n_begun()), (0, 18));
         assert!(bench.flights.is_empty());
     }
 

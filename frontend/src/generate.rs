@@ -4,9 +4,7 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
-use arbora_runtime::request::{
-    FinishReason, LogprobsWanted, Namespace, Request, SamplingParams, StopConditions, SubmitError,
-};
+use arbora_runtime::request::{FinishReason, Request, SamplingParams, StopConditions, SubmitError};
 use arbora_runtime::stop::TextStream;
 use tokio::sync::mpsc;
 
@@ -55,11 +53,8 @@ pub async fn generate(
         }));
     }
     let (sender, events) = mpsc::channel(Request::event_capacity(max_tokens));
+    let id = started.engine.next_id();
     started.engine.submit(Request {
-        id: started.engine.next_id(),
-        prompt,
-        namespace: Namespace::default(),
-        tenant: 0,
         sampling: SamplingParams {
             temperature: options.temperature,
             top_k: options.top_k,
@@ -67,20 +62,11 @@ pub async fn generate(
             seed: options.seed.unwrap_or_else(random_seed),
             ..SamplingParams::default()
         },
-        choice_idx: 0,
-        max_tokens,
         stop: StopConditions {
             strings: options.stop.clone(),
             ..StopConditions::default()
         },
-        grammar: None,
-        logit_bias: Vec::new(),
-        logprobs: LogprobsWanted::default(),
-        priority: 0,
-        arrived: Instant::now(),
-        queue_timeout: None,
-        total_timeout: None,
-        events: sender,
+        ..Request::new(id, prompt, max_tokens, Instant::now(), sender)
     })?;
     let choice = Choice {
         events,

@@ -15,6 +15,7 @@ use arbora_constrained::{
     CompileError, Constraint as GrammarText, Grammar, GrammarCache, Limits, Matcher, Tool, ToolChoice,
     ToolSpec, Vocabulary, Whitespace,
 };
+use arbora_runtime::fair_limit::FairLimit;
 use arbora_runtime::grammar::{GrammarState, Tokenize};
 use arbora_runtime::tokenizer::{SpecialTokens, TokenKind, Tokenizer};
 
@@ -33,7 +34,7 @@ const MAX_CACHE_BYTES: usize = 16 << 20;
 /// Compilations at a time; the model has the other cores.
 const N_COMPILING: usize = 1;
 
-/// Compilations that may wait for their turn.
+/// Compilations that may wait for their turn, shared by the API keys.
 const MAX_WAITING: usize = 256;
 
 /// When to come back if too many wait.
@@ -51,8 +52,9 @@ pub struct Grammars {
 }
 
 impl Grammars {
-    /// No grammar yet, for a model of `n_vocab` tokens that `tokenizer` names and `stop_tokens` end.
-    pub fn new(tokenizer: Arc<Tokenizer>, n_vocab: usize, stop_tokens: &[u32]) -> Self {
+    /// No grammar yet, for a model of `n_vocab` tokens that `tokenizer` names and `stop_tokens` end, asked by
+    /// `n_tenants`.
+    pub fn new(tokenizer: Arc<Tokenizer>, (n_vocab, stop_tokens): (usize, &[u32]), n_tenants: usize) -> Self {
         let is_text = |id: u32| {
             let is_named = (id as usize) < tokenizer.n_vocab();
             is_named && matches!(tokenizer.kind(id), TokenKind::Normal | TokenKind::UserDefined)
@@ -80,19 +82,24 @@ impl Grammars {
                 max_cache_bytes: MAX_CACHE_BYTES,
                 ..Limits::default()
             },
-            flights: Flights::new(N_COMPILING, MAX_WAITING),
+            flights: Flights::new(N_COMPILING, FairLimit::new("grammars", MAX_WAITING, n_tenants)),
         }
     }
 
-    /// An output that must look like `constraint` and has not begun.
-    pub async fn begin(&self, constraint: &Constraint) -> Result<GrammarState, ApiError> {
-        let grammar = self.compiled(constraint).await?;
+    /// An output for `tenant` that must look like `constraint` and has not begun.
+    pub async fn begin(&self, constraint: &Constraint, tenant: usize) -> Result<GrammarState, ApiError> {
+        let grammar = self.compiled(constraint, tenant).await?;
         Ok(GrammarState::new(&grammar, Arc::clone(&self.tokenize)))
     }
 
     /// Refuses `format` beside `calls` if it is none, or if one of its outputs could be taken for a call.
-    pub async fn check_beside(&self, format: &Constraint, calls: &CallStyle) -> Result<(), ApiError> {
-        let start = self.compiled(format).await?.matcher();
+    pub async fn check_beside(
+        &self,
+        format: &Constraint,
+        calls: &CallStyle,
+        tenant: usize,
+    ) -> Result<(), ApiError> {
+        let start = self.compiled(format, tenant).await?.matcher();
         match calls.heads().find(|(_, head)| self.may_go_on(&start, head)) {
             None => Ok(()),
             Some((tool, head)) => {
@@ -107,12 +114,17 @@ impl Grammars {
     }
 
     /// Whether an output that looks like `constraint` may begin with `text`.
-    pub async fn may_begin(&self, constraint: &Constraint, text: &str) -> Result<bool, ApiError> {
+    pub async fn may_begin(
+        &self,
+        constraint: &Constraint,
+        text: &str,
+        tenant: usize,
+    ) -> Result<bool, ApiError> {
         // No JSON begins so, which spares most requests a compilation.
         if matches!(constraint.source, Source::JsonSchema { .. }) && text.starts_with('<') {
             return Ok(false);
         }
-        let start = self.compiled(constraint).await?.matcher();
+        let start = self.compiled(constraint, tenant).await?.matcher();
         Ok(self.may_go_on(&start, text))
     }
 
@@ -123,14 +135,14 @@ impl Grammars {
         tokens.iter().all(|token| matcher.advance(*token).is_ok())
     }
 
-    async fn compiled(&self, constraint: &Constraint) -> Result<Grammar, ApiError> {
+    async fn compiled(&self, constraint: &Constraint, tenant: usize) -> Result<Grammar, ApiError> {
         if let Some(grammar) = with_text(&constraint.source, |text| self.kept.find(text, &self.limits)) {
             return Ok(grammar);
         }
         let key = Arc::new(constraint.source.clone());
         let (kept, limits, source) = (Arc::clone(&self.kept), self.limits.clone(), Arc::clone(&key));
         let compile = move || with_text(&source, |text| kept.compile(text, &limits));
-        match self.flights.join(&key, compile).await {
+        match self.flights.join(&key, (tenant, compile)).await {
             Ok(Ok(grammar)) => Ok(grammar),
             Ok(Err(error)) => {
                 let param = &constraint.param;
@@ -139,8 +151,8 @@ impl Grammars {
                     format!("Invalid value for '{param}': {error}."),
                 ))
             }
-            Err(FlightError::Full { n_waiting }) => Err(ApiError::QueueFull {
-                n_waiting,
+            Err(FlightError::Full(no_room)) => Err(ApiError::QueueFull {
+                no_room,
                 retry_after: RETRY_AFTER,
             }),
             Err(FlightError::Failed) => Err(ApiError::Failed),
@@ -240,7 +252,7 @@ mod tests {
     use super::*;
 
     fn grammars() -> Grammars {
-        Grammars::new(Arc::new(Tokenizer::of_bytes(257)), 257, &[256])
+        Grammars::new(Arc::new(Tokenizer::of_bytes(257)), (257, &[256]), 1)
     }
 
     fn regex(text: &str) -> Constraint {
@@ -253,15 +265,15 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_is_a_429_that_says_when_to_come_back_and_spares_what_is_kept() {
         let mut grammars = grammars();
-        grammars.begin(&regex("a")).await.expect("there is room");
-        grammars.flights = Flights::new(1, 0);
-        let error = grammars.begin(&regex("b")).await.expect_err("there is none");
+        grammars.begin(&regex("a"), 0).await.expect("there is room");
+        grammars.flights = Flights::new(1, FairLimit::new("grammars", 0, 1));
+        let error = grammars.begin(&regex("b"), 0).await.expect_err("there is none");
         let response = error.into_response();
         assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(response.headers()[header::RETRY_AFTER], "1");
-        grammars.begin(&regex("a")).await.expect("it is kept");
-        grammars.flights = Flights::new(1, 1);
-        grammars.begin(&regex("b")).await.expect("there is room again");
+        grammars.begin(&regex("a"), 0).await.expect("it is kept");
+        grammars.flights = Flights::new(1, FairLimit::new("grammars", 1, 1));
+        grammars.begin(&regex("b"), 0).await.expect("there is room again");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -271,7 +283,7 @@ mod tests {
             .map(|idx| {
                 let grammars = Arc::clone(&grammars);
                 let constraint = regex(&format!("[ab]*a[ab]{{8}}{}", idx % 2));
-                tokio::spawn(async move { grammars.begin(&constraint).await.map(drop) })
+                tokio::spawn(async move { grammars.begin(&constraint, 0).await.map(drop) })
             })
             .collect();
         for task in asked {
@@ -286,14 +298,17 @@ mod tests {
         let mut grammars = grammars();
         grammars.limits.max_source_bytes = 10;
         for _ in 0..2 {
-            let error = grammars.begin(&regex("aaaaaaaaaaa")).await.expect_err("too long");
+            let error = grammars
+                .begin(&regex("aaaaaaaaaaa"), 0)
+                .await
+                .expect_err("too long");
             let ApiError::Invalid { param, message } = error else {
                 panic!("{error:?}");
             };
             assert_eq!(param.as_deref(), Some("regex"));
             assert!(message.contains("`max_source_bytes` of 10"), "{message}");
         }
-        grammars.begin(&regex("aaa")).await.expect("short enough");
+        grammars.begin(&regex("aaa"), 0).await.expect("short enough");
         assert!(grammars.flights.is_empty());
     }
 }

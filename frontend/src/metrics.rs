@@ -69,13 +69,14 @@ pub fn prometheus(engine: &Metrics, http: &HttpMetrics) -> String {
 }
 
 /// Name, help and values of what is counted by who proposed a draft.
-fn drafts(engine: &Metrics) -> [(&'static str, &'static str, &[Counter]); 2] {
+fn drafts(engine: &Metrics) -> [(&'static str, &'static str, &[Counter]); 3] {
     [
         (
-            "drafted_tokens_total",
-            "Tokens proposed as drafts and computed along.",
-            &engine.drafted_tokens,
+            "drafts_total",
+            "Drafts that were computed along and verified.",
+            &engine.drafts,
         ),
+        ("drafted_tokens_total", "Their tokens.", &engine.drafted_tokens),
         (
             "accepted_tokens_total",
             "Of those, the ones that became output.",
@@ -262,7 +263,7 @@ mod tests {
     use super::*;
 
     /// Every family on the page in vLLM's words, without `vllm:`, and its kind.
-    const VLLM_NAMES: [(&str, &str); 19] = [
+    const VLLM_NAMES: [(&str, &str); 20] = [
         ("num_requests_running", "gauge"),
         ("num_requests_waiting", "gauge"),
         ("kv_cache_usage_perc", "gauge"),
@@ -274,6 +275,7 @@ mod tests {
         ("generation_tokens_total", "counter"),
         ("num_preemptions_total", "counter"),
         ("request_success_total", "counter"),
+        ("spec_decode_num_drafts_total", "counter"),
         ("spec_decode_num_draft_tokens_total", "counter"),
         ("spec_decode_num_accepted_tokens_total", "counter"),
         ("time_to_first_token_seconds", "histogram"),

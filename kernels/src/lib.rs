@@ -220,7 +220,8 @@ pub struct SampleRow<'a> {
     pub temperature: f32,
     /// Keep the `top_k` largest logits; 0 keeps all.
     pub top_k: u32,
-    /// Keep the smallest set of tokens whose probability reaches `top_p`; 1.0 keeps all.
+    /// Keep the smallest set of tokens whose probability reaches `top_p`, at least the likeliest one; 1.0
+    /// keeps all.
     pub top_p: f32,
     /// Drop tokens less likely than `min_p` times the likeliest; 0.0 drops none.
     pub min_p: f32,

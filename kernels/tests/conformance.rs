@@ -574,6 +574,7 @@ fn sampling_conforms() {
                 (1, 1.0, 0.0),
                 (5, 1.0, 0.0),
                 (0, 0.7, 0.0),
+                (0, 0.0, 0.0),
                 (0, 1.0, 0.1),
                 (40, 0.9, 0.05),
             ] {
@@ -618,6 +619,72 @@ fn sampling_conforms() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn a_nucleus_of_no_probability_is_the_likeliest_token_at_any_temperature() {
+    let seed = 21;
+    let mut random = Random(seed);
+    let n_vocab = 301;
+    // Ties, and among the largest too; some tokens are ruled out.
+    let logits = |random: &mut Random| -> Vec<f32> {
+        let logit = |_| match random.below(20) {
+            0 => f32::NAN,
+            1 => f32::NEG_INFINITY,
+            _ => (random.normal() * 4.0).round() / 4.0,
+        };
+        (0..n_vocab).map(logit).collect()
+    };
+    let adjustments = [Adjustment {
+        token: 7,
+        divisor: 1.0,
+        shift: 3.0,
+    }];
+    let even: Vec<u32> = (0..n_vocab as u32).step_by(2).collect();
+    let (mut drawn, mut greedy, mut all_logits) = (Vec::new(), Vec::new(), Vec::new());
+    for temperature in [1e-3, 0.7, 1.0, 100.0] {
+        for top_k in [0, 3, 1000] {
+            for noise in [0, random.bits() << 32, u64::MAX] {
+                for allowed in [Allowed::All, Allowed::Ids(&even)] {
+                    let row = SampleRow {
+                        allowed,
+                        adjustments: &adjustments,
+                        temperature,
+                        top_k,
+                        top_p: 0.0,
+                        min_p: 0.0,
+                        noise,
+                    };
+                    drawn.push(row);
+                    greedy.push(SampleRow {
+                        allowed,
+                        adjustments: &adjustments,
+                        ..SampleRow::GREEDY
+                    });
+                    all_logits.extend(logits(&mut random));
+                }
+            }
+        }
+    }
+    fn sample<B: Backend>(backend: &mut B, logits: &[f32], rows: &[SampleRow<'_>]) -> Vec<Option<u32>> {
+        let logits = tensor(backend, logits.len() / rows.len(), logits);
+        let mut tokens = Vec::new();
+        backend.sample(&logits, rows, &mut tokens);
+        tokens
+    }
+    let expected = sample(&mut ReferenceBackend::new(), &all_logits, &greedy);
+    assert!(expected.iter().all(Option::is_some));
+    assert_eq!(
+        sample(&mut ReferenceBackend::new(), &all_logits, &drawn),
+        expected
+    );
+    for (name, mut cpu) in cpu_backends() {
+        assert_eq!(
+            sample(&mut cpu, &all_logits, &drawn),
+            expected,
+            "{name}, seed {seed}"
+        );
     }
 }
 

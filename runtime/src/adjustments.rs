@@ -152,30 +152,14 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::request::{LogprobsWanted, Namespace, RequestId, StopConditions};
+    use crate::request::RequestId;
 
     fn request(sampling: SamplingParams, logit_bias: Vec<(u32, f32)>, min_tokens: usize) -> Request {
-        Request {
-            id: RequestId(0),
-            prompt: Vec::new(),
-            namespace: Namespace::default(),
-            tenant: 0,
-            sampling,
-            choice_idx: 0,
-            max_tokens: 8,
-            stop: StopConditions {
-                min_tokens,
-                ..StopConditions::default()
-            },
-            grammar: None,
-            logit_bias,
-            logprobs: LogprobsWanted::default(),
-            priority: 0,
-            arrived: Instant::now(),
-            queue_timeout: None,
-            total_timeout: None,
-            events: mpsc::channel(1).0,
-        }
+        let mut request = Request::new(RequestId(0), Vec::new(), 8, Instant::now(), mpsc::channel(1).0);
+        request.sampling = sampling;
+        request.stop.min_tokens = min_tokens;
+        request.logit_bias = logit_bias;
+        request
     }
 
     fn row(adjustments: &Adjustments, idx: usize) -> Vec<(u32, f32, f32)> {

@@ -7,6 +7,7 @@
 //!                                       every sequence of a step wants its logits; drafts and prompts
 //!                                       share what is left
 //!      context     <= pool tokens            an accepted request can always be finished alone
+//!      n_tenants   <= max_waiting            no tenant is kept out by the others
 //! ```
 
 use std::time::Duration;
@@ -58,9 +59,9 @@ pub struct EngineConfig {
     pub drafters: Drafters,
     /// Most rows of one step whose logits are wanted for a prompt's log-probabilities.
     pub max_scored_rows: usize,
-    /// Most requests waiting.
+    /// Most requests waiting. Tenants share it as [`crate::fair_limit`] says.
     pub max_waiting: usize,
-    /// Most prompt tokens waiting.
+    /// Most prompt tokens waiting, shared likewise.
     pub max_waiting_tokens: usize,
     /// Order of admission.
     pub schedule_policy: SchedulePolicy,
@@ -142,6 +143,12 @@ impl EngineConfig {
         at_least_one("max_waiting", self.max_waiting)?;
         at_least_one("n_tenants", self.n_tenants)?;
         at_least_one("max_waiting_tokens", self.max_waiting_tokens)?;
+        if self.max_waiting < self.n_tenants {
+            return Err(ConfigError::TooFewPlaces {
+                max_waiting: self.max_waiting,
+                n_tenants: self.n_tenants,
+            });
+        }
         if !(0.0..=1.0).contains(&self.expected_output) {
             return Err(ConfigError::NoShare {
                 expected_output: self.expected_output,
@@ -184,6 +191,14 @@ pub enum ConfigError {
     Zero {
         /// Its name.
         option: &'static str,
+    },
+    /// Some tenants could never be served while others wait.
+    #[error("max_waiting {max_waiting} has no place for each of {n_tenants} tenants (API keys)")]
+    TooFewPlaces {
+        /// As configured.
+        max_waiting: usize,
+        /// As configured.
+        n_tenants: usize,
     },
     /// Not a share.
     #[error("expected_output {expected_output} is not in [0, 1]")]
@@ -235,6 +250,7 @@ mod tests {
         assert!(refused(&|c| c.page_size = 0).contains("page_size"));
         assert!(refused(&|c| c.max_waiting = 0).contains("max_waiting"));
         assert!(refused(&|c| c.n_tenants = 0).contains("n_tenants"));
+        assert!(refused(&|c| c.n_tenants = 1025).contains("max_waiting 1024 has no place for each of 1025"));
         assert!(refused(&|c| c.max_waiting_tokens = 0).contains("max_waiting_tokens"));
         assert!(refused(&|c| c.expected_output = f64::NAN).contains("expected_output"));
         assert!(refused(&|c| c.context = 1).contains("context"));

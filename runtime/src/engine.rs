@@ -311,9 +311,7 @@ impl<B: Backend> Engine<B> {
             metrics.copied_tokens.add(usage.copied_tokens);
             metrics.prompt_lengths.record(usage.prompt_tokens);
             self.drain_meter.add(sequence.n_prompt);
-            if std::mem::take(&mut sequence.holds_reservation) {
-                self.shared.leave_queue(sequence.n_prompt);
-            }
+            sequence.place = None;
         }
         assert!(
             !(self.plan.rows.is_empty() && self.plan.failed.is_empty())
@@ -387,7 +385,9 @@ impl<B: Backend> Engine<B> {
             let metrics = self.shared.metrics();
             let usage = sequence.usage();
             metrics.generated_tokens.add(n_new);
-            metrics.drafted_tokens[source.idx()].add(usage.drafted_tokens - before.drafted_tokens);
+            let n_drafted = usage.drafted_tokens - before.drafted_tokens;
+            metrics.drafts[source.idx()].add(usize::from(n_drafted > 0));
+            metrics.drafted_tokens[source.idx()].add(n_drafted);
             metrics.accepted_tokens[source.idx()].add(usage.accepted_tokens - before.accepted_tokens);
             sequence.note_tokens(now, n_new, metrics);
             let sent = sequence.send_scores();
@@ -424,13 +424,10 @@ impl<B: Backend> Engine<B> {
         let time = self.now.saturating_duration_since(sequence.request().arrived);
         let metrics = self.shared.metrics();
         metrics.count_finished(&reason, (time, sequence.n_output()));
-        let n_reserved = std::mem::take(&mut sequence.holds_reservation).then_some(sequence.n_prompt);
         // The ending goes out before anything that could fail.
         sequence.end(reason);
         self.shared.leave();
-        if let Some(n_tokens) = n_reserved {
-            self.shared.leave_queue(n_tokens);
-        }
+        sequence.place = None;
         if let Some(table) = sequence.table.take() {
             self.cache.finish(table, sequence.computed(), sequence.n_prompt);
         }
@@ -477,7 +474,7 @@ impl<B: Backend> Engine<B> {
 
     fn receive(&mut self, message: Message) {
         match message {
-            Message::Submit(request) => self.scheduler.accept(*request),
+            Message::Submit(request, place) => self.scheduler.accept(*request).place = Some(place),
             Message::Inspect(question) => self.question = Some(*question),
             Message::Wake => self.shared.woken(),
         }

@@ -4,11 +4,12 @@
 //! through one bounded inbox that cannot overflow, because a submit first reserves a place among the waiting:
 //!
 //! ```text
-//! submit:   reserve (n_waiting + 1)  ->  accepting?  ->  inbox      no: take the reservation back
+//! submit:   reserve (n_waiting + 1)  ->  accepting?  ->  inbox      no: the place is given back
 //! shutdown: accepting = false        ->  end every request until n_waiting == 0
 //! ```
 //!
-//! So whoever reserved before the engine stopped is heard, and an accepted request is never lost (C5).
+//! So whoever reserved before the engine stopped is heard, and an accepted request is never lost (C5). The
+//! place travels with the request and is given back where it is dropped: when the request starts or ends.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Sender, TrySendError};
 use tokio::sync::mpsc;
 
+use crate::fair_limit::{FairLimit, NoRoom, Taken};
 use crate::inspect::{InspectError, Inspected, Inspection};
 use crate::metrics::Metrics;
 use crate::request::{Request, RequestId, SubmitError};
@@ -24,7 +26,7 @@ use crate::request::{Request, RequestId, SubmitError};
 /// What travels to the engine thread.
 #[derive(Debug)]
 pub(crate) enum Message {
-    Submit(Box<Request>),
+    Submit(Box<Request>, Place),
     /// Look at the cache. At most one is on its way.
     Inspect(Box<Question>),
     /// Look at the flags. At most one is on its way.
@@ -61,8 +63,8 @@ pub(crate) struct Shared {
     /// Requests that are accepted and not ended.
     n_in_flight: AtomicUsize,
     /// Requests in the inbox and in the waiting queue that never ran, and their prompt tokens.
-    n_waiting: AtomicUsize,
-    waiting_tokens: AtomicUsize,
+    waiting: FairLimit,
+    waiting_tokens: FairLimit,
     /// Prompt tokens leaving the waiting queue per second; 0 while unknown.
     drain_rate: AtomicU64,
     accepting: AtomicBool,
@@ -88,8 +90,8 @@ impl Shared {
             next_id: AtomicU64::new(0),
             epoch: Instant::now(),
             n_in_flight: AtomicUsize::new(0),
-            n_waiting: AtomicUsize::new(0),
-            waiting_tokens: AtomicUsize::new(0),
+            waiting: FairLimit::new("requests", limits.max_waiting, limits.n_tenants),
+            waiting_tokens: FairLimit::new("prompt tokens", limits.max_waiting_tokens, limits.n_tenants),
             drain_rate: AtomicU64::new(0),
             accepting: AtomicBool::new(true),
             drain_ms: AtomicU64::new(NOT_DRAINING),
@@ -106,17 +108,11 @@ impl Shared {
 
     /// Places reserved by accepted requests that neither ran nor ended.
     pub(crate) fn n_waiting(&self) -> usize {
-        self.n_waiting.load(Ordering::SeqCst)
+        self.waiting.n_taken()
     }
 
     pub(crate) fn waiting_tokens(&self) -> usize {
-        self.waiting_tokens.load(Ordering::SeqCst)
-    }
-
-    /// A request with `n_tokens` prompt tokens left the queue, to run or to end.
-    pub(crate) fn leave_queue(&self, n_tokens: usize) {
-        self.n_waiting.fetch_sub(1, Ordering::SeqCst);
-        self.waiting_tokens.fetch_sub(n_tokens, Ordering::SeqCst);
+        self.waiting_tokens.n_taken()
     }
 
     /// A request ended.
@@ -168,6 +164,42 @@ impl Shared {
     }
 }
 
+/// A request's place among the waiting. Dropping it gives it back.
+#[derive(Debug)]
+pub(crate) struct Place {
+    shared: Arc<Shared>,
+    tenant: usize,
+    request: Option<Taken>,
+    tokens: Option<Taken>,
+}
+
+impl Place {
+    /// One for a prompt of `n_tokens` tokens.
+    fn reserve(shared: &Arc<Shared>, tenant: usize, n_tokens: usize) -> Result<Self, NoRoom> {
+        let request = shared.waiting.take(tenant, 1)?;
+        let mut place = Place {
+            shared: Arc::clone(shared),
+            tenant,
+            request: Some(request),
+            tokens: None,
+        };
+        place.tokens = Some(shared.waiting_tokens.take(tenant, n_tokens)?);
+        Ok(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Tokens first: when no request waits any more, no token does.
+        if let Some(taken) = self.tokens.take() {
+            self.shared.waiting_tokens.give_back(self.tenant, taken);
+        }
+        if let Some(taken) = self.request.take() {
+            self.shared.waiting.give_back(self.tenant, taken);
+        }
+    }
+}
+
 /// A way to the engine. Cheap to clone; the engine drains when the last one is gone.
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
@@ -204,14 +236,13 @@ impl EngineHandle {
             assert_eq!(grammar.n_vocab(), n_vocab, "vocabulary of the grammar");
         }
         self.check(&request)?;
-        let n_tokens = request.prompt.len();
-        self.reserve(n_tokens)?;
+        let place = Place::reserve(&self.shared, request.tenant as usize, request.prompt.len());
+        let place = place.map_err(|no_room| self.queue_full(no_room))?;
         if !self.shared.accepting.load(Ordering::SeqCst) {
-            self.shared.leave_queue(n_tokens);
             return Err(SubmitError::ShuttingDown);
         }
         self.shared.n_in_flight.fetch_add(1, Ordering::SeqCst);
-        match self.inbox.try_send(Message::Submit(Box::new(request))) {
+        match self.inbox.try_send(Message::Submit(Box::new(request), place)) {
             Ok(()) => {
                 self.shared.metrics.requests_accepted.add(1);
                 Ok(())
@@ -219,7 +250,6 @@ impl EngineHandle {
             Err(TrySendError::Full(_)) => panic!("the inbox has a slot for every reservation"),
             Err(TrySendError::Disconnected(_)) => {
                 self.shared.leave();
-                self.shared.leave_queue(n_tokens);
                 Err(SubmitError::ShuttingDown)
             }
         }
@@ -350,9 +380,6 @@ impl EngineHandle {
                 page_size: limits.page_size,
             });
         }
-        if prompt_tokens > limits.max_waiting_tokens {
-            return Err(self.queue_full(self.shared.n_waiting(), self.shared.waiting_tokens()));
-        }
         let out_of_range = |&token: &u32| token as usize >= limits.n_vocab;
         match request.prompt.iter().position(out_of_range) {
             Some(position) => Err(SubmitError::TokenOutOfRange {
@@ -364,27 +391,12 @@ impl EngineHandle {
         }
     }
 
-    // Both counters are raised first and checked after: two submits that race for the last place may both be
-    // refused, but never both accepted.
-    fn reserve(&self, n_tokens: usize) -> Result<(), SubmitError> {
-        let limits = &self.shared.limits;
-        let n_before = self.shared.n_waiting.fetch_add(1, Ordering::SeqCst);
-        let tokens_before = self.shared.waiting_tokens.fetch_add(n_tokens, Ordering::SeqCst);
-        let fits = n_before < limits.max_waiting
-            && tokens_before.saturating_add(n_tokens) <= limits.max_waiting_tokens;
-        if fits {
-            return Ok(());
-        }
-        self.shared.leave_queue(n_tokens);
-        Err(self.queue_full(n_before, tokens_before))
-    }
-
-    fn queue_full(&self, n_waiting: usize, waiting_tokens: usize) -> SubmitError {
+    fn queue_full(&self, no_room: NoRoom) -> SubmitError {
         self.shared.metrics.requests_refused.add(1);
+        let rate = self.shared.drain_rate.load(Ordering::Relaxed);
         SubmitError::QueueFull {
-            n_waiting,
-            waiting_tokens,
-            retry_after: retry_after(waiting_tokens, self.shared.drain_rate.load(Ordering::Relaxed)),
+            no_room,
+            retry_after: retry_after(self.shared.waiting_tokens(), rate),
         }
     }
 }

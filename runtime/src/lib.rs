@@ -11,6 +11,7 @@ pub mod draft;
 mod drain;
 pub mod engine;
 pub mod explain;
+pub mod fair_limit;
 pub mod grammar;
 pub mod handle;
 pub mod inspect;

@@ -143,7 +143,10 @@ pub struct Metrics {
     pub prefill_tokens: Counter,
     /// Tokens sent to clients.
     pub generated_tokens: Counter,
-    /// Tokens proposed as drafts and computed along, by [`Metrics::DRAFT_SOURCES`].
+    /// Drafts that were computed along and verified, by [`Metrics::DRAFT_SOURCES`]: one for each sequence and
+    /// step. Each gave the tokens of it that were accepted, and one more.
+    pub drafts: [Counter; Metrics::DRAFT_SOURCES.len()],
+    /// Their tokens, by the same.
     pub drafted_tokens: [Counter; Metrics::DRAFT_SOURCES.len()],
     /// Of those, the ones that became output.
     pub accepted_tokens: [Counter; Metrics::DRAFT_SOURCES.len()],
@@ -192,7 +195,8 @@ impl Metrics {
     pub const FINISH_REASONS: [&'static str; 6] =
         ["stop", "length", "deadline", "queue_deadline", "abort", "error"];
 
-    /// Labels of [`Metrics::drafted_tokens`] and [`Metrics::accepted_tokens`], in their order.
+    /// Labels of [`Metrics::drafts`], [`Metrics::drafted_tokens`] and [`Metrics::accepted_tokens`], in their
+    /// order.
     pub const DRAFT_SOURCES: [&'static str; 3] = ["grammar", "radix", "ngram"];
 
     /// A request ended, `time` after its arrival, with an output of `n_output` tokens.

@@ -11,6 +11,7 @@ pub use arbora_kernels::{RowLogprobs, TokenLogprob};
 pub use arbora_radix::Namespace;
 use tokio::sync::mpsc;
 
+use crate::fair_limit::NoRoom;
 use crate::grammar::GrammarState;
 
 /// Identifies a request in events, logs and metrics. Unique for the life of the process.
@@ -24,7 +25,7 @@ pub struct SamplingParams {
     pub temperature: f32,
     /// Keep the `top_k` likeliest tokens; 0 keeps all.
     pub top_k: u32,
-    /// Nucleus: in (0, 1].
+    /// Nucleus: in [0, 1]. The likeliest token is always in it, so 0 is greedy.
     pub top_p: f32,
     /// In [0, 1].
     pub min_p: f32,
@@ -39,31 +40,42 @@ pub struct SamplingParams {
     pub seed: u64,
 }
 
+impl SamplingParams {
+    /// The likeliest token, always.
+    pub const GREEDY: SamplingParams = SamplingParams {
+        temperature: 0.0,
+        ..SamplingParams::PLAIN
+    };
+
+    /// From the model's distribution as it is.
+    const PLAIN: SamplingParams = SamplingParams {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        seed: 0,
+    };
+}
+
 impl Default for SamplingParams {
     fn default() -> Self {
-        SamplingParams {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            seed: 0,
-        }
+        SamplingParams::PLAIN
     }
 }
 
 /// A sampling parameter out of range.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("{param} must be {expected}, got {value}")]
+#[error("'{param}' must be {expected}, got {value}")]
 pub struct BadParam {
     /// Name of the parameter as clients spell it.
     pub param: &'static str,
     /// The range in words.
     pub expected: &'static str,
     /// What was given.
-    pub value: f64,
+    pub value: f32,
 }
 
 impl SamplingParams {
@@ -76,7 +88,7 @@ impl SamplingParams {
                 Err(BadParam {
                     param,
                     expected,
-                    value: f64::from(value),
+                    value,
                 })
             }
         };
@@ -87,9 +99,9 @@ impl SamplingParams {
             self.temperature,
         )?;
         check(
-            self.top_p > 0.0 && self.top_p <= 1.0,
+            (0.0..=1.0).contains(&self.top_p),
             "top_p",
-            "in (0, 1]",
+            "in [0, 1]",
             self.top_p,
         )?;
         check(
@@ -177,6 +189,37 @@ pub struct Request {
 }
 
 impl Request {
+    /// A completion that asks for nothing in particular: tokens are drawn from the model as it is until a
+    /// stop token of the model or `max_tokens` ends it, nothing is kept apart, nobody waits a limited time.
+    /// Its times count from `arrived`, which the caller knows: parsing and queueing before this are part of
+    /// them.
+    pub fn new(
+        id: RequestId,
+        prompt: Vec<u32>,
+        max_tokens: usize,
+        arrived: Instant,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        Request {
+            id,
+            prompt,
+            namespace: Namespace::default(),
+            tenant: 0,
+            sampling: SamplingParams::default(),
+            choice_idx: 0,
+            max_tokens,
+            stop: StopConditions::default(),
+            grammar: None,
+            logit_bias: Vec::new(),
+            logprobs: LogprobsWanted::default(),
+            priority: 0,
+            arrived,
+            queue_timeout: None,
+            total_timeout: None,
+            events,
+        }
+    }
+
     /// Slots an event channel needs: one per output token, one for the prompt and one for the ending.
     pub fn event_capacity(max_tokens: usize) -> usize {
         max_tokens + 2
@@ -297,13 +340,11 @@ pub struct Usage {
 /// Why a request was not accepted. Nothing of it remains in the engine, no event is sent.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum SubmitError {
-    /// The waiting queue is full.
-    #[error("the queue is full: {n_waiting} requests with {waiting_tokens} prompt tokens are waiting")]
+    /// The waiting queue is full, or as full of this tenant's requests as it may be.
+    #[error("the queue is full: {no_room}")]
     QueueFull {
-        /// Requests waiting.
-        n_waiting: usize,
-        /// Their prompt tokens.
-        waiting_tokens: usize,
+        /// Of what there is too much.
+        no_room: NoRoom,
         /// When to try again, from the measured drain rate.
         retry_after: Duration,
     },

@@ -160,11 +160,13 @@ impl Scheduler {
     }
 
     /// Puts a new request into the queue.
-    pub(crate) fn accept(&mut self, request: Request) {
+    pub(crate) fn accept(&mut self, request: Request) -> &mut Sequence {
         self.n_accepted += 1;
         let sequence = Sequence::new(request, self.n_accepted, &self.model_stops);
         let slot = self.sequences.insert(sequence);
-        self.queue.enter(slot, &mut self.sequences[slot]);
+        let sequence = &mut self.sequences[slot];
+        self.queue.enter(slot, sequence);
+        sequence
     }
 
     /// `n` tokens of output were computed for a tenant.
@@ -508,11 +510,10 @@ fn common_prefix(a: &[u32], b: &[u32]) -> usize {
 mod tests {
     use std::time::Instant;
 
-    use arbora_radix::Namespace;
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::request::{LogprobsWanted, RequestId, SamplingParams, StopConditions};
+    use crate::request::RequestId;
 
     /// A scheduler and a cache of `n_pages` pages of 4 tokens.
     fn scheduler(n_pages: usize) -> (Scheduler, PrefixCache) {
@@ -525,24 +526,7 @@ mod tests {
     }
 
     fn request(id: u64, prompt: Vec<u32>) -> Request {
-        Request {
-            id: RequestId(id),
-            prompt,
-            namespace: Namespace::default(),
-            tenant: 0,
-            sampling: SamplingParams::default(),
-            choice_idx: 0,
-            max_tokens: 8,
-            stop: StopConditions::default(),
-            grammar: None,
-            logit_bias: Vec::new(),
-            logprobs: LogprobsWanted::default(),
-            priority: 0,
-            arrived: Instant::now(),
-            queue_timeout: None,
-            total_timeout: None,
-            events: mpsc::channel(10).0,
-        }
+        Request::new(RequestId(id), prompt, 8, Instant::now(), mpsc::channel(10).0)
     }
 
     /// Gives everything back, so that no lock is dropped.

@@ -24,6 +24,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use crate::adjustments::Adjustments;
 use crate::cache::{PageTable, PrefixCache};
 use crate::draft::{DraftSource, Drafters, Drafting};
+use crate::handle::Place;
 use crate::metrics::Metrics;
 use crate::queue::Rank;
 use crate::request::{
@@ -78,8 +79,8 @@ pub(crate) struct Sequence {
     pub(crate) rank: Option<Rank>,
     /// How many were accepted before it.
     pub(crate) number: u64,
-    /// Still counts among the waiting that `submit` bounds.
-    pub(crate) holds_reservation: bool,
+    /// Its place among the waiting that `submit` bounds; none once it has started.
+    pub(crate) place: Option<Place>,
     usage: Usage,
     /// When its newest tokens came.
     latest_token: Option<Instant>,
@@ -125,7 +126,7 @@ impl Sequence {
             matched_generation: None,
             rank: None,
             number,
-            holds_reservation: true,
+            place: None,
             usage: Usage {
                 prompt_tokens: n_prompt,
                 ..Usage::default()

@@ -58,10 +58,7 @@ impl Ask {
             max_tokens,
             namespace: Namespace::default(),
             tenant: 0,
-            sampling: SamplingParams {
-                temperature: 0.0,
-                ..SamplingParams::default()
-            },
+            sampling: SamplingParams::GREEDY,
             stop: StopConditions {
                 ignore_eos: true,
                 ..StopConditions::default()
@@ -245,15 +242,12 @@ impl World {
 
     /// Submits a request; returns its index among the clients.
     pub fn submit(&mut self, ask: &Ask) -> Result<usize, SubmitError> {
-        let (sender, events) = mpsc::channel(Request::event_capacity(ask.max_tokens));
+        let (id, max_tokens) = (self.handle.next_id(), ask.max_tokens);
+        let (sender, events) = mpsc::channel(Request::event_capacity(max_tokens));
         let request = Request {
-            id: self.handle.next_id(),
-            prompt: ask.prompt.clone(),
             namespace: ask.namespace,
             tenant: ask.tenant,
             sampling: ask.sampling,
-            choice_idx: 0,
-            max_tokens: ask.max_tokens,
             stop: ask.stop.clone(),
             grammar: ask
                 .grammar
@@ -262,12 +256,10 @@ impl World {
             logit_bias: ask.logit_bias.clone(),
             logprobs: ask.logprobs,
             priority: ask.priority,
-            arrived: self.now,
             queue_timeout: ask.queue_timeout,
             total_timeout: ask.total_timeout,
-            events: sender,
+            ..Request::new(id, ask.prompt.clone(), max_tokens, self.now, sender)
         };
-        let (id, max_tokens) = (request.id, request.max_tokens);
         let stops = &self.config.model_stop_tokens;
         let expected = expected(&request, ask.grammar.as_ref(), stops, self.not_finite_one_in);
         self.handle.submit(request)?;

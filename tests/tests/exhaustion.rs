@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use arbora_runtime::engine::{EngineConfig, Turn};
+use arbora_runtime::fair_limit::NoRoom;
 use arbora_runtime::request::{SamplingParams, SubmitError};
 use arbora_tests::random::Random;
 use arbora_tests::toy::N_VOCAB;
-use arbora_tests::world::{Ask, World};
+use arbora_tests::world::{Ask, Client, TICK, World};
 
 const MAX_TURNS: usize = 5_000;
 
@@ -120,8 +121,13 @@ fn the_queue_is_bounded_in_requests() {
     }
     let refused = world.submit(&Ask::new(&[1], 5));
     let expected = SubmitError::QueueFull {
-        n_waiting: 3,
-        waiting_tokens: 3,
+        no_room: NoRoom {
+            what: "requests",
+            n_wanted: 1,
+            n_held: None,
+            n_taken: 3,
+            limit: 3,
+        },
         retry_after: Duration::from_secs(1),
     };
     assert_eq!(refused, Err(expected));
@@ -138,21 +144,116 @@ fn the_queue_is_bounded_in_requests() {
 fn the_queue_is_bounded_in_tokens() {
     let mut world = small_queue();
     world.submit(&Ask::new(&[1; 20], 5)).expect("20 of 30 tokens");
-    let refused = world.submit(&Ask::new(&[2; 11], 5));
-    assert!(
-        matches!(
-            refused,
-            Err(SubmitError::QueueFull {
-                n_waiting: 1,
-                waiting_tokens: 20,
-                ..
-            })
-        ),
-        "{refused:?}"
+    let refused = world.submit(&Ask::new(&[2; 11], 5)).expect_err("31 of 30 tokens");
+    assert_eq!(
+        refused.to_string(),
+        "the queue is full: 20 prompt tokens are waiting, 11 more would exceed the limit of 30"
     );
     world.submit(&Ask::new(&[2; 10], 5)).expect("30 of 30 tokens");
     assert_eq!(world.run(MAX_TURNS), Turn::Idle);
     world.verify_quiet();
+}
+
+/// A request of `tenant` that no other begins like.
+fn ask_of(tenant: u32, n_output: usize) -> Ask {
+    Ask {
+        tenant,
+        ..Ask::new(&[tenant + 1; 4], n_output)
+    }
+}
+
+/// Submits requests of `tenant` until one is refused for want of a place; returns the others.
+fn flood(world: &mut World, tenant: u32) -> Vec<usize> {
+    let mut accepted = Vec::new();
+    loop {
+        match world.submit(&ask_of(tenant, 9)) {
+            Ok(client) => accepted.push(client),
+            Err(SubmitError::QueueFull { no_room, .. }) => {
+                assert_eq!((no_room.what, no_room.limit), ("requests", 16));
+                return accepted;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Two tenants with 16 places: one each, and 14 to share.
+fn two_tenants(n_pages: usize) -> World {
+    let mut config = EngineConfig::new(n_pages, 16);
+    config.page_size = 4;
+    config.max_running = 4;
+    config.max_batch_tokens = 8;
+    config.max_waiting = 16;
+    config.max_waiting_tokens = 80;
+    config.max_rebuilds_per_minute = 100;
+    config.n_tenants = 2;
+    config.expected_output = 0.0;
+    World::new(config)
+}
+
+#[test]
+fn a_tenant_that_floods_the_queue_leaves_places_for_the_other() {
+    let mut world = two_tenants(64);
+    assert_eq!(flood(&mut world, 0).len(), 8);
+    let quiet = world.submit(&ask_of(1, 9)).expect("the other one's place");
+    assert_eq!(
+        flood(&mut world, 1).len(),
+        4,
+        "half of what is left besides its own"
+    );
+    assert_eq!(world.run(MAX_TURNS), Turn::Idle);
+    assert_eq!(world.clients[quiet].tokens.len(), 9);
+    world.verify_quiet();
+}
+
+#[test]
+fn every_way_out_of_the_queue_gives_a_tenant_its_places_back() {
+    type Way = (&'static str, fn(&mut World));
+    let ways: [Way; 6] = [
+        ("served", |_| {}),
+        ("aborted", |world| {
+            world.clients.iter_mut().for_each(Client::hang_up);
+        }),
+        ("aborted when some run", |world| {
+            world.turn();
+            world.clients.iter_mut().for_each(Client::hang_up);
+        }),
+        ("late", |world| {
+            let late = Ask {
+                queue_timeout: Some(TICK),
+                ..ask_of(1, 9)
+            };
+            while world.submit(&late).is_ok() {}
+            world.wait(2 * TICK);
+        }),
+        ("failed", |world| {
+            world.turn();
+            world.fuse.light(3);
+        }),
+        ("refused for its tokens", |world| {
+            let large = Ask {
+                tenant: 1,
+                ..Ask::new(&[9; 15], 1)
+            };
+            for _ in 0..20 {
+                drop(world.submit(&large));
+            }
+        }),
+    ];
+    for (way, act) in ways {
+        // Too few pages for all outputs, so some are preempted and wait a second time.
+        let mut world = two_tenants(6);
+        for round in 0..3 {
+            for tenant in [0, 1] {
+                assert_eq!(flood(&mut world, tenant).len(), 8, "{way}, round {round}");
+                act(&mut world);
+                assert_eq!(world.run(MAX_TURNS), Turn::Idle);
+                world.verify_quiet();
+            }
+        }
+        let n_preempted = world.handle.metrics().preemptions.value();
+        assert!(n_preempted > 0 || way.starts_with("aborted"), "{way}");
+    }
 }
 
 #[test]

@@ -159,6 +159,9 @@ fn simulate(seed: u64, grammars: &[Grammar]) -> Counts {
     let mut config = random_config(&mut random);
     config.n_tenants = 1 + seed as usize % 3;
     let n_tenants = config.n_tenants;
+    // As much room for each as there would be for one alone, or the queue is never long.
+    config.max_waiting *= n_tenants;
+    config.max_waiting_tokens *= n_tenants;
     let not_finite_one_in = if random.one_in(4) { 50 } else { 0 };
     let mut world = World::with_not_finite(config, not_finite_one_in);
     let mut prompts = Prompts {

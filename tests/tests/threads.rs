@@ -1,25 +1,29 @@
 //! The engine on its own thread, with clients on theirs.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use arbora_radix::Namespace;
-use arbora_runtime::engine::{EngineConfig, EngineExit, EngineHandle, spawn};
-use arbora_runtime::request::{
-    Event, Finished, LogprobsWanted, Request, SamplingParams, StopConditions, SubmitError,
-};
+use arbora_runtime::engine::{Engine, EngineConfig, EngineExit, EngineHandle, Turn};
+use arbora_runtime::fair_limit::{FairLimit, Taken};
+use arbora_runtime::request::{Event, Finished, Request, SamplingParams, SubmitError};
 use arbora_runtime::token_bytes::TokenBytes;
 use arbora_tests::oracle::expected;
 use arbora_tests::random::Random;
 use arbora_tests::toy::ToyBackend;
 use tokio::sync::mpsc;
 
-fn start(config: EngineConfig) -> (EngineHandle, thread::JoinHandle<EngineExit>) {
+fn build(config: EngineConfig) -> (Engine<ToyBackend>, EngineHandle) {
     let (mut backend, _) = ToyBackend::new(0);
     let decoder = backend.decoder(config.context, config.forward_limits());
     let bytes = Arc::new(TokenBytes::new([]));
-    spawn(backend, decoder, bytes, config).expect("the configuration is valid")
+    Engine::new(backend, decoder, bytes, config).expect("the configuration is valid")
+}
+
+fn start(config: EngineConfig) -> (EngineHandle, thread::JoinHandle<EngineExit>) {
+    let (engine, handle) = build(config);
+    (handle, thread::spawn(move || engine.run()))
 }
 
 fn config() -> EngineConfig {
@@ -33,26 +37,10 @@ fn config() -> EngineConfig {
 
 fn request(handle: &EngineHandle, prompt: Vec<u32>, max_tokens: usize) -> (Request, mpsc::Receiver<Event>) {
     let (sender, receiver) = mpsc::channel(Request::event_capacity(max_tokens));
+    let id = handle.next_id();
     let request = Request {
-        id: handle.next_id(),
-        prompt,
-        namespace: Namespace::default(),
-        tenant: 0,
-        sampling: SamplingParams {
-            temperature: 0.0,
-            ..SamplingParams::default()
-        },
-        choice_idx: 0,
-        max_tokens,
-        stop: StopConditions::default(),
-        grammar: None,
-        logit_bias: Vec::new(),
-        logprobs: LogprobsWanted::default(),
-        priority: 0,
-        arrived: Instant::now(),
-        queue_timeout: None,
-        total_timeout: None,
-        events: sender,
+        sampling: SamplingParams::GREEDY,
+        ..Request::new(id, prompt, max_tokens, Instant::now(), sender)
     };
     (request, receiver)
 }
@@ -149,6 +137,142 @@ fn requests_that_race_with_a_drain_are_refused_or_ended() {
             "seed {seed}"
         );
     }
+}
+
+#[test]
+fn tenants_that_hammer_the_queue_leave_every_counter_at_zero() {
+    const N_TENANTS: usize = 4;
+    let mut config = config();
+    config.n_tenants = N_TENANTS;
+    config.max_waiting_tokens = 400;
+    let (mut engine, handle) = build(config);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let engine = {
+        let is_over = Arc::clone(&is_over);
+        thread::spawn(move || {
+            while engine.turn(&Instant::now) == Turn::Busy || !is_over.load(Ordering::SeqCst) {
+                thread::yield_now();
+            }
+            engine
+        })
+    };
+    let client = |tenant: u32, seed: u64| {
+        let handle = handle.clone();
+        move || {
+            let mut random = Random::new(seed);
+            let (mut listeners, mut n_accepted) = (Vec::new(), 0);
+            for _ in 0..400 {
+                let prompt = vec![tenant; random.between(1, 60)];
+                let (mut request, events) = request(&handle, prompt, random.between(1, 10));
+                request.tenant = tenant;
+                match handle.submit(request) {
+                    Ok(()) => {
+                        n_accepted += 1;
+                        if !random.one_in(3) {
+                            listeners.push(events);
+                        }
+                    }
+                    Err(SubmitError::QueueFull { no_room, .. }) => {
+                        assert!(no_room.n_held <= Some(no_room.limit), "seed {seed}: {no_room:?}");
+                        if random.one_in(2) {
+                            listeners.drain(..).map(listen).for_each(drop);
+                        }
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            listeners.into_iter().map(listen).for_each(drop);
+            n_accepted
+        }
+    };
+    let clients: Vec<_> = (0..2 * N_TENANTS)
+        .map(|idx| thread::spawn(client((idx % N_TENANTS) as u32, idx as u64)))
+        .collect();
+    let n_accepted = clients
+        .into_iter()
+        .map(|client| client.join().expect("the client is content"));
+    let n_accepted: u64 = n_accepted.sum();
+    is_over.store(true, Ordering::SeqCst);
+    let mut engine = engine.join().expect("the engine did not panic");
+    let metrics = handle.metrics();
+    assert_eq!(n_accepted, metrics.requests_accepted.value());
+    assert!(metrics.requests_refused.value() > 0, "the queue was full");
+    assert_eq!(metrics.waiting.value(), 0);
+    assert_eq!(metrics.waiting_tokens.value(), 0);
+    assert_eq!(handle.n_in_flight(), 0);
+    // Each tenant finds its place and half of the 16 that are shared, as at the start.
+    for tenant in 0..N_TENANTS as u32 {
+        let submit = || {
+            let (mut request, events) = request(&handle, vec![tenant], 1);
+            request.tenant = tenant;
+            handle.submit(request).map(|()| events).ok()
+        };
+        let accepted: Vec<_> = std::iter::from_fn(submit).collect();
+        assert_eq!(accepted.len(), 1 + 8, "tenant {tenant}");
+        while engine.turn(&Instant::now) == Turn::Busy {}
+        accepted.into_iter().map(listen).for_each(drop);
+    }
+}
+
+#[test]
+fn a_limit_hammered_by_many_holds_and_keeps_each_tenants_own_part() {
+    const N_TENANTS: usize = 4;
+    let limit = Arc::new(FairLimit::new("places", 100, N_TENANTS));
+    // Of 100 each has 3 for itself.
+    let n_held = Arc::new(AtomicUsize::new(0));
+    let hammer = |tenant: usize, seed: u64| {
+        let (limit, n_held) = (Arc::clone(&limit), Arc::clone(&n_held));
+        move || {
+            let mut random = Random::new(seed);
+            let mut held: Vec<(Taken, usize)> = Vec::new();
+            for _ in 0..20_000 {
+                if held.is_empty() || random.one_in(2) {
+                    let n = random.between(1, 9);
+                    if let Ok(taken) = limit.take(tenant, n) {
+                        let before = n_held.fetch_add(n, Ordering::SeqCst);
+                        assert!(before + n <= 100, "seed {seed}: {before} and {n}");
+                        held.push((taken, n));
+                    }
+                } else {
+                    let (taken, n) = held.swap_remove(random.below(held.len()));
+                    n_held.fetch_sub(n, Ordering::SeqCst);
+                    limit.give_back(tenant, taken);
+                }
+            }
+            for (taken, n) in held {
+                n_held.fetch_sub(n, Ordering::SeqCst);
+                limit.give_back(tenant, taken);
+            }
+        }
+    };
+    let quiet = {
+        let limit = Arc::clone(&limit);
+        move || {
+            for _ in 0..20_000 {
+                let own: Vec<Taken> = (0..3)
+                    .map(|_| limit.take(0, 1).expect("its own part is never refused"))
+                    .collect();
+                own.into_iter().for_each(|taken| limit.give_back(0, taken));
+            }
+        }
+    };
+    let mut threads = vec![thread::spawn(quiet)];
+    threads.extend((0..6).map(|idx| thread::spawn(hammer(1 + idx % 3, idx as u64))));
+    for thread in threads {
+        thread.join().expect("nobody was refused what is its own");
+    }
+    assert_eq!(limit.n_taken(), 0);
+    let mut n_alone = 0;
+    for tenant in 0..N_TENANTS {
+        let all: Vec<Taken> = std::iter::from_fn(|| limit.take(tenant, 1).ok()).collect();
+        n_alone += all.len();
+        all.into_iter().for_each(|taken| limit.give_back(tenant, taken));
+    }
+    assert_eq!(
+        n_alone,
+        N_TENANTS * (3 + 44),
+        "each finds half of the 88 and its own"
+    );
 }
 
 #[test]

@@ -35,10 +35,12 @@ pub async fn chat_completions(
         tools,
         mut options,
     } = request;
+    let owner = app.owner(&headers);
+    let tenant = App::tenant(owner);
     let prompt = prompt(&app, body.0.len(), conversation).await?;
     let mut thinking = prompt.thinking;
     if let (Thinking::Optional, Some(constraint)) = (thinking, &options.constraint)
-        && app.grammars.may_begin(constraint, thinking::OPEN).await?
+        && app.grammars.may_begin(constraint, thinking::OPEN, tenant).await?
     {
         // Thoughts could not be told from an answer that looks like them.
         thinking = Thinking::None;
@@ -49,14 +51,13 @@ pub async fn chat_completions(
         _ => Answer::Exact,
     };
     let calls = match &tools {
-        Some(tools) => Some(ask_for_calls(&app, tools, &mut options).await?),
+        Some(tools) => Some(ask_for_calls(&app, tools, (&mut options, tenant)).await?),
         None => None,
     };
     options.constraint = options.constraint.map(|constraint| constraint.after(thinking));
     let prepared = PreparedPrompt::new(prompt.tokens, None);
-    let grammar = app.grammar(&options).await?;
-    let (mut generation, requests) =
-        app.generate(vec![prepared], &options, (app.owner(&headers), grammar.as_ref()))?;
+    let grammar = app.grammar(&options, owner).await?;
+    let (mut generation, requests) = app.generate(vec![prepared], &options, (owner, grammar.as_ref()))?;
     generation.read_thinking(thinking, answer);
     if let Some(style) = &calls {
         generation.read_calls(style);
@@ -100,7 +101,11 @@ pub(super) async fn prompt(
 
 /// Makes the calls of `tools` what the output must look like, besides what it must look like already; returns
 /// how calls are found in it.
-async fn ask_for_calls(app: &App, tools: &Tools, options: &mut Options) -> Result<CallStyle, ApiError> {
+async fn ask_for_calls(
+    app: &App,
+    tools: &Tools,
+    (options, tenant): (&mut Options, usize),
+) -> Result<CallStyle, ApiError> {
     let format = app.encoder.call_format().unwrap_or(CallFormat::Hermes);
     let otherwise = options.constraint.take();
     let besides = match otherwise {
@@ -109,9 +114,9 @@ async fn ask_for_calls(app: &App, tools: &Tools, options: &mut Options) -> Resul
     };
     let style = CallStyle::new(format, besides, tools.names());
     match &otherwise {
-        Some(form) if tools.are_optional() => app.grammars.check_beside(form, &style).await?,
+        Some(form) if tools.are_optional() => app.grammars.check_beside(form, &style, tenant).await?,
         // No output will be without a call, but what could not be enforced is refused all the same.
-        Some(form) => drop(app.grammars.begin(form).await?),
+        Some(form) => drop(app.grammars.begin(form, tenant).await?),
         None => {}
     }
     options.constraint = Some(tools.constraint(format, otherwise.map(|form| form.source)));

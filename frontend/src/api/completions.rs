@@ -30,8 +30,9 @@ pub async fn completions(
     for prompt in prompts {
         prepared.push(prepare(&app, prompt, echo).await?);
     }
-    let grammar = app.grammar(&options).await?;
-    let (generation, requests) = app.generate(prepared, &options, (app.owner(&headers), grammar.as_ref()))?;
+    let owner = app.owner(&headers);
+    let grammar = app.grammar(&options, owner).await?;
+    let (generation, requests) = app.generate(prepared, &options, (owner, grammar.as_ref()))?;
     let asked = Asked {
         format: Format::Text,
         options: &options,

@@ -56,8 +56,9 @@ pub async fn generate(
         .iter()
         .flat_map(|prompt| (0..options.n).map(move |_| begin(prompt)));
     let outputs: Vec<Output> = outputs.collect();
-    let grammar = app.grammar(options).await?;
-    let (generation, requests) = app.generate(prepared, options, (app.owner(&headers), grammar.as_ref()))?;
+    let owner = app.owner(&headers);
+    let grammar = app.grammar(options, owner).await?;
+    let (generation, requests) = app.generate(prepared, options, (owner, grammar.as_ref()))?;
     cache::note(&app, &id, &headers, requests);
     let told = Told {
         tokenizer: Arc::clone(app.encoder.tokenizer()),

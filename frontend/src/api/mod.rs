@@ -116,6 +116,11 @@ impl App {
         self.api_keys.which(authorization.map(HeaderValue::as_bytes))
     }
 
+    /// Whose share of the engine a request of `owner` takes from: each key's own, where there are several.
+    fn tenant(owner: Option<usize>) -> usize {
+        owner.unwrap_or(0)
+    }
+
     /// The part of the cache for a request of `owner` that asks for `salt` itself.
     fn namespace(&self, owner: Option<usize>, salt: [u8; 16]) -> Namespace {
         Namespace {
@@ -149,9 +154,13 @@ impl App {
     }
 
     /// The beginning of what the output must look like. Waits for its compilation, and lets nobody else wait.
-    async fn grammar(&self, options: &Options) -> Result<Option<GrammarState>, ApiError> {
+    async fn grammar(
+        &self,
+        options: &Options,
+        owner: Option<usize>,
+    ) -> Result<Option<GrammarState>, ApiError> {
         match &options.constraint {
-            Some(constraint) => Ok(Some(self.grammars.begin(constraint).await?)),
+            Some(constraint) => Ok(Some(self.grammars.begin(constraint, App::tenant(owner)).await?)),
             None => Ok(None),
         }
     }
@@ -180,22 +189,18 @@ impl App {
                     requests.push(id);
                 }
                 let request = Request {
-                    id,
-                    prompt: prompt.tokens.clone(),
                     namespace: self.namespace(owner, options.salt),
-                    tenant: owner.unwrap_or(0) as u32,
+                    tenant: App::tenant(owner) as u32,
                     sampling: options.sampling,
                     choice_idx: choice_idx as u32,
-                    max_tokens,
                     stop: options.stop.clone(),
                     grammar: grammar.cloned(),
                     logit_bias: options.logit_bias.clone(),
                     logprobs: options.logprobs,
                     priority: options.priority,
-                    arrived,
                     queue_timeout: options.deadlines.queue,
                     total_timeout: options.deadlines.total,
-                    events: sender,
+                    ..Request::new(id, prompt.tokens.clone(), max_tokens, arrived, sender)
                 };
                 self.engine.submit(request)?;
                 choices.push(Choice {

@@ -98,7 +98,7 @@ fn gauges(engine: &Metrics) -> [(&'static str, &'static str, f64); 4] {
     ]
 }
 
-fn counters(engine: &Metrics) -> [(&'static str, &'static str, u64); 8] {
+fn counters(engine: &Metrics) -> [(&'static str, &'static str, u64); 9] {
     let sum = |by_source: &[Counter]| by_source.iter().map(Counter::value).sum();
     let (prompt, cached) = (engine.prompt_tokens.value(), engine.cached_tokens.value());
     [
@@ -127,6 +127,11 @@ fn counters(engine: &Metrics) -> [(&'static str, &'static str, u64); 8] {
             "num_preemptions_total",
             "Sequences sent back to waiting.",
             engine.preemptions.value(),
+        ),
+        (
+            "spec_decode_num_drafts_total",
+            "Drafts that were verified.",
+            sum(&engine.drafts),
         ),
         (
             "spec_decode_num_draft_tokens_total",

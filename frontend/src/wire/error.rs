@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use arbora_runtime::fair_limit::NoRoom;
 use arbora_runtime::request::{RequestError, SubmitError};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -58,10 +59,10 @@ pub enum ApiError {
         seconds: u64,
     },
     /// The waiting queue is full.
-    #[error("The server is busy: {n_waiting} requests are waiting.")]
+    #[error("The server is busy: {no_room}.")]
     QueueFull {
-        /// Requests waiting.
-        n_waiting: usize,
+        /// Of what there is too much, and whose.
+        no_room: NoRoom,
         /// When to try again.
         retry_after: Duration,
     },
@@ -177,14 +178,7 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         let message = error.to_string();
         match error {
-            SubmitError::QueueFull {
-                n_waiting,
-                retry_after,
-                ..
-            } => ApiError::QueueFull {
-                n_waiting,
-                retry_after,
-            },
+            SubmitError::QueueFull { no_room, retry_after } => ApiError::QueueFull { no_room, retry_after },
             SubmitError::EmptyPrompt | SubmitError::TokenOutOfRange { .. } => ApiError::Invalid {
                 param: Some("prompt".to_owned()),
                 message,
@@ -220,6 +214,14 @@ impl From<RequestError> for ApiError {
 mod tests {
     use super::*;
 
+    const NO_ROOM: NoRoom = NoRoom {
+        what: "requests",
+        n_wanted: 1,
+        n_held: None,
+        n_taken: 3,
+        limit: 3,
+    };
+
     #[test]
     fn all_four_keys_are_always_there() {
         let errors = [
@@ -233,7 +235,7 @@ mod tests {
                 model: "x".to_owned(),
             },
             ApiError::QueueFull {
-                n_waiting: 3,
+                no_room: NO_ROOM,
                 retry_after: Duration::from_millis(1500),
             },
             ApiError::ShuttingDown,
@@ -257,7 +259,7 @@ mod tests {
     #[test]
     fn retry_after_is_whole_seconds_rounded_up() {
         let busy = ApiError::QueueFull {
-            n_waiting: 3,
+            no_room: NO_ROOM,
             retry_after: Duration::from_millis(1001),
         };
         let response = busy.into_response();

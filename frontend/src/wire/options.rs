@@ -342,7 +342,7 @@ mod tests {
             (r#"{"temperature": -0.1}"#, "temperature"),
             (r#"{"temperature": 101}"#, "temperature"),
             (r#"{"temperature": 1e300}"#, "temperature"),
-            (r#"{"top_p": 0}"#, "top_p"),
+            (r#"{"top_p": -0.1}"#, "top_p"),
             (r#"{"top_p": 1.1}"#, "top_p"),
             (r#"{"min_p": 1.1}"#, "min_p"),
             (r#"{"top_k": -2}"#, "top_k"),
@@ -388,11 +388,29 @@ mod tests {
         for (json, expected) in cases {
             match read(json).expect_err(json) {
                 ApiError::Invalid {
-                    param: Some(param), ..
-                } => assert_eq!(param, expected, "{json}"),
+                    param: Some(param),
+                    message,
+                } => {
+                    assert_eq!(param, expected, "{json}");
+                    assert!(message.contains(&format!("'{expected}'")), "{json}: {message}");
+                }
                 other => panic!("{json}: {other:?}"),
             }
         }
+        let hot = read(r#"{"temperature": 101}"#).expect_err("out of range");
+        assert_eq!(hot.to_string(), "'temperature' must be in [0, 100], got 101.");
+        let negative = read(r#"{"top_p": -0.1}"#).expect_err("out of range");
+        assert_eq!(negative.to_string(), "'top_p' must be in [0, 1], got -0.1.");
+    }
+
+    #[test]
+    fn the_ends_of_ranges_are_in_them() {
+        let least =
+            r#"{"temperature": 0, "top_p": 0, "min_p": 0, "presence_penalty": -2, "frequency_penalty": -2}"#;
+        let most = r#"{"temperature": 100, "top_p": 1, "min_p": 1, "presence_penalty": 2, "frequency_penalty": 2,
+            "repetition_penalty": 10}"#;
+        assert_eq!(read(least).expect("valid").sampling.top_p, 0.0);
+        assert_eq!(read(most).expect("valid").sampling.top_p, 1.0);
     }
 
     #[test]

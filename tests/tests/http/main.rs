@@ -246,6 +246,59 @@ fn a_full_queue_answers_429_with_retry_after() {
 }
 
 #[test]
+fn a_key_that_floods_the_queue_keeps_no_other_key_out() {
+    let keys = ["one", "two"];
+    let site = Site::with(&keys, |config| {
+        config.max_running = 1;
+        config.max_waiting = 8;
+    });
+    let ask = |key: &str, more: Json| {
+        let mut body = json!({"prompt": "a", "max_tokens": 1, "temperature": 0});
+        for (name, value) in more.as_object().expect("fields") {
+            body[name] = value.clone();
+        }
+        let key = format!("authorization: Bearer {key}\r\n");
+        site.send("POST", "/v1/completions", &key, &body.to_string())
+    };
+    let metrics = site.engine.metrics();
+    let until = |is_so: &dyn Fn() -> bool| {
+        while !is_so() {
+            std::thread::yield_now();
+        }
+    };
+    let long = json!({"max_tokens": 190_000, "ignore_eos": true});
+    let running = ask("one", long.clone());
+    until(&|| metrics.running.value() == 1);
+    // Of 8 places one is each key's own and 6 are shared, half of which are left to others.
+    let flood: Vec<TcpStream> = (0..4).map(|_| ask("one", long.clone())).collect();
+    until(&|| metrics.waiting.value() == 4);
+    for _ in 0..3 {
+        let refused = Answer::read(ask("one", json!({})));
+        assert_eq!(refused.status, 429, "{}", refused.body);
+        assert!(refused.head.contains("retry-after: "), "{}", refused.head);
+        assert_eq!(
+            refused.json()["error"]["message"],
+            "The server is busy: 4 requests of this API key are waiting and 4 of all keys, 1 more would exceed \
+             this key's share of 8."
+        );
+    }
+    let quiet = ask("two", json!({"max_tokens": 3, "ignore_eos": true}));
+    until(&|| metrics.waiting.value() == 5);
+    drop(running);
+    let answer = Answer::read(quiet);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(answer.json()["usage"]["completion_tokens"], 3);
+    drop(flood);
+    site.wait_until_quiet();
+    until(&|| metrics.waiting.value() == 0 && metrics.waiting_tokens.value() == 0);
+    assert_eq!(metrics.requests_refused.value(), 3);
+    for key in keys {
+        let served = Answer::read(ask(key, json!({})));
+        assert_eq!(served.status, 200, "{key}: {}", served.body);
+    }
+}
+
+#[test]
 fn a_failing_step_ends_its_streams_with_an_error_and_the_next_request_is_served() {
     let site = Site::new();
     let mut stream = endless(&site);

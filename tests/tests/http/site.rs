@@ -12,10 +12,9 @@ use arbora::grammars::Grammars;
 use arbora::prompt::PromptEncoder;
 use arbora::server::Server;
 use arbora::template::{ChatTemplate, TemplateTokens};
-use arbora_radix::Namespace;
 use arbora_runtime::engine::{EngineConfig, EngineExit, EngineHandle, spawn};
 use arbora_runtime::model::metadata::{Metadata, Value};
-use arbora_runtime::request::{LogprobsWanted, Request, SamplingParams, StopConditions};
+use arbora_runtime::request::{Request, SamplingParams};
 use arbora_runtime::tokenizer::{SpecialTokens, Tokenizer};
 use arbora_tests::oracle::{Expected, expected};
 use arbora_tests::toy::{Fuse, N_VOCAB, ToyBackend};
@@ -105,8 +104,10 @@ impl Setup {
         let tokenizer = Arc::new(self.tokenizer);
         let n_vocab = tokenizer.n_vocab();
         let mut config = self.engine;
-        config.n_tenants = self.api_keys.len().max(1);
-        config.model_stop_tokens = tokenizer.stop_token_ids().to_vec();
+        let n_tenants = self.api_keys.len().max(1);
+        config.n_tenants = n_tenants;
+        let stops = tokenizer.stop_token_ids().to_vec();
+        config.model_stop_tokens.clone_from(&stops);
         let (backend, fuse) = ToyBackend::new(0);
         let mut backend = backend.with_vocabulary(n_vocab);
         let decoder = backend.decoder(config.context, config.forward_limits());
@@ -116,12 +117,12 @@ impl Setup {
         let template = ChatTemplate::new(self.template, TemplateTokens::default()).expect("a template");
         let app = Arc::new(App {
             engine: engine.clone(),
-            grammars: Grammars::new(Arc::clone(&tokenizer), n_vocab, tokenizer.stop_token_ids()),
+            grammars: Grammars::new(Arc::clone(&tokenizer), (n_vocab, &stops), n_tenants),
             encoder: Arc::new(PromptEncoder::new(Arc::clone(&tokenizer), Some(template))),
             token_bytes,
             named_bytes: Arc::new(tokenizer.named_bytes()),
             sampling: SamplingParams::default(),
-            stop_tokens: tokenizer.stop_token_ids().to_vec(),
+            stop_tokens: stops,
             model: "toy".to_owned(),
             started: 7,
             api_keys: ApiKeys::new(&self.api_keys, self.cache_sharing),
@@ -220,26 +221,10 @@ impl Site {
             .tokenizer
             .encode(prompt, SpecialTokens::Parse)
             .expect("encodes");
+        let id = self.engine.next_id();
         Request {
-            id: self.engine.next_id(),
-            prompt,
-            namespace: Namespace::default(),
-            tenant: 0,
-            sampling: SamplingParams {
-                temperature: 0.0,
-                ..SamplingParams::default()
-            },
-            choice_idx: 0,
-            max_tokens,
-            stop: StopConditions::default(),
-            grammar: None,
-            logit_bias: Vec::new(),
-            logprobs: LogprobsWanted::default(),
-            priority: 0,
-            arrived: Instant::now(),
-            queue_timeout: None,
-            total_timeout: None,
-            events: mpsc::channel(1).0,
+            sampling: SamplingParams::GREEDY,
+            ..Request::new(id, prompt, max_tokens, Instant::now(), mpsc::channel(1).0)
         }
     }
 

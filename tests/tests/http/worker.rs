@@ -89,6 +89,13 @@ fn generates_errors_name_the_parameter_as_it_was_spelled() {
     let answer = site.post("/generate", &ask);
     assert_eq!(answer.status, 400);
     assert_eq!(answer.json()["error"]["param"], "sampling_params.max_new_tokens");
+    let ask = json!({"text": PROMPT, "sampling_params": {"top_p": 1.5}});
+    let error = &site.post("/generate", &ask).json()["error"];
+    assert_eq!(error["param"], "sampling_params.top_p");
+    assert_eq!(
+        error["message"],
+        "'sampling_params.top_p' must be in [0, 1], got 1.5."
+    );
 }
 
 #[test]
@@ -123,6 +130,39 @@ fn a_worker_tells_its_model_limits_and_load() {
         load["num_running_reqs"] == 1 && load["num_used_tokens"].as_u64() > Some(0)
     };
     assert!((0..10_000).any(|_| is_seen()), "a running request is seen");
+}
+
+#[test]
+fn a_worker_tells_how_many_tokens_a_step_with_a_draft_gave() {
+    let site = Site::new();
+    let accept_length =
+        || site.get("/server_info").json()["internal_states"][0]["avg_spec_accept_length"].clone();
+    let ask = |fields: Json| {
+        let mut body = json!({"prompt": PROMPT, "max_tokens": 40, "temperature": 0});
+        for (name, value) in fields.as_object().expect("fields") {
+            body[name] = value.clone();
+        }
+        let answer = site.post("/v1/completions", &body);
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        site.wait_until_quiet();
+        answer.json()["usage"]["completion_tokens"].as_u64()
+    };
+    // Two tokens: neither the text before nor the tree has anything to go on with.
+    ask(json!({"max_tokens": 2, "ignore_eos": true}));
+    assert_eq!(accept_length(), Json::Null, "nothing was drafted");
+    // All is forced, so one step gives it.
+    let n_tokens = ask(json!({"guided_choice": ["abcdefghijklmnopqrst"]}));
+    assert_eq!(n_tokens, Some(20));
+    assert_eq!(accept_length(), 20.0);
+    // The first token is the model's choice, and the other six are one step.
+    let n_tokens = ask(json!({"guided_choice": ["abcdefg", "uvwxyz0"]}));
+    assert_eq!(n_tokens, Some(7));
+    assert_eq!(accept_length(), (20.0 + 6.0) / 2.0);
+    let page = site.get("/metrics").body;
+    assert!(
+        page.contains("arbora_drafts_total{source=\"grammar\"} 2\n"),
+        "{page}"
+    );
 }
 
 #[test]

@@ -104,7 +104,7 @@ fn begin(grammars: &Grammars, text: &str, whitespace: Whitespace) -> GrammarStat
         .build()
         .expect("a runtime");
     runtime
-        .block_on(grammars.begin(&constraint))
+        .block_on(grammars.begin(&constraint, 0))
         .expect("the schema compiles")
 }
 
@@ -112,7 +112,7 @@ fn begin(grammars: &Grammars, text: &str, whitespace: Whitespace) -> GrammarStat
 fn asks(n: usize, whitespace: Whitespace) -> Vec<Ask> {
     let tokenizer = Arc::clone(&MODEL.tokenizer);
     let stops = tokenizer.stop_token_ids().to_vec();
-    let grammars = Grammars::new(tokenizer, MODEL.file.config().n_vocab, &stops);
+    let grammars = Grammars::new(tokenizer, (MODEL.file.config().n_vocab, &stops), 1);
     let states: Vec<GrammarState> = SCHEMAS
         .iter()
         .map(|(_, schema)| begin(&grammars, schema, whitespace))

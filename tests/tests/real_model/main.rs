@@ -42,10 +42,7 @@ fn asks(n: usize) -> Vec<Ask> {
             "{SYSTEM}<|im_start|>user\n{greeting}{context}\nTell me {topic}.<|im_end|>\n<|im_start|>assistant\n"
         );
         let sampling = match idx % 2 {
-            0 => SamplingParams {
-                temperature: 0.0,
-                ..SamplingParams::default()
-            },
+            0 => SamplingParams::GREEDY,
             _ => SamplingParams {
                 temperature: 0.9,
                 top_k: 50 * (idx as u32 % 3),
@@ -162,6 +159,31 @@ fn squeezed(isa: Isa, asks: &[Ask], alone: &[Outcome]) {
         "the pool was too small for the crowd"
     );
     assert_same(alone, &crowd, "with preemptions");
+}
+
+#[test]
+fn a_nucleus_of_no_probability_is_greedy_at_any_temperature() {
+    let server = Server::start(Isa::best(), 2, |_| {});
+    let greedy: Vec<Ask> = asks(4)
+        .into_iter()
+        .map(|ask| drawn(ask, SamplingParams::GREEDY))
+        .collect();
+    let expected = server.crowd(&greedy);
+    for temperature in [0.5, 1.0, 100.0] {
+        let nucleus = SamplingParams {
+            temperature,
+            top_p: 0.0,
+            seed: 7,
+            ..SamplingParams::default()
+        };
+        let asks: Vec<Ask> = greedy.iter().map(|ask| drawn(ask.clone(), nucleus)).collect();
+        assert_same(&expected, &server.crowd(&asks), &format!("at {temperature}"));
+    }
+}
+
+/// The same request, its tokens drawn in another way.
+fn drawn(ask: Ask, sampling: SamplingParams) -> Ask {
+    Ask { sampling, ..ask }
 }
 
 #[test]

@@ -5,13 +5,10 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, Isa, Pinning};
-use arbora_radix::Namespace;
 use arbora_runtime::engine::{self, EngineConfig, EngineExit, EngineHandle};
 use arbora_runtime::grammar::GrammarState;
 use arbora_runtime::model::ModelFile;
-use arbora_runtime::request::{
-    Event, Finished, LogprobsWanted, Request, SamplingParams, StopConditions, SubmitError,
-};
+use arbora_runtime::request::{Event, Finished, Request, SamplingParams, SubmitError};
 use arbora_runtime::token_bytes::TokenBytes;
 use arbora_runtime::tokenizer::Tokenizer;
 use tokio::sync::mpsc;
@@ -74,23 +71,11 @@ impl Server {
 
     pub(crate) fn submit(&self, ask: &Ask) -> Result<mpsc::Receiver<Event>, SubmitError> {
         let (events, receiver) = mpsc::channel(Request::event_capacity(ask.max_tokens));
+        let id = self.handle.next_id();
         self.handle.submit(Request {
-            id: self.handle.next_id(),
-            prompt: ask.prompt.clone(),
-            namespace: Namespace::default(),
-            tenant: 0,
             sampling: ask.sampling,
-            choice_idx: 0,
-            max_tokens: ask.max_tokens,
-            stop: StopConditions::default(),
             grammar: ask.grammar.clone(),
-            logit_bias: Vec::new(),
-            logprobs: LogprobsWanted::default(),
-            priority: 0,
-            arrived: Instant::now(),
-            queue_timeout: None,
-            total_timeout: None,
-            events,
+            ..Request::new(id, ask.prompt.clone(), ask.max_tokens, Instant::now(), events)
         })?;
         Ok(receiver)
     }
