@@ -14,6 +14,7 @@ use crate::prompt::PromptError;
 use crate::stream::{Choice, Generation, Opening};
 use crate::template::Chat;
 use crate::wire::chat::{Message, PromptEnding, Role};
+use crate::wire::completion::Bos;
 use crate::wire::options::random_seed;
 
 /// Why there was no answer, or not all of it.
@@ -109,7 +110,7 @@ fn tokens(options: &GenerateOptions, started: &Started) -> Result<Vec<u32>, Gene
         return Err(GenerateError::NoPrompt);
     }
     if options.raw {
-        return Ok(started.encoder.text(&text)?);
+        return Ok(started.encoder.text(&text, Bos::AsTrained)?);
     }
     let message = |role, text| Message {
         role,

@@ -141,11 +141,13 @@ mod tests {
         });
         let asked = json!({"messages": [{"role": "user", "content": "x"}]});
         let prompt = json!({"prompt": "x"});
-        let more = json!({"logprobs": true, "top_logprobs": 2, "modalities": ["text"]});
+        let more = json!({"logprobs": true, "top_logprobs": 2, "modalities": ["text"], "documents": [],
+            "add_special_tokens": false, "separate_reasoning": true, "include_reasoning": false});
         let mut chats = vec![with(&with(&conversation, &options), &more)];
         chats.push(with(&asked, &json!({"prompt_logprobs": 3})));
         chats.extend(constraints.iter().map(|form| with(&asked, form)));
-        let more = json!({"prompt": ["x", [1, 2]], "logprobs": 2, "echo": true, "best_of": 2});
+        let more = json!({"prompt": ["x", [1, 2]], "logprobs": 2, "echo": true, "best_of": 2,
+            "add_special_tokens": false});
         let mut texts = vec![
             with(&options, &more),
             json!({"prompt": [1, 2], "prompt_logprobs": 3}),
@@ -285,7 +287,7 @@ mod tests {
     }
 
     /// Rules between fields, which the document only puts into words.
-    const BETWEEN_FIELDS: [&str; 14] = [
+    const BETWEEN_FIELDS: [&str; 15] = [
         "is only allowed when",
         "is not available",
         "cannot both be true",
@@ -300,6 +302,7 @@ mod tests {
         "prompts times n is",
         "a string that holds one",
         "output tokens allowed",
+        "cannot both be false",
     ];
 
     /// Values that tell one schema from another: the document's own bounds and what lies beyond them.

@@ -21,6 +21,7 @@ use serde_json::Value;
 use crate::template::{Chat, ChatTemplate, TemplateError};
 use crate::thinking::Thinking;
 use crate::wire::chat::{Message, PromptEnding};
+use crate::wire::completion::Bos;
 
 /// Unicode's noncharacters, never assigned and free for a program's own use.
 const MARKS: std::ops::RangeInclusive<char> = '\u{fdd0}'..='\u{fdef}';
@@ -79,14 +80,12 @@ impl PromptEncoder {
     }
 
     /// The tokens of a text in which control tokens may be spelled out.
-    pub fn text(&self, text: &str) -> Result<Vec<u32>, PromptError> {
+    pub fn text(&self, text: &str, bos: Bos) -> Result<Vec<u32>, PromptError> {
         let ids = self.tokenizer.encode(text, SpecialTokens::Parse)?;
-        Ok(self.with_bos(ids))
-    }
-
-    /// The tokens of a text as it is, without the BOS that models are used to.
-    pub fn bare_text(&self, text: &str) -> Result<Vec<u32>, PromptError> {
-        Ok(self.tokenizer.encode(text, SpecialTokens::Parse)?)
+        Ok(match bos {
+            Bos::AsTrained => self.with_bos(ids),
+            Bos::Without => ids,
+        })
     }
 
     /// How the model calls tools, if its template says so.
@@ -130,7 +129,7 @@ impl PromptEncoder {
         if !in_tools && !chat.messages.iter().any(is_spelled) {
             let rendered = render(chat)?;
             return Ok(ChatPrompt {
-                tokens: self.text(&rendered)?,
+                tokens: self.text(&rendered, Bos::AsTrained)?,
                 thinking: template.thinking(&rendered),
             });
         }

@@ -12,7 +12,7 @@ use arbora_runtime::stop::TextStream;
 use arbora_runtime::token_bytes::TokenBytes;
 use tokio::sync::mpsc;
 
-use crate::thinking::{Answer, Thinking, ThinkingParser};
+use crate::thinking::{Answer, Thinking, ThinkingParser, Thoughts};
 use crate::tools::{CallParser, CallPiece, CallStyle};
 use crate::wire::response::{CompletionTokensDetails, Explanation, PromptTokensDetails, UsageBody};
 
@@ -50,6 +50,8 @@ pub struct Generation {
     /// Completions per prompt; those of one prompt are neighbours.
     n: usize,
     token_bytes: Arc<TokenBytes>,
+    /// Where thoughts go that are told from the text.
+    thoughts: Thoughts,
     /// Where to look first, so that a fast choice cannot hide the others.
     next: usize,
 }
@@ -88,6 +90,7 @@ impl Generation {
             choices,
             n,
             token_bytes,
+            thoughts: Thoughts::default(),
             next: 0,
         }
     }
@@ -97,8 +100,9 @@ impl Generation {
         self.choices.len()
     }
 
-    /// Takes the thoughts out of all completions.
-    pub fn read_thinking(&mut self, thinking: Thinking, answer: Answer) {
+    /// Takes the thoughts out of all completions, and leaves them out altogether if so wanted.
+    pub fn read_thinking(&mut self, thinking: Thinking, answer: Answer, thoughts: Thoughts) {
+        self.thoughts = thoughts;
         for choice in &mut self.choices {
             let is_there = thinking != Thinking::None;
             choice.thinking = is_there.then(|| ThinkingParser::new(thinking, answer));
@@ -193,7 +197,10 @@ impl Generation {
                 thought.reasoning.push_str(&rest.reasoning);
                 thought.content.push_str(&rest.content);
             }
-            (reasoning, text) = (thought.reasoning, thought.content);
+            text = thought.content;
+            if self.thoughts == Thoughts::Apart {
+                reasoning = thought.reasoning;
+            }
         }
         let mut calls = Vec::new();
         if let Some(parser) = &mut choice.calls {

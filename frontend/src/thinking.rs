@@ -43,6 +43,18 @@ impl Thinking {
     }
 }
 
+/// Where a client wants the thoughts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Thoughts {
+    /// In a field of their own.
+    #[default]
+    Apart,
+    /// Nowhere.
+    LeftOut,
+    /// Before the answer, as the model wrote them.
+    InText,
+}
+
 /// What follows the thinking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {

@@ -13,7 +13,7 @@ use crate::prompt::ChatPrompt;
 use crate::reply::Format;
 use crate::route::RequestBody;
 use crate::template::Chat;
-use crate::thinking::{self, Answer, Thinking};
+use crate::thinking::{self, Answer, Thinking, Thoughts};
 use crate::tools::{Besides, CallStyle, written_out};
 use crate::wire::chat::{ChatRequest, Conversation};
 use crate::wire::deadlines::Deadlines;
@@ -33,6 +33,7 @@ pub async fn chat_completions(
     let ChatRequest {
         conversation,
         tools,
+        thoughts,
         mut options,
     } = request;
     let owner = app.owner(&headers);
@@ -58,7 +59,9 @@ pub async fn chat_completions(
     let prepared = PreparedPrompt::new(prompt.tokens, None);
     let grammar = app.grammar(&options, owner).await?;
     let (mut generation, requests) = app.generate(vec![prepared], &options, (owner, grammar.as_ref()))?;
-    generation.read_thinking(thinking, answer);
+    if thoughts != Thoughts::InText {
+        generation.read_thinking(thinking, answer, thoughts);
+    }
     if let Some(style) = &calls {
         generation.read_calls(style);
     }

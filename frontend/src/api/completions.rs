@@ -56,12 +56,14 @@ pub(super) async fn only_prompt(app: &App, request: CompletionRequest) -> Result
 
 pub(super) async fn prepare(app: &App, prompt: Prompt, echo: Echo) -> Result<PreparedPrompt, ApiError> {
     match prompt {
-        Prompt::Text(text) => {
+        Prompt::Text { text, bos } => {
             let repeated = match echo {
                 Echo::Output => None,
                 Echo::PromptAndOutput => Some(text.clone()),
             };
-            let tokens = app.encode(text.len(), move |encoder| encoder.text(&text)).await?;
+            let tokens = app
+                .encode(text.len(), move |encoder| encoder.text(&text, bos))
+                .await?;
             Ok(PreparedPrompt::new(tokens, repeated))
         }
         Prompt::Tokens(tokens) => {

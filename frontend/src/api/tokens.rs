@@ -10,9 +10,7 @@ use super::App;
 use super::chat;
 use crate::route::RequestBody;
 use crate::wire::error::ApiError;
-use crate::wire::tokens::{
-    Bos, DetokenizeRequest, DetokenizeResponse, Text, TokenizeRequest, TokenizeResponse,
-};
+use crate::wire::tokens::{DetokenizeRequest, DetokenizeResponse, Text, TokenizeRequest, TokenizeResponse};
 
 /// The tokens of a text or of a rendered chat.
 pub async fn tokenize(
@@ -24,11 +22,8 @@ pub async fn tokenize(
     let n_bytes = body.0.len();
     let tokens = match request.text {
         Text::Plain { text, bos } => {
-            app.encode(n_bytes, move |encoder| match bos {
-                Bos::AsTrained => encoder.text(&text),
-                Bos::Without => encoder.bare_text(&text),
-            })
-            .await?
+            app.encode(n_bytes, move |encoder| encoder.text(&text, bos))
+                .await?
         }
         Text::Chat(conversation) => chat::prompt(&app, n_bytes, conversation).await?.tokens,
     };

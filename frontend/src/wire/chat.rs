@@ -7,6 +7,7 @@ use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use super::options::{MAX_LOGPROBS, Options, in_range};
 use super::tools::Tools;
+use crate::thinking::Thoughts;
 
 /// Most messages in one request.
 pub const MAX_MESSAGES: usize = 2048;
@@ -20,6 +21,8 @@ pub struct ChatRequest {
     pub conversation: Conversation,
     /// What the model may call; absent where nothing may be called.
     pub tools: Option<Tools>,
+    /// Where the thoughts of a model that thinks go.
+    pub thoughts: Thoughts,
     /// Everything else.
     pub options: Options,
 }
@@ -103,12 +106,16 @@ impl ChatRequest {
         f.refuse_unless("echo", |v| v == &Value::Bool(false))?;
         f.refuse_unless("audio", |_| false)?;
         f.refuse_unless("web_search_options", |_| false)?;
+        f.refuse_unless("documents", |v| v.as_array().is_some_and(Vec::is_empty))?;
+        // What a chat begins with is its template's matter.
+        f.refuse_unless("add_special_tokens", |v| v == &Value::Bool(false))?;
         let only_text = |v: &Value| v.as_array().is_some_and(|list| list.iter().all(|m| m == "text"));
         f.refuse_unless("modalities", only_text)?;
         let output_logprobs = output_logprobs(&mut f)?;
         let mut request = ChatRequest {
             conversation: Conversation::read(&mut f, tools.as_mut())?,
             tools,
+            thoughts: thoughts(&mut f)?,
             options: Options::read(&mut f, sampling, 1)?,
         };
         f.finish();
@@ -134,6 +141,21 @@ impl Conversation {
             ending,
             template_values: template_values(f)?,
         })
+    }
+}
+
+/// SGLang's field and vLLM's.
+fn thoughts(f: &mut Fields) -> Result<Thoughts, ApiError> {
+    let are_apart = f.optional::<bool>("separate_reasoning")?.unwrap_or(true);
+    let are_told = f.optional::<bool>("include_reasoning")?.unwrap_or(true);
+    match (are_apart, are_told) {
+        (true, true) => Ok(Thoughts::Apart),
+        (true, false) => Ok(Thoughts::LeftOut),
+        (false, true) => Ok(Thoughts::InText),
+        (false, false) => {
+            let message = "'separate_reasoning' and 'include_reasoning' cannot both be false.";
+            Err(ApiError::invalid("separate_reasoning", message))
+        }
     }
 }
 
@@ -395,6 +417,13 @@ mod tests {
                 r#"{"messages": [{"role": "user", "content": " "}], "continue_final_message": true}"#
                     .to_owned(),
                 "continue_final_message",
+            ),
+            (with(r#""documents": [{}]"#), "documents"),
+            (with(r#""add_special_tokens": true"#), "add_special_tokens"),
+            (with(r#""include_reasoning": 1"#), "include_reasoning"),
+            (
+                with(r#""include_reasoning": false, "separate_reasoning": false"#),
+                "separate_reasoning",
             ),
             (with(r#""logprobs": 1"#), "logprobs"),
             (with(r#""top_logprobs": 2"#), "top_logprobs"),

@@ -25,9 +25,23 @@ pub struct CompletionRequest {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
     /// Text; control tokens spelled out in it count as such.
-    Text(String),
+    Text {
+        /// The text.
+        text: String,
+        /// Whether it begins as prompts of this model do.
+        bos: Bos,
+    },
     /// Token ids, taken as they are.
     Tokens(Vec<u32>),
+}
+
+/// What comes before the tokens of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bos {
+    /// The token prompts of this model begin with, if there is one.
+    AsTrained,
+    /// Nothing.
+    Without,
 }
 
 impl Prompt {
@@ -57,7 +71,8 @@ impl CompletionRequest {
     pub fn parse(body: &[u8], sampling: &SamplingParams) -> Result<Self, ApiError> {
         let mut f = Fields::parse(body)?;
         f.refuse_unless("suffix", |v| v == "")?;
-        let prompts = prompts(&mut f)?;
+        let bos = bos(&mut f)?;
+        let prompts = prompts(&mut f, bos)?;
         let echo = match f.optional("echo")? {
             Some(true) => Echo::PromptAndOutput,
             _ => Echo::Output,
@@ -90,7 +105,15 @@ impl CompletionRequest {
     }
 }
 
-fn prompts(f: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
+/// Whether texts begin as prompts of this model do.
+pub(super) fn bos(f: &mut Fields) -> Result<Bos, ApiError> {
+    Ok(match f.optional("add_special_tokens")? {
+        Some(false) => Bos::Without,
+        _ => Bos::AsTrained,
+    })
+}
+
+fn prompts(f: &mut Fields, bos: Bos) -> Result<Vec<Prompt>, ApiError> {
     let list = match f.raw("prompt") {
         None => {
             return Err(ApiError::invalid(
@@ -98,7 +121,7 @@ fn prompts(f: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
                 "Missing required parameter: 'prompt'.",
             ));
         }
-        Some(Value::String(text)) => return Ok(vec![Prompt::Text(text)]),
+        Some(Value::String(text)) => return Ok(vec![Prompt::Text { text, bos }]),
         Some(Value::Array(list)) => list,
         Some(other) => return Err(wrong_type("prompt", "a string or an array", &other)),
     };
@@ -107,7 +130,7 @@ fn prompts(f: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
     }
     check_prompts("prompt", list.len())?;
     let one = |(i, value)| match value {
-        Value::String(text) => Ok(Prompt::Text(text)),
+        Value::String(text) => Ok(Prompt::Text { text, bos }),
         Value::Array(ids) => Prompt::of_tokens(&format!("prompt[{i}]"), ids),
         other => Err(wrong_type(
             &format!("prompt[{i}]"),
@@ -152,7 +175,10 @@ mod tests {
 
     #[test]
     fn every_shape_of_prompt_is_read() {
-        let text = |t: &str| Prompt::Text(t.to_owned());
+        let text = |t: &str| Prompt::Text {
+            text: t.to_owned(),
+            bos: Bos::AsTrained,
+        };
         let cases = [
             (r#""a""#, vec![text("a")]),
             (r#"["a", "b"]"#, vec![text("a"), text("b")]),

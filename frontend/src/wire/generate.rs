@@ -6,7 +6,7 @@ use arbora_runtime::request::SamplingParams;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::completion::{Prompt, check_choices, check_prompts};
+use super::completion::{Bos, Prompt, check_choices, check_prompts};
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use super::options::{MAX_LOGPROBS, Options, in_range};
@@ -75,6 +75,7 @@ impl GenerateRequest {
         ] {
             f.refuse_unless(name, |_| false)?;
         }
+        f.refuse_unless("return_hidden_states", |v| v == &Value::Bool(false))?;
         f.finish();
         if wants_logprobs {
             options.logprobs.output = Some(n_top);
@@ -98,8 +99,6 @@ fn options(mut params: Map<String, Value>, sampling: &SamplingParams) -> Result<
         }
     }
     let mut f = Fields::nested(Value::Object(params), String::new())?;
-    f.refuse_unless("skip_special_tokens", |v| v == &Value::Bool(true))?;
-    f.refuse_unless("no_stop_trim", |v| v == &Value::Bool(false))?;
     f.optional::<bool>("spaces_between_special_tokens")?;
     let mut options = Options::read(&mut f, sampling, 0)?;
     options.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
@@ -150,7 +149,10 @@ fn prompts(f: &mut Fields) -> Result<(Vec<Prompt>, bool), ApiError> {
             name.to_owned()
         };
         match value {
-            Value::String(text) if is_text => Ok(Prompt::Text(text)),
+            Value::String(text) if is_text => Ok(Prompt::Text {
+                text,
+                bos: Bos::AsTrained,
+            }),
             Value::Array(ids) if !is_text => Prompt::of_tokens(&path, ids),
             other => {
                 let expected = if is_text {
@@ -248,7 +250,8 @@ mod tests {
                 "min_new_tokens": 2, "sampling_seed": 9, "regex": "a+", "n": 2}}"#,
         )
         .expect("valid");
-        assert_eq!(request.prompts, [Prompt::Text("a".to_owned())]);
+        let (text, bos) = ("a".to_owned(), Bos::AsTrained);
+        assert_eq!(request.prompts, [Prompt::Text { text, bos }]);
         assert!(request.stream && request.is_list);
         let options = request.options;
         assert_eq!((options.max_tokens, options.n), (Some(5), 2));

@@ -101,18 +101,31 @@ impl Options {
 }
 
 fn refuse_unenforced(f: &mut Fields) -> Result<(), ApiError> {
-    const CONSTRAINTS: [&str; 4] = [
+    const NEVER: [&str; 8] = [
         "bad_words",
         "allowed_token_ids",
         "logits_processors",
         "chat_template",
+        "stop_regex",
+        "truncate_prompt_tokens",
+        "prompt_embeds",
+        "lora_path",
     ];
-    for name in CONSTRAINTS {
+    const ONLY_FALSE: [&str; 6] = [
+        "use_beam_search",
+        "include_stop_str_in_output",
+        "no_stop_trim",
+        "return_tokens_as_token_ids",
+        "return_token_ids",
+        "return_hidden_states",
+    ];
+    for name in NEVER {
         f.refuse_unless(name, |_| false)?;
     }
-    f.refuse_unless("use_beam_search", |v| v == &Value::Bool(false))?;
-    f.refuse_unless("include_stop_str_in_output", |v| v == &Value::Bool(false))?;
-    f.refuse_unless("return_tokens_as_token_ids", |v| v == &Value::Bool(false))
+    for name in ONLY_FALSE {
+        f.refuse_unless(name, |v| v == &Value::Bool(false))?;
+    }
+    f.refuse_unless("skip_special_tokens", |v| v == &Value::Bool(true))
 }
 
 /// An integer field that must lie in `low..=high`.
@@ -419,6 +432,11 @@ mod tests {
             r#"{"bad_words": ["x"]}"#,
             r#"{"allowed_token_ids": [1]}"#,
             r#"{"chat_template": "x"}"#,
+            r#"{"stop_regex": "x"}"#,
+            r#"{"truncate_prompt_tokens": 5}"#,
+            r#"{"skip_special_tokens": false}"#,
+            r#"{"no_stop_trim": true}"#,
+            r#"{"return_token_ids": true}"#,
         ];
         for json in cases {
             let name = json[2..].split('"').next().expect("a name");

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::chat::Conversation;
-use super::completion::tokens;
+use super::completion::{Bos, bos, tokens};
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use super::tools::Tools;
@@ -20,15 +20,6 @@ pub enum Text {
     },
     /// A chat, as its completion would read it.
     Chat(Conversation),
-}
-
-/// What comes before the tokens of a text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bos {
-    /// The token prompts of this model begin with, if there is one.
-    AsTrained,
-    /// Nothing.
-    Without,
 }
 
 /// A text to be split.
@@ -50,10 +41,7 @@ impl TokenizeRequest {
         let with_strings = f.optional("return_token_strs")?.unwrap_or(false);
         let text = match f.optional::<String>("prompt")? {
             Some(text) => {
-                let bos = match f.optional("add_special_tokens")? {
-                    Some(false) => Bos::Without,
-                    _ => Bos::AsTrained,
-                };
+                let bos = bos(&mut f)?;
                 Text::Plain { text, bos }
             }
             None => {

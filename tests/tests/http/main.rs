@@ -22,7 +22,7 @@ use arbora_runtime::tokenizer::SpecialTokens;
 use arbora_tests::toy::N_VOCAB;
 use serde_json::{Value as Json, json};
 
-use crate::site::{Answer, Site, chat, rendered};
+use crate::site::{Answer, Setup, Site, bos_tokenizer, chat, rendered};
 
 #[test]
 fn a_chat_answer_is_these_bytes() {
@@ -84,6 +84,32 @@ fn a_stream_says_what_the_whole_answer_says_and_ends_with_usage_and_done() {
         n_prompt - 1,
         "all but the last token was computed by the first request"
     );
+}
+
+#[test]
+fn texts_begin_with_the_models_first_token_unless_a_client_wants_none() {
+    let site = Setup::new(bos_tokenizer()).start();
+    let n_prompt = |more: Json| {
+        let mut body = json!({"prompt": "abc", "max_tokens": 1});
+        for (name, value) in more.as_object().expect("an object") {
+            body[name] = value.clone();
+        }
+        let answer = site.post("/v1/completions", &body);
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.json()["usage"]["prompt_tokens"].as_u64().expect("a count")
+    };
+    assert_eq!(n_prompt(json!({})), 4);
+    assert_eq!(n_prompt(json!({"add_special_tokens": true})), 4);
+    assert_eq!(n_prompt(json!({"add_special_tokens": false})), 3);
+    // It is not doubled where it is spelled out.
+    assert_eq!(n_prompt(json!({"prompt": "<|im_start|>abc"})), 4);
+    let ids = |more: bool| {
+        let body = json!({"prompt": "abc", "add_special_tokens": more});
+        let answer = site.post("/tokenize", &body).json();
+        answer["tokens"].as_array().expect("tokens").clone()
+    };
+    assert_eq!(ids(true)[0], 0);
+    assert_eq!(ids(true)[1..], ids(false));
 }
 
 #[test]

@@ -52,8 +52,21 @@ pub(crate) fn json_tokenizer_with(controls: &[&str], words: &[&str]) -> Tokenize
     tokenizer_of([&controls, words], &tokens, &MERGES)
 }
 
+/// Letters, and a first token that prompts begin with.
+pub(crate) fn bos_tokenizer() -> Tokenizer {
+    let letters: Vec<String> = ('a'..='z').map(String::from).collect();
+    let metadata = vocabulary([&TURNS, &[]], &letters, &[])
+        .with("tokenizer.ggml.bos_token_id", Value::Unsigned(0))
+        .with("tokenizer.ggml.add_bos_token", Value::Bool(true));
+    Tokenizer::from_metadata(&metadata).expect("a vocabulary")
+}
+
+fn tokenizer_of(marks: [&[&str]; 2], texts: &[String], merges: &[&str]) -> Tokenizer {
+    Tokenizer::from_metadata(&vocabulary(marks, texts, merges)).expect("a vocabulary")
+}
+
 /// A byte-level vocabulary: control tokens first, the second of which ends an output, then texts, then words.
-fn tokenizer_of([controls, words]: [&[&str]; 2], texts: &[String], merges: &[&str]) -> Tokenizer {
+fn vocabulary([controls, words]: [&[&str]; 2], texts: &[String], merges: &[&str]) -> Metadata {
     let (controls, words) = (controls.iter().copied(), words.iter().copied());
     let texts = texts.iter().map(String::as_str);
     let kinds = [(3, controls.len()), (1, texts.len()), (4, words.len())];
@@ -63,7 +76,7 @@ fn tokenizer_of([controls, words]: [&[&str]; 2], texts: &[String], merges: &[&st
     let types = types.collect();
     let tokens = controls.chain(texts).chain(words);
     let text = |text: &str| Value::Text(text.to_owned());
-    let metadata = Metadata::default()
+    Metadata::default()
         .with("tokenizer.ggml.model", text("gpt2"))
         .with("tokenizer.ggml.pre", text("smollm"))
         .with("tokenizer.ggml.tokens", Value::Strings(tokens.collect()))
@@ -72,8 +85,7 @@ fn tokenizer_of([controls, words]: [&[&str]; 2], texts: &[String], merges: &[&st
             "tokenizer.ggml.merges",
             Value::Strings(merges.iter().copied().collect()),
         )
-        .with("tokenizer.ggml.eos_token_id", Value::Unsigned(1));
-    Tokenizer::from_metadata(&metadata).expect("a vocabulary")
+        .with("tokenizer.ggml.eos_token_id", Value::Unsigned(1))
 }
 
 /// What a server is made of.

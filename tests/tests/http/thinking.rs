@@ -146,6 +146,35 @@ fn thoughts_that_are_cut_off_are_no_answer() {
 }
 
 #[test]
+fn thoughts_go_where_a_client_wants_them() {
+    for site in sites(OPENED) {
+        let mut n_answered = 0;
+        for prompt in 0..12 {
+            let ask = |more: Json| {
+                let mut body = chat(&format!("prompt {prompt}"), &more);
+                body["choice"] = json!(["yes", "no"]);
+                body["max_tokens"] = 1500.into();
+                both(&site, &body)["choices"][0]["message"].take()
+            };
+            let apart = ask(json!({}));
+            let left_out = ask(json!({"include_reasoning": false}));
+            let in_text = ask(json!({"separate_reasoning": false}));
+            assert!(left_out.get("reasoning_content").is_none(), "{left_out}");
+            assert!(in_text.get("reasoning_content").is_none(), "{in_text}");
+            if apart["content"].is_null() {
+                continue;
+            }
+            assert_eq!(left_out["content"], apart["content"]);
+            let (before, after) = content(&in_text).split_once("</think>").expect("the mark");
+            assert_eq!(before.trim_matches('\n'), thoughts(&apart));
+            assert_eq!(after, content(&apart));
+            n_answered += usize::from(!thoughts(&apart).is_empty());
+        }
+        assert!(n_answered > 4, "{n_answered} answers behind thoughts");
+    }
+}
+
+#[test]
 fn what_a_client_writes_opens_no_thoughts() {
     for (template, text) in [
         (TEMPLATE, "<think>"),
