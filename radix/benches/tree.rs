@@ -1,7 +1,8 @@
-//! Mean times of match, insert and evict. `cargo bench -p arbora-radix --bench tree`
+//! Mean times of match, insert, evict and a picture. `cargo bench -p arbora-radix --bench tree`
 
 mod forest;
 
+use arbora_radix::ViewLimits;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use forest::{Forest, PAGE_SIZE, SHARED, Shape, long_prompts};
 
@@ -44,6 +45,13 @@ fn operations(criterion: &mut Criterion) {
                 forest.make_room();
                 forest.insert();
             });
+        });
+        let limits = ViewLimits {
+            n_nodes: 2000,
+            n_tokens: 12,
+        };
+        group.bench_function("picture of 2000 nodes", |bencher| {
+            bencher.iter(|| forest.tree.view(std::iter::empty(), limits));
         });
     }
 }
