@@ -335,6 +335,8 @@ pub struct Usage {
     pub queue_us: u64,
     /// Time from arrival to its first token, in microseconds; 0 where there was none.
     pub ttft_us: u64,
+    /// Time from arrival to its ending, in microseconds; 0 where the engine failed before it could look.
+    pub total_us: u64,
 }
 
 /// Why a request was not accepted. Nothing of it remains in the engine, no event is sent.

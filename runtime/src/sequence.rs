@@ -454,6 +454,11 @@ impl Sequence {
         }
     }
 
+    /// Notes how long it took from its arrival.
+    pub(crate) fn note_total(&mut self, time: Duration) {
+        self.usage.total_us = whole_micros(time);
+    }
+
     /// Sends the one ending. The flag goes first: whatever happens later, there is no second.
     pub(crate) fn end(&mut self, reason: FinishReason) {
         assert!(!self.ended, "one ending per request");
