@@ -13,10 +13,11 @@ use arbora_kernels::cpu::Isa;
 use arbora_runtime::EvictionPolicy;
 use arbora_runtime::config::SchedulePolicy;
 use arbora_runtime::model::LoadFormat;
+use axum::http::Uri;
 use serde::Deserialize;
 
 use self::conventions::rust_log;
-pub use self::conventions::{cache_directory, hub_settings, wants_no_color};
+pub use self::conventions::{cache_directory, hub_settings, otel_service_name, wants_no_color};
 pub use self::size::ByteSize;
 use crate::auth::CacheSharing;
 use crate::models::DEFAULT_MODEL;
@@ -137,6 +138,9 @@ pub struct Options {
     /// Also tell metrics by the names of another server: none or vllm [default: none]
     #[arg(long, env = "ARBORA_METRICS_COMPAT", help_heading = "Server")]
     pub metrics_compat: Option<String>,
+    /// Where traces are POSTed by OTLP over HTTP, such as http://localhost:4318/v1/traces [default: nowhere]
+    #[arg(long, env = "ARBORA_OTLP_TRACES_ENDPOINT", help_heading = "Server")]
+    pub otlp_traces_endpoint: Option<String>,
     /// TOML file with these options by their long names
     #[arg(long, env = "ARBORA_CONFIG", help_heading = "Configuration")]
     #[serde(skip)]
@@ -252,6 +256,8 @@ pub struct Config {
     pub body_limit: usize,
     /// In whose words metrics are told besides our own.
     pub metrics_compat: MetricsCompat,
+    /// Where traces are POSTed; absent where nothing is traced.
+    pub otlp_traces_endpoint: Option<String>,
     /// Log filter.
     pub log: String,
 }
@@ -408,6 +414,7 @@ impl Options {
             drain_timeout: self.drain_timeout.or(under.drain_timeout),
             body_limit: self.body_limit.or(under.body_limit),
             metrics_compat: self.metrics_compat.or(under.metrics_compat),
+            otlp_traces_endpoint: self.otlp_traces_endpoint.or(under.otlp_traces_endpoint),
             config: None,
             log: self.log.or(under.log),
         }
@@ -459,6 +466,7 @@ impl Options {
             body_limit: self.body_limit.map_or(8 << 20, |size| size.0),
             metrics_compat: choice("metrics-compat", &MetricsCompat::NAMES, self.metrics_compat)?
                 .unwrap_or_default(),
+            otlp_traces_endpoint: self.otlp_traces_endpoint.map(http_url).transpose()?,
             log: self.log.or_else(rust_log).unwrap_or_else(|| "info".to_owned()),
         })
     }
@@ -490,6 +498,22 @@ fn bad_value(option: &'static str, expected: impl Into<String>, value: impl ToSt
         option,
         expected: expected.into(),
         value: value.to_string(),
+    }
+}
+
+/// `--otlp-traces-endpoint`, if requests can be sent there.
+fn http_url(url: String) -> Result<String, ConfigError> {
+    let is_http = url.parse::<Uri>().is_ok_and(|uri| {
+        let has_host = uri.host().is_some_and(|host| !host.is_empty());
+        has_host && ["http", "https"].contains(&uri.scheme_str().unwrap_or_default())
+    });
+    match is_http {
+        true => Ok(url),
+        false => Err(bad_value(
+            "otlp-traces-endpoint",
+            "an http:// or https:// URL",
+            url,
+        )),
     }
 }
 
@@ -610,8 +634,37 @@ mod tests {
         assert!(refused(&|o| o.threads = Some(0)).contains("--threads"));
         assert!(refused(&|o| o.host = Some("no such host".to_owned())).contains("--host"));
         assert!(refused(&|o| o.api_key = vec![String::new()]).contains("--api-key"));
+        for url in [
+            "",
+            "collector:4318",
+            "grpc://collector:4317",
+            "http://",
+            "/v1/traces",
+            "https:///v1/traces",
+        ] {
+            let endpoint = refused(&|o| o.otlp_traces_endpoint = Some(url.to_owned()));
+            let expected = format!("--otlp-traces-endpoint must be an http:// or https:// URL, got '{url}'");
+            assert_eq!(endpoint, expected);
+        }
         let both = |o: &mut Options| (o.kv_memory, o.kv_pages) = (Some(ByteSize(1)), Some(1));
         assert!(refused(&both).contains("exclude each other"));
+    }
+
+    #[test]
+    fn the_endpoint_of_traces_is_taken_as_it_is() {
+        assert_eq!(
+            Options::default().resolve().expect("valid").otlp_traces_endpoint,
+            None
+        );
+        for url in [
+            "http://127.0.0.1:4318/v1/traces",
+            "https://collector",
+            "http://[::1]:4318/a?b=c",
+        ] {
+            let options = file(&format!("otlp-traces-endpoint = '{url}'")).expect("valid");
+            let config = Options::default().over(options).decide().expect("valid");
+            assert_eq!(config.otlp_traces_endpoint.as_deref(), Some(url));
+        }
     }
 
     #[test]

@@ -46,6 +46,13 @@ pub fn wants_no_color() -> bool {
     environment("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
+/// What traces call this server, by `OTEL_SERVICE_NAME`.
+pub fn otel_service_name() -> String {
+    let name = environment("OTEL_SERVICE_NAME").and_then(|value| value.into_string().ok());
+    name.filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "arbora".to_owned())
+}
+
 /// The filter that other programs of the kind take too.
 pub(super) fn rust_log() -> Option<String> {
     environment("RUST_LOG").and_then(|value| value.into_string().ok())
