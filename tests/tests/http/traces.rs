@@ -665,6 +665,23 @@ fn what_is_in_the_queue_at_the_end_is_sent() {
 }
 
 #[test]
+fn a_batch_that_waits_for_its_next_try_has_it_at_the_end() {
+    let limits = ExportLimits {
+        pause: Duration::from_secs(3600),
+        ..limits()
+    };
+    let moods = |n| match n {
+        0 => Reply::Say(503, ""),
+        _ => Reply::Say(200, "{}"),
+    };
+    let traced = Traced::with(Collector::new(moods), limits, |_| {});
+    traced.ask("/v1/completions", "", &json!({"prompt": "a", "max_tokens": 1}));
+    traced.collector.spans(4);
+    let (rest, n_exported, n_dropped) = traced.end();
+    assert_eq!((rest.len(), n_exported, n_dropped), (1, 4, 0));
+}
+
+#[test]
 fn no_text_and_no_key_is_in_what_is_exported() {
     let traced = Traced::with(Collector::new(|_| Reply::Say(200, "{}")), limits(), |setup| {
         setup.api_keys = vec!["zanzibar".to_owned()];
