@@ -76,6 +76,7 @@ pub async fn generate(
         thinking: None,
         calls: None,
         opening: Opening::default(),
+        progress: None,
     };
     let mut generation = Generation::new(vec![choice], submission, Arc::clone(&started.token_bytes));
     while let Some(piece) = generation.next().await {

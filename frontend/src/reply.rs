@@ -449,6 +449,7 @@ mod tests {
                         text: opening.to_owned(),
                         first_token: (!opening.is_empty()).then_some(0),
                     },
+                    progress: None,
                 };
                 (sender, choice)
             })

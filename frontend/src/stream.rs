@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use arbora_runtime::request::{Event, FinishReason, Finished, NewTokens, RequestError, RowLogprobs};
+use arbora_runtime::progress::Progress;
+use arbora_runtime::request::{Event, FinishReason, Finished, NewTokens, RequestError, RowLogprobs, Usage};
 use arbora_runtime::stop::TextStream;
 use arbora_runtime::token_bytes::TokenBytes;
 use tokio::sync::mpsc;
@@ -34,6 +35,8 @@ pub struct Choice {
     pub calls: Option<CallParser>,
     /// What the text starts with.
     pub opening: Opening,
+    /// How far it came, where that is traced.
+    pub progress: Option<Arc<Progress>>,
 }
 
 /// What comes before an output: the prompt, if it is to be repeated.
@@ -218,7 +221,7 @@ impl Generation {
                     // An engine that is gone without a word.
                     _ => Finished {
                         reason: FinishReason::Error(RequestError::EngineFailed),
-                        usage: arbora_runtime::request::Usage::default(),
+                        usage: Usage::default(),
                     },
                 };
                 let reason = finished.reason.clone();
@@ -255,6 +258,19 @@ impl Generation {
             logprobs,
             calls,
             finish,
+        }
+    }
+
+    /// What is known of a completion that has not ended, of which `n_tokens` came.
+    fn usage_so_far(&self, choice: &Choice, n_tokens: usize) -> Usage {
+        let progress = choice.progress.as_deref();
+        let total_us = self.submission.arrived.elapsed().as_micros();
+        Usage {
+            completion_tokens: n_tokens,
+            queue_us: progress.map_or(0, Progress::queue_us),
+            ttft_us: progress.map_or(0, Progress::ttft_us),
+            total_us: u64::try_from(total_us).unwrap_or(u64::MAX),
+            ..Usage::default()
         }
     }
 
@@ -305,12 +321,16 @@ impl Drop for Generation {
         };
         let is_whole = self.finished.iter().all(Option::is_some);
         let usage = is_whole.then(|| self.usage(Explain::Yes));
-        let endings = self.finished.iter().enumerate().map(|(idx, finished)| {
-            let finished = finished.as_ref()?;
-            Some(Ending {
-                reason: finish_reason(&finished.reason, self.has_called(idx)),
+        let endings = self.choices.iter().zip(&self.finished).enumerate();
+        let endings = endings.map(|(idx, (choice, finished))| match finished {
+            Some(finished) => Ending {
+                reason: Some(finish_reason(&finished.reason, self.has_called(idx))),
                 usage: finished.usage,
-            })
+            },
+            None => Ending {
+                reason: None,
+                usage: self.usage_so_far(choice, span.n_tokens(idx)),
+            },
         });
         let endings = endings.collect();
         span.end(self.submission, endings, usage);
@@ -328,8 +348,6 @@ pub enum Explain {
 
 #[cfg(test)]
 mod tests {
-    use arbora_runtime::request::Usage;
-
     use super::*;
 
     fn finished(reason: FinishReason, prompt_tokens: usize, cached_tokens: usize) -> Event {
@@ -358,6 +376,7 @@ mod tests {
                 thinking: None,
                 calls: None,
                 opening: Opening::default(),
+                progress: None,
             }
         };
         Generation::new(

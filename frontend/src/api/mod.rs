@@ -194,6 +194,7 @@ impl App {
                 if choice_idx == 0 {
                     requests.push(id);
                 }
+                let progress = self.traces.as_ref().map(|_| Arc::default());
                 let request = Request {
                     namespace: self.namespace(owner, options.salt),
                     tenant: App::tenant(owner) as u32,
@@ -206,6 +207,7 @@ impl App {
                     priority: options.priority,
                     queue_timeout: options.deadlines.queue,
                     total_timeout: options.deadlines.total,
+                    progress: progress.clone(),
                     ..Request::new(id, prompt.tokens.clone(), max_tokens, submission.arrived, sender)
                 };
                 self.engine.submit(request)?;
@@ -216,6 +218,7 @@ impl App {
                     thinking: None,
                     calls: None,
                     opening: prompt.opening.clone(),
+                    progress,
                 });
             }
         }

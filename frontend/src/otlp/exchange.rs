@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Times of a trace are differences on one steady clock, after one look at the calendar: they are in order
-//! whatever happens to the calendar. Of a completion whose client left, only the decoding is known. Nothing
-//! of a prompt, an output or a key is noted.
+//! whatever happens to the calendar. Those of the phases are the engine's, from the ending of a completion, or
+//! from its progress where the client left before. Nothing of a prompt, an output or a key is noted.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -77,7 +77,7 @@ impl Exchange {
                 temperature: options.sampling.temperature,
                 top_p: options.sampling.top_p,
             },
-            seen: Vec::new(),
+            n_tokens: Vec::new(),
         }
     }
 }
@@ -95,41 +95,37 @@ struct Asked {
 pub struct GenerationSpan {
     exchange: Exchange,
     asked: Asked,
-    /// By completion, as far as one had tokens.
-    seen: Vec<Seen>,
-}
-
-/// What came of a completion.
-#[derive(Clone, Copy, Debug, Default)]
-struct Seen {
-    first_token: Option<Instant>,
-    n_tokens: usize,
+    /// Tokens that came, by completion, as far as one had any.
+    n_tokens: Vec<usize>,
 }
 
 /// How a completion ended.
 #[derive(Debug)]
 pub(crate) struct Ending {
-    /// The word that its answer has for it, or the error it was.
-    pub(crate) reason: Result<&'static str, ApiError>,
+    /// The word that its answer has for it, or the error it was; absent where nobody waited for it.
+    pub(crate) reason: Option<Result<&'static str, ApiError>>,
+    /// As far as it came.
     pub(crate) usage: Usage,
 }
 
 impl GenerationSpan {
-    /// `n` tokens of a completion came.
-    pub(crate) fn note_tokens(&mut self, choice: usize, n: usize) {
-        if self.seen.len() <= choice {
-            self.seen.resize(choice + 1, Seen::default());
+    /// `n` tokens of completion `idx` came.
+    pub(crate) fn note_tokens(&mut self, idx: usize, n: usize) {
+        if self.n_tokens.len() <= idx {
+            self.n_tokens.resize(idx + 1, 0);
         }
-        let seen = &mut self.seen[choice];
-        seen.first_token.get_or_insert_with(Instant::now);
-        seen.n_tokens += n;
+        self.n_tokens[idx] += n;
     }
 
-    /// The generation is over. `endings` are those of all completions, `usage` is there if each has one.
-    pub(crate) fn end(self, submission: Submission, endings: Vec<Option<Ending>>, usage: Option<UsageBody>) {
+    /// Tokens of completion `idx` that came.
+    pub(crate) fn n_tokens(&self, idx: usize) -> usize {
+        self.n_tokens.get(idx).copied().unwrap_or(0)
+    }
+
+    /// The generation is over. `endings` are those of its completions, `usage` is there if each has a reason.
+    pub(crate) fn end(self, submission: Submission, endings: Vec<Ending>, usage: Option<UsageBody>) {
         let generated = Generated {
             asked: self.asked,
-            seen: self.seen,
             submission,
             endings,
             usage,
@@ -143,14 +139,13 @@ impl GenerationSpan {
 #[derive(Debug)]
 struct Generated {
     asked: Asked,
-    seen: Vec<Seen>,
     submission: Submission,
-    endings: Vec<Option<Ending>>,
+    endings: Vec<Ending>,
     usage: Option<UsageBody>,
 }
 
 /// A part of a completion's time.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 struct Phase {
     name: &'static str,
     choice: usize,
@@ -159,8 +154,8 @@ struct Phase {
 }
 
 impl Generated {
-    /// The phases of all completions in order; what has not ended lasts until `end`.
-    fn phases(&self, end: Instant) -> Vec<Phase> {
+    /// The phases of all completions, in order.
+    fn phases(&self) -> Vec<Phase> {
         let mut phases = Vec::with_capacity(3 * self.endings.len());
         for (choice, ending) in self.endings.iter().enumerate() {
             let phase = |(name, start, end)| Phase {
@@ -169,18 +164,11 @@ impl Generated {
                 start,
                 end,
             };
-            match ending {
-                Some(ending) => phases.extend(self.phases_of(&ending.usage).into_iter().map(phase)),
-                None => {
-                    let decode = self.seen(choice).first_token.map(|start| ("decode", start, end));
-                    phases.extend(decode.map(phase));
-                }
-            }
+            phases.extend(self.phases_of(&ending.usage).into_iter().map(phase));
         }
         phases
     }
 
-    /// Those of a completion that ended, as the engine tells them.
     fn phases_of(&self, usage: &Usage) -> Vec<(&'static str, Instant, Instant)> {
         let after = |us: u64| self.submission.arrived + Duration::from_micros(us.min(usage.total_us));
         let (arrived, ended) = (self.submission.arrived, after(usage.total_us));
@@ -198,50 +186,42 @@ impl Generated {
         }
     }
 
-    fn seen(&self, choice: usize) -> Seen {
-        self.seen.get(choice).copied().unwrap_or_default()
-    }
-
     /// The code of the first error that was the server's fault.
     fn fault(&self) -> Option<&'static str> {
-        let errors = self
-            .endings
-            .iter()
-            .flatten()
-            .filter_map(|ending| ending.reason.as_ref().err());
-        errors.filter_map(ApiError::fault).next()
+        let reasons = self.endings.iter().filter_map(|ending| ending.reason.as_ref());
+        reasons
+            .filter_map(|reason| reason.as_ref().err())
+            .find_map(ApiError::fault)
     }
 
     fn attributes(&self) -> Vec<Attribute<'_>> {
         let asked = &self.asked;
-        let reasons = self.endings.iter().map(|ending| match ending {
+        let reasons = self.endings.iter().map(|ending| match &ending.reason {
+            Some(Ok(word)) => word,
+            Some(Err(_)) => "error",
             None => "abort",
-            Some(ending) => ending.reason.as_ref().map_or("error", |word| *word),
         });
-        let n_output = self.endings.iter().enumerate().map(|(choice, ending)| {
-            let ended = ending.as_ref().map(|ending| ending.usage.completion_tokens);
-            ended.unwrap_or_else(|| self.seen(choice).n_tokens)
-        });
+        let usages = || self.endings.iter().map(|ending| &ending.usage);
+        let n_output: usize = usages().map(|usage| usage.completion_tokens).sum();
         let mut attributes = vec![
             attribute("gen_ai.response.id", asked.id.as_str()),
             attribute("gen_ai.response.finish_reasons", Value::texts(reasons)),
             attribute("gen_ai.request.temperature", asked.temperature),
             attribute("gen_ai.request.top_p", asked.top_p),
             attribute("gen_ai.usage.input_tokens", self.submission.prompt_tokens),
-            attribute("gen_ai.usage.output_tokens", n_output.sum::<usize>()),
+            attribute("gen_ai.usage.output_tokens", n_output),
         ];
         let max_tokens = asked
             .max_tokens
             .map(|n| attribute("gen_ai.request.max_tokens", n));
         attributes.extend(max_tokens);
-        let first = self.endings.first().and_then(Option::as_ref);
-        if let Some(Ending { usage, .. }) = first
-            && usage.queue_us > 0
-        {
-            attributes.push(attribute("gen_ai.latency.time_in_queue", seconds(usage.queue_us)));
-            let ttft = (usage.ttft_us > 0).then(|| seconds(usage.ttft_us));
-            attributes.extend(ttft.map(|ttft| attribute("gen_ai.latency.time_to_first_token", ttft)));
-        }
+        let first = usages().next().copied().unwrap_or_default();
+        let latencies = [
+            ("gen_ai.latency.time_in_queue", first.queue_us),
+            ("gen_ai.latency.time_to_first_token", first.ttft_us),
+        ];
+        let known = latencies.into_iter().filter(|(_, us)| *us > 0);
+        attributes.extend(known.map(|(key, us)| attribute(key, us as f64 / 1e6)));
         if let Some(explained) = self.usage.and_then(|usage| usage.arbora) {
             attributes.extend([
                 attribute("arbora.cached_tokens", explained.cached_tokens),
@@ -258,10 +238,6 @@ impl Generated {
 fn attribute<'a>(key: &'static str, value: impl Into<Value<'a>>) -> Attribute<'a> {
     let value = value.into();
     Attribute { key, value }
-}
-
-fn seconds(us: u64) -> f64 {
-    us as f64 / 1e6
 }
 
 /// How an exchange ended.
@@ -300,10 +276,7 @@ impl Finished {
 
     /// Its spans, the server's first.
     pub(super) fn spans<'a>(&'a self, model: &'a str) -> Vec<Span<'a>> {
-        let phases = self
-            .generated
-            .as_ref()
-            .map(|generated| generated.phases(self.ended));
+        let phases = self.generated.as_ref().map(|generated| generated.phases());
         let mut spans = vec![self.server_span(model)];
         spans.extend(phases.into_iter().flatten().map(|phase| Span {
             trace_id: self.trace_id,
@@ -432,9 +405,7 @@ impl ServerSpan {
         // Nobody else holds it any more, unless the generation outlives its exchange.
         let exchange = std::mem::replace(&mut self.generated, Exchange(Arc::default()));
         let generated = Arc::into_inner(exchange.0).and_then(OnceLock::into_inner);
-        let n_phases = generated
-            .as_ref()
-            .map_or(0, |generated| generated.phases(ended).len());
+        let n_phases = generated.as_ref().map_or(0, |generated| generated.phases().len());
         Finished {
             trace_id: self.parent.map_or_else(Id::random, |parent| parent.trace_id),
             span_id: Id::random(),
@@ -531,12 +502,10 @@ impl Finished {
 mod tests {
     use super::*;
 
-    fn generated(usages: &[Option<Usage>]) -> Generated {
-        let ending = |usage: &Option<Usage>| {
-            usage.map(|usage| Ending {
-                reason: Ok("stop"),
-                usage,
-            })
+    fn generated(usages: &[Usage]) -> Generated {
+        let ending = |usage: &Usage| Ending {
+            reason: Some(Ok("stop")),
+            usage: *usage,
         };
         Generated {
             asked: Asked {
@@ -545,7 +514,6 @@ mod tests {
                 temperature: 1.0,
                 top_p: 1.0,
             },
-            seen: Vec::new(),
             submission: Submission::new(1, 0),
             endings: usages.iter().map(ending).collect(),
             usage: None,
@@ -553,59 +521,63 @@ mod tests {
     }
 
     /// Names and times after the arrival, in microseconds.
-    fn phases(generated: &Generated, end_us: u64) -> Vec<(&'static str, usize, u128, u128)> {
-        let arrived = generated.submission.arrived;
-        let phases = generated.phases(arrived + Duration::from_micros(end_us));
-        let us = |time: Instant| time.duration_since(arrived).as_micros();
+    fn phases(generated: &Generated) -> Vec<(&'static str, usize, u128, u128)> {
+        let us = |time: Instant| time.duration_since(generated.submission.arrived).as_micros();
+        let phases = generated.phases();
         let phases = phases.iter();
         phases
             .map(|phase| (phase.name, phase.choice, us(phase.start), us(phase.end)))
             .collect()
     }
 
-    fn usage(queue_us: u64, ttft_us: u64, total_us: u64) -> Option<Usage> {
-        Some(Usage {
+    fn usage(queue_us: u64, ttft_us: u64, total_us: u64) -> Usage {
+        Usage {
             queue_us,
             ttft_us,
             total_us,
             ..Usage::default()
-        })
+        }
     }
 
     #[test]
     fn a_completion_has_the_phases_that_it_came_to() {
-        let all = phases(&generated(&[usage(2, 5, 9)]), 20);
-        assert_eq!(
-            all,
-            [("queue", 0, 0, 2), ("prefill", 0, 2, 5), ("decode", 0, 5, 9)]
-        );
-        let computed = phases(&generated(&[usage(2, 0, 9)]), 20);
+        let all = generated(&[usage(2, 5, 9), usage(3, 4, 5)]);
+        let expected = [
+            ("queue", 0, 0, 2),
+            ("prefill", 0, 2, 5),
+            ("decode", 0, 5, 9),
+            ("queue", 1, 0, 3),
+            ("prefill", 1, 3, 4),
+            ("decode", 1, 4, 5),
+        ];
+        assert_eq!(phases(&all), expected);
+        let computed = phases(&generated(&[usage(2, 0, 9)]));
         assert_eq!(computed, [("queue", 0, 0, 2), ("prefill", 0, 2, 9)]);
-        let waited = phases(&generated(&[usage(0, 0, 9)]), 20);
-        assert_eq!(waited, [("queue", 0, 0, 9)]);
-        assert_eq!(phases(&generated(&[usage(0, 0, 0), None]), 20), []);
+        assert_eq!(phases(&generated(&[usage(0, 0, 9)])), [("queue", 0, 0, 9)]);
+        assert_eq!(phases(&generated(&[usage(0, 0, 0)])), []);
+        let late = phases(&generated(&[usage(2, 12, 9)]));
+        assert_eq!(late[1..], [("prefill", 0, 2, 9), ("decode", 0, 9, 9)]);
     }
 
     #[test]
-    fn of_a_completion_that_did_not_end_the_decoding_is_known() {
-        let mut generated = generated(&[usage(1, 2, 3), None, None]);
-        let first_token = Some(generated.submission.arrived + Duration::from_micros(4));
-        generated.seen = vec![
-            Seen::default(),
-            Seen {
-                first_token,
-                n_tokens: 6,
-            },
-        ];
-        let all = phases(&generated, 8);
-        assert_eq!(all[3..], [("decode", 1, 4, 8)]);
+    fn what_is_not_known_of_a_completion_that_did_not_end_is_left_out() {
+        let mut generated = generated(&[usage(1, 0, 3)]);
+        generated.endings[0].reason = None;
+        generated.endings[0].usage.completion_tokens = 6;
         let attributes = generated.attributes();
         let find = |key| attributes.iter().find(|attribute| attribute.key == key);
         let value = |key| serde_json::to_value(&find(key).expect("there").value).expect("JSON");
         assert_eq!(value("gen_ai.usage.output_tokens")["intValue"], "6");
+        assert_eq!(value("gen_ai.latency.time_in_queue")["doubleValue"], 1e-6);
         let reasons = &value("gen_ai.response.finish_reasons")["arrayValue"]["values"];
-        assert_eq!(reasons[1]["stringValue"], "abort");
-        assert!(find("arbora.cached_tokens").is_none() && find("gen_ai.request.max_tokens").is_none());
+        assert_eq!(reasons[0]["stringValue"], "abort");
+        for absent in [
+            "arbora.cached_tokens",
+            "gen_ai.request.max_tokens",
+            "gen_ai.latency.time_to_first_token",
+        ] {
+            assert!(find(absent).is_none(), "{absent}");
+        }
     }
 
     #[test]

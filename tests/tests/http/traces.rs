@@ -397,7 +397,7 @@ fn a_prompt_that_is_only_computed_has_no_decode() {
 fn a_client_that_leaves_ends_its_span_with_what_is_known() {
     let traced = Traced::new();
     drop(endless(&traced.site));
-    let spans = traced.collector.spans(2);
+    let spans = traced.collector.spans(4);
     let says = |key: &str| attribute(&spans[0], key);
     assert_eq!(says("arbora.client_disconnected"), true);
     assert_eq!(says("http.response.status_code"), 200);
@@ -410,7 +410,7 @@ fn a_client_that_leaves_ends_its_span_with_what_is_known() {
     );
     assert!(says("arbora.cached_tokens").is_null(), "the engine told nobody");
     assert_eq!(spans[0]["status"]["code"], 0, "not the server's fault");
-    assert_eq!(phases(&spans[0], &spans), [["decode"]]);
+    assert_eq!(phases(&spans[0], &spans), [["queue", "prefill", "decode"]]);
     traced.site.wait_until_quiet();
 }
 
@@ -423,10 +423,48 @@ fn a_client_that_does_not_wait_for_a_whole_answer_has_a_span_without_status() {
         std::thread::yield_now();
     }
     drop(stream);
-    let spans = traced.collector.spans(2);
+    let spans = traced.collector.spans(4);
     assert!(attribute(&spans[0], "http.response.status_code").is_null());
     assert_eq!(attribute(&spans[0], "arbora.client_disconnected"), true);
-    assert_eq!(phases(&spans[0], &spans), [["decode"]]);
+    assert_eq!(phases(&spans[0], &spans), [["queue", "prefill", "decode"]]);
+    traced.site.wait_until_quiet();
+}
+
+#[test]
+fn a_client_that_leaves_early_was_in_the_queue_or_in_prefill() {
+    let collector = Collector::new(|_| Reply::Say(200, "{}"));
+    // Two tokens a step: nobody is so slow that the prompt is computed before it is given up.
+    let traced = Traced::with(collector, limits(), |setup| {
+        setup.engine.max_running = 1;
+        setup.engine.max_batch_tokens = 2;
+    });
+    let metrics = traced.site.engine.metrics();
+    let long = json!({"prompt": "a".repeat(90_000), "max_tokens": 1}).to_string();
+    let running = traced.site.send("POST", "/v1/completions", "", &long);
+    while metrics.prefill_tokens.value() == 0 {
+        std::thread::yield_now();
+    }
+    let waiting = traced.site.send(
+        "POST",
+        "/v1/completions",
+        "",
+        r#"{"prompt": "a", "max_tokens": 1}"#,
+    );
+    while metrics.waiting.value() == 0 {
+        std::thread::yield_now();
+    }
+    drop(waiting);
+    let spans = traced.collector.spans(2);
+    assert_eq!(phases(&spans[0], &spans), [["queue"]]);
+    assert!(
+        attribute(&spans[0], "gen_ai.latency.time_in_queue").is_null(),
+        "it never ended"
+    );
+    drop(running);
+    let spans = traced.collector.spans(3);
+    assert_eq!(phases(&spans[0], &spans), [["queue", "prefill"]]);
+    assert_eq!(attribute(&spans[0], "gen_ai.usage.input_tokens"), 90_000);
+    assert_eq!(attribute(&spans[0], "gen_ai.usage.output_tokens"), 0);
     traced.site.wait_until_quiet();
 }
 
