@@ -201,17 +201,7 @@ impl Exporter {
             metrics: TraceMetrics::default(),
         }));
         let (running, over) = sync_channel(1);
-        let thread = Thread {
-            shared: Arc::clone(&traces.0),
-            agent: agent(&settings),
-            resource: Resource::new(&settings.service_name),
-            settings,
-            body: Vec::new(),
-            n_warned: 0,
-            warned: None,
-            failure: None,
-            _running: running,
-        };
+        let thread = Thread::new(&traces, settings, running);
         let name = "otlp".to_owned();
         drop(
             std::thread::Builder::new()
@@ -278,6 +268,20 @@ struct Thread {
 }
 
 impl Thread {
+    fn new(traces: &Traces, settings: ExportSettings, running: SyncSender<()>) -> Self {
+        Thread {
+            shared: Arc::clone(&traces.0),
+            agent: agent(&settings),
+            resource: Resource::new(&settings.service_name),
+            settings,
+            body: Vec::new(),
+            n_warned: 0,
+            warned: None,
+            failure: None,
+            _running: running,
+        }
+    }
+
     fn run(mut self) {
         loop {
             let batch = self.shared.next_batch();
@@ -448,6 +452,29 @@ mod tests {
         assert_eq!(traces.metrics().n_dropped(), 2);
         assert_eq!(sizes(&traces.0.next_batch()), [3]);
         assert!(traces.0.next_batch().is_empty());
+    }
+
+    #[test]
+    fn the_log_hears_of_dropped_spans_once_in_an_interval() {
+        let traces = traces(10, 5);
+        let settings = ExportSettings {
+            endpoint: "http://localhost".to_owned(),
+            service_name: String::new(),
+            model: String::new(),
+            limits: traces.0.limits,
+        };
+        let mut thread = Thread::new(&traces, settings, sync_channel(1).0);
+        thread.warn(WARN_INTERVAL);
+        assert!(thread.warned.is_none(), "nothing was dropped");
+        thread.lose(2, "a reason".to_owned());
+        thread.warn(WARN_INTERVAL);
+        assert_eq!(thread.n_warned, 2);
+        assert!(thread.failure.is_none(), "it was told");
+        thread.lose(3, "another reason".to_owned());
+        thread.warn(WARN_INTERVAL);
+        assert_eq!(thread.n_warned, 2, "not so soon");
+        thread.warn(Duration::ZERO);
+        assert_eq!((thread.n_warned, traces.metrics().n_dropped()), (5, 5));
     }
 
     #[test]

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Times of a trace are differences on one steady clock, after one look at the calendar: they are in order
-//! whatever happens to the calendar. Those of the phases are the engine's, from the ending of a completion, or
-//! from its progress where the client left before. Nothing of a prompt, an output or a key is noted.
+//! whatever happens to the calendar. Those of the phases are the engine's, from the ending of a completion,
+//! or from its progress where the client left before. Nothing of a prompt, an output or a key is noted.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
