@@ -64,7 +64,7 @@ pub struct ExportLimits {
     pub delay: Duration,
     /// What a POST may take.
     pub timeout: Duration,
-    /// Tries of a batch.
+    /// Tries of a batch, at least 1.
     pub n_tries: u32,
     /// Between the first two tries; each further pause is twice as long.
     pub pause: Duration,
@@ -219,11 +219,23 @@ impl Exporter {
     /// Exports what is in the queue and ends the thread, in at most 2 seconds. What is traced from now on is
     /// dropped.
     pub fn stop(self) {
-        self.traces.0.queue().deadline = Some(Instant::now() + FLUSH_LIMIT);
-        self.traces.0.changed.notify_one();
+        self.end_within(FLUSH_LIMIT);
         if self.over.recv_timeout(FLUSH_LIMIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
             tracing::warn!("the trace collector did not take the last spans in time");
         }
+    }
+
+    fn end_within(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        self.traces.0.queue().deadline.get_or_insert(deadline);
+        self.traces.0.changed.notify_one();
+    }
+}
+
+impl Drop for Exporter {
+    /// Ends the thread without waiting for it.
+    fn drop(&mut self) {
+        self.end_within(Duration::ZERO);
     }
 }
 
