@@ -1,6 +1,7 @@
 //! What the operator decided: file, then environment, then flags, the later over the earlier. Decided once,
 //! before anything starts. The only module that reads the environment.
 
+mod conventions;
 mod size;
 mod spelling;
 
@@ -12,11 +13,13 @@ use arbora_kernels::cpu::Isa;
 use arbora_runtime::EvictionPolicy;
 use arbora_runtime::config::SchedulePolicy;
 use arbora_runtime::model::LoadFormat;
+use axum::http::Uri;
 use serde::Deserialize;
 
+use self::conventions::rust_log;
+pub use self::conventions::{cache_directory, hub_settings, otel_service_name, wants_no_color};
 pub use self::size::ByteSize;
 use crate::auth::CacheSharing;
-use crate::hub::HubSettings;
 use crate::models::DEFAULT_MODEL;
 
 const DRAFTS: [(&str, Drafts); 4] = [
@@ -25,9 +28,6 @@ const DRAFTS: [(&str, Drafts); 4] = [
     ("ngram", Drafts::Ngram),
     ("radix", Drafts::Radix),
 ];
-
-/// Where models come from unless `HF_ENDPOINT` says otherwise.
-const DEFAULT_HUB: &str = "https://huggingface.co";
 
 const EVICTION_POLICIES: [(&str, EvictionPolicy); 4] = [
     ("lru", EvictionPolicy::Lru),
@@ -138,6 +138,9 @@ pub struct Options {
     /// Also tell metrics by the names of another server: none or vllm [default: none]
     #[arg(long, env = "ARBORA_METRICS_COMPAT", help_heading = "Server")]
     pub metrics_compat: Option<String>,
+    /// Where traces are POSTed by OTLP over HTTP, such as http://localhost:4318/v1/traces [default: nowhere]
+    #[arg(long, env = "ARBORA_OTLP_TRACES_ENDPOINT", help_heading = "Server")]
+    pub otlp_traces_endpoint: Option<String>,
     /// TOML file with these options by their long names
     #[arg(long, env = "ARBORA_CONFIG", help_heading = "Configuration")]
     #[serde(skip)]
@@ -253,6 +256,8 @@ pub struct Config {
     pub body_limit: usize,
     /// In whose words metrics are told besides our own.
     pub metrics_compat: MetricsCompat,
+    /// Where traces are POSTed; absent where nothing is traced.
+    pub otlp_traces_endpoint: Option<String>,
     /// Log filter.
     pub log: String,
 }
@@ -409,6 +414,7 @@ impl Options {
             drain_timeout: self.drain_timeout.or(under.drain_timeout),
             body_limit: self.body_limit.or(under.body_limit),
             metrics_compat: self.metrics_compat.or(under.metrics_compat),
+            otlp_traces_endpoint: self.otlp_traces_endpoint.or(under.otlp_traces_endpoint),
             config: None,
             log: self.log.or(under.log),
         }
@@ -460,6 +466,7 @@ impl Options {
             body_limit: self.body_limit.map_or(8 << 20, |size| size.0),
             metrics_compat: choice("metrics-compat", &MetricsCompat::NAMES, self.metrics_compat)?
                 .unwrap_or_default(),
+            otlp_traces_endpoint: self.otlp_traces_endpoint.map(http_url).transpose()?,
             log: self.log.or_else(rust_log).unwrap_or_else(|| "info".to_owned()),
         })
     }
@@ -491,6 +498,22 @@ fn bad_value(option: &'static str, expected: impl Into<String>, value: impl ToSt
         option,
         expected: expected.into(),
         value: value.to_string(),
+    }
+}
+
+/// `--otlp-traces-endpoint`, if requests can be sent there.
+fn http_url(url: String) -> Result<String, ConfigError> {
+    let is_http = url.parse::<Uri>().is_ok_and(|uri| {
+        let has_host = uri.host().is_some_and(|host| !host.is_empty());
+        has_host && ["http", "https"].contains(&uri.scheme_str().unwrap_or_default())
+    });
+    match is_http {
+        true => Ok(url),
+        false => Err(bad_value(
+            "otlp-traces-endpoint",
+            "an http:// or https:// URL",
+            url,
+        )),
     }
 }
 
@@ -527,48 +550,6 @@ fn isa_names() -> Vec<(&'static str, Isa)> {
 /// Cores this process may use: the standard library looks at the affinity mask and at cgroup quotas.
 fn usable_cores() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
-}
-
-/// Where fetched models are kept: `$XDG_CACHE_HOME`, else `$HOME/.cache`. Absent where neither is an absolute
-/// path.
-pub fn cache_directory() -> Option<PathBuf> {
-    let absolute = |name| environment(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))
-}
-
-/// The hub by `HF_ENDPOINT`, `HF_TOKEN` (or the token file that the hub's own tool writes), `HF_HOME` and
-/// `HF_HUB_OFFLINE`. Absent where there is no place for a cache.
-pub fn hub_settings() -> Option<HubSettings> {
-    let text = |name| environment(name).and_then(|value| value.into_string().ok());
-    let filled = |name| {
-        text(name)
-            .map(|value| value.trim().to_owned())
-            .filter(|value| !value.is_empty())
-    };
-    let home = environment("HF_HOME")
-        .filter(|home| !home.is_empty())
-        .map(PathBuf::from);
-    let home = home.or_else(|| Some(cache_directory()?.join("huggingface")))?;
-    let token_file = || {
-        let token = std::fs::read_to_string(home.join("token")).ok()?;
-        Some(token.trim().to_owned()).filter(|token| !token.is_empty())
-    };
-    let is_on = |value: String| ["1", "true", "yes", "on"].contains(&value.to_ascii_lowercase().as_str());
-    Some(HubSettings {
-        endpoint: filled("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_HUB.to_owned()),
-        token: filled("HF_TOKEN").or_else(token_file),
-        offline: filled("HF_HUB_OFFLINE").is_some_and(is_on),
-        cache: home.join("hub"),
-    })
-}
-
-/// Whether the person at the terminal wants no colours, by the convention of `NO_COLOR`.
-pub fn wants_no_color() -> bool {
-    environment("NO_COLOR").is_some_and(|value| !value.is_empty())
-}
-
-fn rust_log() -> Option<String> {
-    environment("RUST_LOG").and_then(|value| value.into_string().ok())
 }
 
 #[expect(
@@ -653,8 +634,37 @@ mod tests {
         assert!(refused(&|o| o.threads = Some(0)).contains("--threads"));
         assert!(refused(&|o| o.host = Some("no such host".to_owned())).contains("--host"));
         assert!(refused(&|o| o.api_key = vec![String::new()]).contains("--api-key"));
+        for url in [
+            "",
+            "collector:4318",
+            "grpc://collector:4317",
+            "http://",
+            "/v1/traces",
+            "https:///v1/traces",
+        ] {
+            let endpoint = refused(&|o| o.otlp_traces_endpoint = Some(url.to_owned()));
+            let expected = format!("--otlp-traces-endpoint must be an http:// or https:// URL, got '{url}'");
+            assert_eq!(endpoint, expected);
+        }
         let both = |o: &mut Options| (o.kv_memory, o.kv_pages) = (Some(ByteSize(1)), Some(1));
         assert!(refused(&both).contains("exclude each other"));
+    }
+
+    #[test]
+    fn the_endpoint_of_traces_is_taken_as_it_is() {
+        assert_eq!(
+            Options::default().resolve().expect("valid").otlp_traces_endpoint,
+            None
+        );
+        for url in [
+            "http://127.0.0.1:4318/v1/traces",
+            "https://collector",
+            "http://[::1]:4318/a?b=c",
+        ] {
+            let options = file(&format!("otlp-traces-endpoint = '{url}'")).expect("valid");
+            let config = Options::default().over(options).decide().expect("valid");
+            assert_eq!(config.otlp_traces_endpoint.as_deref(), Some(url));
+        }
     }
 
     #[test]

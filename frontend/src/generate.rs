@@ -2,7 +2,6 @@
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::sync::Arc;
-use std::time::Instant;
 
 use arbora_runtime::request::{FinishReason, Request, SamplingParams, StopConditions, SubmitError};
 use arbora_runtime::stop::TextStream;
@@ -11,7 +10,7 @@ use tokio::sync::mpsc;
 use crate::cli::GenerateOptions;
 use crate::load::Started;
 use crate::prompt::PromptError;
-use crate::stream::{Choice, Generation, Opening};
+use crate::stream::{Choice, Generation, Opening, Submission};
 use crate::template::Chat;
 use crate::wire::chat::{Message, PromptEnding, Role};
 use crate::wire::completion::Bos;
@@ -55,6 +54,7 @@ pub async fn generate(
     }
     let (sender, events) = mpsc::channel(Request::event_capacity(max_tokens));
     let id = started.engine.next_id();
+    let submission = Submission::new(1, prompt.len());
     started.engine.submit(Request {
         sampling: SamplingParams {
             temperature: options.temperature,
@@ -67,7 +67,7 @@ pub async fn generate(
             strings: options.stop.clone(),
             ..StopConditions::default()
         },
-        ..Request::new(id, prompt, max_tokens, Instant::now(), sender)
+        ..Request::new(id, prompt, max_tokens, submission.arrived, sender)
     })?;
     let choice = Choice {
         events,
@@ -76,8 +76,9 @@ pub async fn generate(
         thinking: None,
         calls: None,
         opening: Opening::default(),
+        progress: None,
     };
-    let mut generation = Generation::new(vec![choice], 1, Arc::clone(&started.token_bytes));
+    let mut generation = Generation::new(vec![choice], submission, Arc::clone(&started.token_bytes));
     while let Some(piece) = generation.next().await {
         out.write_all(piece.text.as_bytes())?;
         out.flush()?;

@@ -21,6 +21,7 @@ pub mod memory;
 pub mod metrics;
 pub mod models;
 pub mod openapi;
+pub mod otlp;
 pub mod page;
 mod progress;
 pub mod prompt;

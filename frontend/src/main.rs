@@ -14,6 +14,7 @@ use arbora::cli::{Cli, Command, GenerateOptions};
 use arbora::config::{ChatOptions, Config, KvSize, Options};
 use arbora::load::{StartError, Started};
 use arbora::models::ModelsError;
+use arbora::otlp::{ExportLimits, ExportSettings, Exporter};
 use arbora::server::Server;
 use arbora::{chat, config, generate, inspect, load, models};
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, Pinning};
@@ -76,6 +77,7 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
         tokio::task::spawn_blocking(move || start(&path, &config)).await??
     };
     let address = listener.local_addr()?;
+    let exporter = start_traces(&config, &started.name)?;
     let app = Arc::new(App {
         engine: started.engine,
         encoder: started.encoder,
@@ -90,6 +92,7 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
         body_limit: config.body_limit,
         http: arbora::metrics::HttpMetrics::default(),
         metrics_compat: config.metrics_compat,
+        traces: exporter.as_ref().map(Exporter::traces),
         cache: arbora::api::cache::CacheBook::default(),
     });
     tracing::info!(
@@ -103,6 +106,9 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
         drain_timeout: config.drain_timeout,
     };
     let exit = server.run(told_to_stop()?, over(started.thread)).await;
+    if let Some(exporter) = exporter {
+        tokio::task::spawn_blocking(move || exporter.stop()).await?;
+    }
     Ok(match exit {
         EngineExit::Drained => {
             tracing::info!("stopped");
@@ -208,6 +214,22 @@ fn start(path: &std::path::Path, config: &Config) -> Result<Started, Failure> {
         "device cpu"
     );
     Ok(load::start(backend, &file, config)?)
+}
+
+/// Starts the thread that exports traces, if they are asked for.
+fn start_traces(config: &Config, model: &str) -> Result<Option<Exporter>, Failure> {
+    let Some(endpoint) = config.otlp_traces_endpoint.clone() else {
+        return Ok(None);
+    };
+    let service_name = config::otel_service_name();
+    tracing::info!(service_name, "exporting traces to {endpoint}");
+    let settings = ExportSettings {
+        endpoint,
+        service_name,
+        model: model.to_owned(),
+        limits: ExportLimits::default(),
+    };
+    Ok(Some(Exporter::start(settings)?))
 }
 
 fn start_log(config: &Config) -> Result<(), Failure> {

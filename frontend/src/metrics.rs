@@ -24,8 +24,35 @@ impl HttpMetrics {
     }
 }
 
-/// Everything the engine and the server count, with a line of help each.
-pub fn prometheus(engine: &Metrics, http: &HttpMetrics) -> String {
+/// Spans of traces, by what became of them.
+#[derive(Debug, Default)]
+pub struct TraceMetrics {
+    exported: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl TraceMetrics {
+    /// Spans that the collector took.
+    pub fn n_exported(&self) -> u64 {
+        self.exported.load(Ordering::Relaxed)
+    }
+
+    /// Spans that it did not get or did not take.
+    pub fn n_dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn export_spans(&self, n: u64) {
+        self.exported.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn drop_spans(&self, n: u64) {
+        self.dropped.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+/// Everything the engine and the server count, with a line of help each; spans where there is a collector.
+pub fn prometheus(engine: &Metrics, http: &HttpMetrics, traces: Option<&TraceMetrics>) -> String {
     let mut page = Page {
         text: String::new(),
         prefix: "arbora_",
@@ -64,6 +91,14 @@ pub fn prometheus(engine: &Metrics, http: &HttpMetrics) -> String {
     }
     for (name, help, histogram) in lengths(engine) {
         page.histogram(name, help, (histogram, 1.0));
+    }
+    if let Some(traces) = traces {
+        let exported = "Spans of traces that the collector took.";
+        page.family("trace_spans_exported_total", "counter", exported);
+        page.sample("trace_spans_exported_total", None, traces.n_exported());
+        let dropped = "Spans of traces that were lost: no room, no collector, or refused.";
+        page.family("trace_spans_dropped_total", "counter", dropped);
+        page.sample("trace_spans_dropped_total", None, traces.n_dropped());
     }
     page.text
 }
@@ -318,8 +353,9 @@ mod tests {
         http.count(200);
         http.count(204);
         http.count(429);
-        let text = prometheus(&Metrics::default(), &http);
+        let text = prometheus(&Metrics::default(), &http, None);
         families(&text);
+        assert!(!text.contains("trace_spans"), "nothing is traced");
         for line in [
             "arbora_http_responses_total{class=\"2xx\"} 2\n",
             "arbora_cached_tokens_total 0\n",
@@ -365,7 +401,11 @@ mod tests {
             .map(|target| target["expr"].as_str().expect("a query"))
             .collect();
         let used = names_in(&queries.join("\n"));
-        let exported = families(&prometheus(&Metrics::default(), &HttpMetrics::default()));
+        let exported = families(&prometheus(
+            &Metrics::default(),
+            &HttpMetrics::default(),
+            Some(&TraceMetrics::default()),
+        ));
         let samples = |(name, kind): &(String, String)| match kind.as_str() {
             "histogram" => ["_bucket", "_sum", "_count"]
                 .map(|end| format!("{name}{end}"))

@@ -118,7 +118,7 @@ impl Collected {
 }
 
 /// The word for an ending, or the error it was.
-fn finish_reason(reason: &FinishReason, has_called: bool) -> Result<&'static str, ApiError> {
+pub(crate) fn finish_reason(reason: &FinishReason, has_called: bool) -> Result<&'static str, ApiError> {
     match reason {
         FinishReason::StopToken(_) | FinishReason::StopString(_) | FinishReason::Complete if has_called => {
             Ok("tool_calls")
@@ -431,7 +431,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::stream::Choice;
+    use crate::stream::{Choice, Submission};
 
     const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -449,6 +449,7 @@ mod tests {
                         text: opening.to_owned(),
                         first_token: (!opening.is_empty()).then_some(0),
                     },
+                    progress: None,
                 };
                 (sender, choice)
             })
@@ -465,7 +466,7 @@ mod tests {
             created: 7,
             model: "m".to_owned(),
         };
-        let generation = Generation::new(choices, n, token_bytes);
+        let generation = Generation::new(choices, Submission::new(n, 0), token_bytes);
         let reply = Reply {
             head,
             format,

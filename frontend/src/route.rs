@@ -1,8 +1,8 @@
 //! Which handler serves which URL, and what stands before all of them.
 //!
 //! ```text
-//! request id, count, log  ->  panic becomes a 500  ->  API key  ->  handler
-//!                                                  ->  the page, which holds no data
+//! request id, span, count, log  ->  panic becomes a 500  ->  API key  ->  handler
+//!                                                        ->  the page, which holds no data
 //! ```
 
 use std::panic::AssertUnwindSafe;
@@ -63,7 +63,7 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// Names, counts and logs an exchange.
+/// Names, counts, logs and traces an exchange.
 async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let is_fit = |id: &&HeaderValue| id.len() <= MAX_REQUEST_ID && id.to_str().is_ok() && !id.is_empty();
     let id = match request.headers().get(&REQUEST_ID).filter(is_fit) {
@@ -71,6 +71,10 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
         None => HeaderValue::from_str(&random_id()).expect("hexadecimal digits"),
     };
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let span = app.traces.as_ref().and_then(|traces| traces.begin(&request, &id));
+    if let Some(span) = &span {
+        request.extensions_mut().insert(span.exchange());
+    }
     request.headers_mut().insert(REQUEST_ID, id.clone());
     // A handler that panics costs its client a 500 and nobody else anything.
     let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
@@ -79,7 +83,10 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
     app.http.count(status);
     tracing::debug!(%method, path, status, id = id.to_str().unwrap_or_default(), "answered");
     response.headers_mut().insert(REQUEST_ID, id);
-    response
+    match span {
+        Some(span) => span.follow(response),
+        None => response,
+    }
 }
 
 /// A request's body, all of it, within the limits of size and time.

@@ -6,12 +6,16 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Instant;
 
-use arbora_runtime::request::{Event, FinishReason, Finished, NewTokens, RequestError, RowLogprobs};
+use arbora_runtime::progress::Progress;
+use arbora_runtime::request::{Event, FinishReason, Finished, NewTokens, RequestError, RowLogprobs, Usage};
 use arbora_runtime::stop::TextStream;
 use arbora_runtime::token_bytes::TokenBytes;
 use tokio::sync::mpsc;
 
+use crate::otlp::exchange::{Ending, GenerationSpan};
+use crate::reply::finish_reason;
 use crate::thinking::{Answer, Thinking, ThinkingParser, Thoughts};
 use crate::tools::{CallParser, CallPiece, CallStyle};
 use crate::wire::response::{CompletionTokensDetails, Explanation, PromptTokensDetails, UsageBody};
@@ -31,6 +35,8 @@ pub struct Choice {
     pub calls: Option<CallParser>,
     /// What the text starts with.
     pub opening: Opening,
+    /// How far it came, where that is traced.
+    pub progress: Option<Arc<Progress>>,
 }
 
 /// What comes before an output: the prompt, if it is to be repeated.
@@ -42,18 +48,42 @@ pub struct Opening {
     pub first_token: Option<u32>,
 }
 
+/// What was handed to the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Submission {
+    /// Completions per prompt; those of one prompt are neighbours.
+    pub n: usize,
+    /// From when the engine counts their times.
+    pub arrived: Instant,
+    /// Tokens of all prompts.
+    pub prompt_tokens: usize,
+}
+
+impl Submission {
+    /// `n` completions of each prompt, as of now.
+    pub fn new(n: usize, prompt_tokens: usize) -> Self {
+        let arrived = Instant::now();
+        Submission {
+            n,
+            arrived,
+            prompt_tokens,
+        }
+    }
+}
+
 /// All completions of one HTTP request.
 #[derive(Debug)]
 pub struct Generation {
     choices: Vec<Choice>,
     finished: Vec<Option<Finished>>,
-    /// Completions per prompt; those of one prompt are neighbours.
-    n: usize,
+    submission: Submission,
     token_bytes: Arc<TokenBytes>,
     /// Where thoughts go that are told from the text.
     thoughts: Thoughts,
     /// Where to look first, so that a fast choice cannot hide the others.
     next: usize,
+    /// Learns how it ends, where that is traced.
+    span: Option<GenerationSpan>,
 }
 
 /// What one event added to one completion.
@@ -79,7 +109,8 @@ pub struct Piece {
 
 impl Generation {
     /// `choices` are in the order of their index, `n` of each prompt.
-    pub fn new(choices: Vec<Choice>, n: usize, token_bytes: Arc<TokenBytes>) -> Self {
+    pub fn new(choices: Vec<Choice>, submission: Submission, token_bytes: Arc<TokenBytes>) -> Self {
+        let n = submission.n;
         assert!(
             n > 0 && choices.len().is_multiple_of(n),
             "{} choices, {n} per prompt",
@@ -88,11 +119,17 @@ impl Generation {
         Generation {
             finished: vec![None; choices.len()],
             choices,
-            n,
+            submission,
             token_bytes,
             thoughts: Thoughts::default(),
             next: 0,
+            span: None,
         }
+    }
+
+    /// Tells `span` how it ends.
+    pub(crate) fn trace(&mut self, span: GenerationSpan) {
+        self.span = Some(span);
     }
 
     /// Number of completions.
@@ -165,6 +202,9 @@ impl Generation {
             }
             Some(Event::Tokens(NewTokens { ids, logprobs: rows })) => {
                 let is_text = |token: &u32| !choice.stop_tokens.contains(token);
+                if let Some(span) = &mut self.span {
+                    span.note_tokens(idx, ids.len());
+                }
                 tokens = ids;
                 tokens.retain(is_text);
                 for &token in &tokens {
@@ -181,7 +221,7 @@ impl Generation {
                     // An engine that is gone without a word.
                     _ => Finished {
                         reason: FinishReason::Error(RequestError::EngineFailed),
-                        usage: arbora_runtime::request::Usage::default(),
+                        usage: Usage::default(),
                     },
                 };
                 let reason = finished.reason.clone();
@@ -221,10 +261,29 @@ impl Generation {
         }
     }
 
+    /// What is known of a completion that has not ended, of which `n_tokens` came.
+    fn usage_so_far(&self, choice: &Choice, n_tokens: usize) -> Usage {
+        let progress = choice.progress.as_deref();
+        let total_us = self.submission.arrived.elapsed().as_micros();
+        Usage {
+            completion_tokens: n_tokens,
+            queue_us: progress.map_or(0, Progress::queue_us),
+            ttft_us: progress.map_or(0, Progress::ttft_us),
+            total_us: u64::try_from(total_us).unwrap_or(u64::MAX),
+            ..Usage::default()
+        }
+    }
+
     /// Counts over all completions that have ended.
     pub fn usage(&self, explain: Explain) -> UsageBody {
         let ended = || self.finished.iter().flatten().map(|f| &f.usage);
-        let prompts = || self.finished.iter().step_by(self.n).flatten().map(|f| &f.usage);
+        let prompts = || {
+            self.finished
+                .iter()
+                .step_by(self.submission.n)
+                .flatten()
+                .map(|f| &f.usage)
+        };
         let prompt_tokens: usize = prompts().map(|u| u.prompt_tokens).sum();
         let cached_tokens: usize = prompts().map(|u| u.cached_tokens).sum();
         let completion_tokens: usize = ended().map(|u| u.completion_tokens).sum();
@@ -255,6 +314,29 @@ impl Generation {
     }
 }
 
+impl Drop for Generation {
+    fn drop(&mut self) {
+        let Some(span) = self.span.take() else {
+            return;
+        };
+        let is_whole = self.finished.iter().all(Option::is_some);
+        let usage = is_whole.then(|| self.usage(Explain::Yes));
+        let endings = self.choices.iter().zip(&self.finished).enumerate();
+        let endings = endings.map(|(idx, (choice, finished))| match finished {
+            Some(finished) => Ending {
+                reason: Some(finish_reason(&finished.reason, self.has_called(idx))),
+                usage: finished.usage,
+            },
+            None => Ending {
+                reason: None,
+                usage: self.usage_so_far(choice, span.n_tokens(idx)),
+            },
+        });
+        let endings = endings.collect();
+        span.end(self.submission, endings, usage);
+    }
+}
+
 /// Whether `usage` carries the `arbora` object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Explain {
@@ -266,8 +348,6 @@ pub enum Explain {
 
 #[cfg(test)]
 mod tests {
-    use arbora_runtime::request::Usage;
-
     use super::*;
 
     fn finished(reason: FinishReason, prompt_tokens: usize, cached_tokens: usize) -> Event {
@@ -296,11 +376,12 @@ mod tests {
                 thinking: None,
                 calls: None,
                 opening: Opening::default(),
+                progress: None,
             }
         };
         Generation::new(
             scripts.into_iter().map(choice).collect(),
-            n,
+            Submission::new(n, 0),
             Arc::new(TokenBytes::new(bytes)),
         )
     }

@@ -424,6 +424,7 @@ impl<B: Backend> Engine<B> {
         let time = self.now.saturating_duration_since(sequence.request().arrived);
         let metrics = self.shared.metrics();
         metrics.count_finished(&reason, (time, sequence.n_output()));
+        sequence.note_total(time);
         // The ending goes out before anything that could fail.
         sequence.end(reason);
         self.shared.leave();

@@ -18,6 +18,7 @@ pub mod inspect;
 mod kv;
 pub mod metrics;
 pub mod model;
+pub mod progress;
 mod queue;
 pub mod request;
 pub mod sampler;

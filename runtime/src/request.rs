@@ -4,6 +4,7 @@
 //! caller. Per accepted request the engine sends any number of [`Event::Tokens`] and exactly one
 //! [`Event::Finished`], always last (contract C5).
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arbora_constrained::MatchError;
@@ -13,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::fair_limit::NoRoom;
 use crate::grammar::GrammarState;
+use crate::progress::Progress;
 
 /// Identifies a request in events, logs and metrics. Unique for the life of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -183,6 +185,8 @@ pub struct Request {
     pub queue_timeout: Option<Duration>,
     /// Give up altogether after this long; what was made so far stands.
     pub total_timeout: Option<Duration>,
+    /// Where its times can be read while it runs, if anybody wants to.
+    pub progress: Option<Arc<Progress>>,
     /// Where events go. Bounded, with room for everything the request can ever produce
     /// ([`Request::event_capacity`]), so that the engine never waits. A closed channel is the abort.
     pub events: mpsc::Sender<Event>,
@@ -216,6 +220,7 @@ impl Request {
             arrived,
             queue_timeout: None,
             total_timeout: None,
+            progress: None,
             events,
         }
     }
@@ -335,6 +340,8 @@ pub struct Usage {
     pub queue_us: u64,
     /// Time from arrival to its first token, in microseconds; 0 where there was none.
     pub ttft_us: u64,
+    /// Time from arrival to its ending, in microseconds; 0 where the engine failed before it could look.
+    pub total_us: u64,
 }
 
 /// Why a request was not accepted. Nothing of it remains in the engine, no event is sent.

@@ -241,6 +241,9 @@ impl Sequence {
     pub(crate) fn start(&mut self, now: Instant) -> Duration {
         let waited = now.saturating_duration_since(self.request.arrived);
         self.usage.queue_us = whole_micros(waited);
+        if let Some(progress) = &self.request.progress {
+            progress.note_start(self.usage.queue_us);
+        }
         waited
     }
 
@@ -419,6 +422,9 @@ impl Sequence {
             None => {
                 let time = now.saturating_duration_since(self.request.arrived);
                 self.usage.ttft_us = whole_micros(time);
+                if let Some(progress) = &self.request.progress {
+                    progress.note_first_token(self.usage.ttft_us);
+                }
                 metrics.time_to_first_token.record(time);
             }
             Some(before) => {
@@ -452,6 +458,11 @@ impl Sequence {
             Err(TrySendError::Closed(_)) => Err(Gone),
             Err(TrySendError::Full(_)) => panic!("the event channel holds the whole output"),
         }
+    }
+
+    /// Notes how long it took from its arrival.
+    pub(crate) fn note_total(&mut self, time: Duration) {
+        self.usage.total_us = whole_micros(time);
     }
 
     /// Sends the one ending. The flag goes first: whatever happens later, there is no second.

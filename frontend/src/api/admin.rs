@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::App;
 use crate::config::MetricsCompat;
 use crate::metrics;
+use crate::otlp::Traces;
 use crate::wire::error::ApiError;
 
 /// An engine that has work and has not finished a step for this long is taken for stuck. A step computes at
@@ -45,7 +46,8 @@ pub async fn version() -> Json<Value> {
 /// `GET /metrics`: Prometheus text.
 pub async fn prometheus(State(app): State<Arc<App>>) -> Response {
     let engine = app.engine.metrics();
-    let mut text = metrics::prometheus(&engine, &app.http);
+    let traces = app.traces.as_ref().map(Traces::metrics);
+    let mut text = metrics::prometheus(&engine, &app.http, traces);
     if app.metrics_compat == MetricsCompat::Vllm {
         text.push_str(&metrics::vllm::prometheus(&engine, &app.model));
     }

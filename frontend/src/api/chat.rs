@@ -8,7 +8,7 @@ use axum::response::Response;
 
 use arbora_constrained::CallFormat;
 
-use super::{App, Asked, PreparedPrompt};
+use super::{App, Asked, PreparedPrompt, Traced};
 use crate::prompt::ChatPrompt;
 use crate::reply::Format;
 use crate::route::RequestBody;
@@ -25,6 +25,7 @@ use crate::wire::tools::Tools;
 pub async fn chat_completions(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
+    exchange: Traced,
     body: RequestBody,
 ) -> Result<Response, ApiError> {
     let mut request = ChatRequest::parse(&body.0, &app.sampling)?;
@@ -70,6 +71,7 @@ pub async fn chat_completions(
         options: &options,
         headers: &headers,
         requests,
+        exchange,
     };
     app.answer(generation, asked).await
 }

@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 
-use super::{App, Asked, PreparedPrompt};
+use super::{App, Asked, PreparedPrompt, Traced};
 use crate::reply::Format;
 use crate::route::RequestBody;
 use crate::wire::completion::{CompletionRequest, Echo, Prompt};
@@ -17,6 +17,7 @@ use crate::wire::error::ApiError;
 pub async fn completions(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
+    exchange: Traced,
     body: RequestBody,
 ) -> Result<Response, ApiError> {
     let CompletionRequest {
@@ -38,6 +39,7 @@ pub async fn completions(
         options: &options,
         headers: &headers,
         requests,
+        exchange,
     };
     app.answer(generation, asked).await
 }

@@ -11,16 +11,16 @@ use std::time::Instant;
 
 use arbora_runtime::request::{FinishReason, RowLogprobs, TokenLogprob};
 use arbora_runtime::tokenizer::Tokenizer;
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use bytes::Bytes;
 use serde_json::Value;
 
 use super::completions::prepare;
-use super::{App, KEEP_ALIVE, cache, random_id};
+use super::{App, KEEP_ALIVE, Traced, cache, random_id};
 use crate::logprobs::finite;
 use crate::reply::{event, event_stream};
 use crate::route::RequestBody;
@@ -36,6 +36,7 @@ use crate::wire::generate::{
 pub async fn generate(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
+    exchange: Traced,
     body: RequestBody,
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
@@ -58,8 +59,11 @@ pub async fn generate(
     let outputs: Vec<Output> = outputs.collect();
     let owner = app.owner(&headers);
     let grammar = app.grammar(options, owner).await?;
-    let (generation, requests) = app.generate(prepared, options, (owner, grammar.as_ref()))?;
+    let (mut generation, requests) = app.generate(prepared, options, (owner, grammar.as_ref()))?;
     cache::note(&app, &id, &headers, requests);
+    if let Some(Extension(exchange)) = exchange {
+        generation.trace(exchange.generation(&id, options));
+    }
     let told = Told {
         tokenizer: Arc::clone(app.encoder.tokenizer()),
         stops: options.stop.strings.clone(),

@@ -11,13 +11,14 @@ pub mod worker;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arbora_runtime::engine::EngineHandle;
 use arbora_runtime::grammar::GrammarState;
 use arbora_runtime::request::{Namespace, Request, RequestId, SamplingParams};
 use arbora_runtime::stop::TextStream;
 use arbora_runtime::token_bytes::TokenBytes;
+use axum::Extension;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use tokio::sync::mpsc;
@@ -27,9 +28,11 @@ use crate::config::MetricsCompat;
 use crate::grammars::Grammars;
 use crate::logprobs::LogprobWriter;
 use crate::metrics::HttpMetrics;
+use crate::otlp::Traces;
+use crate::otlp::exchange::Exchange;
 use crate::prompt::{PromptEncoder, PromptError};
 use crate::reply::{Format, Reply};
-use crate::stream::{Choice, Explain, Generation, Opening};
+use crate::stream::{Choice, Explain, Generation, Opening, Submission};
 use crate::template::TemplateError;
 use crate::wire::error::ApiError;
 use crate::wire::options::{Delivery, Options};
@@ -70,6 +73,8 @@ pub struct App {
     pub http: HttpMetrics,
     /// In whose words metrics are told besides our own.
     pub metrics_compat: MetricsCompat,
+    /// Where exchanges are traced; absent where they are not.
+    pub traces: Option<Traces>,
     /// Which answers there were lately, for those who ask about the cache.
     pub cache: cache::CacheBook,
 }
@@ -173,7 +178,8 @@ impl App {
         options: &Options,
         (owner, grammar): (Option<usize>, Option<&GrammarState>),
     ) -> Result<(Generation, Vec<RequestId>), ApiError> {
-        let arrived = Instant::now();
+        let n_tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+        let submission = Submission::new(options.n, n_tokens);
         let mut requests = Vec::with_capacity(prompts.len());
         let mut choices = Vec::with_capacity(prompts.len() * options.n);
         for prompt in prompts {
@@ -188,6 +194,7 @@ impl App {
                 if choice_idx == 0 {
                     requests.push(id);
                 }
+                let progress = self.traces.as_ref().map(|_| Arc::default());
                 let request = Request {
                     namespace: self.namespace(owner, options.salt),
                     tenant: App::tenant(owner) as u32,
@@ -200,7 +207,8 @@ impl App {
                     priority: options.priority,
                     queue_timeout: options.deadlines.queue,
                     total_timeout: options.deadlines.total,
-                    ..Request::new(id, prompt.tokens.clone(), max_tokens, arrived, sender)
+                    progress: progress.clone(),
+                    ..Request::new(id, prompt.tokens.clone(), max_tokens, submission.arrived, sender)
                 };
                 self.engine.submit(request)?;
                 choices.push(Choice {
@@ -210,6 +218,7 @@ impl App {
                     thinking: None,
                     calls: None,
                     opening: prompt.opening.clone(),
+                    progress,
                 });
             }
         }
@@ -218,7 +227,7 @@ impl App {
         } else {
             &self.token_bytes
         };
-        let generation = Generation::new(choices, options.n, Arc::clone(bytes));
+        let generation = Generation::new(choices, submission, Arc::clone(bytes));
         Ok((generation, requests))
     }
 
@@ -241,7 +250,7 @@ impl App {
         tokens
     }
 
-    async fn answer(&self, generation: Generation, asked: Asked<'_>) -> Result<Response, ApiError> {
+    async fn answer(&self, mut generation: Generation, asked: Asked<'_>) -> Result<Response, ApiError> {
         let (prefix, whole, chunk) = match asked.format {
             Format::Chat => ("chatcmpl", "chat.completion", "chat.completion.chunk"),
             Format::Text => ("cmpl", "text_completion", "text_completion"),
@@ -254,6 +263,9 @@ impl App {
             model: self.model.clone(),
         };
         cache::note(self, &head.id, asked.headers, asked.requests);
+        if let Some(Extension(exchange)) = asked.exchange {
+            generation.trace(exchange.generation(&head.id, asked.options));
+        }
         let wants_more = asked
             .headers
             .get("x-arbora-usage")
@@ -283,7 +295,11 @@ struct Asked<'a> {
     headers: &'a HeaderMap,
     /// The first of each prompt.
     requests: Vec<RequestId>,
+    exchange: Traced,
 }
+
+/// The exchange that a handler answers in, where it is traced.
+type Traced = Option<Extension<Exchange>>;
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape map_err wants")]
 fn prompt_error(error: PromptError) -> ApiError {
@@ -304,4 +320,9 @@ fn prompt_error(error: PromptError) -> ApiError {
 pub(crate) fn random_id() -> String {
     let keys = RandomState::new();
     format!("{:016x}{:016x}", keys.hash_one(0), keys.hash_one(1))
+}
+
+/// 64 such bits.
+pub(crate) fn random_u64() -> u64 {
+    RandomState::new().hash_one(0)
 }

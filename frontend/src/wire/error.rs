@@ -130,6 +130,12 @@ impl ApiError {
         }
     }
 
+    /// Its code where it is the server's fault.
+    pub(crate) fn fault(&self) -> Option<&'static str> {
+        let (status, _, code) = self.kind();
+        code.filter(|_| status.is_server_error())
+    }
+
     /// The JSON body; all four keys are always there.
     pub fn body(&self) -> Value {
         let (_, kind, code) = self.kind();

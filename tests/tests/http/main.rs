@@ -13,6 +13,7 @@ mod stream;
 mod terminal;
 mod thinking;
 mod tools;
+mod traces;
 mod worker;
 
 use std::io::Read;

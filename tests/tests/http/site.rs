@@ -9,6 +9,7 @@ use arbora::api::App;
 use arbora::auth::{ApiKeys, CacheSharing};
 use arbora::config::MetricsCompat;
 use arbora::grammars::Grammars;
+use arbora::otlp::Traces;
 use arbora::prompt::PromptEncoder;
 use arbora::server::Server;
 use arbora::template::{ChatTemplate, TemplateTokens};
@@ -92,6 +93,7 @@ fn vocabulary([controls, words]: [&[&str]; 2], texts: &[String], merges: &[&str]
 pub(crate) struct Setup {
     pub(crate) api_keys: Vec<String>,
     pub(crate) metrics_compat: MetricsCompat,
+    pub(crate) traces: Option<Traces>,
     pub(crate) cache_sharing: CacheSharing,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) template: &'static str,
@@ -104,6 +106,7 @@ impl Setup {
         Setup {
             api_keys: Vec::new(),
             metrics_compat: MetricsCompat::default(),
+            traces: None,
             cache_sharing: CacheSharing::default(),
             tokenizer,
             template: TEMPLATE,
@@ -141,6 +144,7 @@ impl Setup {
             body_limit: 100_000,
             http: arbora::metrics::HttpMetrics::default(),
             metrics_compat: self.metrics_compat,
+            traces: self.traces,
             cache: arbora::api::cache::CacheBook::default(),
         });
         let runtime = tokio::runtime::Runtime::new().expect("threads");
