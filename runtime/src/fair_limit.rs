@@ -122,7 +122,7 @@ impl FairLimit {
         self.tenants.len()
     }
 
-    /// What all tenants have together; what somebody is just asking for may be in it.
+    /// What all tenants have together. What is refused was never in it.
     pub fn n_taken(&self) -> usize {
         self.n_taken.load(Ordering::SeqCst)
     }
@@ -133,7 +133,6 @@ impl FairLimit {
     /// Where there is no such tenant.
     pub fn take(&self, tenant: usize, n: usize) -> Result<Taken, NoRoom> {
         let its = &self.tenants[tenant];
-        let n_taken = self.n_taken.fetch_add(n, Ordering::SeqCst);
         let raise = |held: usize| Some((held + n).min(self.own));
         let held_own = its.n_own.fetch_update(Ordering::SeqCst, Ordering::SeqCst, raise);
         let held_own = held_own.expect("it is always raised");
@@ -144,15 +143,15 @@ impl FairLimit {
         let held_shared = its.n_shared.fetch_add(n_shared, Ordering::SeqCst);
         let taken = Taken { n_own, n_shared };
         if n_shared == 0 || self.take_shared(held_shared, n_shared) {
+            self.n_taken.fetch_add(n, Ordering::SeqCst);
             return Ok(taken);
         }
         its.give_back(&taken);
-        self.n_taken.fetch_sub(n, Ordering::SeqCst);
         Err(NoRoom {
             what: self.what,
             n_wanted: n,
             n_held: (self.tenants.len() > 1).then_some(held_own + held_shared),
-            n_taken,
+            n_taken: self.n_taken(),
             limit: self.limit,
         })
     }
