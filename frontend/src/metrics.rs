@@ -5,7 +5,7 @@ pub mod vllm;
 use std::fmt::{Display, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arbora_runtime::metrics::{Counter, Gauge, Histogram, Metrics, Micros, Scale, Tokens};
+use arbora_runtime::metrics::{Counter, Histogram, Metrics, Micros, Scale, Tokens};
 
 /// Microseconds per second.
 const MICROS: f64 = 1e6;
@@ -82,9 +82,9 @@ pub fn prometheus(engine: &Metrics, http: &HttpMetrics, traces: Option<&TraceMet
         page.family(name, "counter", help);
         page.sample(name, None, counter.value());
     }
-    for (name, help, gauge) in gauges(engine) {
+    for (name, help, value) in gauges(engine) {
         page.family(name, "gauge", help);
-        page.sample(name, None, gauge.value());
+        page.sample(name, None, value);
     }
     for (name, help, histogram) in times(engine) {
         page.histogram(name, help, (histogram, MICROS));
@@ -173,32 +173,25 @@ fn counters(engine: &Metrics) -> [(&'static str, &'static str, &Counter); 11] {
     ]
 }
 
-/// Name, help and value of what goes up and down.
-fn gauges(engine: &Metrics) -> [(&'static str, &'static str, &Gauge); 8] {
+/// Name, help and value of what goes up and down, all of one moment.
+fn gauges(engine: &Metrics) -> [(&'static str, &'static str, u64); 8] {
+    let now = engine.gauges();
     [
-        ("waiting", "Requests waiting.", &engine.waiting),
-        ("waiting_tokens", "Their prompt tokens.", &engine.waiting_tokens),
-        ("running", "Requests that hold pages.", &engine.running),
-        (
-            "pages_total",
-            "KV pages: free + cached + owned.",
-            &engine.pages_total,
-        ),
-        ("pages_free", "KV pages nobody holds.", &engine.pages_free),
-        (
-            "pages_cached",
-            "KV pages in the prefix cache.",
-            &engine.pages_cached,
-        ),
+        ("waiting", "Requests waiting.", now.waiting),
+        ("waiting_tokens", "Their prompt tokens.", now.waiting_tokens),
+        ("running", "Requests that hold pages.", now.running),
+        ("pages_total", "KV pages: free + cached + owned.", now.pages_total),
+        ("pages_free", "KV pages nobody holds.", now.pages_free),
+        ("pages_cached", "KV pages in the prefix cache.", now.pages_cached),
         (
             "pages_evictable",
             "Of those, needed by no running request.",
-            &engine.pages_evictable,
+            now.pages_evictable,
         ),
         (
             "pages_owned",
             "KV pages that belong to one running request.",
-            &engine.pages_owned,
+            now.pages_owned,
         ),
     ]
 }

@@ -27,6 +27,7 @@ use crate::batch::{BatchEntry, ForwardBatch};
 use crate::cache::PrefixCache;
 pub use crate::config::{ConfigError, EngineConfig, SchedulePolicy};
 use crate::drain::DrainMeter;
+use crate::gauges::Gauges;
 pub use crate::handle::EngineHandle;
 use crate::handle::{Message, Question, RequestLimits, Shared};
 use crate::kv::KvPool;
@@ -547,15 +548,16 @@ impl<B: Backend> Engine<B> {
     }
 
     fn publish(&self) {
-        let metrics = self.shared.metrics();
-        metrics.waiting.set(self.shared.n_waiting());
-        metrics.waiting_tokens.set(self.shared.waiting_tokens());
-        metrics.running.set(self.scheduler.n_running());
         let (total, free, cached) = (self.cache.n_total(), self.cache.n_free(), self.cache.n_cached());
-        metrics.pages_total.set(total);
-        metrics.pages_free.set(free);
-        metrics.pages_cached.set(cached);
-        metrics.pages_evictable.set(self.cache.n_evictable());
-        metrics.pages_owned.set(total - free - cached);
+        self.shared.metrics().publish(Gauges {
+            waiting: self.shared.n_waiting() as u64,
+            waiting_tokens: self.shared.waiting_tokens() as u64,
+            running: self.scheduler.n_running() as u64,
+            pages_total: total as u64,
+            pages_free: free as u64,
+            pages_cached: cached as u64,
+            pages_evictable: self.cache.n_evictable() as u64,
+            pages_owned: (total - free - cached) as u64,
+        });
     }
 }

@@ -12,6 +12,7 @@ mod drain;
 pub mod engine;
 pub mod explain;
 pub mod fair_limit;
+pub mod gauges;
 pub mod grammar;
 pub mod handle;
 pub mod inspect;

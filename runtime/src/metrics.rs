@@ -1,10 +1,12 @@
 //! Counters, gauges and histograms. The engine thread fills them once per step, anybody reads them at any
-//! time. Values may lag a step behind each other; each on its own is exact.
+//! time. Gauges are read together as of one moment; a counter or histogram may lag a step behind another, and
+//! each on its own is exact.
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::gauges::{Gauges, Published};
 use crate::request::FinishReason;
 
 /// Only ever grows.
@@ -19,21 +21,6 @@ impl Counter {
 
     pub(crate) fn add(&self, n: usize) {
         self.0.fetch_add(n as u64, Ordering::Relaxed);
-    }
-}
-
-/// Goes up and down.
-#[derive(Debug, Default)]
-pub struct Gauge(AtomicU64);
-
-impl Gauge {
-    /// Its value.
-    pub fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set(&self, value: usize) {
-        self.0.store(value as u64, Ordering::Relaxed);
     }
 }
 
@@ -158,22 +145,7 @@ pub struct Metrics {
     pub steps: Counter,
     /// Steps that panicked.
     pub panics: Counter,
-    /// Requests waiting, those in the inbox included.
-    pub waiting: Gauge,
-    /// Prompt tokens of those.
-    pub waiting_tokens: Gauge,
-    /// Sequences that hold pages.
-    pub running: Gauge,
-    /// Pages in the pool: free + cached + owned.
-    pub pages_total: Gauge,
-    /// Pages nobody holds.
-    pub pages_free: Gauge,
-    /// Pages in the tree.
-    pub pages_cached: Gauge,
-    /// Of those, pages no running sequence needs.
-    pub pages_evictable: Gauge,
-    /// Pages that belong to one running sequence.
-    pub pages_owned: Gauge,
+    gauges: Published,
     /// Time of one step.
     pub step_time: Histogram<Micros>,
     /// Arrival to first step.
@@ -198,6 +170,16 @@ impl Metrics {
     /// Labels of [`Metrics::drafts`], [`Metrics::drafted_tokens`] and [`Metrics::accepted_tokens`], in their
     /// order.
     pub const DRAFT_SOURCES: [&'static str; 3] = ["grammar", "radix", "ngram"];
+
+    /// What the engine held at the end of its latest step.
+    pub fn gauges(&self) -> Gauges {
+        self.gauges.read()
+    }
+
+    /// For the engine alone.
+    pub(crate) fn publish(&self, gauges: Gauges) {
+        self.gauges.write(gauges);
+    }
 
     /// A request ended, `time` after its arrival, with an output of `n_output` tokens.
     pub(crate) fn count_finished(&self, reason: &FinishReason, (time, n_output): (Duration, usize)) {

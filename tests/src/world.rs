@@ -314,15 +314,10 @@ impl World {
             "everybody heard an ending"
         );
         let metrics = self.handle.metrics();
-        assert_eq!(metrics.pages_owned.value(), 0, "no page is owned");
-        assert_eq!(
-            metrics.pages_cached.value(),
-            metrics.pages_evictable.value(),
-            "no page is locked"
-        );
-        assert_eq!(metrics.running.value(), 0);
-        assert_eq!(metrics.waiting.value(), 0);
-        assert_eq!(metrics.waiting_tokens.value(), 0);
+        let now = metrics.gauges();
+        assert_eq!(now.pages_owned, 0, "no page is owned");
+        assert_eq!(now.pages_cached, now.pages_evictable, "no page is locked");
+        assert_eq!((now.running, now.waiting, now.waiting_tokens), (0, 0, 0));
         assert_eq!(self.handle.n_in_flight(), 0);
         let ended: u64 = metrics
             .requests_finished

@@ -195,11 +195,11 @@ fn a_flush_empties_the_cache() {
     let mut world = World::new(config());
     world.submit(&Ask::new(&prompt(1, 30), 2)).expect("it fits");
     world.run(MAX_TURNS);
-    assert!(world.handle.metrics().pages_cached.value() > 0);
+    assert!(world.handle.metrics().gauges().pages_cached > 0);
     world.handle.flush_cache();
     assert_eq!(world.turn(), Turn::Idle);
-    assert_eq!(world.handle.metrics().pages_cached.value(), 0);
-    assert_eq!(world.handle.metrics().pages_free.value(), 64);
+    assert_eq!(world.handle.metrics().gauges().pages_cached, 0);
+    assert_eq!(world.handle.metrics().gauges().pages_free, 64);
 }
 
 #[test]

@@ -185,6 +185,20 @@ fn tenants_that_hammer_the_queue_leave_every_counter_at_zero() {
             n_accepted
         }
     };
+    let watcher = {
+        let (metrics, is_over) = (handle.metrics(), Arc::clone(&is_over));
+        thread::spawn(move || {
+            while !is_over.load(Ordering::SeqCst) {
+                let now = metrics.gauges();
+                let n_pages = now.pages_free + now.pages_cached + now.pages_owned;
+                assert_eq!((n_pages, now.pages_total), (40, 40), "of one moment");
+                assert!(
+                    now.pages_evictable <= now.pages_cached && now.waiting <= 20,
+                    "{now:?}"
+                );
+            }
+        })
+    };
     let clients: Vec<_> = (0..2 * N_TENANTS)
         .map(|idx| thread::spawn(client((idx % N_TENANTS) as u32, idx as u64)))
         .collect();
@@ -194,11 +208,12 @@ fn tenants_that_hammer_the_queue_leave_every_counter_at_zero() {
     let n_accepted: u64 = n_accepted.sum();
     is_over.store(true, Ordering::SeqCst);
     let mut engine = engine.join().expect("the engine did not panic");
+    watcher.join().expect("every look was right");
     let metrics = handle.metrics();
     assert_eq!(n_accepted, metrics.requests_accepted.value());
     assert!(metrics.requests_refused.value() > 0, "the queue was full");
-    assert_eq!(metrics.waiting.value(), 0);
-    assert_eq!(metrics.waiting_tokens.value(), 0);
+    assert_eq!(metrics.gauges().waiting, 0);
+    assert_eq!(metrics.gauges().waiting_tokens, 0);
     assert_eq!(handle.n_in_flight(), 0);
     // Each tenant finds its place and half of the 16 that are shared, as at the start.
     for tenant in 0..N_TENANTS as u32 {

@@ -309,6 +309,7 @@ fn limit(text: &str) -> Result<usize, ApiError> {
 
 fn tree_json(app: &App, view: &CacheView) -> Value {
     let metrics = app.engine.metrics();
+    let now = metrics.gauges();
     let nodes: Vec<Value> = view.nodes.iter().map(|node| node_json(app, node)).collect();
     json!({
         "nodes": nodes,
@@ -322,8 +323,8 @@ fn tree_json(app: &App, view: &CacheView) -> Value {
             "page_size": view.page_size,
         },
         "engine": {
-            "waiting": metrics.waiting.value(),
-            "running": metrics.running.value(),
+            "waiting": now.waiting,
+            "running": now.running,
             "requests": metrics.requests_accepted.value(),
             "prompt_tokens": metrics.prompt_tokens.value(),
             "cached_tokens": metrics.cached_tokens.value(),

@@ -31,7 +31,7 @@ pub async fn server_info(State(app): State<Arc<App>>) -> Json<Value> {
         "dp_size": 1,
         "page_size": engine.page_size(),
         "context_length": engine.context(),
-        "max_total_num_tokens": max_tokens(&app),
+        "max_total_num_tokens": tokens(&app, engine.metrics().gauges().pages_total),
         "max_running_requests": engine.max_running(),
         "status": if engine.is_accepting() { "ready" } else { "draining" },
         "internal_states": [internal_state(&app)],
@@ -55,13 +55,12 @@ fn internal_state(app: &App) -> Value {
 
 /// `GET /get_load`.
 pub async fn get_load(State(app): State<Arc<App>>) -> Json<Value> {
-    let metrics = app.engine.metrics();
-    let (running, waiting) = (metrics.running.value(), metrics.waiting.value());
+    let now = app.engine.metrics().gauges();
     Json(json!([{
         "dp_rank": 0,
-        "num_reqs": running + waiting,
-        "num_waiting_reqs": waiting,
-        "num_tokens": used_tokens(&app) + metrics.waiting_tokens.value(),
+        "num_reqs": now.running + now.waiting,
+        "num_waiting_reqs": now.waiting,
+        "num_tokens": tokens(&app, now.pages_in_use()) + now.waiting_tokens,
     }]))
 }
 
@@ -77,8 +76,8 @@ pub async fn loads(State(app): State<Arc<App>>) -> Json<Value> {
 
 fn load(app: &App) -> Value {
     let metrics = app.engine.metrics();
-    let (running, waiting) = (metrics.running.value(), metrics.waiting.value());
-    let (used, total) = (used_tokens(app), max_tokens(app));
+    let now = metrics.gauges();
+    let (used, total) = (tokens(app, now.pages_in_use()), tokens(app, now.pages_total));
     let share = |part: u64, whole: u64| {
         if whole == 0 {
             0.0
@@ -88,9 +87,9 @@ fn load(app: &App) -> Value {
     };
     json!({
         "dp_rank": 0,
-        "num_running_reqs": running,
-        "num_waiting_reqs": waiting,
-        "num_total_reqs": running + waiting,
+        "num_running_reqs": now.running,
+        "num_waiting_reqs": now.waiting,
+        "num_total_reqs": now.running + now.waiting,
         "num_used_tokens": used,
         "max_total_num_tokens": total,
         "token_usage": share(used, total),
@@ -99,13 +98,7 @@ fn load(app: &App) -> Value {
     })
 }
 
-/// Tokens of pages that running requests hold; what the cache could give up is not in use.
-fn used_tokens(app: &App) -> u64 {
-    let metrics = app.engine.metrics();
-    let held = metrics.pages_total.value() - metrics.pages_free.value();
-    held.saturating_sub(metrics.pages_evictable.value()) * app.engine.page_size() as u64
-}
-
-fn max_tokens(app: &App) -> u64 {
-    app.engine.metrics().pages_total.value() * app.engine.page_size() as u64
+/// What `n_pages` pages hold.
+fn tokens(app: &App, n_pages: u64) -> u64 {
+    n_pages * app.engine.page_size() as u64
 }

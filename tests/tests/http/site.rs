@@ -267,22 +267,24 @@ impl Site {
         (request.prompt.len(), tokens.len(), self.text_of(&tokens))
     }
 
-    /// Waits until the engine holds nothing but its cache.
+    /// Waits until the engine holds nothing but its cache, and has said so.
     pub(crate) fn wait_until_quiet(&self) {
-        /// Far more than the engine takes to publish its figures, one after the other.
+        /// Far more than the engine takes to publish its figures.
         const MAX_LOOKS: usize = 10_000_000;
         let metrics = self.engine.metrics();
-        while self.engine.n_in_flight() > 0 || metrics.running.value() > 0 {
+        while self.engine.n_in_flight() > 0 {
             std::thread::yield_now();
         }
         let is_quiet = || {
             std::thread::yield_now();
-            let is_evictable = metrics.pages_cached.value() == metrics.pages_evictable.value();
-            metrics.pages_owned.value() == 0 && is_evictable
+            let now = metrics.gauges();
+            let is_evictable = now.pages_cached == now.pages_evictable;
+            now.running + now.waiting + now.waiting_tokens + now.pages_owned == 0 && is_evictable
         };
         assert!(
             (0..MAX_LOOKS).any(|_| is_quiet()),
-            "a page is still owned or locked"
+            "a request still waits, or a page is still owned or locked: {:?}",
+            metrics.gauges()
         );
     }
 }

@@ -450,7 +450,7 @@ fn a_client_that_leaves_early_was_in_the_queue_or_in_prefill() {
         "",
         r#"{"prompt": "a", "max_tokens": 1}"#,
     );
-    while metrics.waiting.value() == 0 {
+    while metrics.gauges().waiting == 0 {
         std::thread::yield_now();
     }
     drop(waiting);
