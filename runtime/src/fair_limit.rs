@@ -47,7 +47,7 @@ struct Tenant {
 }
 
 /// What was taken, to be given back once.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[must_use = "what is not given back is lost"]
 pub struct Taken {
     n_own: usize,

@@ -63,6 +63,9 @@ pub(crate) struct Shared {
     /// Requests that are accepted and not ended.
     n_in_flight: AtomicUsize,
     /// Requests in the inbox and in the waiting queue that never ran, and their prompt tokens.
+    n_waiting: AtomicUsize,
+    n_waiting_tokens: AtomicUsize,
+    /// Limits on both.
     waiting: FairLimit,
     waiting_tokens: FairLimit,
     /// Prompt tokens leaving the waiting queue per second; 0 while unknown.
@@ -90,6 +93,8 @@ impl Shared {
             next_id: AtomicU64::new(0),
             epoch: Instant::now(),
             n_in_flight: AtomicUsize::new(0),
+            n_waiting: AtomicUsize::new(0),
+            n_waiting_tokens: AtomicUsize::new(0),
             waiting: FairLimit::new("requests", limits.max_waiting, limits.n_tenants),
             waiting_tokens: FairLimit::new("prompt tokens", limits.max_waiting_tokens, limits.n_tenants),
             drain_rate: AtomicU64::new(0),
@@ -108,11 +113,11 @@ impl Shared {
 
     /// Places reserved by accepted requests that neither ran nor ended.
     pub(crate) fn n_waiting(&self) -> usize {
-        self.waiting.n_taken()
+        self.n_waiting.load(Ordering::SeqCst)
     }
 
     pub(crate) fn waiting_tokens(&self) -> usize {
-        self.waiting_tokens.n_taken()
+        self.n_waiting_tokens.load(Ordering::SeqCst)
     }
 
     /// A request ended.
@@ -169,34 +174,47 @@ impl Shared {
 pub(crate) struct Place {
     shared: Arc<Shared>,
     tenant: usize,
-    request: Option<Taken>,
-    tokens: Option<Taken>,
+    n_tokens: usize,
+    request: Taken,
+    tokens: Taken,
 }
 
 impl Place {
-    /// One for a prompt of `n_tokens` tokens.
+    /// One for a prompt of `n_tokens` tokens. Counts as waiting from when it is complete: the engine never
+    /// sees one that is refused.
     fn reserve(shared: &Arc<Shared>, tenant: usize, n_tokens: usize) -> Result<Self, NoRoom> {
         let request = shared.waiting.take(tenant, 1)?;
-        let mut place = Place {
+        let tokens = match shared.waiting_tokens.take(tenant, n_tokens) {
+            Ok(tokens) => tokens,
+            Err(no_room) => {
+                shared.waiting.give_back(tenant, request);
+                return Err(no_room);
+            }
+        };
+        shared.n_waiting_tokens.fetch_add(n_tokens, Ordering::SeqCst);
+        shared.n_waiting.fetch_add(1, Ordering::SeqCst);
+        Ok(Place {
             shared: Arc::clone(shared),
             tenant,
-            request: Some(request),
-            tokens: None,
-        };
-        place.tokens = Some(shared.waiting_tokens.take(tenant, n_tokens)?);
-        Ok(place)
+            n_tokens,
+            request,
+            tokens,
+        })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // Tokens first: when no request waits any more, no token does.
-        if let Some(taken) = self.tokens.take() {
-            self.shared.waiting_tokens.give_back(self.tenant, taken);
-        }
-        if let Some(taken) = self.request.take() {
-            self.shared.waiting.give_back(self.tenant, taken);
-        }
+        let (shared, tenant) = (&self.shared, self.tenant);
+        let (request, tokens) = (
+            std::mem::take(&mut self.request),
+            std::mem::take(&mut self.tokens),
+        );
+        shared.waiting_tokens.give_back(tenant, tokens);
+        shared.waiting.give_back(tenant, request);
+        // Requests last: when none waits any more, no token does.
+        shared.n_waiting_tokens.fetch_sub(self.n_tokens, Ordering::SeqCst);
+        shared.n_waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
