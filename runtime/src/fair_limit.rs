@@ -122,6 +122,11 @@ impl FairLimit {
         self.tenants.len()
     }
 
+    /// The most that one tenant can ever take.
+    pub fn most_of_one(&self) -> usize {
+        self.own + self.shared
+    }
+
     /// What all tenants have together. What is refused was never in it.
     pub fn n_taken(&self) -> usize {
         self.n_taken.load(Ordering::SeqCst)
@@ -285,6 +290,7 @@ mod tests {
         let limit = FairLimit::new("prompt tokens", 160, 2);
         assert_eq!((limit.own, limit.shared), (10, 140));
         assert!(limit.take(0, 151).is_err(), "10 are the other's");
+        assert_eq!(limit.most_of_one(), 150);
         let large = limit.take(0, 150).expect("all that may be one's");
         assert!(limit.take(0, 1).is_err());
         let small = limit.take(1, 10).expect("its own part");

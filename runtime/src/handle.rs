@@ -398,6 +398,13 @@ impl EngineHandle {
                 page_size: limits.page_size,
             });
         }
+        let longest = self.shared.waiting_tokens.most_of_one();
+        if prompt_tokens > longest {
+            return Err(SubmitError::LongerThanQueue {
+                prompt_tokens,
+                limit: longest,
+            });
+        }
         let out_of_range = |&token: &u32| token as usize >= limits.n_vocab;
         match request.prompt.iter().position(out_of_range) {
             Some(position) => Err(SubmitError::TokenOutOfRange {

@@ -368,6 +368,17 @@ pub enum SubmitError {
         /// Vocabulary size.
         n_vocab: usize,
     },
+    /// A prompt that the queue would not take were it empty.
+    #[error(
+        "the prompt has {prompt_tokens} tokens, more than the {limit} that one client's requests may have \
+         waiting (max_waiting_tokens)"
+    )]
+    LongerThanQueue {
+        /// Prompt length.
+        prompt_tokens: usize,
+        /// The longest there may be.
+        limit: usize,
+    },
     /// Prompt and output do not fit the context.
     #[error("prompt of {prompt_tokens} tokens + max_tokens {max_tokens} exceed the context of {context}")]
     ContextExceeded {

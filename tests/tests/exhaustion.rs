@@ -327,10 +327,13 @@ fn what_can_never_be_served_is_refused_with_the_numbers() {
         ..Ask::new(&[1], 1)
     };
     assert!(refused(hot).to_string().contains("temperature"));
-    assert!(matches!(
+    assert_eq!(
         refused(Ask::new(&[1; 41], 1)),
-        SubmitError::QueueFull { .. }
-    ));
+        SubmitError::LongerThanQueue {
+            prompt_tokens: 41,
+            limit: 40
+        }
+    );
     assert_eq!(world.handle.n_in_flight(), 0);
     world.verify_quiet();
 }

@@ -180,6 +180,7 @@ fn simulate(seed: u64, grammars: &[Grammar]) -> Counts {
                 Ok(_)
                 | Err(SubmitError::QueueFull { .. })
                 | Err(SubmitError::NeverFits { .. })
+                | Err(SubmitError::LongerThanQueue { .. })
                 | Err(SubmitError::ContextExceeded { .. }) => {}
                 Err(error) => panic!("{error}"),
             }

@@ -189,9 +189,9 @@ impl From<SubmitError> for ApiError {
                 param: Some("prompt".to_owned()),
                 message,
             },
-            SubmitError::ContextExceeded { .. } | SubmitError::NeverFits { .. } => {
-                ApiError::ContextExceeded { message }
-            }
+            SubmitError::ContextExceeded { .. }
+            | SubmitError::NeverFits { .. }
+            | SubmitError::LongerThanQueue { .. } => ApiError::ContextExceeded { message },
             SubmitError::BadParam(bad) => ApiError::invalid(bad.param, message),
             SubmitError::BadBias { .. } | SubmitError::BiasOutOfRange { .. } => {
                 ApiError::invalid("logit_bias", message)
