@@ -17,7 +17,7 @@ use axum::http::Uri;
 use serde::Deserialize;
 
 use self::conventions::rust_log;
-pub use self::conventions::{cache_directory, hub_settings, otel_service_name, wants_no_color};
+pub use self::conventions::{cache_directory, hub_settings, otel_headers, otel_service_name, wants_no_color};
 pub use self::size::ByteSize;
 use crate::auth::CacheSharing;
 use crate::models::DEFAULT_MODEL;

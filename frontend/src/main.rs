@@ -14,7 +14,7 @@ use arbora::cli::{Cli, Command, GenerateOptions};
 use arbora::config::{ChatOptions, Config, KvSize, Options};
 use arbora::load::{StartError, Started};
 use arbora::models::ModelsError;
-use arbora::otlp::{ExportLimits, ExportSettings, Exporter};
+use arbora::otlp::{ExportLimits, ExportSettings, Exporter, read_headers};
 use arbora::server::Server;
 use arbora::{chat, config, generate, inspect, load, models};
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, Pinning};
@@ -225,6 +225,7 @@ fn start_traces(config: &Config, model: &str) -> Result<Option<Exporter>, Failur
     tracing::info!(service_name, "exporting traces to {endpoint}");
     let settings = ExportSettings {
         endpoint,
+        headers: read_headers(&config::otel_headers())?,
         service_name,
         model: model.to_owned(),
         limits: ExportLimits::default(),

@@ -15,6 +15,7 @@ pub mod exchange;
 
 mod context;
 mod encode;
+mod headers;
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,6 +28,7 @@ use ureq::http::HeaderMap;
 
 use self::encode::{Resource, Span, write_request};
 use self::exchange::Finished;
+pub use self::headers::{BadHeader, Headers, read_headers};
 use crate::api::random_u64;
 use crate::metrics::TraceMetrics;
 use crate::tls::system_tls;
@@ -45,6 +47,8 @@ const MAX_ANSWER_BYTES: u64 = 64 << 10;
 pub struct ExportSettings {
     /// URL to which batches are POSTed.
     pub endpoint: String,
+    /// Headers of every POST besides its own.
+    pub headers: Headers,
     /// `service.name`.
     pub service_name: String,
     /// Name of the model that is served.
@@ -353,7 +357,10 @@ impl Thread {
 
     fn post(&self, timeout: Duration) -> Outcome {
         let request = self.agent.post(&self.settings.endpoint);
-        let request = request.header("content-type", "application/json");
+        let mut request = request.header("content-type", "application/json");
+        for (name, value) in &self.settings.headers {
+            request = request.header(name, value);
+        }
         let request = request.config().timeout_global(Some(timeout)).build();
         let passing = |error: ureq::Error| Outcome::Passing {
             reason: error.to_string(),
@@ -470,6 +477,7 @@ mod tests {
     fn the_log_hears_of_dropped_spans_once_in_an_interval() {
         let traces = traces(10, 5);
         let settings = ExportSettings {
+            headers: Vec::new(),
             endpoint: "http://localhost".to_owned(),
             service_name: String::new(),
             model: String::new(),

@@ -53,6 +53,18 @@ pub fn otel_service_name() -> String {
         .unwrap_or_else(|| "arbora".to_owned())
 }
 
+/// Headers for the collector of traces, by `OTEL_EXPORTER_OTLP_TRACES_HEADERS`, else by
+/// `OTEL_EXPORTER_OTLP_HEADERS`; empty where there is neither.
+pub fn otel_headers() -> String {
+    let filled = |name| {
+        let value = environment(name).and_then(|value| value.into_string().ok());
+        value.filter(|value| !value.is_empty())
+    };
+    filled("OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+        .or_else(|| filled("OTEL_EXPORTER_OTLP_HEADERS"))
+        .unwrap_or_default()
+}
+
 /// The filter that other programs of the kind take too.
 pub(super) fn rust_log() -> Option<String> {
     environment("RUST_LOG").and_then(|value| value.into_string().ok())

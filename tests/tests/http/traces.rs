@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use arbora::otlp::{ExportLimits, ExportSettings, Exporter};
+use arbora::otlp::{ExportLimits, ExportSettings, Exporter, read_headers};
 use serde_json::{Value as Json, json};
 
 use crate::site::{Answer, Setup, Site, chat, tokenizer};
@@ -216,6 +216,7 @@ impl Traced {
     fn with(collector: Collector, limits: ExportLimits, change: impl FnOnce(&mut Setup)) -> Traced {
         let settings = ExportSettings {
             endpoint: collector.url.clone(),
+            headers: read_headers("x-collector-key=a%20key").expect("a header"),
             service_name: "a service".to_owned(),
             model: "toy".to_owned(),
             limits,
@@ -343,7 +344,8 @@ fn what_arrives_at_the_collector_is_an_export_of_json() {
         export.head
     );
     assert!(
-        export.head.contains("content-type: application/json\r\n"),
+        export.head.contains("content-type: application/json\r\n")
+            && export.head.contains("x-collector-key: a key\r\n"),
         "{}",
         export.head
     );
