@@ -1,4 +1,4 @@
-//! Headers that a collector wants to see, such as a key, spelled as other exporters of OpenTelemetry have them.
+//! Headers that a collector wants to see, such as a key, spelled as for other exporters of OpenTelemetry.
 
 use percent_encoding::percent_decode_str;
 use ureq::http::{HeaderName, HeaderValue};
