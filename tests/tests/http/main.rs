@@ -5,6 +5,7 @@ mod cache;
 mod constrained;
 mod drain;
 mod hostile;
+mod openapi;
 mod operators;
 mod page;
 mod sampling;

@@ -1,0 +1,234 @@
+//! Answers, chunks and errors are what the API's document says of them: nothing is missing, nothing unnamed.
+
+use jsonschema::Validator;
+use serde_json::{Value as Json, json};
+
+use crate::site::{Answer, Setup, Site, chat, json_tokenizer};
+
+/// Opens thoughts, so that there are some.
+const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+    <|im_start|>assistant\n<think>\n";
+
+/// The document as the server tells it, where objects have no members but those that are listed.
+struct Document(Json);
+
+impl Document {
+    fn of(site: &Site) -> Document {
+        let answer = site.get("/openapi.json");
+        assert_eq!(answer.status, 200);
+        let mut document = answer.json();
+        close(&mut document["components"]["schemas"]);
+        Document(document)
+    }
+
+    /// Of what a route answers.
+    fn validator(&self, (method, path): (&str, &str), status: u16, kind: &str) -> Validator {
+        let mut response = &self.0["paths"][path][method]["responses"][status.to_string()];
+        if let Some(target) = response["$ref"].as_str() {
+            response = self.0.pointer(&target[1..]).expect("a response");
+        }
+        let mut schema = &response["content"][kind]["schema"];
+        if kind == "text/event-stream" {
+            let target = schema["$ref"].as_str().expect("a kind of event");
+            let event = self.0.pointer(&target[1..]).expect("an event");
+            schema = &event["properties"]["data"]["contentSchema"];
+        }
+        assert!(
+            schema.is_object(),
+            "{method} {path} {status} {kind} is not described"
+        );
+        let whole = json!({"allOf": [schema], "components": self.0["components"]});
+        jsonschema::draft202012::new(&whole).expect("a schema")
+    }
+}
+
+/// Forbids members that are not listed, wherever some are.
+fn close(schema: &mut Json) {
+    match schema {
+        Json::Object(members) => {
+            let lists_all =
+                members.contains_key("properties") && !members.contains_key("additionalProperties");
+            members.values_mut().for_each(close);
+            if lists_all && members.get("type").is_some() {
+                members.insert("additionalProperties".to_owned(), false.into());
+            }
+        }
+        Json::Array(elements) => elements.iter_mut().for_each(close),
+        _ => {}
+    }
+}
+
+fn check(validator: &Validator, found: &Json) {
+    let errors: Vec<String> = validator
+        .iter_errors(found)
+        .map(|error| format!("{} at {}", error, error.instance_path()))
+        .collect();
+    assert!(errors.is_empty(), "{errors:#?} in {found:#}");
+}
+
+fn post(site: &Site, path: &str, body: &Json) -> Answer {
+    Answer::read(site.send("POST", path, "x-arbora-usage: 1\r\n", &body.to_string()))
+}
+
+/// The answer to `body`, whole and as a stream; returns what of it is worth a look.
+fn both(site: &Site, document: &Document, path: &str, body: &Json) -> (Json, Vec<Json>) {
+    let answer = post(site, path, body);
+    assert_eq!(answer.status, 200, "{body}: {}", answer.body);
+    let whole = answer.json();
+    check(
+        &document.validator(("post", path), 200, "application/json"),
+        &whole,
+    );
+    let mut streamed = body.clone();
+    streamed["stream"] = true.into();
+    if path != "/generate" {
+        streamed["stream_options"] = json!({"include_usage": true});
+    }
+    let answer = post(site, path, &streamed);
+    assert_eq!(answer.status, 200, "{streamed}: {}", answer.body);
+    let validator = document.validator(("post", path), 200, "text/event-stream");
+    let events = answer.body.split_terminator("\n\n");
+    let data = events.filter_map(|event| event.strip_prefix("data: "));
+    let chunks = data.filter(|data| *data != "[DONE]");
+    let chunks: Vec<Json> = chunks
+        .map(|chunk| serde_json::from_str(chunk).expect("JSON"))
+        .collect();
+    chunks.iter().for_each(|chunk| check(&validator, chunk));
+    assert!(!chunks.is_empty(), "{}", answer.body);
+    (whole, chunks)
+}
+
+#[test]
+fn answers_and_chunks_are_as_the_document_says() {
+    let mut setup = Setup::new(json_tokenizer(&["<think>", "</think>"]));
+    setup.template = TEMPLATE;
+    let site = setup.start();
+    let document = Document::of(&site);
+    let path = "/v1/chat/completions";
+    let scored =
+        json!({"max_tokens": 6, "n": 2, "temperature": 1, "seed": 1, "logprobs": true, "top_logprobs": 2});
+    let (whole, chunks) = both(&site, &document, path, &chat("hello", &scored));
+    assert!(whole["choices"][1]["logprobs"]["content"][0]["top_logprobs"][1].is_object());
+    assert!(whole["usage"]["arbora"].is_object() && chunks.last().expect("some")["usage"].is_object());
+    let prompt = chat("hello", &json!({"max_tokens": 2, "prompt_logprobs": 1}));
+    let answer = post(&site, path, &prompt);
+    check(
+        &document.validator(("post", path), 200, "application/json"),
+        &answer.json(),
+    );
+    assert!(answer.json()["prompt_logprobs"][1].is_object(), "{}", answer.body);
+    let call = json!({"max_tokens": 900, "tools": [{"type": "function", "function": {"name": "f"}}],
+        "tool_choice": "required"});
+    let answers = (0..6).map(|i| both(&site, &document, path, &chat(&format!("hello {i}"), &call)));
+    let answers: Vec<_> = answers.collect();
+    let has = |member: &str| {
+        let whole = answers
+            .iter()
+            .any(|(whole, _)| !whole["choices"][0]["message"][member].is_null());
+        let pieces = answers.iter().flat_map(|(_, chunks)| chunks);
+        whole
+            && pieces
+                .into_iter()
+                .any(|chunk| !chunk["choices"][0]["delta"][member].is_null())
+    };
+    assert!(has("tool_calls") && has("reasoning_content"), "{answers:#?}");
+
+    let path = "/v1/completions";
+    let scored = json!({"prompt": ["abc", "de"], "max_tokens": 5, "temperature": 0, "logprobs": 2});
+    let (whole, _) = both(&site, &document, path, &scored);
+    assert!(whole["choices"][1]["logprobs"]["top_logprobs"][0].is_object());
+    let mut prompt = scored.clone();
+    prompt["prompt_logprobs"] = 1.into();
+    let answer = post(&site, path, &prompt);
+    check(
+        &document.validator(("post", path), 200, "application/json"),
+        &answer.json(),
+    );
+    both(
+        &site,
+        &document,
+        path,
+        &json!({"prompt": "abc", "choice": ["yes", "no"]}),
+    );
+
+    let path = "/generate";
+    let params = json!({"max_new_tokens": 4, "temperature": 0, "n": 2});
+    let scored = json!({"text": "abc", "sampling_params": params, "return_logprob": true, "logprob_start_len": 0,
+        "top_logprobs_num": 2, "return_text_in_logprobs": true});
+    let (whole, _) = both(&site, &document, path, &scored);
+    assert!(whole[1]["meta_info"]["input_top_logprobs"].is_array());
+    both(
+        &site,
+        &document,
+        path,
+        &json!({"text": "abc", "sampling_params": {"max_new_tokens": 3}}),
+    );
+}
+
+#[test]
+fn everything_else_and_errors_are_as_the_document_says() {
+    let site = Site::new();
+    let document = Document::of(&site);
+    let asked = chat("hello there", &json!({"max_tokens": 4}));
+    let answer = post(&site, "/v1/chat/completions", &asked);
+    let id = answer.json()["id"].as_str().expect("an id").to_owned();
+    let model = site.get("/v1/models").json()["data"][0]["id"]
+        .as_str()
+        .expect("a name")
+        .to_owned();
+    let get = |described: &str, path: &str, status: u16| {
+        let answer = site.get(path);
+        assert_eq!(answer.status, status, "{path}: {}", answer.body);
+        check(
+            &document.validator(("get", described), status, "application/json"),
+            &answer.json(),
+        );
+    };
+    for path in [
+        "/v1/models",
+        "/health",
+        "/ready",
+        "/version",
+        "/get_load",
+        "/v1/loads",
+        "/model_info",
+    ] {
+        get(path, path, 200);
+    }
+    get("/v1/models/{id}", &format!("/v1/models/{model}"), 200);
+    get("/v1/models/{id}", "/v1/models/other", 404);
+    get("/cache/tree", "/cache/tree?limit=5", 200);
+    get("/cache/tree", "/cache/tree?limit=0", 400);
+    get("/cache/explain", "/cache/explain", 200);
+    get("/cache/explain", &format!("/cache/explain?id={id}"), 200);
+    get("/cache/explain", "/cache/explain?id=none", 404);
+    let cases = [
+        (
+            "/tokenize",
+            json!({"prompt": "hello there", "return_token_strs": true}),
+            200,
+        ),
+        ("/tokenize", json!({}), 400),
+        ("/detokenize", json!({"tokens": [1, 2]}), 200),
+        ("/cache/explain", asked, 200),
+        ("/flush_cache", json!({}), 200),
+        ("/v1/chat/completions", json!({"messages": []}), 400),
+        ("/v1/completions", json!({"prompt": "x", "model": "other"}), 404),
+        ("/generate", json!({"text": "x", "lora_path": "y"}), 400),
+    ];
+    for (path, body, status) in cases {
+        let answer = post(&site, path, &body);
+        assert_eq!(answer.status, status, "{path}: {}", answer.body);
+        check(
+            &document.validator(("post", path), status, "application/json"),
+            &answer.json(),
+        );
+    }
+    let site = Site::with(&["key"], |_| {});
+    let answer = site.get("/openapi.json");
+    assert_eq!(answer.status, 401);
+    check(
+        &document.validator(("get", "/openapi.json"), 401, "application/json"),
+        &answer.json(),
+    );
+}
