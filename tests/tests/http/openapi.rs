@@ -192,6 +192,8 @@ fn everything_else_and_errors_are_as_the_document_says() {
         "/get_load",
         "/v1/loads",
         "/model_info",
+        "/server_info",
+        "/get_server_info",
     ] {
         get(path, path, 200);
     }
