@@ -31,7 +31,9 @@ impl Document {
         if kind == "text/event-stream" {
             let target = schema["$ref"].as_str().expect("a kind of event");
             let event = self.0.pointer(&target[1..]).expect("an event");
-            schema = &event["properties"]["data"]["contentSchema"];
+            // Not the end, and no error.
+            let data = &event["properties"]["data"]["anyOf"][1];
+            schema = &data["contentSchema"]["anyOf"][0];
         }
         assert!(
             schema.is_object(),
