@@ -6,7 +6,9 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::gauges::{Gauges, Published};
+use crossbeam::atomic::AtomicCell;
+
+use crate::gauges::Gauges;
 use crate::request::FinishReason;
 
 /// Only ever grows.
@@ -145,7 +147,8 @@ pub struct Metrics {
     pub steps: Counter,
     /// Steps that panicked.
     pub panics: Counter,
-    gauges: Published,
+    /// Read and written as a whole.
+    gauges: AtomicCell<Gauges>,
     /// Time of one step.
     pub step_time: Histogram<Micros>,
     /// Arrival to first step.
@@ -173,12 +176,12 @@ impl Metrics {
 
     /// What the engine held at the end of its latest step.
     pub fn gauges(&self) -> Gauges {
-        self.gauges.read()
+        self.gauges.load()
     }
 
     /// For the engine alone.
     pub(crate) fn publish(&self, gauges: Gauges) {
-        self.gauges.write(gauges);
+        self.gauges.store(gauges);
     }
 
     /// A request ended, `time` after its arrival, with an output of `n_output` tokens.
@@ -201,7 +204,42 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
+
+    #[test]
+    fn gauges_are_of_one_moment_whatever_is_written_meanwhile() {
+        let moment = |n| Gauges {
+            waiting: n,
+            waiting_tokens: n,
+            running: n,
+            pages_total: 3 * n,
+            pages_free: n,
+            pages_cached: n,
+            pages_evictable: n,
+            pages_owned: n,
+        };
+        let (metrics, is_over) = (Metrics::default(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut moments = 1..;
+                while !is_over.load(Ordering::Relaxed) {
+                    metrics.publish(moment(moments.next().expect("there are enough")));
+                }
+            });
+            let mut n_seen = 0;
+            let mut latest = 0;
+            while n_seen < 3000 {
+                let found = metrics.gauges();
+                assert_eq!(found, moment(found.waiting));
+                assert!(found.waiting >= latest, "never an older one");
+                n_seen += usize::from(found.waiting > latest);
+                latest = found.waiting;
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+    }
 
     #[test]
     fn a_time_lands_in_the_bucket_whose_bound_it_does_not_exceed() {
