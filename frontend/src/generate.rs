@@ -10,11 +10,11 @@ use tokio::sync::mpsc;
 use crate::cli::GenerateOptions;
 use crate::load::Started;
 use crate::prompt::PromptError;
+use crate::random::random_u64;
 use crate::stream::{Choice, Generation, Opening, Submission};
 use crate::template::Chat;
 use crate::wire::chat::{Message, PromptEnding, Role};
 use crate::wire::completion::Bos;
-use crate::wire::options::random_seed;
 
 /// Why there was no answer, or not all of it.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +60,7 @@ pub async fn generate(
             temperature: options.temperature,
             top_k: options.top_k,
             top_p: options.top_p,
-            seed: options.seed.unwrap_or_else(random_seed),
+            seed: options.seed.unwrap_or_else(random_u64),
             ..SamplingParams::default()
         },
         stop: StopConditions {

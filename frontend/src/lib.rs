@@ -25,6 +25,7 @@ pub mod otlp;
 pub mod page;
 mod progress;
 pub mod prompt;
+mod random;
 pub mod reply;
 pub mod route;
 pub mod server;

@@ -29,8 +29,8 @@ use ureq::http::HeaderMap;
 use self::encode::{Resource, Span, write_request};
 use self::exchange::Finished;
 pub use self::headers::{BadHeader, Headers, read_headers};
-use crate::api::random_u64;
 use crate::metrics::TraceMetrics;
+use crate::random::random_u64;
 use crate::tls::system_tls;
 
 /// What the collector gets at the end for what is still in the queue.

@@ -20,8 +20,8 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::api::random_id;
 use crate::logprobs::LogprobWriter;
+use crate::random::random_id;
 use crate::stream::{Explain, Generation, Opening, Piece};
 use crate::tools::CallPiece;
 use crate::wire::error::ApiError;

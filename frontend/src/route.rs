@@ -19,10 +19,11 @@ use axum::routing::{get, post};
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
-use crate::api::{App, admin, cache, chat, completions, generate, models, random_id, tokens, worker};
+use crate::api::{App, admin, cache, chat, completions, generate, models, tokens, worker};
 use crate::auth::require_key;
 use crate::openapi;
 use crate::page;
+use crate::random::random_id;
 use crate::wire::error::ApiError;
 
 /// A body that takes longer than this to arrive is given up.

@@ -20,8 +20,9 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::completions::prepare;
-use super::{App, KEEP_ALIVE, Traced, cache, random_id};
+use super::{App, KEEP_ALIVE, Traced, cache};
 use crate::logprobs::finite;
+use crate::random::random_id;
 use crate::reply::{event, event_stream};
 use crate::route::RequestBody;
 use crate::stream::{Generation, Piece};

@@ -9,7 +9,6 @@ pub mod models;
 pub mod tokens;
 pub mod worker;
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -31,6 +30,7 @@ use crate::metrics::HttpMetrics;
 use crate::otlp::Traces;
 use crate::otlp::exchange::Exchange;
 use crate::prompt::{PromptEncoder, PromptError};
+use crate::random::random_id;
 use crate::reply::{Format, Reply};
 use crate::stream::{Choice, Explain, Generation, Opening, Submission};
 use crate::template::TemplateError;
@@ -314,15 +314,4 @@ fn prompt_error(error: PromptError) -> ApiError {
         }
         _ => ApiError::invalid("messages", format!("{error}.")),
     }
-}
-
-/// 32 hexadecimal digits nobody can guess or will see twice.
-pub(crate) fn random_id() -> String {
-    let keys = RandomState::new();
-    format!("{:016x}{:016x}", keys.hash_one(0), keys.hash_one(1))
-}
-
-/// 64 such bits.
-pub(crate) fn random_u64() -> u64 {
-    RandomState::new().hash_one(0)
 }

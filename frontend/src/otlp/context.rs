@@ -10,7 +10,7 @@ use std::fmt;
 use axum::http::HeaderMap;
 use serde::{Serialize, Serializer};
 
-use crate::api::random_u64;
+use crate::random::random_u64;
 
 const TRACEPARENT: &str = "traceparent";
 /// Bytes of a header of version 00; those of later versions may go on after a dash.

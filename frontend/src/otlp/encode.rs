@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::Outcome;
 use super::context::{SpanId, TraceId};
-use crate::api::random_u64;
+use crate::random::random_u64;
 
 /// `SpanKind` and `Status.code` as they are numbered.
 pub(super) const KIND_INTERNAL: u8 = 1;

@@ -1,7 +1,5 @@
 //! The fields chat and text completions share: sampling, lengths, stops, streaming, cache.
 
-use std::hash::{BuildHasher, RandomState};
-
 use arbora_runtime::request::{LogprobsWanted, SamplingParams, StopConditions};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -10,6 +8,7 @@ use super::constraint::Constraint;
 use super::deadlines::Deadlines;
 use super::error::ApiError;
 use super::fields::{Fields, FromJson, wrong_type};
+use crate::random::random_u64;
 
 /// Most completions of one prompt.
 pub const MAX_CHOICES: usize = 8;
@@ -203,17 +202,12 @@ fn sampling(f: &mut Fields, defaults: &SamplingParams) -> Result<SamplingParams,
             .unwrap_or(defaults.frequency_penalty),
         seed: f
             .optional::<i64>("seed")?
-            .map_or_else(random_seed, |seed| seed as u64),
+            .map_or_else(random_u64, |seed| seed as u64),
     };
     sampling
         .validate()
         .map_err(|bad| ApiError::invalid(bad.param, format!("{bad}.")))?;
     Ok(sampling)
-}
-
-/// A seed nobody chose: the standard library's per-process random keys, stepped at every call, are enough.
-pub fn random_seed() -> u64 {
-    RandomState::new().hash_one(0)
 }
 
 fn stop(f: &mut Fields, max_tokens: Option<usize>) -> Result<StopConditions, ApiError> {
