@@ -68,7 +68,8 @@ where
     pub async fn join(
         &self,
         key: &K,
-        (tenant, work): (usize, impl FnOnce() -> V + Send + 'static),
+        tenant: usize,
+        work: impl FnOnce() -> V + Send + 'static,
     ) -> Result<V, FlightError> {
         let mut landing = match self.0.in_flight.entry(key.clone()) {
             Entry::Occupied(place) => place.get().subscribe(),
@@ -233,7 +234,7 @@ mod tests {
                 end.recv().expect("the test lets it go")
             };
             (
-                tokio::spawn(async move { flights.join(&key, (tenant, work)).await }),
+                tokio::spawn(async move { flights.join(&key, tenant, work).await }),
                 sender,
             )
         }

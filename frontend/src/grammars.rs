@@ -54,7 +54,7 @@ pub struct Grammars {
 impl Grammars {
     /// No grammar yet, for a model of `n_vocab` tokens that `tokenizer` names and `stop_tokens` end, asked by
     /// `n_tenants`.
-    pub fn new(tokenizer: Arc<Tokenizer>, (n_vocab, stop_tokens): (usize, &[u32]), n_tenants: usize) -> Self {
+    pub fn new(tokenizer: Arc<Tokenizer>, n_vocab: usize, stop_tokens: &[u32], n_tenants: usize) -> Self {
         let is_text = |id: u32| {
             let is_named = (id as usize) < tokenizer.n_vocab();
             is_named && matches!(tokenizer.kind(id), TokenKind::Normal | TokenKind::UserDefined)
@@ -142,7 +142,7 @@ impl Grammars {
         let key = Arc::new(constraint.source.clone());
         let (kept, limits, source) = (Arc::clone(&self.kept), self.limits.clone(), Arc::clone(&key));
         let compile = move || with_text(&source, |text| kept.compile(text, &limits));
-        match self.flights.join(&key, (tenant, compile)).await {
+        match self.flights.join(&key, tenant, compile).await {
             Ok(Ok(grammar)) => Ok(grammar),
             Ok(Err(error)) => {
                 let param = &constraint.param;
@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     fn grammars() -> Grammars {
-        Grammars::new(Arc::new(Tokenizer::of_bytes(257)), (257, &[256]), 1)
+        Grammars::new(Arc::new(Tokenizer::of_bytes(257)), 257, &[256], 1)
     }
 
     fn regex(text: &str) -> Constraint {

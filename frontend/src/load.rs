@@ -76,8 +76,8 @@ pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> R
     let (tokenizer, decoder) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| {
             let tokenizer = Arc::new(file.tokenizer()?);
-            let words = (file.config().n_vocab, tokenizer.stop_token_ids());
-            let grammars = Grammars::new(Arc::clone(&tokenizer), words, limits.n_tenants);
+            let (n_vocab, stop_tokens) = (file.config().n_vocab, tokenizer.stop_token_ids());
+            let grammars = Grammars::new(Arc::clone(&tokenizer), n_vocab, stop_tokens, limits.n_tenants);
             Ok::<_, LoadError>((tokenizer, grammars))
         });
         let decoder = file.load_decoder(&mut backend, context, limits.forward_limits());

@@ -53,7 +53,7 @@ pub async fn chat_completions(
         _ => Answer::Exact,
     };
     let calls = match &tools {
-        Some(tools) => Some(ask_for_calls(&app, tools, (&mut options, tenant)).await?),
+        Some(tools) => Some(ask_for_calls(&app, tools, &mut options, tenant).await?),
         None => None,
     };
     options.constraint = options.constraint.map(|constraint| constraint.after(thinking));
@@ -109,7 +109,8 @@ pub(super) async fn prompt(
 async fn ask_for_calls(
     app: &App,
     tools: &Tools,
-    (options, tenant): (&mut Options, usize),
+    options: &mut Options,
+    tenant: usize,
 ) -> Result<CallStyle, ApiError> {
     let format = app.encoder.call_format().unwrap_or(CallFormat::Hermes);
     let otherwise = options.constraint.take();

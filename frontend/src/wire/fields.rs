@@ -79,6 +79,7 @@ impl Fields {
 
     /// A field as it is; `null` counts as missing.
     pub fn raw(&mut self, name: &str) -> Option<Value> {
+        // A test listens, to compare the fields that are read with those that the API's document lists.
         tracing::trace!(field = %self.path_of(name), "looked for");
         // The members that stay keep their order.
         self.map.shift_remove(name).filter(|v| !v.is_null())

@@ -132,7 +132,7 @@ impl Setup {
         let template = ChatTemplate::new(self.template, TemplateTokens::default()).expect("a template");
         let app = Arc::new(App {
             engine: engine.clone(),
-            grammars: Grammars::new(Arc::clone(&tokenizer), (n_vocab, &stops), n_tenants),
+            grammars: Grammars::new(Arc::clone(&tokenizer), n_vocab, &stops, n_tenants),
             encoder: Arc::new(PromptEncoder::new(Arc::clone(&tokenizer), Some(template))),
             token_bytes,
             named_bytes: Arc::new(tokenizer.named_bytes()),

@@ -112,7 +112,7 @@ fn begin(grammars: &Grammars, text: &str, whitespace: Whitespace) -> GrammarStat
 fn asks(n: usize, whitespace: Whitespace) -> Vec<Ask> {
     let tokenizer = Arc::clone(&MODEL.tokenizer);
     let stops = tokenizer.stop_token_ids().to_vec();
-    let grammars = Grammars::new(tokenizer, (MODEL.file.config().n_vocab, &stops), 1);
+    let grammars = Grammars::new(tokenizer, MODEL.file.config().n_vocab, &stops, 1);
     let states: Vec<GrammarState> = SCHEMAS
         .iter()
         .map(|(_, schema)| begin(&grammars, schema, whitespace))
