@@ -1,13 +1,21 @@
 """Arbora, llguidance and XGrammar on the same schemas and tokens, one after the other; prints a table.
 
-    python compare.py CONSTRAINED_BENCH FOLDER schemas.jsonl       FOLDER: what vocabulary.py wrote
+    python compare.py CONSTRAINED_BENCH FOLDER SCHEMAS [--wrong FILE] [--engines NAME,NAME]
+
+FOLDER is what vocabulary.py wrote. SCHEMAS has either a schema a line with its instances (`schema`, `valid`,
+`invalid`; each instance is tried as `json.dumps` writes it with and without escapes for what is not ASCII) or
+an instance a line (`id`, `schema`, `valid`, `text`), lines of a schema together; `.xz` is unpacked. A schema
+is right when it compiles, its valid instances are accepted and its invalid ones are not. `--wrong` lists the
+schemas that are not, with the reason.
 
 Needs the packages tokenizers and numpy, and for the peers llguidance and xgrammar; a peer that cannot be
-imported is left out. A schema is right when it compiles, its valid instances are accepted and its
-invalid ones are not, each as `json.dumps` writes it with and without escapes for what is not ASCII.
+imported is left out.
 """
 
+import argparse
+import itertools
 import json
+import lzma
 import subprocess
 import sys
 import time
@@ -42,6 +50,7 @@ class Arbora:
 
     def compile(self, schema):
         reply = self.ask(op="compile", id="", schema=schema, options={})
+        self.why = None if reply["ok"] else reply["error"]
         return reply["compile_us"] if reply["ok"] else None
 
     def again(self, schema):
@@ -55,6 +64,7 @@ class Arbora:
     def walk(self, tokens):
         reply = self.ask(op="walk", tokens=tokens, want=[])
         self.n_bytes = reply.get("n_bytes", 0)
+        self.why = reply.get("error")
         is_whole = reply["ok"] and reply["accepted"] == len(tokens) and reply["eos"]
         return is_whole, reply.get("mask_ns", []), reply.get("adv_ns", []), reply.get("ff", 0)
 
@@ -63,6 +73,7 @@ class Peer:
     """Common steps: a matcher with `fill`, `allows`, `take`."""
 
     n_bytes = None
+    why = None
 
     def n_resident(self):
         return resident("self")
@@ -149,36 +160,60 @@ class Xgrammar(Peer):
         self.matcher.accept_token(token)
 
 
-def run(engine, schemas, tokenizer):
+def texts_of(value):
+    """The ways to write an instance, and whether one is timed."""
+    return [(json.dumps(value, ensure_ascii=False), True), (json.dumps(value), False)]
+
+
+def read(path):
+    """Schemas in the file's order: `(id, schema, [(text, is_valid, is_timed)])`."""
+    lines = (lzma.open if path.endswith(".xz") else open)(path, "rt")
+    rows = (json.loads(line) for line in lines)
+    for key, group in itertools.groupby(rows, lambda row: row["id"]):
+        group = list(group)
+        if "text" in group[0]:
+            tries = [(row["text"], row["valid"], row["valid"]) for row in group]
+        else:
+            tries = [
+                (text, kind == "valid", is_timed and kind == "valid")
+                for kind in ["valid", "invalid"]
+                for value in group[0][kind]
+                for text, is_timed in texts_of(value)
+            ]
+        yield key, group[0]["schema"], tries
+
+
+def run(engine, schemas, tokenizer, wrong):
     compiles, firsts, masks, advances = [], [], [], []
     n_right = n_unsound = n_tokens = n_forced = 0
     sizes, n_resident = [], engine.n_resident()
-    for case in schemas:
-        took = engine.compile(json.dumps(case["schema"]))
+    for name, schema, tries in schemas:
+        took = engine.compile(json.dumps(schema))
         if took is None:
+            wrong.append(dict(engine=engine.name, id=name, what="not compiled", why=engine.why))
             continue
         compiles.append(took)
         is_right, is_first = True, True
-        for kind in ["valid", "invalid"]:
-            for value in case[kind]:
-                for is_ascii in [False, True]:
-                    text = json.dumps(value, ensure_ascii=is_ascii)
-                    tokens = tokenizer.encode(text, add_special_tokens=False).ids
-                    accepted, mask_ns, advance_ns, forced = engine.walk(tokens)
-                    is_right &= accepted == (kind == "valid")
-                    n_unsound += accepted and kind == "invalid"
-                    if not is_ascii and kind == "valid":
-                        if is_first:
-                            firsts.append(took + mask_ns[0] / 1e3)
-                        is_first = False
-                        masks += mask_ns
-                        advances += advance_ns
-                        n_tokens += len(tokens)
-                        n_forced += forced
+        for text, is_valid, is_timed in tries:
+            tokens = tokenizer.encode(text, add_special_tokens=False).ids
+            accepted, mask_ns, advance_ns, forced = engine.walk(tokens)
+            if accepted != is_valid:
+                what = "invalid accepted" if accepted else "valid refused"
+                wrong.append(dict(engine=engine.name, id=name, what=what, why=engine.why, n=len(mask_ns), text=text))
+                is_right = False
+            n_unsound += accepted and not is_valid
+            if is_timed:
+                if is_first and mask_ns:
+                    firsts.append(took + mask_ns[0] / 1e3)
+                is_first = False
+                masks += mask_ns
+                advances += advance_ns
+                n_tokens += len(tokens)
+                n_forced += forced
         n_right += is_right
         sizes.append(engine.n_bytes)
     growth = (engine.n_resident() - n_resident) / 1e6
-    again = [engine.again(json.dumps(case["schema"])) for case in schemas] if hasattr(engine, "again") else []
+    again = [engine.again(json.dumps(schema)) for _, schema, _ in schemas] if hasattr(engine, "again") else []
     again = [took for took in again if took is not None]
     row = [percentile(compiles, s) for s in (0.5, 0.95, 1)] + [percentile(firsts, 0.5)]
     row += [percentile(masks, s) / 1e3 for s in (0.5, 0.9, 0.99, 1)] + [numpy.mean(masks) / 1e3]
@@ -192,23 +227,37 @@ def run(engine, schemas, tokenizer):
 
 
 def main():
-    program, folder, path = sys.argv[1:]
-    schemas = [json.loads(line) for line in open(path)]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("program")
+    parser.add_argument("folder")
+    parser.add_argument("schemas")
+    parser.add_argument("--wrong")
+    parser.add_argument("--engines", default="arbora,llguidance,xgrammar")
+    asked = parser.parse_args()
+    program, folder = asked.program, asked.folder
+    schemas = list(read(asked.schemas))
     tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
     n_vocab = sum(1 for _ in open(f"{folder}/vocab.jsonl"))
     print(f"{len(schemas)} schemas, {time.strftime('%Y-%m-%d')}; all times in microseconds")
     print("| engine | compiled | compile p50 | p95 | max | first mask p50 | mask p50 | p90 | p99 | max | mean |"
           " advance p99 | repeated first mask p50 | right | unsound | jumped | grammar kB p50 / max | resident MB grown |")
     print("|" + "---|" * 18)
-    makers = [lambda: Arbora(program, folder, n_vocab), lambda: Llguidance(folder, n_vocab)]
-    makers.append(lambda: Xgrammar(folder, n_vocab))
-    for make in makers:
+    makers = {
+        "arbora": lambda: Arbora(program, folder, n_vocab),
+        "llguidance": lambda: Llguidance(folder, n_vocab),
+        "xgrammar": lambda: Xgrammar(folder, n_vocab),
+    }
+    wrong = []
+    for name in asked.engines.split(","):
         try:
-            engine = make()
+            engine = makers[name]()
         except (ImportError, ValueError) as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        run(engine, schemas, tokenizer)
+        run(engine, schemas, tokenizer, wrong)
+    if asked.wrong:
+        with open(asked.wrong, "w") as out:
+            out.writelines(json.dumps(line) + "\n" for line in wrong)
 
 
 main()
