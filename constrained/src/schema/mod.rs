@@ -10,6 +10,7 @@
 
 mod alternatives;
 mod arrays;
+mod dialect;
 mod disjoint;
 mod facts;
 mod format;
@@ -26,11 +27,12 @@ mod values;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use self::dialect::Dialect;
 use self::facts::{Goal, NameId, ScopeId, Target};
 use self::keywords::ALL;
 use self::resources::{RECURSIVE, Resources};
 use crate::dfa::Dfa;
-use crate::error::{CompileError, shorten};
+use crate::error::CompileError;
 use crate::hash::Map;
 use crate::ir::{Ir, NodeId, RuleId};
 use crate::json::{Document, Json, JsonId};
@@ -77,21 +79,10 @@ pub struct SchemaOptions {
     pub formats: FormatPolicy,
 }
 
-/// The rules that a schema is read by, in the order of their years.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Dialect {
-    Draft4,
-    Draft6,
-    Draft7,
-    Draft2019,
-    Draft2020,
-}
-
 struct Compiler<'a> {
     ir: &'a mut Ir,
     document: &'a Document,
     resources: Resources,
-    dialect: Dialect,
     formats: FormatPolicy,
     limits: &'a Limits,
     rules: Map<Vec<Goal>, RuleId>,
@@ -121,26 +112,14 @@ pub(crate) fn compile(
     limits: &Limits,
 ) -> Result<NodeId, CompileError> {
     let document = Document::parse(text, limits.max_source_depth)?;
-    let mut dialect = match options.draft {
+    let usual = match options.draft {
         Draft::Draft7 => Dialect::Draft7,
         Draft::Draft2020 => Dialect::Draft2020,
     };
-    if let Some(Json::String(named)) = document.member(0, "$schema").map(|id| &document[id]) {
-        let unknown = || CompileError::Unsupported {
-            pointer: "#".to_owned(),
-            keyword: "$schema".to_owned(),
-            why: format!(
-                "the dialect `{}` is unknown and may give keywords another meaning",
-                shorten(named)
-            ),
-        };
-        dialect = named_dialect(named).ok_or_else(unknown)?;
-    }
     let mut compiler = Compiler {
         ir,
         document: &document,
-        resources: Resources::new(&document, dialect),
-        dialect,
+        resources: Resources::new(&document, usual),
         formats: options.formats,
         limits,
         rules: Map::default(),
@@ -165,19 +144,6 @@ pub(crate) fn compile(
         compiler.ir.check_size("the schema")?;
     }
     Ok(root)
-}
-
-/// The rules that `$schema` names; `None` for a dialect that is not the standard's own.
-fn named_dialect(uri: &str) -> Option<Dialect> {
-    let path = uri.trim_end_matches('#').split_once("://json-schema.org/")?.1;
-    match path {
-        "draft-04/schema" => Some(Dialect::Draft4),
-        "draft-06/schema" => Some(Dialect::Draft6),
-        "draft-07/schema" => Some(Dialect::Draft7),
-        "draft/2019-09/schema" => Some(Dialect::Draft2019),
-        "draft/2020-12/schema" => Some(Dialect::Draft2020),
-        _ => None,
-    }
 }
 
 impl Compiler<'_> {
