@@ -37,6 +37,8 @@ pub(crate) struct Array {
     max: Option<u32>,
     /// When not empty: the items are distinct ones of these, at most 32.
     distinct: Vec<NodeId>,
+    /// Where `uniqueItems` stands, when items are compared as they are written.
+    unique_at: Option<Box<str>>,
     counters: Vec<Counter>,
     /// `[place][counters]`: numbers of further items that satisfy the counters; places are those of the
     /// prefix, then all others. Empty without counters.
@@ -55,9 +57,59 @@ impl Array {
             min,
             max,
             distinct: Vec::new(),
+            unique_at: None,
             counters: Vec::new(),
             completions: Vec::new(),
         }
+    }
+
+    /// The same with items that are all different; `at` is where that is asked for.
+    pub(crate) fn with_unique_items(self, at: &str) -> Self {
+        Self {
+            unique_at: Some(at.into()),
+            ..self
+        }
+    }
+
+    /// Whether items are compared with earlier ones.
+    pub(crate) fn is_unique(&self) -> bool {
+        self.unique_at.is_some()
+    }
+
+    pub(crate) fn unique_at(&self) -> Option<&str> {
+        self.unique_at.as_deref()
+    }
+
+    /// Whether items are counted by what they satisfy.
+    pub(crate) fn is_counted(&self) -> bool {
+        !self.counters.is_empty()
+    }
+
+    /// Whether the number of items alone makes endlessly many arrays.
+    pub(crate) fn is_endless(&self) -> bool {
+        self.max.is_none() && !self.rest.is_empty() && self.distinct.is_empty() && self.counters.is_empty()
+    }
+
+    /// What item `at` may be, distinct values apart.
+    pub(crate) fn variants(&self, at: u32) -> &[Variant] {
+        self.prefix.get(at as usize).unwrap_or(&self.rest)
+    }
+
+    /// First items that have a constraint of their own.
+    pub(crate) fn n_prefix(&self) -> u32 {
+        self.prefix.len() as u32
+    }
+
+    pub(crate) fn counters(&self) -> &[Counter] {
+        &self.counters
+    }
+
+    /// What items may be.
+    pub(crate) fn item_nodes(&self) -> impl Iterator<Item = NodeId> {
+        let variants = self.prefix.iter().chain([&self.rest]).flatten();
+        variants
+            .map(|variant| variant.item)
+            .chain(self.distinct.iter().copied())
     }
 
     /// Bytes of memory.
@@ -215,7 +267,7 @@ impl Array {
             .enumerate()
             .filter(move |(i, _)| used >> i & 1 == 0);
         let unused = unused.map(move |(i, value)| (*value, used | 1 << i));
-        let variants = self.prefix.get(n as usize).unwrap_or(&self.rest).iter();
+        let variants = self.variants(n).iter();
         let counted = variants.filter_map(move |variant| Some((variant.item, self.add(used, *variant)?)));
         let can = move |(_, used): &(NodeId, u32)| self.can_finish(n + 1, *used);
         unused

@@ -18,6 +18,7 @@ use crate::hash::{Map, SmallSet};
 use crate::ir::Ir;
 use crate::limits::Limits;
 use crate::mask::TokenMask;
+use crate::memory::UNSEEN;
 use crate::pieces::{only_rest, text_piece, ways};
 use crate::step::{Leaf, Reading, StackId};
 use crate::sweep::{
@@ -42,7 +43,8 @@ impl Asked<'_> {
     }
 }
 
-enum Stop {
+#[derive(Debug)]
+pub(crate) enum Stop {
     TooMuchWork,
     /// More leaves were entered than readings may be alive, or would have to be.
     StepTheSet,
@@ -56,11 +58,24 @@ impl From<TooMuchWork> for Stop {
 
 /// A point to go on from: what is longer than `node` follows the leaf that ended there.
 #[derive(Clone, Copy)]
-struct Onward {
+pub(crate) struct Onward {
     /// `None` is the root.
-    node: Option<u32>,
-    is_end: bool,
-    stack: StackId,
+    pub(crate) node: Option<u32>,
+    pub(crate) is_end: bool,
+    pub(crate) stack: StackId,
+    /// Whether what follows must be looked at again, byte by byte.
+    pub(crate) is_unsure: bool,
+}
+
+impl Onward {
+    fn root(stack: StackId) -> Self {
+        Self {
+            node: None,
+            is_end: false,
+            stack,
+            is_unsure: false,
+        }
+    }
 }
 
 /// A mask in the making; empty between masks, kept for its memory.
@@ -68,8 +83,10 @@ struct Onward {
 pub(crate) struct Filling {
     pub(crate) parts: Vec<Known>,
     pub(crate) extras: Vec<u32>,
-    found: Found,
-    n_entered: usize,
+    /// Tokens that may come, or not.
+    pub(crate) unsure: Vec<u32>,
+    pub(crate) found: Found,
+    pub(crate) n_entered: usize,
 }
 
 /// The work of one closure in steps of a sweep.
@@ -117,42 +134,53 @@ impl Tables {
         let mut onward = Vec::new();
         let has_text = |leaf| !matches!(leaf, Leaf::Done | Leaf::Token { .. });
         for reading in readings.iter().filter(|reading| has_text(reading.leaf)) {
-            let piece = self.piece(asked, reading, filling)?;
-            for way in &piece.ways {
-                let stack = self.after_piece(asked.ir, reading, way.way);
-                let node = |node: &u32| Onward {
-                    node: Some(*node),
-                    is_end: false,
-                    stack,
-                };
-                onward.extend(way.nodes.iter().map(node));
-                if way.is_dense && self.stacks.has_leaf(asked.ir, stack) {
-                    return Err(Stop::StepTheSet);
-                }
-                if way.here.is_empty() && way.suffixes.is_none() {
-                    continue;
-                }
-                if !way.here.is_empty() && self.stacks.can_follow(asked.ir, stack) {
-                    filling.extras.extend(&way.here);
-                }
-                if let Some(suffixes) = &way.suffixes {
-                    let root = Onward {
-                        node: None,
-                        is_end: false,
-                        stack,
-                    };
-                    self.follow(asked, suffixes, vec![root], filling)?;
-                }
-            }
-            if filling.parts.iter().all(|part| part.id != piece.inside.id) {
-                filling.parts.push(piece.inside.clone());
+            if self.stacks.entries[reading.stack as usize].keeps_text {
+                self.fill_distinct(asked, reading, filling)?;
+            } else {
+                self.fill_reading(asked, reading, filling, &mut onward)?;
             }
         }
-        self.follow(asked, asked.vocabulary.trie(), onward, filling)
+        self.follow(asked, asked.vocabulary.trie(), onward, filling)?;
+        self.settle_unsure(asked, state, filling)
+    }
+
+    /// Adds what `reading`'s leaf allows, and the points from which tokens go on after it to `onward`.
+    pub(crate) fn fill_reading(
+        &mut self,
+        asked: Asked<'_>,
+        reading: &Reading,
+        filling: &mut Filling,
+        onward: &mut Vec<Onward>,
+    ) -> Result<(), Stop> {
+        let piece = self.piece(asked, reading, filling)?;
+        for way in &piece.ways {
+            let stack = self.after_piece(asked.ir, reading, way.way);
+            let node = |node: &u32| Onward {
+                node: Some(*node),
+                ..Onward::root(stack)
+            };
+            onward.extend(way.nodes.iter().map(node));
+            if way.is_dense && self.stacks.has_leaf(asked.ir, stack) {
+                return Err(Stop::StepTheSet);
+            }
+            if way.here.is_empty() && way.suffixes.is_none() {
+                continue;
+            }
+            if !way.here.is_empty() && self.stacks.can_follow(asked.ir, stack) {
+                filling.extras.extend(&way.here);
+            }
+            if let Some(suffixes) = &way.suffixes {
+                self.follow(asked, suffixes, vec![Onward::root(stack)], filling)?;
+            }
+        }
+        if filling.parts.iter().all(|part| part.id != piece.inside.id) {
+            filling.parts.push(piece.inside.clone());
+        }
+        Ok(())
     }
 
     /// Follows tokens of `trie` from leaf to leaf.
-    fn follow(
+    pub(crate) fn follow(
         &mut self,
         asked: Asked<'_>,
         trie: &Trie,
@@ -161,8 +189,9 @@ impl Tables {
     ) -> Result<(), Stop> {
         let mut seen = SmallSet::new();
         let mut least: Map<(Option<u32>, StackId), u32> = Map::default();
-        while let Some(Onward { node, is_end, stack }) = onward.pop() {
-            if !seen.insert((node, stack)) {
+        while let Some(point) = onward.pop() {
+            let Onward { node, stack, .. } = point;
+            if !seen.insert((node, stack, point.is_unsure)) {
                 continue;
             }
             // Whoever has repeated less can do all that the others can.
@@ -177,23 +206,29 @@ impl Tables {
             let readings = self.stacks.continuation(asked.ir, stack);
             filling.enter(readings.len(), asked.limits)?;
             let node = node.map(|node| node as usize);
-            if is_end && !readings.is_empty() {
+            if point.is_end && !readings.is_empty() {
+                let mut doubts = readings.iter();
+                let is_unsure =
+                    point.is_unsure || doubts.all(|reading| self.stacks.is_unsure(asked.ir, stack, reading));
                 let node = node.expect("a leaf takes a byte");
-                filling.extras.extend(trie.tokens_at(node));
+                filling.tokens(is_unsure).extend(trie.tokens_at(node));
             }
             for reading in readings.iter() {
+                let is_unsure = point.is_unsure || self.stacks.is_unsure(asked.ir, stack, reading);
                 self.sweep_leaf(asked, reading, trie, node, &mut filling.found)?;
-                let found = &mut filling.found;
-                for (begin, end) in found.ranges.drain(..) {
-                    filling
-                        .extras
-                        .extend(&trie.tokens()[begin as usize..end as usize]);
+                let mut ranges = std::mem::take(&mut filling.found.ranges);
+                for (begin, end) in ranges.drain(..) {
+                    let tokens = &trie.tokens()[begin as usize..end as usize];
+                    filling.tokens(is_unsure).extend(tokens);
                 }
-                for exit in found.exits.drain(..) {
+                filling.found.ranges = ranges;
+                for exit in filling.found.exits.drain(..) {
+                    let stack = self.stacks.after(asked.ir, reading, exit.way);
                     onward.push(Onward {
                         node: Some(exit.node),
                         is_end: exit.is_end,
-                        stack: self.stacks.after(asked.ir, reading, exit.way),
+                        stack: self.stacks.within_token(stack),
+                        is_unsure,
                     });
                 }
             }
@@ -239,15 +274,11 @@ impl Tables {
             Leaf::Key {
                 object,
                 node,
-                first,
-                last,
-                ..
+                members,
             } => {
-                let trie_of_keys = &ir.objects[object as usize].trie;
                 let mut machine = KeyMachine {
-                    trie: trie_of_keys,
-                    first,
-                    last,
+                    trie: &ir.objects[object as usize].trie,
+                    allowed: &self.stacks.records.standing(members).keys,
                 };
                 sweep(&mut machine, node, trie, from, found)
             }
@@ -289,9 +320,8 @@ impl Tables {
                 let essence = asked.ir.texts[text as usize].essence(place, max_chars);
                 Some(self.text_fragment(asked, text).at(essence))
             }
-            Leaf::Key { .. } => {
-                only_rest(asked.ir, reading.leaf).map(|(_, rest)| PieceKey::Literal(rest.into()))
-            }
+            Leaf::Key { .. } => only_rest(asked.ir, &self.stacks.records, reading.leaf)
+                .map(|(_, rest)| PieceKey::Literal(rest.into())),
         };
         let own_key = (reading.leaf, self.may_leave(asked.ir, reading));
         let known = match &key {
@@ -359,7 +389,7 @@ impl Tables {
 
     /// As [`crate::step::Stacks::after`], where `way` is one of a piece.
     fn after_piece(&mut self, ir: &Ir, reading: &Reading, way: u32) -> StackId {
-        let way = only_rest(ir, reading.leaf).map_or(way, |(key, _)| key);
+        let way = only_rest(ir, &self.stacks.records, reading.leaf).map_or(way, |(key, _)| key);
         self.stacks.after(ir, reading, way)
     }
 
@@ -411,16 +441,18 @@ impl Tables {
                 return true;
             }
             for exit in found.exits.drain(..) {
+                let stack = self.stacks.after(asked.ir, reading, exit.way);
                 onward.push(Onward {
                     node: Some(exit.node),
                     is_end: exit.is_end,
-                    stack: self.stacks.after(asked.ir, reading, exit.way),
+                    ..Onward::root(self.stacks.with_texts(stack, |_, _| UNSEEN))
                 });
             }
         }
         // Where it cannot be told, a draft is cut too short rather than too long.
         self.follow(asked, trie, onward, &mut filling).is_err()
             || !filling.extras.is_empty()
+            || !filling.unsure.is_empty()
             || self.stacks.is_too_many
     }
 }
@@ -488,10 +520,19 @@ impl Filling {
     fn begin(&mut self, asked: Asked<'_>) {
         self.parts.clear();
         self.extras.clear();
+        self.unsure.clear();
         self.found.ranges.clear();
         self.found.exits.clear();
         self.found.n_left = asked.max_work();
         self.n_entered = 0;
+    }
+
+    fn tokens(&mut self, is_unsure: bool) -> &mut Vec<u32> {
+        if is_unsure {
+            &mut self.unsure
+        } else {
+            &mut self.extras
+        }
     }
 
     fn enter(&mut self, n: usize, limits: &Limits) -> Result<(), Stop> {

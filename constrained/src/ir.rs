@@ -17,9 +17,10 @@ use crate::dfa::{Classes, Dfa};
 use crate::error::CompileError;
 use crate::free_text::FreeText;
 use crate::hash::Map;
-use crate::keys::KeyTrie;
 use crate::limits::Limits;
+pub(crate) use crate::object::{Choice, Key, Object};
 use crate::pattern::{self, Bounds};
+use crate::plenty::Plenty;
 use crate::text::TextSpec;
 use crate::tokens::TokenSet;
 use crate::vocabulary::Vocabulary;
@@ -47,28 +48,6 @@ pub(crate) enum Node {
     /// One token, by its number.
     Token(u32),
     Free(u32),
-}
-
-/// One declared property.
-#[derive(Clone, Debug)]
-pub(crate) struct Key {
-    pub(crate) name: String,
-    pub(crate) value: NodeId,
-    pub(crate) is_required: bool,
-}
-
-/// An object: its declared keys in order, then any number of extra ones.
-#[derive(Clone, Debug)]
-pub(crate) struct Object {
-    pub(crate) keys: Vec<Key>,
-    pub(crate) trie: KeyTrie,
-    /// Texts of further keys, disjoint from the declared ones, and their values.
-    pub(crate) extras: Vec<(NodeId, NodeId)>,
-    /// When given: the object's last member must be one of these. Of a name written twice the last value
-    /// counts, so this one does.
-    pub(crate) closing: Option<Vec<(NodeId, NodeId)>>,
-    pub(crate) min: u32,
-    pub(crate) max: Option<u32>,
 }
 
 /// Punctuation with the whitespace that may surround it.
@@ -102,6 +81,8 @@ pub(crate) struct Ir {
     pub(crate) punctuation: Punctuation,
     pub(crate) root: NodeId,
     pub(crate) is_productive: Vec<bool>,
+    /// How many values there are, where some must be distinct.
+    pub(crate) plenty: Option<Plenty>,
     pub(crate) classes: Classes,
     is_spelled: [bool; 256],
     cache: Arc<Cache>,
@@ -141,6 +122,7 @@ impl Ir {
             punctuation: none,
             root: 0,
             is_productive: Vec::new(),
+            plenty: None,
             classes: Classes::by(|_| ()),
             is_spelled: *vocabulary.is_spelled(),
             cache: vocabulary.cache().clone(),
@@ -312,22 +294,14 @@ impl Ir {
             Node::Seq(parts) | Node::Alt(parts) => 2 * (size_of::<Node>() + parts.len() * 4),
             _ => 2 * size_of::<Node>(),
         };
-        let of_object = |object: &Object| {
-            let closing = object.closing.as_ref().map_or(0, Vec::len);
-            let names: usize = object.keys.iter().map(|key| key.name.len()).sum();
-            names
-                + object.keys.len() * size_of::<Key>()
-                + object.trie.n_bytes()
-                + (object.extras.len() + closing) * 8
-        };
         self.nodes.iter().map(of_node).sum::<usize>()
             + self.dfas.iter().map(|dfa| dfa.n_bytes()).sum::<usize>()
             + self.texts.iter().map(|text| text.n_bytes()).sum::<usize>()
-            + self.objects.iter().map(of_object).sum::<usize>()
+            + self.objects.iter().map(Object::n_bytes).sum::<usize>()
             + self.arrays.iter().map(Array::n_bytes).sum::<usize>()
             + self.token_sets.iter().map(|set| 2 * set.n_bytes()).sum::<usize>()
             + self.free_texts.iter().map(FreeText::n_bytes).sum::<usize>()
-            + self.objects.len() * size_of::<Object>()
+            + self.plenty.as_ref().map_or(0, Plenty::n_bytes)
             + self.rules.len() * 4
     }
 
@@ -347,19 +321,10 @@ impl Ir {
     pub(crate) fn finish(mut self, root: NodeId) -> Result<Self, CompileError> {
         self.check_size("the whole grammar")?;
         self.root = root;
+        self.prepare_distinct();
         self.is_productive = self.fixpoint(Self::produces);
         for object in &mut self.objects {
-            let is_productive = &self.is_productive;
-            let is_open = |(key, value): &(NodeId, NodeId)| {
-                is_productive[*key as usize] && is_productive[*value as usize]
-            };
-            object.extras.retain(is_open);
-            object
-                .closing
-                .iter_mut()
-                .for_each(|closing| closing.retain(is_open));
-            object.keys.retain(|key| is_productive[key.value as usize]);
-            object.trie = KeyTrie::new(object.keys.iter().map(|key| key.name.as_str()));
+            object.finish(|part| self.is_productive[part as usize]);
         }
         for array in &mut self.arrays {
             array.finish(|item| self.is_productive[item as usize]);
@@ -372,7 +337,12 @@ impl Ir {
         let is_nullable = self.fixpoint(Self::matches_nothing);
         self.check_repeats(&is_nullable)?;
         self.check_left_recursion(&is_nullable)?;
-        self.classes = self.all_classes();
+        self.count_distinct()?;
+        // Where texts are kept, no two bytes do the same.
+        self.classes = match self.plenty {
+            None => self.all_classes(),
+            Some(_) => Classes::by(|byte| byte),
+        };
         self.has_tokens |= !self.token_sets.is_empty();
         Ok(self)
     }
@@ -406,7 +376,7 @@ impl Ir {
             Node::Alt(parts) => parts.iter().any(is),
             Node::Repeat { body, min, .. } => *min == 0 || is(body),
             Node::Rule(rule) => is(&self.rules[*rule as usize]),
-            Node::Object(object) => self.objects[*object as usize].produces(is),
+            Node::Object(object) => self.objects[*object as usize].produces(|part| is(&part)),
             Node::Array(array) => self.arrays[*array as usize].produces(|item| is(&item)),
             Node::Token(_) => true,
             Node::Free(free) => self.free_texts[*free as usize].produces(is),
@@ -520,25 +490,6 @@ impl Ir {
             object.trie.mark_bytes(&mut is_alone);
         }
         classes.refine(&Classes::by(|byte| is_alone[usize::from(byte)].then_some(byte)))
-    }
-}
-
-impl Object {
-    fn produces(&self, is: impl Fn(&NodeId) -> bool) -> bool {
-        let n_required = self.keys.iter().filter(|key| key.is_required).count();
-        let n_possible = self.keys.iter().filter(|key| is(&key.value)).count();
-        let is_any =
-            |members: &Vec<(NodeId, NodeId)>| members.iter().any(|(key, value)| is(key) && is(value));
-        let n_last = u32::from(self.closing.is_some());
-        let is_open = n_last == 1 || is_any(&self.extras);
-        let all_required = self.keys.iter().all(|key| !key.is_required || is(&key.value));
-        let most = n_possible + usize::from(is_open);
-        all_required
-            && self.closing.as_ref().is_none_or(is_any)
-            && self
-                .max
-                .is_none_or(|max| n_required + n_last as usize <= max as usize && self.min <= max)
-            && most >= self.min as usize
     }
 }
 

@@ -1,11 +1,11 @@
 //! The declared keys of one object as a prefix tree over their JSON spelling, quotes included.
 //!
-//! Keys are written in the schema's order. What may come next is therefore a range of key numbers, and every
-//! node knows the numbers below it.
+//! What may come next is a set of key numbers, and every node knows the numbers below it.
 
 use std::fmt::Write;
 
 use crate::dfa::{ByteSet, bytes_of};
+use crate::object::Allowed;
 
 #[derive(Clone, Debug, Default)]
 struct KeyNode {
@@ -53,13 +53,12 @@ impl KeyTrie {
         self.nodes[at].key = Some(key);
     }
 
-    /// The node after `byte`, when a key of number `first ..= last` lies below it.
-    pub(crate) fn step(&self, node: u32, byte: u8, first: u32, last: u32) -> Option<u32> {
+    /// The node after `byte`, when a key that is `allowed` lies below it.
+    pub(crate) fn step(&self, node: u32, byte: u8, allowed: &Allowed) -> Option<u32> {
         let children = &self.nodes[node as usize].children;
         let (_, child) = children.iter().find(|(edge, _)| *edge == byte)?;
         let keys = &self.nodes[*child as usize].keys;
-        let at = keys.partition_point(|key| *key < first);
-        keys.get(at).is_some_and(|key| *key <= last).then_some(*child)
+        allowed.find(keys, 0).map(|_| *child)
     }
 
     /// The bytes on the edges below `node`.
@@ -67,12 +66,16 @@ impl KeyTrie {
         bytes_of(self.nodes[node as usize].children.iter().map(|(byte, _)| *byte))
     }
 
-    /// The key below `node`, when there is only one of number `first ..= last`.
-    pub(crate) fn only_key(&self, node: u32, first: u32, last: u32) -> Option<u32> {
+    /// Numbers of the keys below `node` and at it, ascending.
+    pub(crate) fn keys(&self, node: u32) -> &[u32] {
+        &self.nodes[node as usize].keys
+    }
+
+    /// The key below `node`, when there is only one that is `allowed`.
+    pub(crate) fn only_key(&self, node: u32, allowed: &Allowed) -> Option<u32> {
         let keys = &self.nodes[node as usize].keys;
-        let at = keys.partition_point(|key| *key < first);
-        let in_range = |at: usize| keys.get(at).copied().filter(|key| *key <= last);
-        in_range(at).filter(|_| in_range(at + 1).is_none())
+        let at = allowed.find(keys, 0)?;
+        allowed.find(keys, at + 1).is_none().then_some(keys[at])
     }
 
     /// What must follow from `node` to the end of key `key`, unless it has two spellings from here.
@@ -157,15 +160,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_keys_in_range_are_reachable() {
+    fn only_keys_that_are_allowed_are_reachable() {
         let trie = KeyTrie::new(["ab", "ac", "b"].into_iter());
-        let walk = |text: &str, first, last| {
+        let walk = |text: &str, allowed: &Allowed| {
             text.bytes()
-                .try_fold(0, |node, byte| trie.step(node, byte, first, last))
+                .try_fold(0, |node, byte| trie.step(node, byte, allowed))
         };
-        assert_eq!(walk("\"ac\"", 0, 2).and_then(|node| trie.key_at(node)), Some(1));
-        assert!(walk("\"a", 2, 2).is_none() && walk("\"ab", 1, 2).is_none());
-        assert!(walk("\"b\"", 2, 2).is_some());
+        for (allowed, only) in [
+            (Allowed::Range(0, 2), None),
+            (Allowed::Range(1, 1), Some(1)),
+            (Allowed::Set([0b110].into()), None),
+            (Allowed::Set([0b010].into()), Some(1)),
+        ] {
+            assert_eq!(
+                walk("\"ac\"", &allowed).and_then(|node| trie.key_at(node)),
+                Some(1)
+            );
+            assert_eq!(trie.only_key(0, &allowed), only, "{allowed:?}");
+        }
+        for allowed in [Allowed::Range(2, 2), Allowed::Set([0b100].into())] {
+            assert!(walk("\"a", &allowed).is_none() && walk("\"b\"", &allowed).is_some());
+        }
+        assert!(walk("\"", &Allowed::Nothing).is_none());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::fill::Asked;
 use crate::hash::SmallSet;
 use crate::ir::Ir;
 use crate::mask::TokenMask;
+use crate::records::Records;
 use crate::step::Leaf;
 use crate::sweep::{Exit, Found, TextMachine, TooMuchWork, sweep};
 use crate::text::Place;
@@ -37,19 +38,17 @@ impl Found {
 }
 
 /// The only key that can come, and what is left of it.
-pub(crate) fn only_rest(ir: &Ir, leaf: Leaf) -> Option<(u32, Vec<u8>)> {
+pub(crate) fn only_rest(ir: &Ir, records: &Records, leaf: Leaf) -> Option<(u32, Vec<u8>)> {
     let Leaf::Key {
         object,
         node,
-        first,
-        last,
-        ..
+        members,
     } = leaf
     else {
         return None;
     };
     let trie = &ir.objects[object as usize].trie;
-    let key = trie.only_key(node, first, last)?;
+    let key = trie.only_key(node, &records.standing(members).keys)?;
     Some((key, trie.rest_of(node, key)?))
 }
 

@@ -5,10 +5,13 @@
 
 use std::sync::Arc;
 
+use crate::closure::Closure;
 use crate::dfa::DEAD;
-use crate::hash::{Map, SmallSet};
-use crate::ir::{Ir, Node, NodeId};
+use crate::hash::Map;
+use crate::ir::{Ir, NodeId};
 use crate::limits::Limits;
+use crate::memory::{NONE, TextId};
+use crate::records::{ItemsId, MembersId, Records};
 use crate::text::{Moved, Place};
 
 pub(crate) type StackId = u32;
@@ -32,32 +35,57 @@ pub(crate) enum Frame {
     FirstKey {
         object: u32,
     },
-    /// A comma was written; keys from `at` on may follow.
+    /// A comma was written.
     Key {
-        object: u32,
-        at: u32,
-        n: u32,
+        members: MembersId,
+    },
+    /// The name of an extra member, which differs from earlier ones and of which `text` was written.
+    Name {
+        members: MembersId,
+        extra: u32,
+        text: TextId,
+    },
+    /// A name and its colon were written; extra members are numbered after the declared keys.
+    Value {
+        members: MembersId,
+        key: u32,
     },
     /// A member is complete.
     Member {
-        object: u32,
-        at: u32,
-        n: u32,
+        members: MembersId,
     },
     FirstItem {
         array: u32,
     },
+    /// A comma was written.
     Item {
-        array: u32,
-        n: u32,
-        used: u32,
+        items: ItemsId,
     },
-    /// An item is complete; `used` are the distinct values written so far.
+    /// An item is complete; where items are distinct, `text` was written of it and the values are those
+    /// before it.
     AfterItem {
-        array: u32,
-        n: u32,
-        used: u32,
+        items: ItemsId,
+        text: TextId,
     },
+}
+
+impl Frame {
+    /// What was written of the part above, where that is kept.
+    pub(crate) fn text(self) -> Option<TextId> {
+        match self {
+            Self::Name { text, .. } | Self::AfterItem { text, .. } => Some(text).filter(|text| *text != NONE),
+            _ => None,
+        }
+    }
+
+    /// The frame with another text, where it keeps one.
+    pub(crate) fn with_text(self, text: TextId) -> Self {
+        match self {
+            Self::Name { members, extra, .. } => Self::Name { members, extra, text },
+            Self::AfterItem { items, .. } => Self::AfterItem { items, text },
+            other => other,
+        }
+    }
 }
 
 /// One way to read the output so far.
@@ -87,13 +115,11 @@ pub(crate) enum Leaf {
         free: u32,
         state: u32,
     },
-    /// A declared key, one of `first ..= last`; `n` members precede it.
+    /// A declared key, one that may follow `members`.
     Key {
         object: u32,
         node: u32,
-        first: u32,
-        last: u32,
-        n: u32,
+        members: MembersId,
     },
 }
 
@@ -101,17 +127,20 @@ pub(crate) enum Leaf {
 pub(crate) struct Entry {
     pub(crate) frame: Frame,
     pub(crate) below: StackId,
-    depth: u32,
+    pub(crate) depth: u32,
+    /// Whether this frame or one below keeps a text.
+    pub(crate) keeps_text: bool,
 }
 
 /// All stacks seen so far. Number 0 is the empty one.
 #[derive(Debug)]
 pub(crate) struct Stacks {
     pub(crate) entries: Vec<Entry>,
+    pub(crate) records: Records,
     ids: Map<(Frame, StackId), StackId>,
-    max_depth: u32,
+    pub(crate) max_depth: u32,
     /// Parts that may be entered or left between two bytes.
-    max_tasks: usize,
+    pub(crate) max_tasks: usize,
     /// Whether readings were dropped because there were too many ways to go on.
     pub(crate) is_too_many: bool,
     /// Whether a reading was dropped for its depth since this was last cleared.
@@ -125,9 +154,11 @@ impl Stacks {
             frame: Frame::Then(0),
             below: BOTTOM,
             depth: 0,
+            keeps_text: false,
         };
         Self {
             entries: vec![bottom],
+            records: Records::new(),
             ids: Map::default(),
             max_depth: limits.max_output_depth,
             max_tasks: limits.max_readings.saturating_mul(8),
@@ -138,15 +169,22 @@ impl Stacks {
     }
 
     pub(crate) fn n_bytes(&self) -> usize {
-        self.entries.len() * 96
+        self.entries.len() * 96 + self.records.n_bytes()
     }
 
     pub(crate) fn push(&mut self, frame: Frame, below: StackId) -> StackId {
         let fresh = self.entries.len() as u32;
         let id = *self.ids.entry((frame, below)).or_insert(fresh);
         if id == fresh {
-            let depth = self.entries[below as usize].depth + 1;
-            self.entries.push(Entry { frame, below, depth });
+            let Entry {
+                depth, keeps_text, ..
+            } = self.entries[below as usize];
+            self.entries.push(Entry {
+                frame,
+                below,
+                depth: depth + 1,
+                keeps_text: keeps_text || frame.text().is_some(),
+            });
             self.continuations.push(None);
         }
         id
@@ -171,46 +209,64 @@ impl Stacks {
             .fold(BOTTOM, |stack, frame| self.push(*frame, stack))
     }
 
-    /// The readings with which a grammar begins.
-    pub(crate) fn start(&mut self, ir: &Ir) -> Vec<Reading> {
-        let mut closure = Closure::new(self, ir);
-        closure.enter(ir.root, BOTTOM);
-        closure.finish()
+    /// The readings with which `node` begins, alone.
+    pub(crate) fn begin(&mut self, ir: &Ir, node: NodeId) -> Vec<Reading> {
+        Closure::entering(self, ir, node)
     }
 
     /// Adds to `out` what `reading` becomes after `byte`.
     pub(crate) fn step(&mut self, ir: &Ir, reading: &Reading, byte: u8, out: &mut Vec<Reading>) {
+        if self.entries[reading.stack as usize].keeps_text {
+            return self.step_keeping(ir, reading, byte, out);
+        }
+        let next = self.step_leaf(ir, reading, byte, out);
+        out.extend(next);
+    }
+
+    /// Takes `byte`, which every text that is kept in the stack already has: adds to `out` what may come where
+    /// the leaf may be complete, and returns how the leaf goes on.
+    pub(crate) fn step_leaf(
+        &mut self,
+        ir: &Ir,
+        reading: &Reading,
+        byte: u8,
+        out: &mut Vec<Reading>,
+    ) -> Option<Reading> {
         let stack = reading.stack;
         let leaf = match reading.leaf {
-            Leaf::Done | Leaf::Token { .. } => return,
+            Leaf::Done | Leaf::Token { .. } => return None,
             Leaf::Dfa { dfa, state } => {
                 let automaton = &ir.dfas[dfa as usize];
                 let state = automaton.step(state, byte);
                 if state == DEAD {
-                    return;
+                    return None;
                 }
                 if automaton.is_accepting(state) {
                     self.resume(ir, stack, out);
                 }
                 if !automaton.has_edges(state) {
-                    return;
+                    return None;
                 }
                 Leaf::Dfa { dfa, state }
             }
             Leaf::Text { text, place } => match ir.texts[text as usize].step(place, byte) {
-                Moved::Dead => return,
+                Moved::Dead => return None,
                 Moved::To(place) => Leaf::Text { text, place },
-                Moved::End => return self.resume(ir, stack, out),
+                Moved::End => {
+                    self.resume(ir, stack, out);
+                    return None;
+                }
             },
             Leaf::Free { free, state } => {
                 let shape = &ir.free_texts[free as usize];
                 let state = ir.dfas[shape.dfa as usize].step(state, byte);
                 if state == DEAD {
-                    return;
+                    return None;
                 }
                 if shape.after(state).is_some() {
                     let marked = self.after(ir, reading, state);
-                    return self.resume(ir, marked, out);
+                    self.resume(ir, marked, out);
+                    return None;
                 }
                 if shape.may_end(state) {
                     self.resume(ir, stack, out);
@@ -220,28 +276,23 @@ impl Stacks {
             Leaf::Key {
                 object,
                 node,
-                first,
-                last,
-                n,
+                members,
             } => {
-                let shape = &ir.objects[object as usize];
-                let Some(node) = shape.trie.step(node, byte, first, last) else {
-                    return;
-                };
-                if let Some(key) = shape.trie.key_at(node) {
+                let trie = &ir.objects[object as usize].trie;
+                let node = trie.step(node, byte, &self.records.standing(members).keys)?;
+                if let Some(key) = trie.key_at(node) {
                     let colon = self.after(ir, reading, key);
-                    return self.resume(ir, colon, out);
+                    self.resume(ir, colon, out);
+                    return None;
                 }
                 Leaf::Key {
                     object,
                     node,
-                    first,
-                    last,
-                    n,
+                    members,
                 }
             }
         };
-        out.push(Reading { leaf, stack });
+        Some(Reading { leaf, stack })
     }
 
     /// The stack that begins with `node`, above `stack`.
@@ -252,25 +303,17 @@ impl Stacks {
     /// The stack that is on once the leaf of `reading` is complete; of several keys it was number `way`, of a
     /// free text's states it is that of the marker.
     pub(crate) fn after(&mut self, ir: &Ir, reading: &Reading, way: u32) -> StackId {
-        let (object, n) = match reading.leaf {
-            Leaf::Key { object, n, .. } => (object, n),
-            Leaf::Free { free, .. } => {
-                return match ir.free_texts[free as usize].after(way) {
-                    Some(node) => self.push(Frame::Then(node), reading.stack),
-                    None => reading.stack,
-                };
+        match reading.leaf {
+            Leaf::Key { members, .. } => {
+                let value = self.push(Frame::Value { members, key: way }, reading.stack);
+                self.push(Frame::Then(ir.punctuation.colon), value)
             }
-            _ => return reading.stack,
-        };
-        let shape = &ir.objects[object as usize];
-        let member = Frame::Member {
-            object,
-            at: way + 1,
-            n: shape.counted(n + 1),
-        };
-        let member = self.push(member, reading.stack);
-        let value = self.push(Frame::Then(shape.keys[way as usize].value), member);
-        self.push(Frame::Then(ir.punctuation.colon), value)
+            Leaf::Free { free, .. } => match ir.free_texts[free as usize].after(way) {
+                Some(node) => self.push(Frame::Then(node), reading.stack),
+                None => reading.stack,
+            },
+            _ => reading.stack,
+        }
     }
 
     /// Adds what may come once everything above `stack` is complete.
@@ -288,9 +331,9 @@ impl Stacks {
         }
         let was_too_deep = std::mem::replace(&mut self.is_too_deep, false);
         let was_too_many = std::mem::replace(&mut self.is_too_many, false);
-        let mut closure = Closure::new(self, ir);
-        closure.todo.push(Task::Pop(stack));
-        let readings: Arc<[Reading]> = closure.finish().into();
+        let mut readings = Closure::above(self, ir, stack);
+        readings.retain(|reading| self.is_alive(ir, reading));
+        let readings: Arc<[Reading]> = readings.into();
         // What was cut at a limit must be cut, and noted, again.
         if !self.is_too_deep && !self.is_too_many {
             self.continuations[stack as usize] = Some(readings.clone());
@@ -310,233 +353,5 @@ impl Stacks {
     /// Whether anything may, or the output may end there.
     pub(crate) fn can_follow(&mut self, ir: &Ir, stack: StackId) -> bool {
         !self.continuation(ir, stack).is_empty()
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Task {
-    Enter(NodeId, StackId),
-    Pop(StackId),
-}
-
-/// Follows what needs no byte.
-struct Closure<'a> {
-    stacks: &'a mut Stacks,
-    ir: &'a Ir,
-    todo: Vec<Task>,
-    seen: SmallSet<Task>,
-    found: Vec<Reading>,
-}
-
-impl<'a> Closure<'a> {
-    fn new(stacks: &'a mut Stacks, ir: &'a Ir) -> Self {
-        Self {
-            stacks,
-            ir,
-            todo: Vec::new(),
-            seen: SmallSet::new(),
-            found: Vec::new(),
-        }
-    }
-
-    fn finish(mut self) -> Vec<Reading> {
-        let mut n_tasks = 0;
-        while let Some(task) = self.todo.pop() {
-            if !self.seen.insert(task) {
-                continue;
-            }
-            n_tasks += 1;
-            if n_tasks > self.stacks.max_tasks {
-                self.stacks.is_too_many = true;
-                return Vec::new();
-            }
-            match task {
-                Task::Enter(node, stack) => self.expand(node, stack),
-                Task::Pop(BOTTOM) => self.found.push(Reading {
-                    leaf: Leaf::Done,
-                    stack: BOTTOM,
-                }),
-                Task::Pop(stack) => self.pop(stack),
-            }
-        }
-        self.found.sort_unstable();
-        self.found.dedup();
-        self.found
-    }
-
-    fn enter(&mut self, node: NodeId, stack: StackId) {
-        if self.ir.is_productive[node as usize] {
-            self.todo.push(Task::Enter(node, stack));
-        }
-    }
-
-    fn push(&mut self, frame: Frame, stack: StackId) -> Option<StackId> {
-        if self.stacks.entries[stack as usize].depth >= self.stacks.max_depth {
-            self.stacks.is_too_deep = true;
-            return None;
-        }
-        Some(self.stacks.push(frame, stack))
-    }
-
-    fn enter_above(&mut self, node: NodeId, frame: Frame, stack: StackId) {
-        if let Some(stack) = self.push(frame, stack) {
-            self.enter(node, stack);
-        }
-    }
-
-    fn expand(&mut self, node: NodeId, stack: StackId) {
-        let ir = self.ir;
-        match &ir.nodes[node as usize] {
-            Node::Never => {}
-            Node::Empty => self.todo.push(Task::Pop(stack)),
-            Node::Dfa(dfa) => {
-                let automaton = &ir.dfas[*dfa as usize];
-                let state = automaton.start();
-                if automaton.is_accepting(state) {
-                    self.todo.push(Task::Pop(stack));
-                }
-                if automaton.has_edges(state) {
-                    let leaf = Leaf::Dfa { dfa: *dfa, state };
-                    self.found.push(Reading { leaf, stack });
-                }
-            }
-            Node::Text(text) => {
-                let place = ir.texts[*text as usize].start();
-                let leaf = Leaf::Text { text: *text, place };
-                self.found.push(Reading { leaf, stack });
-            }
-            Node::Token(set) => {
-                let leaf = Leaf::Token { set: *set };
-                self.found.push(Reading { leaf, stack });
-            }
-            Node::Free(free) => {
-                let shape = &ir.free_texts[*free as usize];
-                if shape.is_nullable() {
-                    self.todo.push(Task::Pop(stack));
-                }
-                let state = ir.dfas[shape.dfa as usize].start();
-                let leaf = Leaf::Free { free: *free, state };
-                self.found.push(Reading { leaf, stack });
-            }
-            Node::Seq(parts) => self.enter_above(parts[0], Frame::Seq { seq: node, at: 1 }, stack),
-            Node::Alt(parts) => parts.iter().for_each(|part| self.enter(*part, stack)),
-            Node::Repeat { .. } => self.repeat(node, 0, stack),
-            Node::Rule(rule) => self.enter(ir.rules[*rule as usize], stack),
-            Node::Object(object) => {
-                let first = Frame::FirstKey { object: *object };
-                self.enter_above(ir.punctuation.open_object, first, stack);
-            }
-            Node::Array(array) => {
-                let first = Frame::FirstItem { array: *array };
-                self.enter_above(ir.punctuation.open_array, first, stack);
-            }
-        }
-    }
-
-    fn pop(&mut self, stack: StackId) {
-        let Entry { frame, below, .. } = self.stacks.entries[stack as usize];
-        let marks = self.ir.punctuation;
-        match frame {
-            Frame::Then(node) => self.enter(node, below),
-            Frame::Seq { seq, at } => {
-                let Node::Seq(parts) = &self.ir.nodes[seq as usize] else {
-                    unreachable!("the frame was made by a sequence");
-                };
-                match parts.get(at as usize + 1) {
-                    Some(_) => self.enter_above(parts[at as usize], Frame::Seq { seq, at: at + 1 }, below),
-                    None => self.enter(parts[at as usize], below),
-                }
-            }
-            Frame::Repeat { node, n } => self.repeat(node, n, below),
-            Frame::FirstKey { object } => {
-                self.keys(object, 0, 0, below);
-                if self.ir.objects[object as usize].can_close(0, 0) {
-                    self.enter(marks.close_empty_object, below);
-                }
-            }
-            Frame::Key { object, at, n } => self.keys(object, at, n, below),
-            Frame::Member { object, at, n } => {
-                let shape = &self.ir.objects[object as usize];
-                if shape.can_close(at, n) {
-                    self.enter(marks.close_object, below);
-                }
-                if shape.next_keys(at, n).is_some() || shape.allows_extra(at, n) || shape.allows_last(at, n) {
-                    self.enter_above(marks.comma, Frame::Key { object, at, n }, below);
-                }
-            }
-            Frame::FirstItem { array } => {
-                self.item(array, 0, 0, below);
-                if self.ir.arrays[array as usize].can_close(0, 0) {
-                    self.enter(marks.close_empty_array, below);
-                }
-            }
-            Frame::Item { array, n, used } => self.item(array, n, used, below),
-            Frame::AfterItem { array, n, used } => {
-                let shape = &self.ir.arrays[array as usize];
-                if shape.can_close(n, used) {
-                    self.enter(marks.close_array, below);
-                }
-                if shape.items(n, used).next().is_some() {
-                    self.enter_above(marks.comma, Frame::Item { array, n, used }, below);
-                }
-            }
-        }
-    }
-
-    fn repeat(&mut self, node: NodeId, n: u32, stack: StackId) {
-        let Node::Repeat { body, min, max } = self.ir.nodes[node as usize] else {
-            unreachable!("the frame was made by a repetition");
-        };
-        if n >= min {
-            self.todo.push(Task::Pop(stack));
-        }
-        if max.is_none_or(|max| n < max) {
-            // Without a maximum only the way to the minimum matters.
-            let n = if max.is_none() { (n + 1).min(min) } else { n + 1 };
-            self.enter_above(body, Frame::Repeat { node, n }, stack);
-        }
-    }
-
-    fn keys(&mut self, object: u32, at: u32, n: u32, stack: StackId) {
-        let shape = &self.ir.objects[object as usize];
-        if let Some((first, last)) = shape.next_keys(at, n) {
-            let leaf = Leaf::Key {
-                object,
-                node: 0,
-                first,
-                last,
-                n,
-            };
-            self.found.push(Reading { leaf, stack });
-        }
-        let mut members: Vec<(u32, NodeId, NodeId)> = Vec::new();
-        let n_keys = shape.keys.len() as u32;
-        if shape.allows_extra(at, n) {
-            members.extend(
-                shape
-                    .extras
-                    .iter()
-                    .map(|(text, value)| (n_keys + 1, *text, *value)),
-            );
-        }
-        if shape.allows_last(at, n) {
-            let last = shape.closing.iter().flatten();
-            members.extend(last.map(|(text, value)| (n_keys + 2, *text, *value)));
-        }
-        let n = shape.counted(n + 1);
-        for (at, text, value) in members {
-            let above = self.push(Frame::Member { object, at, n }, stack);
-            let above = above.and_then(|stack| self.push(Frame::Then(value), stack));
-            if let Some(above) = above {
-                self.enter_above(text, Frame::Then(self.ir.punctuation.colon), above);
-            }
-        }
-    }
-
-    fn item(&mut self, array: u32, n: u32, used: u32, stack: StackId) {
-        let ir = self.ir;
-        for (item, n, used) in ir.arrays[array as usize].items(n, used) {
-            self.enter_above(item, Frame::AfterItem { array, n, used }, stack);
-        }
     }
 }

@@ -4,6 +4,7 @@
 
 use crate::dfa::{ByteSet, DEAD, Dfa, bytes_of};
 use crate::keys::KeyTrie;
+use crate::object::Allowed;
 use crate::text::{Moved, Place, TextSpec};
 use crate::trie::Trie;
 
@@ -243,8 +244,7 @@ impl Machine for TextMachine<'_> {
 /// One of several declared keys; the way out is the key.
 pub(crate) struct KeyMachine<'a> {
     pub(crate) trie: &'a KeyTrie,
-    pub(crate) first: u32,
-    pub(crate) last: u32,
+    pub(crate) allowed: &'a Allowed,
 }
 
 impl Machine for KeyMachine<'_> {
@@ -255,7 +255,7 @@ impl Machine for KeyMachine<'_> {
     }
 
     fn step(&mut self, place: u32, byte: u8) -> Step<u32> {
-        let Some(node) = self.trie.step(place, byte, self.first, self.last) else {
+        let Some(node) = self.trie.step(place, byte, self.allowed) else {
             return Step::NONE;
         };
         let exit = self.trie.key_at(node);

@@ -13,7 +13,7 @@ use crate::hash::Map;
 use crate::ir::Ir;
 use crate::limits::Limits;
 use crate::mask::TokenMask;
-use crate::step::{Frame, Leaf, Reading, Stacks};
+use crate::step::{Leaf, Reading, Stacks};
 use crate::vocabulary::Vocabulary;
 
 pub(crate) type StateId = u32;
@@ -49,9 +49,6 @@ pub(crate) struct Tables {
     pub(crate) filling: Filling,
 }
 
-/// A state that any tables can take in: readings with their stacks written out.
-pub(crate) type Portable = Vec<(Leaf, Vec<Frame>)>;
-
 impl Tables {
     pub(crate) fn new(ir: &Ir, limits: &Limits) -> Self {
         let mut tables = Self {
@@ -78,7 +75,7 @@ impl Tables {
 
     /// The state in which every output begins.
     pub(crate) fn start(&mut self, ir: &Ir) -> StateId {
-        let readings = self.stacks.start(ir);
+        let readings = self.stacks.begin(ir, ir.root);
         self.intern(&readings, ir.classes.len())
     }
 
@@ -135,21 +132,8 @@ impl Tables {
             + n_fragments * 8
     }
 
-    pub(crate) fn export(&self, state: StateId) -> Portable {
-        let readings = self.states[state as usize].readings.iter();
-        readings
-            .map(|reading| (reading.leaf, self.stacks.frames(reading.stack)))
-            .collect()
-    }
-
-    pub(crate) fn import(&mut self, ir: &Ir, state: &Portable) -> StateId {
-        let mut readings: Vec<Reading> = state
-            .iter()
-            .map(|(leaf, frames)| Reading {
-                leaf: *leaf,
-                stack: self.stacks.of_frames(frames),
-            })
-            .collect();
+    /// The state of `readings`, of which there are no more than there were at once.
+    pub(crate) fn intern_sorted(&mut self, ir: &Ir, mut readings: Vec<Reading>) -> StateId {
         readings.sort_unstable();
         self.intern(&readings, ir.classes.len())
     }

@@ -150,13 +150,24 @@ impl TextSpec {
         }
     }
 
-    fn is_alive(&self, state: u32, n_chars: u32) -> bool {
+    /// The fewest and the most characters.
+    pub(crate) fn bounds(&self) -> (u32, Option<u32>) {
+        (self.min, self.max)
+    }
+
+    /// Whether the string can be completed after `n_chars` characters that led the content to `state`.
+    pub(crate) fn is_alive(&self, state: u32, n_chars: u32) -> bool {
         state != DEAD && self.max.is_none_or(|max| n_chars <= max) && self.lengths.allow(state, n_chars)
     }
 
     /// Whether the content can be followed by any text, apart from its length.
     pub(crate) fn is_open(&self, place: Place) -> bool {
         place.mode == PLAIN && self.is_open[place.state as usize] && self.lengths.are_free()
+    }
+
+    /// Whether any text may follow where the content is in `state`, apart from its length.
+    pub(crate) fn is_open_after(&self, state: u32) -> bool {
+        self.is_open[state as usize]
     }
 
     /// Characters that may still come; `None` without a bound.

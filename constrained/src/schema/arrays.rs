@@ -87,15 +87,11 @@ impl Compiler<'_> {
         }
         let n_items = (n_prefix as u64 + 1) << shape.counted.len();
         self.spend(n_items * (shape.layers.len() as u64 + 1))?;
-        if let Some(id) = shape.unique.filter(|_| shape.max.is_none_or(|max| max > 1)) {
-            if let Some(distinct) = self.distinct(&shape)? {
-                return Ok(self.ir.array(Array::of_distinct(distinct, shape.min, shape.max)));
-            }
-            if !self.are_items_disjoint(&shape)? {
-                let why = "the items can only be kept distinct where they are all of one list of up to 32 \
-                           values, or of different types";
-                return Err(self.unsupported(id, "uniqueItems", why));
-            }
+        let unique = shape.unique.filter(|_| shape.max.is_none_or(|max| max > 1));
+        if unique.is_some()
+            && let Some(distinct) = self.distinct(&shape)?
+        {
+            return Ok(self.ir.array(Array::of_distinct(distinct, shape.min, shape.max)));
         }
         let prefix = (0..n_prefix).map(|at| self.variants(&shape, at)).collect();
         let rest = self.variants(&shape, n_prefix);
@@ -110,6 +106,12 @@ impl Compiler<'_> {
             place: format!("counted items of {}", self.document.pointer(facts.first())),
         })?;
         self.spend(array.work())?;
+        let array = match unique {
+            Some(id) if !self.are_items_disjoint(&shape)? => {
+                array.with_unique_items(&self.document.pointer(id))
+            }
+            _ => array,
+        };
         Ok(self.ir.array(array))
     }
 

@@ -10,11 +10,14 @@
 
 mod alternatives;
 mod arrays;
+mod choices;
 mod dialect;
 mod disjoint;
 mod facts;
 mod format;
+mod judge;
 mod keywords;
+mod lists;
 mod lower;
 mod names;
 mod negation;
@@ -23,12 +26,15 @@ mod resources;
 mod strings;
 mod uri;
 mod values;
+mod view;
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
+use self::alternatives::Branch;
 use self::dialect::Dialect;
-use self::facts::{Goal, NameId, ScopeId, Target};
+use self::facts::{ClauseId, Fact, Goal, NameId, ScopeId, Target};
 use self::keywords::ALL;
 use self::resources::{RECURSIVE, Resources};
 use crate::dfa::Dfa;
@@ -68,6 +74,16 @@ pub enum FormatPolicy {
     Annotate,
 }
 
+/// In which order the members of an object are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum PropertyOrder {
+    /// As the schema has them, members without a declared name last.
+    #[default]
+    Schema,
+    /// Any: every spelling of an object. Less text is forced.
+    Any,
+}
+
 /// How a schema is read and its values are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SchemaOptions {
@@ -77,6 +93,8 @@ pub struct SchemaOptions {
     pub draft: Draft,
     /// Meaning of `format`.
     pub formats: FormatPolicy,
+    /// Order of the members of objects.
+    pub order: PropertyOrder,
 }
 
 struct Compiler<'a> {
@@ -84,9 +102,14 @@ struct Compiler<'a> {
     document: &'a Document,
     resources: Resources,
     formats: FormatPolicy,
+    order: PropertyOrder,
     limits: &'a Limits,
     rules: Map<Vec<Goal>, RuleId>,
     queue: Vec<(Vec<Goal>, RuleId)>,
+    /// Lists of facts of which one holds at least.
+    clauses: Vec<Vec<Fact>>,
+    clause_ids: Map<Vec<Fact>, ClauseId>,
+    ways_to_fail: Map<Target, Rc<[Branch]>>,
     /// Property names that facts speak of.
     names: Vec<String>,
     name_ids: BTreeMap<String, NameId>,
@@ -98,6 +121,8 @@ struct Compiler<'a> {
     other_name_nodes: BTreeMap<Vec<NameId>, NodeId>,
     /// What is known of pairs of branches.
     disjoint_pairs: Map<(JsonId, JsonId), bool>,
+    /// Of a schema's own keywords and another schema.
+    apart: Map<(JsonId, JsonId), bool>,
     /// Strings of one pattern or format, by its place in memory, which `patterns` keeps, and the lengths.
     text_nodes: BTreeMap<(usize, u32, Option<u32>), NodeId>,
     number: Option<NodeId>,
@@ -121,15 +146,20 @@ pub(crate) fn compile(
         document: &document,
         resources: Resources::new(&document, usual),
         formats: options.formats,
+        order: options.order,
         limits,
         rules: Map::default(),
         queue: Vec::new(),
+        clauses: Vec::new(),
+        clause_ids: Map::default(),
+        ways_to_fail: Map::default(),
         names: Vec::new(),
         name_ids: BTreeMap::new(),
         scopes: vec![Vec::new()],
         patterns: BTreeMap::new(),
         other_name_nodes: BTreeMap::new(),
         disjoint_pairs: Map::default(),
+        apart: Map::default(),
         text_nodes: BTreeMap::new(),
         number: None,
         work: 0,

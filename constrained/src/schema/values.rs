@@ -6,7 +6,7 @@ use super::lower::Merged;
 use super::strings::accepts;
 use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId};
 use crate::determinize::Built;
-use crate::ir::{Array, Key, Object};
+use crate::ir::{Array, Choice, Key, Object};
 use crate::keys::KeyTrie;
 use crate::number::{Bound, Decimal, NumberSpec, automaton, listed};
 
@@ -154,19 +154,23 @@ impl Compiler<'_> {
             Json::Object(members) => {
                 let mut keys = Vec::new();
                 for (name, value) in members {
+                    let value = self.value_node(*value)?;
                     keys.push(Key {
                         name: name.clone(),
-                        value: self.value_node(*value)?,
+                        choices: vec![Choice { value, meets: 0 }],
                         is_required: true,
+                        absence_meets: 0,
                     });
                 }
                 self.ir.object(Object {
                     keys,
                     trie: KeyTrie::new(std::iter::empty()),
                     extras: Vec::new(),
-                    closing: None,
+                    conditions: Vec::new(),
                     min: 0,
                     max: None,
+                    order: self.order,
+                    has_distinct_names: false,
                 })
             }
         })
