@@ -7,7 +7,7 @@ use crate::free_text::{Ending, FreeSpec};
 use crate::ir::{Ir, NodeId};
 use crate::limits::Limits;
 use crate::pattern;
-use crate::schema::{self, SchemaOptions, Whitespace};
+use crate::schema::{self, SchemaOptions, Source, Values, Whitespace};
 use crate::tags::{self, Context};
 use crate::tools::ToolSpec;
 use crate::vocabulary::Vocabulary;
@@ -113,7 +113,14 @@ impl Constraint<'_> {
             });
         }
         match self {
-            Self::JsonSchema { schema, options } => schema::compile(ir, schema, options, limits),
+            Self::JsonSchema { schema, options } => {
+                let source = Source {
+                    text: schema,
+                    place: "#",
+                    values: Values::All,
+                };
+                schema::compile(ir, source, options, limits)
+            }
             Self::Regex(regex) => lower_regex(ir, regex),
             Self::Choice(choices) => {
                 Ok(ir.dfa(Dfa::of_strings(choices.iter().map(|choice| choice.as_bytes()))))

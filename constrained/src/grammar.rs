@@ -8,7 +8,7 @@ use crate::fill::Asked;
 use crate::ir::Ir;
 use crate::limits::Limits;
 use crate::matcher::{Matcher, lock};
-use crate::schema::SchemaOptions;
+use crate::schema::{Relaxed, SchemaOptions};
 use crate::tables::{NOTHING, Tables};
 use crate::tools::ToolSpec;
 use crate::vocabulary::Vocabulary;
@@ -201,6 +201,12 @@ impl Grammar {
         let tables = self.current().clone();
         let n_bytes = lock(&tables).n_bytes();
         self.0.n_ir_bytes + n_bytes
+    }
+
+    /// What its schemas ask for and is not enforced. Empty unless something may be left out
+    /// ([`crate::Enforcement::Relaxed`]).
+    pub fn relaxed(&self) -> &[Relaxed] {
+        &self.0.ir.relaxed
     }
 
     /// The vocabulary it was compiled for.

@@ -20,6 +20,7 @@ use crate::hash::Map;
 use crate::keys::KeyTrie;
 use crate::limits::Limits;
 use crate::pattern::{self, Bounds};
+use crate::schema::Relaxed;
 use crate::text::TextSpec;
 use crate::tokens::TokenSet;
 use crate::vocabulary::Vocabulary;
@@ -100,6 +101,8 @@ pub(crate) struct Ir {
     /// Whether any token may be taken by its number.
     pub(crate) has_tokens: bool,
     pub(crate) punctuation: Punctuation,
+    /// What is left out of the schemas.
+    pub(crate) relaxed: Vec<Relaxed>,
     pub(crate) root: NodeId,
     pub(crate) is_productive: Vec<bool>,
     pub(crate) classes: Classes,
@@ -139,6 +142,7 @@ impl Ir {
             free_texts: Vec::new(),
             has_tokens: false,
             punctuation: none,
+            relaxed: Vec::new(),
             root: 0,
             is_productive: Vec::new(),
             classes: Classes::by(|_| ()),
@@ -327,6 +331,7 @@ impl Ir {
             + self.arrays.iter().map(Array::n_bytes).sum::<usize>()
             + self.token_sets.iter().map(|set| 2 * set.n_bytes()).sum::<usize>()
             + self.free_texts.iter().map(FreeText::n_bytes).sum::<usize>()
+            + self.relaxed.iter().map(Relaxed::n_bytes).sum::<usize>()
             + self.objects.len() * size_of::<Object>()
             + self.rules.len() * 4
     }

@@ -205,6 +205,15 @@ impl Document {
         parts.join("/")
     }
 
+    /// What stands at `pointer`, which is one of [`Self::pointer`].
+    pub(crate) fn at(&self, pointer: &str) -> Option<JsonId> {
+        let parts = pointer.strip_prefix('#')?.split('/').skip(1);
+        parts.into_iter().try_fold(0, |at, part| match &self[at] {
+            Json::Array(items) => items.get(part.parse::<usize>().ok()?).copied(),
+            _ => self.member(at, &part.replace("~1", "/").replace("~0", "~")),
+        })
+    }
+
     /// Whether two values are the same: numbers by value, objects in any order.
     pub(crate) fn is_equal(&self, a: JsonId, b: JsonId) -> bool {
         let mut pairs = vec![(a, b)];

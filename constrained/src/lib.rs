@@ -124,6 +124,8 @@ pub use grammar_cache::GrammarCache;
 pub use limits::Limits;
 pub use mask::TokenMask;
 pub use matcher::Matcher;
-pub use schema::{Draft, FormatPolicy, SchemaOptions, Whitespace};
+pub use schema::{
+    AdditionalProperties, Draft, Enforcement, FormatPolicy, Relaxed, SchemaOptions, Whitespace,
+};
 pub use tools::{CallFormat, ParallelCalls, Tool, ToolChoice, ToolSpec};
 pub use vocabulary::Vocabulary;

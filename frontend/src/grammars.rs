@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arbora_constrained::{
-    CompileError, Constraint as GrammarText, Grammar, GrammarCache, Limits, Matcher, Tool, ToolChoice,
-    ToolSpec, Vocabulary, Whitespace,
+    CompileError, Constraint as GrammarText, Enforcement, Grammar, GrammarCache, Limits, Matcher, Tool,
+    ToolChoice, ToolSpec, Vocabulary, Whitespace,
 };
 use arbora_runtime::fair_limit::FairLimit;
 use arbora_runtime::grammar::{GrammarState, Tokenize};
@@ -225,7 +225,11 @@ fn lend(source: &Source, take: &mut dyn FnMut(&GrammarText<'_>)) {
 }
 
 fn lend_calls(calls: &ToolCalls, take: &mut dyn FnMut(&GrammarText<'_>)) {
-    let tool = |(name, parameters)| Tool { name, parameters };
+    let tool = |(name, parameters)| Tool {
+        name,
+        parameters,
+        enforcement: Enforcement::Whole,
+    };
     let functions = calls
         .functions
         .iter()

@@ -164,7 +164,7 @@ impl Compiler<'_> {
                 }
             }
             if let Some(error) = branch.refused {
-                return Err(error);
+                self.excuse(error)?;
             }
             next.todo
                 .extend(branch.goals.iter().map(|goal| (*goal, fork.path)));
@@ -207,7 +207,7 @@ impl Compiler<'_> {
     }
 
     pub(super) fn value_of_property(&self, id: JsonId, name: &str) -> Option<JsonId> {
-        let properties = self.document.member(id, "properties")?;
+        let properties = self.member(id, "properties")?;
         self.document.member(properties, name)
     }
 
@@ -238,6 +238,10 @@ impl Compiler<'_> {
             Goal::Holds(target) => (target, true),
             Goal::Fails(target) => (target, false),
         };
+        if self.left_out.has_schema(target.id) {
+            partial.facts.is_partial |= is_wanted;
+            return Ok(true);
+        }
         match &document[target.id] {
             Json::Bool(holds) => return Ok(*holds == is_wanted),
             Json::Object(_) => {}
@@ -284,6 +288,7 @@ impl Compiler<'_> {
         paths: &Paths,
     ) -> Result<bool, CompileError> {
         let id = target.id;
+        partial.facts.is_partial |= self.left_out.hides_evaluation(id);
         // Nearest first; what a negation is about is never seen from outside of it.
         let holding = paths.above(path).map_while(|goal| match goal {
             Goal::Holds(above) => Some(above),
@@ -318,7 +323,7 @@ impl Compiler<'_> {
             self.note_contains(target, partial)?;
         }
         let mut fork = |kind| partial.forks.push(Fork { kind, path });
-        if let Some(not) = self.document.member(id, "not") {
+        if let Some(not) = self.member(id, "not") {
             partial.todo.push((Goal::Fails(self.within(target, not)), path));
         }
         // Only the branches that hold are seen; without an observer a condition of nothing is none.
@@ -345,7 +350,7 @@ impl Compiler<'_> {
 
     fn note_contains(&mut self, target: Target, partial: &mut Partial) -> Result<(), CompileError> {
         let (min, max) = self.contains_range(target.id)?;
-        let contained = self.document.member(target.id, "contains");
+        let contained = self.member(target.id, "contains");
         let contained = contained.expect("the caller has seen it");
         let counted = Fact::Counted(Counted {
             goal: Goal::Holds(self.within(target, contained)),
@@ -428,7 +433,7 @@ impl Compiler<'_> {
 
     fn conditional(&mut self, at: Target) -> Vec<Branch> {
         let mut part = |keyword| {
-            let id = self.document.member(at.id, keyword)?;
+            let id = self.member(at.id, keyword)?;
             Some(self.within(at, id))
         };
         let (condition, then, otherwise) = (part("if"), part("then"), part("else"));

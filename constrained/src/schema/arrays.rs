@@ -153,7 +153,7 @@ impl Compiler<'_> {
             self.plain_items(*target, &mut shape)?;
         }
         for target in &facts.plain {
-            if let Some(value) = self.document.member(target.id, "unevaluatedItems") {
+            if let Some(value) = self.unevaluated(facts, *target, "unevaluatedItems") {
                 let goal = Goal::Holds(self.within(*target, value));
                 self.unevaluated_items(facts, *target, goal, &mut shape)?;
             }

@@ -118,6 +118,8 @@ pub(super) struct Facts {
     pub(super) equal: Vec<JsonId>,
     /// Scalars that it is not.
     pub(super) different: Vec<JsonId>,
+    /// Whether something is left out of a schema that holds, so that what is evaluated is not known in full.
+    pub(super) is_partial: bool,
     /// `(a, b)`: the schema `b` holds of the same value below `a`, which has an `unevaluated` keyword.
     pub(super) evaluated: Vec<(Target, Target)>,
 }
@@ -130,6 +132,7 @@ impl Facts {
             list: Vec::new(),
             equal: Vec::new(),
             different: Vec::new(),
+            is_partial: false,
             evaluated: Vec::new(),
         }
     }

@@ -54,12 +54,11 @@ pub(super) struct Items<'a> {
 
 impl<'a> Compiler<'a> {
     pub(super) fn value(&self, id: JsonId, keyword: &str) -> Option<&'a Json> {
-        let document = self.document;
-        document.member(id, keyword).map(|value| &document[value])
+        self.member(id, keyword).map(|value| &self.document[value])
     }
 
     pub(super) fn has(&self, id: JsonId, keyword: &str) -> bool {
-        self.document.member(id, keyword).is_some()
+        self.member(id, keyword).is_some()
     }
 
     /// Whether only other dialects know `keyword`. Such a keyword is enforced, which makes the output
@@ -93,7 +92,7 @@ impl<'a> Compiler<'a> {
 
     /// The types of `type`, and whether its numbers are integers.
     pub(super) fn types(&self, id: JsonId) -> Result<(u8, bool), CompileError> {
-        let names = match self.document.member(id, "type") {
+        let names = match self.member(id, "type") {
             None => return Ok((ALL, false)),
             Some(names) => match &self.document[names] {
                 Json::Array(items) => items.clone(),
@@ -222,7 +221,7 @@ impl<'a> Compiler<'a> {
     }
 
     pub(super) fn items(&self, id: JsonId) -> Result<Items<'a>, CompileError> {
-        let items = self.document.member(id, "items");
+        let items = self.member(id, "items");
         let has_prefix = self.has(id, "prefixItems");
         if let Some(Json::Array(list)) = items.map(|items| &self.document[items]) {
             if has_prefix {
@@ -230,7 +229,7 @@ impl<'a> Compiler<'a> {
             }
             return Ok(Items {
                 prefix: list,
-                rest: self.document.member(id, "additionalItems"),
+                rest: self.member(id, "additionalItems"),
             });
         }
         if has_prefix && items.is_some() && self.is_foreign("prefixItems") {
@@ -265,7 +264,7 @@ impl<'a> Compiler<'a> {
 
     /// The values that `enum` or `const` of one schema allows; `None` where it has neither.
     pub(super) fn listed_values(&self, id: JsonId) -> Option<Vec<JsonId>> {
-        let constant = self.document.member(id, "const");
+        let constant = self.member(id, "const");
         let listed = self.value(id, "enum").map(|list| match list {
             Json::Array(items) => items.clone(),
             _ => Vec::new(),

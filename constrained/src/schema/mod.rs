@@ -5,11 +5,13 @@
 //! `negation.rs` for schemas that fail); what can be met in several ways multiplies into alternatives, and
 //! the facts of one alternative are merged per JSON type (`lower.rs`, `arrays.rs`, `objects.rs`).
 //!
-//! Everything is exact or stricter, never looser: what cannot be enforced is refused by place and keyword.
+//! Everything is exact or stricter, never looser: what cannot be enforced is refused by place and keyword, or,
+//! when that is asked for, left out by them (`relax.rs`).
 //! Keywords that the specification does not know are annotations and assert nothing.
 
 mod alternatives;
 mod arrays;
+mod closed;
 mod disjoint;
 mod facts;
 mod format;
@@ -18,6 +20,7 @@ mod lower;
 mod names;
 mod negation;
 mod objects;
+mod relax;
 mod resources;
 mod strings;
 mod uri;
@@ -27,7 +30,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use self::facts::{Goal, NameId, ScopeId, Target};
-use self::keywords::ALL;
+use self::keywords::{ALL, OBJECT};
+use self::relax::LeftOut;
+pub use self::relax::{Enforcement, Relaxed};
 use self::resources::{RECURSIVE, Resources};
 use crate::dfa::Dfa;
 use crate::error::{CompileError, shorten};
@@ -66,6 +71,16 @@ pub enum FormatPolicy {
     Annotate,
 }
 
+/// Which members an object may have besides those that its schema names, where the schema does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AdditionalProperties {
+    /// Any, as the specification has it.
+    #[default]
+    Open,
+    /// None, wherever members are named at all.
+    Closed,
+}
+
 /// How a schema is read and its values are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SchemaOptions {
@@ -75,6 +90,26 @@ pub struct SchemaOptions {
     pub draft: Draft,
     /// Meaning of `format`.
     pub formats: FormatPolicy,
+    /// Members that the schema does not name.
+    pub additional_properties: AdditionalProperties,
+    /// What happens to what cannot be enforced. Tools say it themselves, each for its own schema.
+    pub enforcement: Enforcement,
+}
+
+/// The text of a schema, and what is known of it from where it stands.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub(crate) text: &'a str,
+    /// A JSON pointer that those of errors begin with.
+    pub(crate) place: &'a str,
+    pub(crate) values: Values,
+}
+
+/// The values that a schema is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Values {
+    All,
+    Objects,
 }
 
 /// The rules that a schema is read by, in the order of their years.
@@ -93,9 +128,12 @@ struct Compiler<'a> {
     resources: Resources,
     dialect: Dialect,
     formats: FormatPolicy,
+    additional_properties: AdditionalProperties,
+    enforcement: Enforcement,
     limits: &'a Limits,
     rules: Map<Vec<Goal>, RuleId>,
-    queue: Vec<(Vec<Goal>, RuleId)>,
+    queue: Vec<Task>,
+    left_out: LeftOut,
     /// Property names that facts speak of.
     names: Vec<String>,
     name_ids: BTreeMap<String, NameId>,
@@ -113,38 +151,83 @@ struct Compiler<'a> {
     work: u64,
 }
 
-/// Lowers the schema `text`; the result is the node that every output matches.
+/// A rule to be defined: values of `types` that meet all of `goals`.
+struct Task {
+    goals: Vec<Goal>,
+    types: u8,
+    rule: RuleId,
+}
+
+/// Lowers the schema `source`; the result is the node that every output matches. What is left out of the schema
+/// is added to the grammar's list.
 pub(crate) fn compile(
     ir: &mut Ir,
-    text: &str,
+    source: Source<'_>,
     options: &SchemaOptions,
     limits: &Limits,
 ) -> Result<NodeId, CompileError> {
-    let document = Document::parse(text, limits.max_source_depth)?;
-    let mut dialect = match options.draft {
+    let parsed = Document::parse(source.text, limits.max_source_depth);
+    if let Ok(document) = &parsed {
+        check_form(document).map_err(|error| error.within(source.place))?;
+    }
+    let found = parsed.and_then(|document| lower(ir, &document, source.values, options, limits));
+    let is_json = !matches!(found, Err(CompileError::Json { .. }));
+    match found {
+        Ok((node, left_out)) => {
+            let left_out = left_out.into_iter().map(|part| part.within(source.place));
+            ir.relaxed.extend(left_out);
+            Ok(node)
+        }
+        Err(error) if is_json && options.enforcement == Enforcement::Relaxed => {
+            ir.relaxed.push(Relaxed::whole(source.place, &error));
+            let anything = Document::parse("{}", 1)?;
+            let (node, _) = lower(ir, &anything, source.values, &SchemaOptions::default(), limits)?;
+            Ok(node)
+        }
+        Err(error) => Err(error.within(source.place)),
+    }
+}
+
+fn check_form(document: &Document) -> Result<(), CompileError> {
+    match &document[0] {
+        Json::Object(_) | Json::Bool(_) => Ok(()),
+        _ => Err(CompileError::Malformed {
+            pointer: "#".to_owned(),
+            keyword: "schema".to_owned(),
+            why: "it is neither an object nor a boolean".to_owned(),
+        }),
+    }
+}
+
+/// The node for the schema `document`, and what is left out of it.
+fn lower(
+    ir: &mut Ir,
+    document: &Document,
+    values: Values,
+    options: &SchemaOptions,
+    limits: &Limits,
+) -> Result<(NodeId, Vec<Relaxed>), CompileError> {
+    let named = match document.member(0, "$schema").map(|id| &document[id]) {
+        Some(Json::String(named)) => Some(named),
+        _ => None,
+    };
+    let dialect = match options.draft {
         Draft::Draft7 => Dialect::Draft7,
         Draft::Draft2020 => Dialect::Draft2020,
     };
-    if let Some(Json::String(named)) = document.member(0, "$schema").map(|id| &document[id]) {
-        let unknown = || CompileError::Unsupported {
-            pointer: "#".to_owned(),
-            keyword: "$schema".to_owned(),
-            why: format!(
-                "the dialect `{}` is unknown and may give keywords another meaning",
-                shorten(named)
-            ),
-        };
-        dialect = named_dialect(named).ok_or_else(unknown)?;
-    }
+    let dialect = named.and_then(|named| named_dialect(named)).unwrap_or(dialect);
     let mut compiler = Compiler {
         ir,
-        document: &document,
-        resources: Resources::new(&document, dialect),
+        document,
+        resources: Resources::new(document, dialect),
         dialect,
         formats: options.formats,
+        additional_properties: options.additional_properties,
+        enforcement: options.enforcement,
         limits,
         rules: Map::default(),
         queue: Vec::new(),
+        left_out: LeftOut::default(),
         names: Vec::new(),
         name_ids: BTreeMap::new(),
         scopes: vec![Vec::new()],
@@ -156,15 +239,17 @@ pub(crate) fn compile(
         work: 0,
     };
     compiler.spend(document.n_nodes() as u64)?;
-    let outside = Target { id: 0, scope: 0 };
-    let whole = compiler.within(outside, 0);
-    let root = compiler.rule(vec![Goal::Holds(whole)]);
-    while let Some((goals, rule)) = compiler.queue.pop() {
-        let node = compiler.lower(&goals)?;
-        compiler.ir.define(rule, node);
-        compiler.ir.check_size("the schema")?;
+    if let Some(named) = named.filter(|named| named_dialect(named).is_none()) {
+        let named = shorten(named);
+        let why = format!("the dialect `{named}` is unknown and may give keywords another meaning");
+        let error = compiler.unsupported(0, "$schema", &why);
+        compiler.leave_out(error, &[])?;
     }
-    Ok(root)
+    let root = compiler.root(values)?;
+    while let Some(task) = compiler.queue.pop() {
+        compiler.define(&task)?;
+    }
+    Ok((root, compiler.left_out.list))
 }
 
 /// The rules that `$schema` names; `None` for a dialect that is not the standard's own.
@@ -231,7 +316,11 @@ impl Compiler<'_> {
         let rule = known.unwrap_or_else(|| {
             let rule = self.ir.new_rule();
             self.rules.insert(goals.clone(), rule);
-            self.queue.push((goals, rule));
+            self.queue.push(Task {
+                goals,
+                types: ALL,
+                rule,
+            });
             rule
         });
         self.ir.rule(rule)
@@ -245,10 +334,42 @@ impl Compiler<'_> {
         }
     }
 
-    fn lower(&mut self, goals: &[Goal]) -> Result<NodeId, CompileError> {
+    /// The node for the values that the whole schema is about.
+    fn root(&mut self, values: Values) -> Result<NodeId, CompileError> {
+        let outside = Target { id: 0, scope: 0 };
+        let goals = vec![Goal::Holds(self.within(outside, 0))];
+        if values == Values::Objects && self.possible_types(0) & OBJECT == 0 {
+            let error = self.malformed(0, "type", "only objects may stand here");
+            self.leave_out(error, &goals)?;
+        }
+        if values == Values::All || self.possible_types(0) == OBJECT {
+            return Ok(self.rule(goals));
+        }
+        let rule = self.ir.new_rule();
+        self.queue.push(Task {
+            goals,
+            types: OBJECT,
+            rule,
+        });
+        Ok(self.ir.rule(rule))
+    }
+
+    fn define(&mut self, task: &Task) -> Result<(), CompileError> {
+        let node = loop {
+            match self.lower(&task.goals, task.types) {
+                Ok(node) => break node,
+                Err(error) => self.leave_out(error, &task.goals)?,
+            }
+        };
+        self.ir.define(task.rule, node);
+        self.ir.check_size("the schema")
+    }
+
+    fn lower(&mut self, goals: &[Goal], types: u8) -> Result<NodeId, CompileError> {
         let mut nodes = Vec::new();
         self.spend(500)?;
-        for facts in self.alternatives(goals, ALL)? {
+        let ways = self.alternatives(goals, types)?;
+        for facts in self.without_unnamed(ways)? {
             self.spend(facts.size() as u64 * 8)?;
             nodes.push(self.lower_facts(&facts)?);
         }

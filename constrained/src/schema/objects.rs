@@ -97,7 +97,10 @@ impl Compiler<'_> {
                 let why = "two properties without declared names would have to be there";
                 return Err(self.unsupported(id, keyword, why));
             }
-            longer.push((facts, Some((names.clone(), goal))));
+            // A closed object has a member without a declared name only where nothing else is possible.
+            if possible.is_empty() || !self.is_closed(&facts) {
+                longer.push((facts, Some((names.clone(), goal))));
+            }
         }
         Ok(longer)
     }
@@ -166,8 +169,8 @@ impl Compiler<'_> {
             layers.push(Layer {
                 target: *target,
                 patterns: own,
-                additional: self.document.member(target.id, "additionalProperties"),
-                unevaluated: self.document.member(target.id, "unevaluatedProperties"),
+                additional: self.member(target.id, "additionalProperties"),
+                unevaluated: self.unevaluated(facts, *target, "unevaluatedProperties"),
             });
         }
         self.spend(declared.len() as u64 * patterns.automata.len() as u64)?;
@@ -193,8 +196,11 @@ impl Compiler<'_> {
                 is_required: shape.required.contains(name),
             });
         }
+        let n_declared = keys.iter().filter(|key| key.value != 0).count();
+        let is_closed = self.is_closed(facts) && shape.min as usize <= n_declared;
         let (mut extras, mut last) = (Vec::new(), Vec::new());
-        if facts.equal.is_empty() {
+        let has_others = !is_closed || closing.is_some() || !shape.patterns.automata.is_empty();
+        if facts.equal.is_empty() && has_others {
             for class in self.classes(&shape, closing.is_some())? {
                 let goals = self.goals_of(&shape, None, &class.is_matched);
                 let value = self.rule(goals.clone());
@@ -204,11 +210,12 @@ impl Compiler<'_> {
                 if let Some((names, goal)) = closing {
                     last.extend(self.closing_member(&class, names, *goal, goals, facts.first())?);
                 }
-                extras.push((self.class_node(&shape, &class), value));
+                if !is_closed || class.is_matched.contains(&true) {
+                    extras.push((self.class_node(&shape, &class), value));
+                }
             }
         }
-        let n_possible = keys.iter().filter(|key| key.value != 0).count() + 1;
-        if shape.min as usize > n_possible && !extras.is_empty() {
+        if shape.min as usize > n_declared + 1 && !extras.is_empty() {
             let why = "properties without a declared name may repeat, so only one of them can be counted";
             return Err(self.unsupported(facts.first(), "minProperties", why));
         }

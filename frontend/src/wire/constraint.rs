@@ -10,7 +10,10 @@
 //!
 //! Where vLLM takes one field for EBNF and Lark, a text without `::=` is Lark, which has no such sign.
 
-use arbora_constrained::{CallFormat, Draft, FormatPolicy, ParallelCalls, SchemaOptions, Whitespace};
+use arbora_constrained::{
+    AdditionalProperties, CallFormat, Draft, Enforcement, FormatPolicy, ParallelCalls, SchemaOptions,
+    Whitespace,
+};
 use serde_json::Value;
 
 use super::error::ApiError;
@@ -91,6 +94,8 @@ impl Source {
             whitespace,
             draft: Draft::default(),
             formats: FormatPolicy::Enforce,
+            additional_properties: AdditionalProperties::Closed,
+            enforcement: Enforcement::Whole,
         }
     }
 }
