@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::decimal::Decimal;
 use crate::error::CompileError;
 use crate::hash::Map;
-use crate::number::Decimal;
 
 pub(crate) type JsonId = u32;
 

@@ -114,6 +114,11 @@ fn cases() -> Vec<(&'static str, String, &'static str)> {
         (
             "divisors",
             r#"{"allOf":[{"multipleOf":99991},{"multipleOf":99989}]}"#.to_owned(),
+            "compiles",
+        ),
+        (
+            "no multiple",
+            r#"{"not":{"multipleOf":99991},"type":"number"}"#.to_owned(),
             "max_automaton_states",
         ),
         (

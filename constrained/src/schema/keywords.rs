@@ -1,8 +1,9 @@
 //! What the keywords of one schema object say, read and checked.
 
 use super::{CompileError, Compiler, Dialect};
+use crate::decimal::Decimal;
 use crate::json::{Json, JsonId};
-use crate::number::{Bound, Decimal};
+use crate::number::Bound;
 
 pub(super) const NULL: u8 = 1;
 pub(super) const BOOLEAN: u8 = 2;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::facts::{Broken, Fact, Facts};
 use super::keywords::{ARRAY, BOOLEAN, NULL, NUMBER, OBJECT, STRING};
 use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId};
-use crate::number::{Bound, Decimal, NumberSpec};
+use crate::decimal::Decimal;
+use crate::number::{Bound, NumberSpec};
 
 /// What the facts say about numbers and strings.
 #[derive(Default)]

@@ -125,6 +125,8 @@ enum Dialect {
 struct Compiler<'a> {
     ir: &'a mut Ir,
     document: &'a Document,
+    /// What the document was read from.
+    text: &'a str,
     resources: Resources,
     dialect: Dialect,
     formats: FormatPolicy,
@@ -170,7 +172,7 @@ pub(crate) fn compile(
     if let Ok(document) = &parsed {
         check_form(document).map_err(|error| error.within(source.place))?;
     }
-    let found = parsed.and_then(|document| lower(ir, &document, source.values, options, limits));
+    let found = parsed.and_then(|document| lower(ir, &document, source, options, limits));
     let is_json = !matches!(found, Err(CompileError::Json { .. }));
     match found {
         Ok((node, left_out)) => {
@@ -180,8 +182,9 @@ pub(crate) fn compile(
         }
         Err(error) if is_json && options.enforcement == Enforcement::Relaxed => {
             ir.relaxed.push(Relaxed::whole(source.place, &error));
-            let anything = Document::parse("{}", 1)?;
-            let (node, _) = lower(ir, &anything, source.values, &SchemaOptions::default(), limits)?;
+            let anything = Source { text: "{}", ..source };
+            let document = Document::parse(anything.text, 1)?;
+            let (node, _) = lower(ir, &document, anything, &SchemaOptions::default(), limits)?;
             Ok(node)
         }
         Err(error) => Err(error.within(source.place)),
@@ -203,7 +206,7 @@ fn check_form(document: &Document) -> Result<(), CompileError> {
 fn lower(
     ir: &mut Ir,
     document: &Document,
-    values: Values,
+    source: Source<'_>,
     options: &SchemaOptions,
     limits: &Limits,
 ) -> Result<(NodeId, Vec<Relaxed>), CompileError> {
@@ -219,6 +222,7 @@ fn lower(
     let mut compiler = Compiler {
         ir,
         document,
+        text: source.text,
         resources: Resources::new(document, dialect),
         dialect,
         formats: options.formats,
@@ -245,7 +249,7 @@ fn lower(
         let error = compiler.unsupported(0, "$schema", &why);
         compiler.leave_out(error, &[])?;
     }
-    let root = compiler.root(values)?;
+    let root = compiler.root(source.values)?;
     while let Some(task) = compiler.queue.pop() {
         compiler.define(&task)?;
     }
