@@ -86,15 +86,18 @@ impl Constraint<'_> {
         }
     }
 
-    /// Whitespace around JSON's punctuation; none where no JSON is written.
-    pub(crate) fn max_whitespace(&self, limits: &Limits) -> Option<usize> {
+    /// Whitespace around JSON's punctuation; `None` where no JSON is written.
+    pub(crate) fn whitespace(&self) -> Option<Whitespace> {
         match self {
             Self::JsonSchema { options, .. } | Self::StructuralTag { options, .. } => {
-                Some(max_whitespace(options, limits))
+                Some(options.whitespace)
             }
-            Self::Tools(spec) => Some(max_whitespace(&spec.options, limits)),
-            Self::After { then, .. } | Self::MaybeAfter { then, .. } => then.max_whitespace(limits),
-            Self::Either(parts) => parts.iter().filter_map(|part| part.max_whitespace(limits)).min(),
+            Self::Tools(spec) => Some(spec.options.whitespace),
+            Self::After { then, .. } | Self::MaybeAfter { then, .. } => then.whitespace(),
+            Self::Either(parts) => {
+                let found = parts.iter().filter_map(Self::whitespace);
+                found.reduce(|a, b| if a == Whitespace::None { a } else { b })
+            }
             _ => None,
         }
     }
@@ -183,13 +186,6 @@ fn free_text_before(
         ending: Ending::AtMarker,
     };
     ir.free_text(vocabulary, spec)
-}
-
-fn max_whitespace(options: &SchemaOptions, limits: &Limits) -> usize {
-    match options.whitespace {
-        Whitespace::Any => limits.max_whitespace,
-        Whitespace::None => 0,
-    }
 }
 
 pub(crate) fn lower_regex(ir: &mut Ir, regex: &str) -> Result<NodeId, CompileError> {

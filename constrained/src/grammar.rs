@@ -8,7 +8,7 @@ use crate::fill::Asked;
 use crate::ir::Ir;
 use crate::limits::Limits;
 use crate::matcher::{Matcher, lock};
-use crate::schema::{Relaxed, SchemaOptions};
+use crate::schema::{Relaxed, SchemaOptions, Whitespace};
 use crate::tables::{NOTHING, Tables};
 use crate::tools::ToolSpec;
 use crate::vocabulary::Vocabulary;
@@ -152,7 +152,8 @@ impl Grammar {
         constraint: &Constraint<'_>,
         limits: &Limits,
     ) -> Result<Self, CompileError> {
-        let mut ir = Ir::new(vocabulary, limits, constraint.max_whitespace(limits).unwrap_or(0));
+        let whitespace = constraint.whitespace().unwrap_or(Whitespace::None);
+        let mut ir = Ir::new(vocabulary, limits, whitespace);
         let root = constraint.lower(&mut ir, vocabulary, limits)?;
         Self::new(ir, root, vocabulary, limits)
     }

@@ -20,7 +20,7 @@ use crate::hash::Map;
 use crate::keys::KeyTrie;
 use crate::limits::Limits;
 use crate::pattern::{self, Bounds};
-use crate::schema::Relaxed;
+use crate::schema::{Relaxed, Whitespace};
 use crate::text::TextSpec;
 use crate::tokens::TokenSet;
 use crate::vocabulary::Vocabulary;
@@ -115,9 +115,9 @@ pub(crate) struct Ir {
 }
 
 impl Ir {
-    /// An empty grammar whose output is spelled with the bytes of `vocabulary`; `max_whitespace` characters
-    /// may stand around punctuation.
-    pub(crate) fn new(vocabulary: &Vocabulary, limits: &Limits, max_whitespace: usize) -> Self {
+    /// An empty grammar whose output is spelled with the bytes of `vocabulary`; `whitespace` may stand around
+    /// punctuation.
+    pub(crate) fn new(vocabulary: &Vocabulary, limits: &Limits, whitespace: Whitespace) -> Self {
         let none = Punctuation {
             open_object: 0,
             close_object: 0,
@@ -152,8 +152,8 @@ impl Ir {
             max_nodes: limits.max_nodes,
             bounds: Bounds::new(limits),
         };
-        let mut mark = |before: usize, byte: u8, after: usize| {
-            let recipe = format!("punctuation {before} {byte} {after}");
+        let mut mark = |before: Option<usize>, byte: u8, after: Option<usize>| {
+            let recipe = format!("punctuation {before:?} {byte} {after:?}");
             let cache = ir.cache.clone();
             let made = cache.automaton(recipe, || {
                 let dfa = punctuation(before, byte, after).trimmed(&ir.is_spelled);
@@ -162,16 +162,19 @@ impl Ir {
             let Ok((dfa, _)) = made;
             ir.shared_dfa(dfa)
         };
-        let n = max_whitespace;
+        let run = match whitespace {
+            Whitespace::Any => Some(limits.max_indent),
+            Whitespace::None => None,
+        };
         ir.punctuation = Punctuation {
-            open_object: mark(0, b'{', n),
-            close_object: mark(n, b'}', 0),
-            close_empty_object: mark(0, b'}', 0),
-            open_array: mark(0, b'[', n),
-            close_array: mark(n, b']', 0),
-            close_empty_array: mark(0, b']', 0),
-            comma: mark(n, b',', n),
-            colon: mark(n, b':', n),
+            open_object: mark(None, b'{', run),
+            close_object: mark(run, b'}', None),
+            close_empty_object: mark(None, b'}', None),
+            open_array: mark(None, b'[', run),
+            close_array: mark(run, b']', None),
+            close_empty_array: mark(None, b']', None),
+            comma: mark(run, b',', run),
+            colon: mark(run, b':', run),
         };
         ir
     }
@@ -547,16 +550,43 @@ impl Object {
     }
 }
 
-/// `byte` between up to `before` and up to `after` whitespace characters.
-fn punctuation(before: usize, byte: u8, after: usize) -> Dfa {
-    const WHITESPACE: [u8; 4] = *b" \t\r\n";
-    let classes = Classes::by(|b| (b == byte, WHITESPACE.contains(&b)));
-    let step = |(is_after, n): &(bool, usize), b: u8| {
-        if WHITESPACE.contains(&b) {
-            let max = if *is_after { after } else { before };
-            return (*n < max).then_some((*is_after, n + 1));
+/// Where a run of whitespace is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Run {
+    /// So many spaces.
+    Spaces(usize),
+    /// So many spaces and tabs after a newline.
+    Indent(usize),
+}
+
+/// Spaces of a run before its newline.
+const MAX_SPACES: usize = 2;
+
+impl Run {
+    /// After one more byte; lines begin with up to `max_indent` characters.
+    fn after(self, byte: u8, max_indent: usize) -> Option<Self> {
+        match (self, byte) {
+            (Self::Spaces(n), b' ') if n < MAX_SPACES => Some(Self::Spaces(n + 1)),
+            (Self::Spaces(_), b'\n') => Some(Self::Indent(0)),
+            (Self::Indent(n), b' ' | b'\t') if n < max_indent => Some(Self::Indent(n + 1)),
+            _ => None,
         }
-        (b == byte && !is_after).then_some((true, 0))
+    }
+}
+
+/// `byte` between two runs of whitespace, each with the longest beginning of its line, where there may be one.
+fn punctuation(before: Option<usize>, byte: u8, after: Option<usize>) -> Dfa {
+    let classes = Classes::by(|other| match other {
+        b' ' | b'\t' | b'\n' => other,
+        _ => u8::from(other == byte),
+    });
+    let step = |(is_after, run): &(bool, Run), next: u8| {
+        if next == byte {
+            return (!is_after).then_some((true, Run::Spaces(0)));
+        }
+        let max_indent = if *is_after { after } else { before };
+        Some((*is_after, run.after(next, max_indent?)?))
     };
-    Dfa::explore_unreduced(classes, (false, 0), step, |state| state.0, usize::MAX).expect("no limit is set")
+    let start = (false, Run::Spaces(0));
+    Dfa::explore_unreduced(classes, start, step, |state| state.0, usize::MAX).expect("no limit is set")
 }

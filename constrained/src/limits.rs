@@ -30,8 +30,8 @@ pub struct Limits {
     pub max_mask_work: usize,
     /// Bytes that are looked ahead for forced text.
     pub max_forced_bytes: usize,
-    /// Whitespace characters in one run where a grammar allows any.
-    pub max_whitespace: usize,
+    /// Spaces and tabs that may begin a line of JSON.
+    pub max_indent: usize,
 }
 
 impl Default for Limits {
@@ -50,7 +50,7 @@ impl Default for Limits {
             max_cache_bytes: 64 << 20,
             max_mask_work: 100_000,
             max_forced_bytes: 512,
-            max_whitespace: 64,
+            max_indent: 128,
         }
     }
 }

@@ -44,7 +44,8 @@ use crate::limits::Limits;
 /// Which whitespace the output may have around JSON's punctuation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Whitespace {
-    /// Any, up to `max_whitespace` characters in a run.
+    /// Any that models write: between two tokens of JSON up to two spaces, then at most one newline with up to
+    /// `max_indent` spaces and tabs after it. Each run ends, as do numbers.
     #[default]
     Any,
     /// None: compact JSON.
