@@ -371,8 +371,17 @@ impl EngineHandle {
             return Err(SubmitError::EmptyPrompt);
         }
         request.sampling.validate()?;
+        let out_of_range = |&token: &u32| token as usize >= limits.n_vocab;
+        if let Some(&token) = request.stop.token_ids.iter().find(|id| out_of_range(id)) {
+            let n_vocab = limits.n_vocab;
+            return Err(SubmitError::StopTokenOutOfRange { token, n_vocab });
+        }
+        if let Some(&token) = request.logprobs.listed.iter().find(|id| out_of_range(id)) {
+            let n_vocab = limits.n_vocab;
+            return Err(SubmitError::ListedOutOfRange { token, n_vocab });
+        }
         for &(token, bias) in &request.logit_bias {
-            if token as usize >= limits.n_vocab {
+            if out_of_range(&token) {
                 let n_vocab = limits.n_vocab;
                 return Err(SubmitError::BiasOutOfRange { token, n_vocab });
             }
@@ -405,7 +414,6 @@ impl EngineHandle {
                 limit: longest,
             });
         }
-        let out_of_range = |&token: &u32| token as usize >= limits.n_vocab;
         match request.prompt.iter().position(out_of_range) {
             Some(position) => Err(SubmitError::TokenOutOfRange {
                 token: request.prompt[position],
