@@ -20,8 +20,9 @@ use serde_json::Value;
 
 use crate::template::{Chat, ChatTemplate, TemplateError};
 use crate::thinking::Thinking;
-use crate::wire::chat::{Message, PromptEnding};
+use crate::wire::chat::PromptEnding;
 use crate::wire::completion::Bos;
+use crate::wire::message::Message;
 
 /// Unicode's noncharacters, never assigned and free for a program's own use.
 const MARKS: std::ops::RangeInclusive<char> = '\u{fdd0}'..='\u{fdef}';
@@ -91,6 +92,11 @@ impl PromptEncoder {
     /// How the model calls tools, if its template says so.
     pub fn call_format(&self) -> Option<CallFormat> {
         self.template.as_ref().and_then(ChatTemplate::call_format)
+    }
+
+    /// Whether the model's template speaks of thoughts.
+    pub fn knows_thinking(&self) -> bool {
+        self.template.as_ref().is_some_and(ChatTemplate::knows_thinking)
     }
 
     /// The prompt of a rendered chat.

@@ -14,7 +14,8 @@ use serde::Serialize;
 use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
 
 use crate::thinking::{self, Thinking};
-use crate::wire::chat::{Message, PromptEnding};
+use crate::wire::chat::PromptEnding;
+use crate::wire::message::Message;
 
 /// Instructions one rendering may take; a chat of 2,000 messages takes about 100,000.
 const FUEL: u64 = 20_000_000;
@@ -117,6 +118,11 @@ impl ChatTemplate {
     /// in a way the server does not read.
     pub fn call_format(&self) -> Option<CallFormat> {
         self.call_format
+    }
+
+    /// Whether it speaks of thoughts.
+    pub fn knows_thinking(&self) -> bool {
+        self.knows_thinking
     }
 
     /// What `rendered`, a prompt of this template, says about thinking.
@@ -353,7 +359,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::wire::chat::Role;
+    use crate::wire::message::Role;
 
     const SMOLLM2: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
         {{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by \

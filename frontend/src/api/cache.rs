@@ -239,7 +239,10 @@ pub async fn explain_prompt(
     let limit = app.engine.context();
     if !(1..=limit).contains(&tokens.len()) {
         let message = format!("The prompt has {} tokens, must have 1 to {limit}.", tokens.len());
-        return Err(ApiError::ContextExceeded { message });
+        return Err(ApiError::ContextExceeded {
+            param: if is_chat { "messages" } else { "prompt" }.to_owned(),
+            message,
+        });
     }
     let namespace = app.namespace(app.owner(&headers), salt);
     let _one_at_a_time = app.cache.picture.lock().await;

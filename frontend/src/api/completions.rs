@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 
-use super::{App, Asked, PreparedPrompt, Traced};
+use super::{App, Asked, Job, PreparedPrompt, Traced};
 use crate::reply::Format;
 use crate::route::RequestBody;
 use crate::wire::completion::{CompletionRequest, Echo, Prompt};
@@ -27,13 +27,18 @@ pub async fn completions(
     } = CompletionRequest::parse(&body.0, &app.sampling)?;
     options.deadlines = Deadlines::read(&headers)?;
     app.check_model(options.model.as_deref())?;
-    let mut prepared = Vec::with_capacity(prompts.len());
-    for prompt in prompts {
-        prepared.push(prepare(&app, prompt, echo).await?);
-    }
     let owner = app.owner(&headers);
     let grammar = app.grammar(&options, owner).await?;
-    let (generation, requests) = app.generate(prepared, &options, (owner, grammar.as_ref()))?;
+    let mut jobs = Vec::with_capacity(prompts.len());
+    for prompt in prompts {
+        jobs.push(Job {
+            prompt: prepare(&app, prompt, echo).await?,
+            options: &options,
+            grammar: grammar.clone(),
+            thoughts: None,
+        });
+    }
+    let (generation, requests) = app.generate(jobs, owner)?;
     let asked = Asked {
         format: Format::Text,
         options: &options,

@@ -22,7 +22,9 @@ pub enum ApiError {
     /// Prompt and output do not fit.
     #[error("{message}")]
     ContextExceeded {
-        /// The numbers.
+        /// The field that holds the prompt.
+        param: String,
+        /// The numbers, in words by which clients know this error.
         message: String,
     },
     /// No or a wrong API key.
@@ -141,6 +143,7 @@ impl ApiError {
         let (_, kind, code) = self.kind();
         let param = match self {
             ApiError::Invalid { param, .. } => param.as_deref(),
+            ApiError::ContextExceeded { param, .. } => Some(param.as_str()),
             ApiError::ModelNotFound { .. } => Some("model"),
             ApiError::RequestNotFound { .. } => Some("id"),
             _ => None,
@@ -180,22 +183,75 @@ impl IntoResponse for ApiError {
     }
 }
 
+/// The field that holds the prompt where nothing else is said.
+const PROMPT: &str = "prompt";
+
+impl ApiError {
+    /// The same error of a request whose prompt is in the field `name`.
+    #[must_use]
+    pub(crate) fn of_prompt_in(self, name: &str) -> Self {
+        match self {
+            ApiError::ContextExceeded { message, .. } => ApiError::ContextExceeded {
+                param: name.to_owned(),
+                message,
+            },
+            ApiError::Invalid {
+                param: Some(param),
+                message,
+            } if param == PROMPT => ApiError::invalid(name, message),
+            other => other,
+        }
+    }
+
+    /// `limit` tokens are possible, `prompt` and `output` were asked for. The beginning is OpenAI's, by which
+    /// clients tell this error from others.
+    fn context_exceeded(limit: usize, (prompt, output): (usize, usize), why: &str) -> Self {
+        let asked = prompt.saturating_add(output);
+        let message = format!(
+            "This model's maximum context length is {limit} tokens. However, you requested {asked} tokens \
+             ({prompt} in the prompt, {output} for the output).{why} Please shorten the prompt or ask for fewer \
+             tokens."
+        );
+        ApiError::ContextExceeded {
+            param: PROMPT.to_owned(),
+            message,
+        }
+    }
+}
+
 impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         let message = error.to_string();
         match error {
             SubmitError::QueueFull { no_room, retry_after } => ApiError::QueueFull { no_room, retry_after },
-            SubmitError::EmptyPrompt | SubmitError::TokenOutOfRange { .. } => ApiError::Invalid {
-                param: Some("prompt".to_owned()),
-                message,
+            SubmitError::EmptyPrompt | SubmitError::TokenOutOfRange { .. } => {
+                ApiError::invalid(PROMPT, message)
+            }
+            SubmitError::ContextExceeded {
+                prompt_tokens,
+                max_tokens,
+                context,
+            } => ApiError::context_exceeded(context, (prompt_tokens, max_tokens), ""),
+            SubmitError::NeverFits {
+                prompt_tokens,
+                max_tokens,
+                total,
+                page_size,
+                ..
+            } => {
+                let why = format!(" The server's KV cache has {total} pages of {page_size} tokens.");
+                ApiError::context_exceeded(total * page_size, (prompt_tokens, max_tokens), &why)
+            }
+            SubmitError::LongerThanQueue { .. } => ApiError::ContextExceeded {
+                param: PROMPT.to_owned(),
+                message: format!("The prompt is too long: {message}."),
             },
-            SubmitError::ContextExceeded { .. }
-            | SubmitError::NeverFits { .. }
-            | SubmitError::LongerThanQueue { .. } => ApiError::ContextExceeded { message },
             SubmitError::BadParam(bad) => ApiError::invalid(bad.param, message),
             SubmitError::BadBias { .. } | SubmitError::BiasOutOfRange { .. } => {
                 ApiError::invalid("logit_bias", message)
             }
+            SubmitError::StopTokenOutOfRange { .. } => ApiError::invalid("stop_token_ids", message),
+            SubmitError::ListedOutOfRange { .. } => ApiError::invalid("token_ids_logprob", message),
             SubmitError::ShuttingDown => ApiError::ShuttingDown,
         }
     }
@@ -205,7 +261,8 @@ impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         match error {
             RequestError::TooLarge { .. } => ApiError::ContextExceeded {
-                message: error.to_string(),
+                param: PROMPT.to_owned(),
+                message: format!("The prompt is too long: {error}."),
             },
             RequestError::Grammar(_) => ApiError::Grammar {
                 message: error.to_string(),

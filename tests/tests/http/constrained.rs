@@ -251,7 +251,7 @@ fn what_cannot_be_enforced_is_a_400_that_says_where_and_what() {
 }
 
 #[test]
-fn two_constraints_are_a_400_that_names_both() {
+fn two_constraints_are_a_400_that_names_both_unless_they_are_the_same() {
     let site = site();
     let fields = [
         ("response_format", json!({"type": "json_object"})),
@@ -264,6 +264,14 @@ fn two_constraints_are_a_400_that_names_both() {
     for (i, (first, one)) in fields.iter().enumerate() {
         for (second, other) in &fields[i + 1..] {
             let answer = site.post(CHAT, &chat("hello", &json!({*first: one, *second: other})));
+            if one == other {
+                assert_eq!(
+                    answer.status, 200,
+                    "{first} and {second} are one: {}",
+                    answer.body
+                );
+                continue;
+            }
             assert_eq!(answer.status, 400, "{first} and {second}: {}", answer.body);
             let message = answer.json()["error"]["message"].to_string();
             assert!(message.contains(first) && message.contains(second), "{message}");

@@ -2,6 +2,7 @@
 //! by byte where clients look at bytes.
 
 mod cache;
+mod clients;
 mod constrained;
 mod drain;
 mod hostile;
@@ -153,7 +154,7 @@ fn errors_have_their_status_their_field_and_all_four_keys() {
             chat_path,
             chat("a", &json!({"max_tokens": 1_000_000})).to_string(),
             400,
-            Json::Null,
+            json!("messages"),
             json!("context_length_exceeded"),
         ),
         (

@@ -83,6 +83,71 @@ fn generate_lists_log_probabilities_as_tuples() {
 }
 
 #[test]
+fn generate_lists_what_a_prompt_asks_for_and_always_the_tokens_of_both_sides() {
+    let site = Site::new();
+    let n_prompt = site.request(PROMPT, 1).prompt.len();
+    let params = json!({"max_new_tokens": 2, "temperature": 0, "ignore_eos": true});
+    let ask = json!({"text": [PROMPT, PROMPT], "return_logprob": true, "sampling_params": params,
+        "logprob_start_len": [n_prompt - 1, -1], "token_ids_logprob": [[7, 3], null], "rid": ["a", "b"],
+        "return_text_in_logprobs": true});
+    let list = site.post("/generate", &ask).json();
+    let (a, b) = (&list[0]["meta_info"], &list[1]["meta_info"]);
+    assert_eq!((&a["id"], &b["id"]), (&json!("a"), &json!("b")));
+    assert_eq!(a["input_token_logprobs"].as_array().map(Vec::len), Some(1));
+    assert_eq!(b["input_token_logprobs"], json!([]));
+    for (name, n_rows) in [("input_token_ids_logprobs", 1), ("output_token_ids_logprobs", 2)] {
+        let rows = a[name].as_array().expect("a list");
+        assert_eq!(rows.len(), n_rows, "{name}");
+        for row in rows {
+            assert_eq!((&row[0][1], &row[1][1]), (&json!(7), &json!(3)), "{name}");
+            assert!(row[0][0].is_number() && row[0][2].is_string(), "{row}");
+        }
+        assert!(b.get(name).is_none());
+    }
+    // What a listed token is told to have is what it has where it comes.
+    let came = a["output_token_logprobs"][0].clone();
+    let again = json!({"text": PROMPT, "return_logprob": true, "sampling_params": params,
+        "token_ids_logprob": [came[1]]});
+    let again = site.post("/generate", &again).json()["meta_info"].take();
+    assert_eq!(again["output_token_ids_logprobs"][0][0][0], came[0]);
+    // A prompt that is only scored is scored whole.
+    let scored = json!({"text": PROMPT, "return_logprob": true, "sampling_params": {"max_new_tokens": 0}});
+    let scored = site.post("/generate", &scored).json()["meta_info"].take();
+    assert_eq!(
+        scored["input_token_logprobs"].as_array().map(Vec::len),
+        Some(n_prompt)
+    );
+    assert_eq!(scored["output_token_logprobs"], json!([]));
+    let beyond = json!({"text": PROMPT, "return_logprob": true, "logprob_start_len": n_prompt + 1});
+    assert_eq!(
+        site.post("/generate", &beyond).json()["error"]["param"],
+        "logprob_start_len"
+    );
+}
+
+#[test]
+fn prompts_of_one_request_may_differ_in_every_parameter() {
+    let site = Site::new();
+    let params = [
+        json!({"max_new_tokens": 5, "temperature": 0, "ignore_eos": true}),
+        json!({"max_new_tokens": 3, "temperature": 0, "regex": "[ab]{7}"}),
+    ];
+    let ask = json!({"text": [PROMPT, PROMPT], "sampling_params": params});
+    let list = site.post("/generate", &ask).json();
+    for (idx, params) in params.iter().enumerate() {
+        let alone = site
+            .post("/generate", &json!({"text": PROMPT, "sampling_params": params}))
+            .json();
+        assert_eq!(list[idx]["text"], alone["text"]);
+        assert_eq!(
+            list[idx]["meta_info"]["finish_reason"],
+            alone["meta_info"]["finish_reason"]
+        );
+    }
+    assert_ne!(list[0]["text"], list[1]["text"]);
+}
+
+#[test]
 fn generates_errors_name_the_parameter_as_it_was_spelled() {
     let site = Site::new();
     let ask = json!({"text": PROMPT, "sampling_params": {"max_new_tokens": -1}});
