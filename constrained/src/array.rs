@@ -43,6 +43,9 @@ pub(crate) struct Array {
     completions: Vec<Vec<Numbers>>,
 }
 
+/// The node that matches nothing, in the place of a distinct value that may not come.
+const GONE: NodeId = 0;
+
 /// The largest table of completions, in numbers.
 const MAX_COMPLETIONS: u64 = 1 << 20;
 
@@ -58,6 +61,14 @@ impl Array {
             counters: Vec::new(),
             completions: Vec::new(),
         }
+    }
+
+    /// What its items may be, some more than once.
+    pub(crate) fn all_items(&self) -> impl Iterator<Item = NodeId> {
+        let variants = self.prefix.iter().flatten().chain(&self.rest);
+        variants
+            .map(|variant| variant.item)
+            .chain(self.distinct.iter().copied())
     }
 
     /// Bytes of memory.
@@ -118,6 +129,21 @@ impl Array {
         self.completions = self.tabulated(|_| true);
     }
 
+    /// The same array of those items that `fits` says yes to; distinct values keep their numbers.
+    pub(crate) fn narrowed(&self, fits: impl Fn(NodeId) -> bool) -> Self {
+        let mut narrowed = Self {
+            distinct: Vec::new(),
+            ..self.clone()
+        };
+        narrowed.finish(&fits);
+        let kept = self
+            .distinct
+            .iter()
+            .map(|value| if fits(*value) { *value } else { GONE });
+        narrowed.distinct = kept.collect();
+        narrowed
+    }
+
     /// Whether some array of productive items is complete.
     pub(crate) fn produces(&self, is_productive: impl Fn(NodeId) -> bool) -> bool {
         if self.counters.is_empty() {
@@ -150,7 +176,7 @@ impl Array {
     /// Whether `n` items with these counts can be completed.
     pub(crate) fn can_finish(&self, n: u32, used: u32) -> bool {
         if self.completions.is_empty() {
-            return self.most_items(|_| true).is_none_or(|most| n <= most);
+            return self.most_items(|item| item != GONE).is_none_or(|most| n <= most);
         }
         let place = (n as usize).min(self.prefix.len());
         self.fits(&self.completions[place][used as usize], n)
@@ -213,7 +239,7 @@ impl Array {
             .distinct
             .iter()
             .enumerate()
-            .filter(move |(i, _)| used >> i & 1 == 0);
+            .filter(move |(i, value)| used >> i & 1 == 0 && **value != GONE);
         let unused = unused.map(move |(i, value)| (*value, used | 1 << i));
         let variants = self.prefix.get(n as usize).unwrap_or(&self.rest).iter();
         let counted = variants.filter_map(move |variant| Some((variant.item, self.add(used, *variant)?)));

@@ -28,9 +28,6 @@ pub(crate) struct Known {
 pub(crate) struct Piece {
     pub(crate) inside: Known,
     pub(crate) ways: Box<[Way]>,
-    /// Steps that it took to find out; charged again to whoever finds it here, so that a limit does not
-    /// depend on what others did.
-    pub(crate) n_steps: usize,
 }
 
 /// The tokens that complete a leaf in one way.
@@ -42,7 +39,7 @@ pub(crate) struct Way {
     /// Nodes of the vocabulary's tree: what is longer goes on after the leaf.
     pub(crate) nodes: Box<[u32]>,
     /// Tokens that go on after the leaf, by what they have after it.
-    pub(crate) suffixes: Option<Trie>,
+    pub(crate) suffixes: Option<Arc<Trie>>,
     /// The leaf may be complete nearly everywhere, so that tokens that go on are not listed here.
     pub(crate) is_dense: bool,
 }
@@ -82,14 +79,11 @@ impl Hash for TextKey {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum PieceKey {
-    Leaf {
-        fragment: u64,
-        place: [u32; 4],
-    },
-    /// What is left of the only key that can come.
-    Literal(Box<[u8]>),
+/// A leaf's number and a place in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PieceKey {
+    fragment: u64,
+    place: [u32; 4],
 }
 
 /// Numbers of masks to be united, ascending, and further tokens.
@@ -264,7 +258,7 @@ impl Cache {
     }
 
     pub(crate) fn keep_piece(&self, key: PieceKey, piece: Piece) -> Arc<Piece> {
-        let n_bytes = piece.n_bytes() + key.n_bytes();
+        let n_bytes = piece.n_bytes() + size_of::<PieceKey>();
         let piece = Arc::new(piece);
         self.lock().pieces.insert(key, piece.clone(), n_bytes);
         piece
@@ -320,18 +314,9 @@ impl Shared {
 
 impl Fragment {
     pub(crate) fn at(&self, place: [u32; 4]) -> PieceKey {
-        PieceKey::Leaf {
+        PieceKey {
             fragment: self.id,
             place,
-        }
-    }
-}
-
-impl PieceKey {
-    fn n_bytes(&self) -> usize {
-        match self {
-            Self::Leaf { .. } => size_of::<Self>(),
-            Self::Literal(rest) => size_of::<Self>() + rest.len(),
         }
     }
 }
@@ -339,7 +324,7 @@ impl PieceKey {
 impl Piece {
     pub(crate) fn n_bytes(&self) -> usize {
         let of_way = |way: &Way| {
-            let suffixes = way.suffixes.as_ref().map_or(0, Trie::n_bytes);
+            let suffixes = way.suffixes.as_ref().map_or(0, |suffixes| suffixes.n_bytes());
             size_of::<Way>() + (way.here.len() + way.nodes.len()) * 4 + suffixes
         };
         self.ways.iter().map(of_way).sum::<usize>() + size_of::<Self>() + self.inside.mask.n_bytes()

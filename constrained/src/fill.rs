@@ -6,24 +6,25 @@
 //! for them.
 //!
 //! Why this is the same as stepping the whole set of readings byte by byte: steps distribute over readings,
-//! and a set never has more readings at once than leaves were entered. Where those are more than
-//! `max_readings`, or a leaf can be left nearly everywhere, the set itself is stepped.
+//! and readings that meet at a node of the tree are joined there. Where a leaf can be left nearly everywhere,
+//! or very many leaves are entered, the set itself is stepped, over those tokens that are not allowed already:
+//! each node of the tree is met once, and sets that were met before are known.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::cache::{Fragment, Known, Piece, PieceKey, Union};
-use crate::error::MatchError;
+use crate::cache::{Fragment, Known, Piece, Union};
+use crate::dfa::{ByteSet, union_of};
 use crate::free_text::FreeMachine;
-use crate::hash::{Map, SmallSet};
 use crate::ir::Ir;
-use crate::limits::Limits;
 use crate::mask::TokenMask;
-use crate::pieces::{only_rest, text_piece, ways};
-use crate::step::{Leaf, Reading, StackId};
-use crate::sweep::{
-    DfaMachine, Found, KeyMachine, LiteralMachine, Machine, Step, TextMachine, TooMuchWork, sweep,
-};
-use crate::tables::{NOTHING, StateId, TOO_MANY, Tables};
+use crate::pieces::{text_piece, ways};
+use crate::stacks::StackId;
+use crate::step::{Leaf, Reading};
+use crate::sweep::{DfaMachine, Found, Machine, Step, TextMachine, sweep, sweep_keys};
+use crate::tables::{NOTHING, StateId, Tables};
 use crate::trie::Trie;
 use crate::vocabulary::Vocabulary;
 
@@ -31,37 +32,15 @@ use crate::vocabulary::Vocabulary;
 #[derive(Clone, Copy)]
 pub(crate) struct Asked<'a> {
     pub(crate) ir: &'a Ir,
-    pub(crate) limits: &'a Limits,
     pub(crate) vocabulary: &'a Vocabulary,
 }
 
-impl Asked<'_> {
-    /// Steps for one mask: once over the vocabulary is always allowed.
-    pub(crate) fn max_work(&self) -> usize {
-        self.limits.max_mask_work + self.vocabulary.trie().n_nodes()
-    }
-}
+/// Following tokens from leaf to leaf would take longer than to step the set of readings.
+struct StepTheSet;
 
-enum Stop {
-    TooMuchWork,
-    /// More leaves were entered than readings may be alive, or would have to be.
-    StepTheSet,
-}
-
-impl From<TooMuchWork> for Stop {
-    fn from(_: TooMuchWork) -> Self {
-        Self::TooMuchWork
-    }
-}
-
-/// A point to go on from: what is longer than `node` follows the leaf that ended there.
-#[derive(Clone, Copy)]
-struct Onward {
-    /// `None` is the root.
-    node: Option<u32>,
-    is_end: bool,
-    stack: StackId,
-}
+/// Where leaves end within a tree of tokens, and which stacks go on there. Nodes are numbered from 1, 0 is the
+/// root; the smallest comes first, so that all that go on from a node are known when it is looked at.
+pub(crate) type Onward = BinaryHeap<Reverse<(u32, StackId)>>;
 
 /// A mask in the making; empty between masks, kept for its memory.
 #[derive(Debug, Default)]
@@ -69,86 +48,69 @@ pub(crate) struct Filling {
     pub(crate) parts: Vec<Known>,
     pub(crate) extras: Vec<u32>,
     found: Found,
+    onward: Onward,
     n_entered: usize,
 }
 
-/// The work of one closure in steps of a sweep.
-const CLOSURE_WORK: usize = 16;
-
 impl Tables {
     /// The mask of `state`, from its readings.
-    pub(crate) fn first_mask(
-        &mut self,
-        asked: Asked<'_>,
-        state: StateId,
-    ) -> Result<Arc<TokenMask>, MatchError> {
-        (self.stacks.is_too_deep, self.stacks.is_too_many) = (false, false);
+    pub(crate) fn first_mask(&mut self, asked: Asked<'_>, state: StateId) -> Arc<TokenMask> {
         let mut filling = std::mem::take(&mut self.filling);
-        filling.begin(asked);
-        let filled = match self.fill(asked, state, &mut filling) {
-            Err(Stop::StepTheSet) => {
-                self.stacks.is_too_many = false;
-                filling.begin(asked);
-                self.fill_by_steps(asked, state, &mut filling).map_err(Stop::from)
-            }
-            filled => filled,
-        };
-        let mask = filled.map(|()| {
-            self.add_tokens(asked, state, &mut filling);
-            if self.is_accepting(state) {
-                filling.extras.extend(asked.vocabulary.eos());
-            }
-            filling.finish(asked.vocabulary)
-        });
-        self.filling = filling;
-        let limit = |(name, limit)| MatchError::Limit { name, limit };
-        let mask = mask.map_err(|_| limit(("max_mask_work", asked.limits.max_mask_work as u64)))?;
-        // Compiling removed what leads nowhere, so only a limit can have kept everything out, now or when the
-        // transition was first taken.
-        if mask.n_allowed() == 0 || self.stacks.is_too_many {
-            return Err(limit(self.exceeded(asked.limits)));
+        filling.begin();
+        if self.fill(asked, state, &mut filling).is_err() {
+            self.fill_by_steps(asked, state, &mut filling);
         }
-        Ok(mask)
+        self.add_tokens(asked, state, &mut filling);
+        if self.is_accepting(state) {
+            filling.extras.extend(asked.vocabulary.eos());
+        }
+        let mask = filling.finish(asked.vocabulary);
+        self.filling = filling;
+        mask
     }
 
-    fn fill(&mut self, asked: Asked<'_>, state: StateId, filling: &mut Filling) -> Result<(), Stop> {
-        let readings = self.readings(state);
-        filling.enter(readings.len(), asked.limits)?;
-        let mut onward = Vec::new();
-        let has_text = |leaf| !matches!(leaf, Leaf::Done | Leaf::Token { .. });
-        for reading in readings.iter().filter(|reading| has_text(reading.leaf)) {
-            let piece = self.piece(asked, reading, filling)?;
-            for way in &piece.ways {
-                let stack = self.after_piece(asked.ir, reading, way.way);
-                let node = |node: &u32| Onward {
-                    node: Some(*node),
-                    is_end: false,
-                    stack,
-                };
-                onward.extend(way.nodes.iter().map(node));
-                if way.is_dense && self.stacks.has_leaf(asked.ir, stack) {
-                    return Err(Stop::StepTheSet);
-                }
-                if way.here.is_empty() && way.suffixes.is_none() {
+    fn fill(&mut self, asked: Asked<'_>, state: StateId, filling: &mut Filling) -> Result<(), StepTheSet> {
+        let (ir, trie) = (asked.ir, asked.vocabulary.trie());
+        let mut apart: Vec<(Arc<Trie>, StackId)> = Vec::new();
+        let mut onward = std::mem::take(&mut filling.onward);
+        for reading in self.readings(state).iter() {
+            match reading.leaf {
+                Leaf::Done | Leaf::Token { .. } => continue,
+                Leaf::Key { .. } => {
+                    self.sweep_leaf(asked, reading, trie, None, &mut filling.found);
+                    self.take_found(ir, reading, trie, filling, &mut onward);
                     continue;
                 }
-                if !way.here.is_empty() && self.stacks.can_follow(asked.ir, stack) {
-                    filling.extras.extend(&way.here);
-                }
-                if let Some(suffixes) = &way.suffixes {
-                    let root = Onward {
-                        node: None,
-                        is_end: false,
-                        stack,
-                    };
-                    self.follow(asked, suffixes, vec![root], filling)?;
-                }
+                Leaf::Dfa { .. } | Leaf::Text { .. } | Leaf::Free { .. } => {}
             }
+            let piece = self.piece(asked, reading);
             if filling.parts.iter().all(|part| part.id != piece.inside.id) {
                 filling.parts.push(piece.inside.clone());
             }
+            for way in &piece.ways {
+                let stack = self.stacks.after(ir, reading, way.way);
+                if way.is_dense && self.stacks.has_leaf(ir, stack) {
+                    return Err(StepTheSet);
+                }
+                if !way.here.is_empty() && self.stacks.can_follow(ir, stack) {
+                    filling.extras.extend(&way.here);
+                }
+                onward.extend(way.nodes.iter().map(|node| Reverse((node + 1, stack))));
+                if let Some(suffixes) = &way.suffixes {
+                    match apart.iter_mut().find(|(known, _)| Arc::ptr_eq(known, suffixes)) {
+                        Some((_, known)) => *known = self.stacks.union(ir, *known, stack),
+                        None => apart.push((suffixes.clone(), stack)),
+                    }
+                }
+            }
         }
-        self.follow(asked, asked.vocabulary.trie(), onward, filling)
+        self.follow(asked, trie, &mut onward, filling)?;
+        for (suffixes, stack) in apart {
+            onward.push(Reverse((0, stack)));
+            self.follow(asked, &suffixes, &mut onward, filling)?;
+        }
+        filling.onward = onward;
+        Ok(())
     }
 
     /// Follows tokens of `trie` from leaf to leaf.
@@ -156,49 +118,53 @@ impl Tables {
         &mut self,
         asked: Asked<'_>,
         trie: &Trie,
-        mut onward: Vec<Onward>,
+        onward: &mut Onward,
         filling: &mut Filling,
-    ) -> Result<(), Stop> {
-        let mut seen = SmallSet::new();
-        let mut least: Map<(Option<u32>, StackId), u32> = Map::default();
-        while let Some(Onward { node, is_end, stack }) = onward.pop() {
-            if !seen.insert((node, stack)) {
-                continue;
+    ) -> Result<(), StepTheSet> {
+        /// Beyond so many leaves, sets of them are likely to have been met before.
+        const MAX_ENTERED: usize = 4_096;
+        while let Some(Reverse((node, mut stack))) = onward.pop() {
+            while let Some(Reverse((_, other))) = onward.peek().filter(|next| next.0.0 == node) {
+                stack = self.stacks.union(asked.ir, stack, *other);
+                onward.pop();
             }
-            // Whoever has repeated less can do all that the others can.
-            if let Some((shape, n)) = self.stacks.free_count(asked.ir, stack) {
-                let known = least.entry((node, shape)).or_insert(u32::MAX);
-                if *known <= n {
-                    continue;
-                }
-                *known = n;
-            }
-            filling.found.n_left = filling.found.n_left.saturating_sub(CLOSURE_WORK);
             let readings = self.stacks.continuation(asked.ir, stack);
-            filling.enter(readings.len(), asked.limits)?;
-            let node = node.map(|node| node as usize);
-            if is_end && !readings.is_empty() {
-                let node = node.expect("a leaf takes a byte");
-                filling.extras.extend(trie.tokens_at(node));
+            filling.n_entered += readings.len();
+            if filling.n_entered > MAX_ENTERED {
+                return Err(StepTheSet);
             }
+            let node = (node as usize).checked_sub(1);
             for reading in readings.iter() {
-                self.sweep_leaf(asked, reading, trie, node, &mut filling.found)?;
-                let found = &mut filling.found;
-                for (begin, end) in found.ranges.drain(..) {
-                    filling
-                        .extras
-                        .extend(&trie.tokens()[begin as usize..end as usize]);
-                }
-                for exit in found.exits.drain(..) {
-                    onward.push(Onward {
-                        node: Some(exit.node),
-                        is_end: exit.is_end,
-                        stack: self.stacks.after(asked.ir, reading, exit.way),
-                    });
-                }
+                self.sweep_leaf(asked, reading, trie, node, &mut filling.found);
+                self.take_found(asked.ir, reading, trie, filling, onward);
             }
         }
         Ok(())
+    }
+
+    /// Allows what was found of the leaf of `reading` in `trie`, and notes where it ends.
+    fn take_found(
+        &mut self,
+        ir: &Ir,
+        reading: &Reading,
+        trie: &Trie,
+        filling: &mut Filling,
+        onward: &mut Onward,
+    ) {
+        let Filling { found, extras, .. } = filling;
+        for (begin, end) in found.ranges.drain(..) {
+            extras.extend(&trie.tokens()[begin as usize..end as usize]);
+        }
+        for exit in found.exits.drain(..) {
+            let stack = self.stacks.after(ir, reading, exit.way);
+            let node = exit.node as usize;
+            if exit.is_end && self.stacks.can_follow(ir, stack) {
+                extras.extend(trie.tokens_at(node));
+            }
+            if !trie.is_leaf(node) {
+                onward.push(Reverse((exit.node + 1, stack)));
+            }
+        }
     }
 
     /// Runs the leaf of `reading` over the tokens of `trie` below `from`.
@@ -209,15 +175,15 @@ impl Tables {
         trie: &Trie,
         from: Option<usize>,
         found: &mut Found,
-    ) -> Result<(), TooMuchWork> {
+    ) {
         let ir = asked.ir;
         match reading.leaf {
-            Leaf::Done | Leaf::Token { .. } => Ok(()),
+            Leaf::Done | Leaf::Token { .. } => {}
             Leaf::Free { free, state } => {
                 let may_leave = self.may_leave(ir, reading);
                 let fragment = self.dfa_fragment(asked, ir.free_texts[free as usize].dfa);
                 let mut machine = FreeMachine::new(ir, free, &fragment.sets, may_leave);
-                sweep(&mut machine, (state, true), trie, from, found)
+                sweep(&mut machine, (state, true), trie, from, found);
             }
             Leaf::Dfa { dfa, state } => {
                 let fragment = self.dfa_fragment(asked, dfa);
@@ -225,7 +191,7 @@ impl Tables {
                     dfa: &ir.dfas[dfa as usize],
                     sets: &fragment.sets,
                 };
-                sweep(&mut machine, state, trie, from, found)
+                sweep(&mut machine, state, trie, from, found);
             }
             Leaf::Text { text, place } => {
                 let fragment = self.text_fragment(asked, text);
@@ -234,7 +200,7 @@ impl Tables {
                     sets: &fragment.sets,
                     plain_chars: None,
                 };
-                sweep(&mut machine, place, trie, from, found)
+                sweep(&mut machine, place, trie, from, found);
             }
             Leaf::Key {
                 object,
@@ -243,13 +209,8 @@ impl Tables {
                 last,
                 ..
             } => {
-                let trie_of_keys = &ir.objects[object as usize].trie;
-                let mut machine = KeyMachine {
-                    trie: trie_of_keys,
-                    first,
-                    last,
-                };
-                sweep(&mut machine, node, trie, from, found)
+                let keys = &ir.objects[object as usize].trie;
+                sweep_keys(keys, node, (first, last), trie, from, found);
             }
         }
     }
@@ -273,155 +234,99 @@ impl Tables {
     }
 
     /// What is known about the leaf of `reading`, now if not before.
-    fn piece(
-        &mut self,
-        asked: Asked<'_>,
-        reading: &Reading,
-        filling: &mut Filling,
-    ) -> Result<Arc<Piece>, Stop> {
-        let vocabulary = asked.vocabulary;
+    fn piece(&mut self, asked: Asked<'_>, reading: &Reading) -> Arc<Piece> {
+        let cache = asked.vocabulary.cache();
         let key = match reading.leaf {
-            Leaf::Done | Leaf::Token { .. } => unreachable!("no byte moves it"),
-            Leaf::Free { .. } => None,
-            Leaf::Dfa { dfa, state } => Some(self.dfa_fragment(asked, dfa).at([state, 0, 0, 0])),
+            Leaf::Dfa { dfa, state } => self.dfa_fragment(asked, dfa).at([state, 0, 0, 0]),
             Leaf::Text { text, place } => {
-                let max_chars = vocabulary.strings().max_chars;
+                let max_chars = asked.vocabulary.strings().max_chars;
                 let essence = asked.ir.texts[text as usize].essence(place, max_chars);
-                Some(self.text_fragment(asked, text).at(essence))
+                self.text_fragment(asked, text).at(essence)
             }
-            Leaf::Key { .. } => {
-                only_rest(asked.ir, reading.leaf).map(|(_, rest)| PieceKey::Literal(rest.into()))
+            _ => return self.own_piece(asked, reading),
+        };
+        if let Some(known) = cache.piece(&key) {
+            return known;
+        }
+        let piece = self.new_piece(asked, reading);
+        cache.keep_piece(key, piece)
+    }
+
+    /// The same for a free text, which grammars rarely share.
+    fn own_piece(&mut self, asked: Asked<'_>, reading: &Reading) -> Arc<Piece> {
+        let key = (reading.leaf, self.may_leave(asked.ir, reading));
+        if let Some(known) = self.own_pieces.get(&key) {
+            return known.clone();
+        }
+        let piece = Arc::new(self.new_piece(asked, reading));
+        self.n_mask_bytes += piece.n_bytes();
+        self.own_pieces.insert(key, piece.clone());
+        piece
+    }
+
+    fn new_piece(&mut self, asked: Asked<'_>, reading: &Reading) -> Piece {
+        let vocabulary = asked.vocabulary;
+        match reading.leaf {
+            Leaf::Free { free, state } => {
+                let may_leave = self.may_leave(asked.ir, reading);
+                let fragment = self.dfa_fragment(asked, asked.ir.free_texts[free as usize].dfa);
+                let mut machine = FreeMachine::new(asked.ir, free, &fragment.sets, may_leave);
+                machine.piece(vocabulary, state)
             }
-        };
-        let own_key = (reading.leaf, self.may_leave(asked.ir, reading));
-        let known = match &key {
-            Some(key) => vocabulary.cache().piece(key),
-            None => self.own_pieces.get(&own_key).cloned(),
-        };
-        let piece = match known {
-            Some(piece) => piece,
-            None => {
-                let piece = self.new_piece(asked, reading, &key)?;
-                match key {
-                    Some(key) => vocabulary.cache().keep_piece(key, piece),
-                    None => {
-                        let piece = Arc::new(piece);
-                        self.n_mask_bytes += piece.n_bytes();
-                        self.own_pieces.insert(own_key, piece.clone());
-                        piece
-                    }
+            Leaf::Text { text, place } => {
+                let fragment = self.text_fragment(asked, text);
+                let mut machine = TextMachine {
+                    text: &asked.ir.texts[text as usize],
+                    sets: &fragment.sets,
+                    plain_chars: None,
+                };
+                text_piece(&mut machine, place, vocabulary)
+            }
+            _ => {
+                let (mut found, trie) = (Found::default(), vocabulary.trie());
+                self.sweep_leaf(asked, reading, trie, None, &mut found);
+                Piece {
+                    inside: found.inside(trie, vocabulary),
+                    ways: ways(vocabulary, trie, &found.exits, false),
                 }
             }
-        };
-        filling.found.n_left = filling.found.n_left.saturating_sub(piece.n_steps);
-        if filling.found.n_left == 0 {
-            return Err(Stop::TooMuchWork);
         }
-        Ok(piece)
     }
 
-    fn new_piece(
-        &mut self,
-        asked: Asked<'_>,
-        reading: &Reading,
-        key: &Option<PieceKey>,
-    ) -> Result<Piece, Stop> {
-        if let Leaf::Free { free, state } = reading.leaf {
-            let may_leave = self.may_leave(asked.ir, reading);
-            let fragment = self.dfa_fragment(asked, asked.ir.free_texts[free as usize].dfa);
-            let mut machine = FreeMachine::new(asked.ir, free, &fragment.sets, may_leave);
-            return Ok(machine.piece(asked, state)?);
-        }
-        if let Leaf::Text { text, place } = reading.leaf {
-            let fragment = self.text_fragment(asked, text);
-            let mut machine = TextMachine {
-                text: &asked.ir.texts[text as usize],
-                sets: &fragment.sets,
-                plain_chars: None,
-            };
-            return Ok(text_piece(&mut machine, place, asked)?);
-        }
-        let mut found = Found::with_work(asked.max_work());
-        let trie = asked.vocabulary.trie();
-        if let Some(PieceKey::Literal(rest)) = key {
-            sweep(&mut LiteralMachine { rest }, 0, trie, None, &mut found)?;
-        } else {
-            self.sweep_leaf(asked, reading, trie, None, &mut found)?;
-        }
-        let mut words = vec![0; asked.vocabulary.n_words()];
-        let inside = found.inside(trie, &mut words, asked.vocabulary);
-        Ok(Piece {
-            inside,
-            ways: ways(asked.vocabulary, trie, &found.exits, false),
-            n_steps: asked.max_work() - found.n_left,
-        })
-    }
-
-    /// As [`crate::step::Stacks::after`], where `way` is one of a piece.
-    fn after_piece(&mut self, ir: &Ir, reading: &Reading, way: u32) -> StackId {
-        let way = only_rest(ir, reading.leaf).map_or(way, |(key, _)| key);
-        self.stacks.after(ir, reading, way)
-    }
-
-    /// The mask of `state` by stepping all its readings together.
-    fn fill_by_steps(
-        &mut self,
-        asked: Asked<'_>,
-        state: StateId,
-        filling: &mut Filling,
-    ) -> Result<(), TooMuchWork> {
-        let trie = asked.vocabulary.trie();
-        let max_state_work = self.n_state_work + asked.max_work();
+    /// Completes the mask of `state` by stepping all its readings together.
+    fn fill_by_steps(&mut self, asked: Asked<'_>, state: StateId, filling: &mut Filling) {
+        filling.onward.clear();
+        filling.found.clear();
         let mut machine = SetMachine {
             tables: self,
             asked,
-            max_state_work,
-            is_over: false,
-            is_too_many: false,
+            known: filling.known_places(asked.vocabulary),
         };
-        let swept = sweep(&mut machine, state, trie, None, &mut filling.found);
-        let (is_over, is_too_many) = (machine.is_over, machine.is_too_many);
-        self.stacks.is_too_many = is_too_many;
-        swept?;
-        if is_over {
-            return Err(TooMuchWork);
+        let trie = asked.vocabulary.trie();
+        sweep(&mut machine, state, trie, None, &mut filling.found);
+        for (begin, end) in filling.found.ranges.drain(..) {
+            filling
+                .extras
+                .extend(&trie.tokens()[begin as usize..end as usize]);
         }
-        let mut words = vec![0; asked.vocabulary.n_words()];
-        let inside = filling.found.inside(trie, &mut words, asked.vocabulary);
-        filling.parts.push(inside);
-        filling.found.ranges.clear();
-        Ok(())
     }
 
     /// Whether a token that begins with `bytes` and is longer may come, read from `state` after `bytes`.
     pub(crate) fn can_span(&mut self, asked: Asked<'_>, bytes: &[u8], state: StateId) -> bool {
         let trie = asked.vocabulary.trie();
-        self.stacks.is_too_many = state == TOO_MANY;
         let Some(node) = trie.find(bytes) else {
             return false;
         };
-        let readings = self.readings(state);
-        let mut filling = Filling::default();
-        filling.begin(asked);
-        let mut onward = Vec::new();
-        for reading in readings.iter() {
-            let found = &mut filling.found;
-            let swept = self.sweep_leaf(asked, reading, trie, Some(node), found);
-            if swept.is_err() || !found.ranges.is_empty() {
+        let (mut filling, mut onward) = (Filling::default(), Onward::new());
+        for reading in self.readings(state).iter() {
+            self.sweep_leaf(asked, reading, trie, Some(node), &mut filling.found);
+            self.take_found(asked.ir, reading, trie, &mut filling, &mut onward);
+            if !filling.extras.is_empty() {
                 return true;
-            }
-            for exit in found.exits.drain(..) {
-                onward.push(Onward {
-                    node: Some(exit.node),
-                    is_end: exit.is_end,
-                    stack: self.stacks.after(asked.ir, reading, exit.way),
-                });
             }
         }
         // Where it cannot be told, a draft is cut too short rather than too long.
-        self.follow(asked, trie, onward, &mut filling).is_err()
-            || !filling.extras.is_empty()
-            || self.stacks.is_too_many
+        self.follow(asked, trie, &mut onward, &mut filling).is_err() || !filling.extras.is_empty()
     }
 }
 
@@ -429,29 +334,25 @@ impl Tables {
 struct SetMachine<'a, 'b> {
     tables: &'a mut Tables,
     asked: Asked<'b>,
-    /// What the tables' count may become.
-    max_state_work: usize,
-    is_over: bool,
-    /// Whether a state was met of which nobody can say how it goes on.
-    is_too_many: bool,
+    /// By place in the tree: the tokens that are allowed already.
+    known: Vec<u64>,
 }
 
 impl Machine for SetMachine<'_, '_> {
     type Place = StateId;
 
-    fn bytes(&mut self, place: StateId) -> crate::dfa::ByteSet {
+    fn bytes(&mut self, place: StateId) -> ByteSet {
         self.tables.bytes(self.asked, place)
     }
 
+    fn knows_all(&self, tokens: Range<usize>) -> bool {
+        has_all(&self.known, tokens)
+    }
+
     fn step(&mut self, place: StateId, byte: u8) -> Step<StateId> {
-        self.is_over |= self.tables.n_state_work > self.max_state_work;
-        let next = match self.is_over {
-            true => NOTHING,
-            false => self.tables.step(self.asked.ir, self.asked.limits, place, byte),
-        };
-        self.is_too_many |= next == TOO_MANY;
+        let next = self.tables.step(self.asked.ir, place, byte);
         Step {
-            inside: (next != NOTHING && next != TOO_MANY).then_some(next),
+            inside: (next != NOTHING).then_some(next),
             exit: None,
         }
     }
@@ -459,7 +360,7 @@ impl Machine for SetMachine<'_, '_> {
 
 impl Tables {
     /// The bytes that may lead anywhere from `state`, and maybe more.
-    pub(crate) fn bytes(&mut self, asked: Asked<'_>, state: StateId) -> crate::dfa::ByteSet {
+    pub(crate) fn bytes(&mut self, asked: Asked<'_>, state: StateId) -> ByteSet {
         let readings = self.readings(state);
         readings.iter().fold([0; 4], |all, reading| {
             let own = match reading.leaf {
@@ -479,30 +380,38 @@ impl Tables {
                 }
                 Leaf::Key { object, node, .. } => asked.ir.objects[object as usize].trie.bytes(node),
             };
-            crate::dfa::union_of(all, own)
+            union_of(all, own)
         })
     }
 }
 
 impl Filling {
-    fn begin(&mut self, asked: Asked<'_>) {
+    fn begin(&mut self) {
         self.parts.clear();
         self.extras.clear();
-        self.found.ranges.clear();
-        self.found.exits.clear();
-        self.found.n_left = asked.max_work();
+        self.found.clear();
+        self.onward.clear();
         self.n_entered = 0;
     }
 
-    fn enter(&mut self, n: usize, limits: &Limits) -> Result<(), Stop> {
-        self.n_entered += n;
-        if self.n_entered > limits.max_readings {
-            return Err(Stop::StepTheSet);
+    /// What is allowed so far, by place in the vocabulary's tree.
+    fn known_places(&self, vocabulary: &Vocabulary) -> Vec<u64> {
+        let mut allowed = vec![0; vocabulary.n_words()];
+        self.parts.iter().for_each(|part| part.mask.add_to(&mut allowed));
+        for token in &self.extras {
+            allowed[*token as usize / 64] |= 1 << (token % 64);
         }
-        if self.found.n_left == 0 {
-            return Err(Stop::TooMuchWork);
+        let mut places = vec![u64::MAX; vocabulary.trie().tokens().len().div_ceil(64)];
+        for (first, word) in (0..).step_by(64).zip(allowed) {
+            let mut rest = !word;
+            while rest != 0 {
+                if let Some(place) = vocabulary.place(first + rest.trailing_zeros()) {
+                    places[place as usize / 64] &= !(1 << (place % 64));
+                }
+                rest &= rest - 1;
+            }
         }
-        Ok(())
+        places
     }
 
     /// The union of parts and extras.
@@ -552,5 +461,36 @@ impl Filling {
         }
         let mask = TokenMask::from_words(&words, n_vocab);
         vocabulary.cache().keep_union(union, mask)
+    }
+}
+
+/// Whether all bits of `range` are set in `words`.
+fn has_all(words: &[u64], range: Range<usize>) -> bool {
+    let Range { start, end } = range;
+    let (first, last) = (start / 64, end / 64);
+    let from = u64::MAX << (start % 64);
+    let before = !(u64::MAX << (end % 64));
+    if first == last {
+        return !words.get(first).copied().unwrap_or(0) & from & before == 0;
+    }
+    !words[first] & from == 0
+        && words[first + 1..last].iter().all(|word| *word == u64::MAX)
+        && (before == 0 || !words[last] & before == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_of_bits_has_all_when_each_is_set() {
+        let words = [u64::MAX, u64::MAX << 3, u64::MAX, u64::MAX >> 5];
+        let is_set = |bit: usize| words[bit / 64] >> (bit % 64) & 1 == 1;
+        for begin in 0..256 {
+            for end in begin..=256 {
+                let expected = (begin..end).all(is_set);
+                assert_eq!(has_all(&words, begin..end), expected, "{begin}..{end}");
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@ use crate::ir::Ir;
 use crate::limits::Limits;
 use crate::matcher::{Matcher, lock};
 use crate::schema::{Relaxed, SchemaOptions, Whitespace};
-use crate::tables::{NOTHING, Tables};
+use crate::tables::Tables;
 use crate::tools::ToolSpec;
 use crate::vocabulary::Vocabulary;
 
@@ -31,7 +31,6 @@ impl Parts {
     pub(crate) fn asked(&self) -> Asked<'_> {
         Asked {
             ir: &self.ir,
-            limits: &self.limits,
             vocabulary: &self.vocabulary,
         }
     }
@@ -165,16 +164,15 @@ impl Grammar {
         limits: &Limits,
     ) -> Result<Self, CompileError> {
         let ir = ir.finish(root)?;
-        let mut tables = Tables::new(&ir, limits);
-        if tables.start(&ir) == NOTHING {
-            let (name, limit) = tables.exceeded(limits);
+        let depth = ir.needs[root as usize];
+        if depth > limits.max_output_depth {
             return Err(CompileError::Limit {
-                name,
-                limit,
-                place: "the beginning of the output".to_owned(),
+                name: "max_output_depth",
+                limit: u64::from(limits.max_output_depth),
+                place: format!("the grammar's shallowest output, which is {depth} deep"),
             });
         }
-        let tables = Mutex::new(Arc::new(Mutex::new(tables)));
+        let tables = Mutex::new(Arc::new(Mutex::new(Tables::new(&ir, limits))));
         Ok(Self(Arc::new(Parts {
             n_ir_bytes: ir.n_bytes(),
             ir,

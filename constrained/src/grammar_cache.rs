@@ -286,7 +286,7 @@ mod tests {
         };
         assert!(!Arc::ptr_eq(&first.0, &schema(&compact).0));
         let tight = Limits {
-            max_mask_work: 5_000,
+            max_forced_bytes: 5,
             ..Limits::default()
         };
         let other = cache.json_schema("{}", &options, &tight).expect("anything");

@@ -4,13 +4,14 @@
 //! arrays stay one node each, so that 300 optional properties cost 300 entries and not 2^300 paths. Rules are
 //! names for nodes and the only way to form a cycle.
 //!
-//! Invariants after [`Ir::finish`]: no rule reaches itself without consuming a byte; what `is_productive`
-//! says no to never matches anything and is never entered.
+//! Invariants after [`Ir::finish`]: no rule reaches itself without consuming a byte; what `needs` says never
+//! to matches nothing and is never entered.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
 pub(crate) use crate::array::Array;
+use crate::beginnings::Ranks;
 use crate::cache::Cache;
 use crate::determinize::Built;
 use crate::dfa::{Classes, Dfa};
@@ -19,6 +20,7 @@ use crate::free_text::FreeText;
 use crate::hash::Map;
 use crate::keys::KeyTrie;
 use crate::limits::Limits;
+use crate::nesting::{NEVER, NeedsWithin};
 use crate::pattern::{self, Bounds};
 use crate::schema::{Relaxed, Whitespace};
 use crate::text::TextSpec;
@@ -104,13 +106,21 @@ pub(crate) struct Ir {
     /// What is left out of the schemas.
     pub(crate) relaxed: Vec<Relaxed>,
     pub(crate) root: NodeId,
-    pub(crate) is_productive: Vec<bool>,
+    /// By node, the least depth that completes it.
+    pub(crate) needs: Vec<u32>,
+    pub(crate) needs_within: NeedsWithin,
+    pub(crate) ranks: Ranks,
+    /// Whether anything is repeated a number of times that matters.
+    pub(crate) has_counts: bool,
+    /// Rules of a grammar's text and their bodies.
+    pub(crate) rule_names: Vec<(String, NodeId)>,
     pub(crate) classes: Classes,
     is_spelled: [bool; 256],
     cache: Arc<Cache>,
     /// Any string at all.
     pub(crate) any_text: Arc<TextSpec>,
     max_nodes: usize,
+    max_readings: usize,
     bounds: Bounds,
 }
 
@@ -144,12 +154,17 @@ impl Ir {
             punctuation: none,
             relaxed: Vec::new(),
             root: 0,
-            is_productive: Vec::new(),
+            needs: Vec::new(),
+            needs_within: NeedsWithin::default(),
+            ranks: Ranks::default(),
+            has_counts: false,
+            rule_names: Vec::new(),
             classes: Classes::by(|_| ()),
             is_spelled: *vocabulary.is_spelled(),
             cache: vocabulary.cache().clone(),
             any_text: vocabulary.any_text().clone(),
             max_nodes: limits.max_nodes,
+            max_readings: limits.max_readings,
             bounds: Bounds::new(limits),
         };
         let mut mark = |before: Option<usize>, byte: u8, after: Option<usize>| {
@@ -339,6 +354,14 @@ impl Ir {
             + self.rules.len() * 4
     }
 
+    /// The fewest bodies of the repetition `node`.
+    pub(crate) fn min_of_repeat(&self, node: NodeId) -> u32 {
+        let Node::Repeat { min, .. } = self.nodes[node as usize] else {
+            unreachable!("only a repetition has frames that count");
+        };
+        min
+    }
+
     /// Refuses a grammar that has outgrown its limit.
     pub(crate) fn check_size(&self, place: &str) -> Result<(), CompileError> {
         if self.nodes.len() <= self.max_nodes {
@@ -355,164 +378,34 @@ impl Ir {
     pub(crate) fn finish(mut self, root: NodeId) -> Result<Self, CompileError> {
         self.check_size("the whole grammar")?;
         self.root = root;
-        self.is_productive = self.fixpoint(Self::produces);
+        self.needs = self.least_depths();
+        let is_productive = |node: NodeId| self.needs[node as usize] != NEVER;
         for object in &mut self.objects {
-            let is_productive = &self.is_productive;
-            let is_open = |(key, value): &(NodeId, NodeId)| {
-                is_productive[*key as usize] && is_productive[*value as usize]
-            };
+            let is_open = |(key, value): &(NodeId, NodeId)| is_productive(*key) && is_productive(*value);
             object.extras.retain(is_open);
             object
                 .closing
                 .iter_mut()
                 .for_each(|closing| closing.retain(is_open));
-            object.keys.retain(|key| is_productive[key.value as usize]);
+            object.keys.retain(|key| is_productive(key.value));
             object.trie = KeyTrie::new(object.keys.iter().map(|key| key.name.as_str()));
         }
         for array in &mut self.arrays {
-            array.finish(|item| self.is_productive[item as usize]);
+            array.finish(is_productive);
         }
-        if !self.is_productive[root as usize] {
+        if !is_productive(root) {
             return Err(CompileError::Empty {
                 why: "the constraints contradict each other, or need bytes that no token spells".to_owned(),
             });
         }
-        let is_nullable = self.fixpoint(Self::matches_nothing);
-        self.check_repeats(&is_nullable)?;
-        self.check_left_recursion(&is_nullable)?;
+        self.needs_within = NeedsWithin::new(&self);
+        self.ranks = self.check_beginnings(self.max_readings)?;
         self.classes = self.all_classes();
         self.has_tokens |= !self.token_sets.is_empty();
+        let counts =
+            |node: &Node| matches!(node, Node::Repeat { min, max, .. } if (*min).max(max.unwrap_or(0)) > 1);
+        self.has_counts = self.nodes.iter().any(counts);
         Ok(self)
-    }
-
-    /// The least set of nodes closed under `holds`.
-    fn fixpoint(&self, holds: impl Fn(&Self, &Node, &[bool]) -> bool) -> Vec<bool> {
-        let mut known = vec![false; self.nodes.len()];
-        loop {
-            let mut changed = false;
-            // Parents follow their children in the array, cycles apart: one pass does nearly all.
-            for (id, node) in self.nodes.iter().enumerate() {
-                if !known[id] && holds(self, node, &known) {
-                    known[id] = true;
-                    changed = true;
-                }
-            }
-            if !changed {
-                return known;
-            }
-        }
-    }
-
-    fn produces(&self, node: &Node, known: &[bool]) -> bool {
-        let is = |id: &NodeId| known[*id as usize];
-        match node {
-            Node::Never => false,
-            Node::Empty => true,
-            Node::Dfa(dfa) => self.dfas[*dfa as usize].start() != crate::dfa::DEAD,
-            Node::Text(text) => self.texts[*text as usize].is_satisfiable(),
-            Node::Seq(parts) => parts.iter().all(is),
-            Node::Alt(parts) => parts.iter().any(is),
-            Node::Repeat { body, min, .. } => *min == 0 || is(body),
-            Node::Rule(rule) => is(&self.rules[*rule as usize]),
-            Node::Object(object) => self.objects[*object as usize].produces(is),
-            Node::Array(array) => self.arrays[*array as usize].produces(|item| is(&item)),
-            Node::Token(_) => true,
-            Node::Free(free) => self.free_texts[*free as usize].produces(is),
-        }
-    }
-
-    fn matches_nothing(&self, node: &Node, known: &[bool]) -> bool {
-        let is = |id: &NodeId| known[*id as usize];
-        match node {
-            Node::Never | Node::Text(_) | Node::Object(_) | Node::Array(_) | Node::Token(_) => false,
-            Node::Empty => true,
-            Node::Dfa(dfa) => {
-                let dfa = &self.dfas[*dfa as usize];
-                dfa.is_accepting(dfa.start())
-            }
-            Node::Free(free) => self.free_texts[*free as usize].is_nullable(),
-            Node::Seq(parts) => parts.iter().all(is),
-            Node::Alt(parts) => parts.iter().any(is),
-            Node::Repeat { body, min, .. } => *min == 0 || is(body),
-            Node::Rule(rule) => is(&self.rules[*rule as usize]),
-        }
-    }
-
-    /// A counted repetition of something that may be empty would have to count nothing many times over.
-    fn check_repeats(&mut self, is_nullable: &[bool]) -> Result<(), CompileError> {
-        const MAX_EMPTY_REPEATS: u32 = 64;
-        for node in &mut self.nodes {
-            let Node::Repeat { body, min, max } = node else {
-                continue;
-            };
-            if !is_nullable[*body as usize] {
-                continue;
-            }
-            *min = 0;
-            if max.is_some_and(|max| max > MAX_EMPTY_REPEATS) {
-                return Err(CompileError::Unsupported {
-                    pointer: "#".to_owned(),
-                    keyword: "repetition".to_owned(),
-                    why: format!(
-                        "something that may be empty is repeated more than {MAX_EMPTY_REPEATS} times, counted"
-                    ),
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// What a node may begin with, without a byte in between.
-    fn left_children(&self, node: NodeId, is_nullable: &[bool]) -> Vec<NodeId> {
-        match &self.nodes[node as usize] {
-            Node::Seq(parts) => {
-                let n_empty = parts
-                    .iter()
-                    .take_while(|part| is_nullable[**part as usize])
-                    .count();
-                parts.iter().take(n_empty + 1).copied().collect()
-            }
-            Node::Alt(parts) => parts.to_vec(),
-            Node::Repeat { body, .. } => vec![*body],
-            Node::Rule(rule) => vec![self.rules[*rule as usize]],
-            _ => Vec::new(),
-        }
-    }
-
-    fn check_left_recursion(&self, is_nullable: &[bool]) -> Result<(), CompileError> {
-        #[derive(Clone, Copy, PartialEq)]
-        enum Mark {
-            New,
-            Open,
-            Done,
-        }
-        let mut marks = vec![Mark::New; self.nodes.len()];
-        for root in 0..self.nodes.len() as u32 {
-            let mut path = vec![(root, false)];
-            while let Some((node, is_exit)) = path.pop() {
-                let mark = &mut marks[node as usize];
-                if is_exit {
-                    *mark = Mark::Done;
-                    continue;
-                }
-                match *mark {
-                    Mark::Done => continue,
-                    Mark::Open => {
-                        return Err(CompileError::Unsupported {
-                            pointer: "#".to_owned(),
-                            keyword: "recursion".to_owned(),
-                            why: "something begins with itself".to_owned(),
-                        });
-                    }
-                    Mark::New => *mark = Mark::Open,
-                }
-                path.push((node, true));
-                let children = self.left_children(node, is_nullable);
-                // A node met again while open is its own ancestor; one merely waiting is not marked yet.
-                path.extend(children.into_iter().map(|child| (child, false)));
-            }
-        }
-        Ok(())
     }
 
     fn all_classes(&self) -> Classes {
@@ -532,7 +425,15 @@ impl Ir {
 }
 
 impl Object {
-    fn produces(&self, is: impl Fn(&NodeId) -> bool) -> bool {
+    /// Values of the members that may come.
+    pub(crate) fn values(&self) -> impl Iterator<Item = NodeId> {
+        let unnamed = self.extras.iter().chain(self.closing.iter().flatten());
+        let unnamed = unnamed.map(|(_, value)| *value);
+        self.keys.iter().map(|key| key.value).chain(unnamed)
+    }
+
+    /// Whether some object is complete whose members are of nodes that `is` says yes to.
+    pub(crate) fn produces(&self, is: impl Fn(&NodeId) -> bool) -> bool {
         let n_required = self.keys.iter().filter(|key| key.is_required).count();
         let n_possible = self.keys.iter().filter(|key| is(&key.value)).count();
         let is_any =

@@ -57,9 +57,7 @@ impl KeyTrie {
     pub(crate) fn step(&self, node: u32, byte: u8, first: u32, last: u32) -> Option<u32> {
         let children = &self.nodes[node as usize].children;
         let (_, child) = children.iter().find(|(edge, _)| *edge == byte)?;
-        let keys = &self.nodes[*child as usize].keys;
-        let at = keys.partition_point(|key| *key < first);
-        keys.get(at).is_some_and(|key| *key <= last).then_some(*child)
+        self.leads_to(*child, first, last).then_some(*child)
     }
 
     /// The bytes on the edges below `node`.
@@ -67,29 +65,20 @@ impl KeyTrie {
         bytes_of(self.nodes[node as usize].children.iter().map(|(byte, _)| *byte))
     }
 
-    /// The key below `node`, when there is only one of number `first ..= last`.
-    pub(crate) fn only_key(&self, node: u32, first: u32, last: u32) -> Option<u32> {
-        let keys = &self.nodes[node as usize].keys;
-        let at = keys.partition_point(|key| *key < first);
-        let in_range = |at: usize| keys.get(at).copied().filter(|key| *key <= last);
-        in_range(at).filter(|_| in_range(at + 1).is_none())
+    /// Calls `visit` with the bytes after `node` and the nodes they lead to, as far as a key of number `first ..=
+    /// last` lies below.
+    pub(crate) fn for_each_child(&self, node: u32, first: u32, last: u32, mut visit: impl FnMut(u8, u32)) {
+        for (byte, child) in &self.nodes[node as usize].children {
+            if self.leads_to(*child, first, last) {
+                visit(*byte, *child);
+            }
+        }
     }
 
-    /// What must follow from `node` to the end of key `key`, unless it has two spellings from here.
-    pub(crate) fn rest_of(&self, mut node: u32, key: u32) -> Option<Vec<u8>> {
-        let mut rest = Vec::new();
-        while self.key_at(node).is_none() {
-            let children = self.nodes[node as usize].children.iter();
-            let mut with_key =
-                children.filter(|(_, child)| self.nodes[*child as usize].keys.binary_search(&key).is_ok());
-            let (byte, child) = with_key.next()?;
-            if with_key.next().is_some() {
-                return None;
-            }
-            rest.push(*byte);
-            node = *child;
-        }
-        Some(rest)
+    fn leads_to(&self, node: u32, first: u32, last: u32) -> bool {
+        let keys = &self.nodes[node as usize].keys;
+        let at = keys.partition_point(|key| *key < first);
+        keys.get(at).is_some_and(|key| *key <= last)
     }
 
     /// Bytes of memory.

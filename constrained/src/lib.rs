@@ -88,6 +88,7 @@
 //! is nested, recursion is bounded by `max_source_depth`; nothing recurses over the output.
 
 mod array;
+mod beginnings;
 mod cache;
 mod constraint;
 mod counts;
@@ -111,11 +112,13 @@ mod limits;
 mod mask;
 mod matcher;
 mod minimal;
+mod nesting;
 mod number;
 mod object;
 mod pattern;
 mod pieces;
 mod schema;
+mod stacks;
 mod step;
 mod sweep;
 mod tables;

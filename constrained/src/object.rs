@@ -4,7 +4,7 @@
 //! written. Behind the last key, `n_keys + 1` says that an extra member was written, and `n_keys + 2` that
 //! the last one was.
 
-use crate::ir::Object;
+use crate::ir::{NodeId, Object};
 
 impl Object {
     /// `n` members, or as many as can matter.
@@ -67,5 +67,33 @@ impl Object {
         let last = (n + n_keys + n_extra).checked_sub(self.min)?;
         let last = last.min(required.unwrap_or(n_keys)).min(n_keys.checked_sub(1)?);
         (first <= last).then_some((first, last))
+    }
+    /// The same key by key, where of all members only those come whose value `fits`.
+    pub(crate) fn next_keys_that(&self, at: u32, n: u32, fits: impl Fn(NodeId) -> bool) -> Vec<u32> {
+        let Some((first, _)) = self.next_keys(at, n) else {
+            return Vec::new();
+        };
+        let is_open = |members: &[(NodeId, NodeId)]| members.iter().any(|(_, value)| fits(*value));
+        let n_extra = u32::from(is_open(&self.extras) || self.closing.is_some());
+        let n_keys = self.keys.len() as u32;
+        let last = (first..n_keys).find(|key| self.keys[*key as usize].is_required);
+        let last = last.unwrap_or(n_keys - 1);
+        let fitting = |keys: std::ops::Range<u32>| keys.filter(|key| fits(self.keys[*key as usize].value));
+        let keys = fitting(first..last + 1);
+        let is_enough = |key: &u32| n + 1 + fitting(*key + 1..n_keys).count() as u32 + n_extra >= self.min;
+        keys.filter(is_enough).collect()
+    }
+
+    /// Whether another member may come, of those whose value `fits`.
+    pub(crate) fn has_next_that(&self, at: u32, n: u32, fits: impl Fn(NodeId) -> bool) -> bool {
+        let is_open = |members: &[(NodeId, NodeId)]| members.iter().any(|(_, value)| fits(*value));
+        self.allows_extra(at, n) && is_open(&self.extras)
+            || self.allows_last(at, n) && self.closing.as_deref().is_some_and(is_open)
+            || !self.next_keys_that(at, n, fits).is_empty()
+    }
+
+    /// Whether another member may come.
+    pub(crate) fn has_next(&self, at: u32, n: u32) -> bool {
+        self.next_keys(at, n).is_some() || self.allows_extra(at, n) || self.allows_last(at, n)
     }
 }

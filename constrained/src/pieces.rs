@@ -1,22 +1,19 @@
 //! Pieces: what is found out about one leaf at one place, for all grammars with an equal leaf.
 
+use std::sync::Arc;
+
 use crate::cache::{Known, Piece, Way};
-use crate::fill::Asked;
 use crate::hash::SmallSet;
-use crate::ir::Ir;
 use crate::mask::TokenMask;
-use crate::step::Leaf;
-use crate::sweep::{Exit, Found, TextMachine, TooMuchWork, sweep};
+use crate::sweep::{Exit, Found, TextMachine, sweep};
 use crate::text::Place;
 use crate::trie::Trie;
 use crate::vocabulary::Vocabulary;
 
 impl Found {
-    pub(crate) fn with_work(n_left: usize) -> Self {
-        Self {
-            n_left,
-            ..Self::default()
-        }
+    pub(crate) fn clear(&mut self) {
+        self.ranges.clear();
+        self.exits.clear();
     }
 
     /// Adds the tokens found inside to `words`.
@@ -28,58 +25,38 @@ impl Found {
         }
     }
 
+    /// The mask of the tokens found inside.
+    pub(crate) fn inside(&self, trie: &Trie, vocabulary: &Vocabulary) -> Known {
+        self.inside_too(trie, vec![0; vocabulary.n_words()], vocabulary)
+    }
+
     /// The mask of `words` and the tokens found inside.
-    pub(crate) fn inside(&self, trie: &Trie, words: &mut [u64], vocabulary: &Vocabulary) -> Known {
-        self.add_to(trie, words);
-        let mask = TokenMask::from_words(words, vocabulary.n_vocab());
+    pub(crate) fn inside_too(&self, trie: &Trie, mut words: Vec<u64>, vocabulary: &Vocabulary) -> Known {
+        self.add_to(trie, &mut words);
+        let mask = TokenMask::from_words(&words, vocabulary.n_vocab());
         vocabulary.cache().mask(mask)
     }
 }
 
-/// The only key that can come, and what is left of it.
-pub(crate) fn only_rest(ir: &Ir, leaf: Leaf) -> Option<(u32, Vec<u8>)> {
-    let Leaf::Key {
-        object,
-        node,
-        first,
-        last,
-        ..
-    } = leaf
-    else {
-        return None;
-    };
-    let trie = &ir.objects[object as usize].trie;
-    let key = trie.only_key(node, first, last)?;
-    Some((key, trie.rest_of(node, key)?))
-}
-
 /// Plain text and the rest are looked at apart: of plain text most is decided without a look.
-pub(crate) fn text_piece(
-    machine: &mut TextMachine<'_>,
-    place: Place,
-    asked: Asked<'_>,
-) -> Result<Piece, TooMuchWork> {
-    let vocabulary = asked.vocabulary;
+pub(crate) fn text_piece(machine: &mut TextMachine<'_>, place: Place, vocabulary: &Vocabulary) -> Piece {
     let strings = vocabulary.strings();
-    let max_work = asked.max_work();
-    let mut plain = Found::with_work(max_work);
     let n_left = machine.text.n_chars_left(place).unwrap_or(u32::MAX);
-    let mut words = if machine.text.is_open(place) {
+    let words = if machine.text.is_open(place) {
         strings.up_to(n_left)
     } else {
+        let mut plain = Found::default();
         machine.plain_chars = Some(strings.max_chars);
-        sweep(machine, place, &strings.plain, None, &mut plain)?;
+        sweep(machine, place, &strings.plain, None, &mut plain);
         machine.plain_chars = None;
         strings.words_of(&mut plain.ranges, vocabulary.n_words())
     };
-    let mut other = Found::with_work(plain.n_left);
-    sweep(machine, place, &strings.other, None, &mut other)?;
-    let inside = other.inside(&strings.other, &mut words, vocabulary);
-    Ok(Piece {
-        inside,
+    let mut other = Found::default();
+    sweep(machine, place, &strings.other, None, &mut other);
+    Piece {
+        inside: other.inside_too(&strings.other, words, vocabulary),
         ways: ways(vocabulary, &strings.other, &other.exits, true),
-        n_steps: max_work - other.n_left,
-    })
+    }
 }
 
 /// Sorts `exits` by their way. Small subtrees are joined to one tree of what follows the leaf; `is_foreign`
@@ -114,7 +91,7 @@ pub(crate) fn ways(vocabulary: &Vocabulary, trie: &Trie, exits: &[Exit], is_fore
                 .copied()
                 .collect(),
             nodes: nodes.into(),
-            suffixes: (!suffixes.is_empty()).then(|| Trie::new(suffixes)),
+            suffixes: (!suffixes.is_empty()).then(|| Arc::new(Trie::new(suffixes))),
             is_dense,
         }
     };

@@ -1,66 +1,19 @@
 //! One byte further: what each reading of the output does, and what may follow where one ends.
 //!
-//! A reading is a leaf, a place in it, and the stack of what is still to come. Stacks are shared lists, kept
-//! once each; equal stacks have equal numbers, so readings compare as plain integers.
+//! A reading is a leaf, a place in it, and the stacks of what is still to come; readings that stand at one
+//! place are one.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::array::Array;
 use crate::dfa::DEAD;
-use crate::hash::{Map, SmallSet};
+use crate::hash::SmallSet;
 use crate::ir::{Ir, Node, NodeId};
-use crate::limits::Limits;
+use crate::stacks::{BOTTOM, Edge, Frame, StackId, Stacks};
 use crate::text::{Moved, Place};
 
-pub(crate) type StackId = u32;
-pub(crate) const BOTTOM: StackId = 0;
-
-/// What to do when the part above is complete.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Frame {
-    /// The sequence's part `at` and those after it.
-    Seq {
-        seq: NodeId,
-        at: u32,
-    },
-    /// `n` bodies are complete.
-    Repeat {
-        node: NodeId,
-        n: u32,
-    },
-    Then(NodeId),
-    /// The object's brace is open and nothing else was written.
-    FirstKey {
-        object: u32,
-    },
-    /// A comma was written; keys from `at` on may follow.
-    Key {
-        object: u32,
-        at: u32,
-        n: u32,
-    },
-    /// A member is complete.
-    Member {
-        object: u32,
-        at: u32,
-        n: u32,
-    },
-    FirstItem {
-        array: u32,
-    },
-    Item {
-        array: u32,
-        n: u32,
-        used: u32,
-    },
-    /// An item is complete; `used` are the distinct values written so far.
-    AfterItem {
-        array: u32,
-        n: u32,
-        used: u32,
-    },
-}
-
-/// One way to read the output so far.
+/// One way to read the output so far, or several that differ in what is still to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Reading {
     pub(crate) leaf: Leaf,
@@ -97,80 +50,7 @@ pub(crate) enum Leaf {
     },
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry {
-    pub(crate) frame: Frame,
-    pub(crate) below: StackId,
-    depth: u32,
-}
-
-/// All stacks seen so far. Number 0 is the empty one.
-#[derive(Debug)]
-pub(crate) struct Stacks {
-    pub(crate) entries: Vec<Entry>,
-    ids: Map<(Frame, StackId), StackId>,
-    max_depth: u32,
-    /// Parts that may be entered or left between two bytes.
-    max_tasks: usize,
-    /// Whether readings were dropped because there were too many ways to go on.
-    pub(crate) is_too_many: bool,
-    /// Whether a reading was dropped for its depth since this was last cleared.
-    pub(crate) is_too_deep: bool,
-    continuations: Vec<Option<Arc<[Reading]>>>,
-}
-
 impl Stacks {
-    pub(crate) fn new(limits: &Limits) -> Self {
-        let bottom = Entry {
-            frame: Frame::Then(0),
-            below: BOTTOM,
-            depth: 0,
-        };
-        Self {
-            entries: vec![bottom],
-            ids: Map::default(),
-            max_depth: limits.max_output_depth,
-            max_tasks: limits.max_readings.saturating_mul(8),
-            is_too_many: false,
-            is_too_deep: false,
-            continuations: vec![None],
-        }
-    }
-
-    pub(crate) fn n_bytes(&self) -> usize {
-        self.entries.len() * 96
-    }
-
-    pub(crate) fn push(&mut self, frame: Frame, below: StackId) -> StackId {
-        let fresh = self.entries.len() as u32;
-        let id = *self.ids.entry((frame, below)).or_insert(fresh);
-        if id == fresh {
-            let depth = self.entries[below as usize].depth + 1;
-            self.entries.push(Entry { frame, below, depth });
-            self.continuations.push(None);
-        }
-        id
-    }
-
-    /// The frames of `stack`, the top first.
-    pub(crate) fn frames(&self, mut stack: StackId) -> Vec<Frame> {
-        let mut frames = Vec::new();
-        while stack != BOTTOM {
-            let entry = self.entries[stack as usize];
-            frames.push(entry.frame);
-            stack = entry.below;
-        }
-        frames
-    }
-
-    /// The stack of `frames`, the top first.
-    pub(crate) fn of_frames(&mut self, frames: &[Frame]) -> StackId {
-        frames
-            .iter()
-            .rev()
-            .fold(BOTTOM, |stack, frame| self.push(*frame, stack))
-    }
-
     /// The readings with which a grammar begins.
     pub(crate) fn start(&mut self, ir: &Ir) -> Vec<Reading> {
         let mut closure = Closure::new(self, ir);
@@ -286,18 +166,34 @@ impl Stacks {
         if let Some(known) = &self.continuations[stack as usize] {
             return known.clone();
         }
-        let was_too_deep = std::mem::replace(&mut self.is_too_deep, false);
-        let was_too_many = std::mem::replace(&mut self.is_too_many, false);
         let mut closure = Closure::new(self, ir);
-        closure.todo.push(Task::Pop(stack));
+        closure.pop(stack);
         let readings: Arc<[Reading]> = closure.finish().into();
-        // What was cut at a limit must be cut, and noted, again.
-        if !self.is_too_deep && !self.is_too_many {
-            self.continuations[stack as usize] = Some(readings.clone());
-        }
-        self.is_too_deep |= was_too_deep;
-        self.is_too_many |= was_too_many;
+        self.continuations[stack as usize] = Some(readings.clone());
         readings
+    }
+
+    /// `readings` with those of one leaf as one, in order.
+    pub(crate) fn merge(&mut self, ir: &Ir, readings: &mut Vec<Reading>) {
+        readings.sort_unstable();
+        readings.dedup();
+        if readings.is_sorted_by(|a, b| a.leaf < b.leaf) {
+            return;
+        }
+        let merged = readings.chunk_by(|a, b| a.leaf == b.leaf).map(|alike| {
+            let stack = match alike {
+                [one] => one.stack,
+                [one, other] => self.union(ir, one.stack, other.stack),
+                _ => {
+                    let edges = alike.iter().flat_map(|reading| self.edges(reading.stack));
+                    let edges = edges.copied().collect();
+                    self.joined(ir, edges)
+                }
+            };
+            let leaf = alike[0].leaf;
+            Reading { leaf, stack }
+        });
+        *readings = merged.collect();
     }
 
     /// Whether a byte may come once everything above `stack` is complete.
@@ -313,18 +209,16 @@ impl Stacks {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Task {
-    Enter(NodeId, StackId),
-    Pop(StackId),
-}
-
 /// Follows what needs no byte.
 struct Closure<'a> {
     stacks: &'a mut Stacks,
     ir: &'a Ir,
-    todo: Vec<Task>,
-    seen: SmallSet<Task>,
+    /// Nodes to be entered, by rank, and above which stacks: what begins with a node has a smaller rank, so
+    /// that a node is entered once for all that begin with it.
+    todo: BTreeMap<u32, StackId>,
+    entered: SmallSet<(NodeId, StackId)>,
+    complete: Vec<StackId>,
+    popped: SmallSet<Edge>,
     found: Vec<Reading>,
 }
 
@@ -333,90 +227,92 @@ impl<'a> Closure<'a> {
         Self {
             stacks,
             ir,
-            todo: Vec::new(),
-            seen: SmallSet::new(),
+            todo: BTreeMap::new(),
+            entered: SmallSet::new(),
+            complete: Vec::new(),
+            popped: SmallSet::new(),
             found: Vec::new(),
         }
     }
 
     fn finish(mut self) -> Vec<Reading> {
-        let mut n_tasks = 0;
-        while let Some(task) = self.todo.pop() {
-            if !self.seen.insert(task) {
-                continue;
+        loop {
+            while let Some(stack) = self.complete.pop() {
+                for at in 0..self.stacks.edges(stack).len() {
+                    let edge = self.stacks.edges(stack)[at];
+                    if self.popped.insert(edge) {
+                        self.resume(edge);
+                    }
+                }
             }
-            n_tasks += 1;
-            if n_tasks > self.stacks.max_tasks {
-                self.stacks.is_too_many = true;
-                return Vec::new();
-            }
-            match task {
-                Task::Enter(node, stack) => self.expand(node, stack),
-                Task::Pop(BOTTOM) => self.found.push(Reading {
-                    leaf: Leaf::Done,
-                    stack: BOTTOM,
-                }),
-                Task::Pop(stack) => self.pop(stack),
+            let Some((rank, stack)) = self.todo.pop_first() else {
+                break;
+            };
+            let node = self.ir.ranks.node_at(rank);
+            if self.entered.insert((node, stack)) {
+                self.expand(node, stack);
             }
         }
-        self.found.sort_unstable();
-        self.found.dedup();
+        self.stacks.merge(self.ir, &mut self.found);
         self.found
     }
 
-    fn enter(&mut self, node: NodeId, stack: StackId) {
-        if self.ir.is_productive[node as usize] {
-            self.todo.push(Task::Enter(node, stack));
-        }
+    /// What is on `stack` goes on.
+    fn pop(&mut self, stack: StackId) {
+        self.complete.push(stack);
     }
 
-    fn push(&mut self, frame: Frame, stack: StackId) -> Option<StackId> {
-        if self.stacks.entries[stack as usize].depth >= self.stacks.max_depth {
-            self.stacks.is_too_deep = true;
-            return None;
+    /// Enters `node` above those of `stack` that are not too deep for it.
+    fn enter(&mut self, node: NodeId, stack: StackId) {
+        let Some(stack) = self.stacks.with_room(stack, self.ir.needs[node as usize]) else {
+            return;
+        };
+        match self.ir.nodes[node as usize] {
+            Node::Seq(_) | Node::Alt(_) | Node::Repeat { .. } | Node::Rule(_) => {
+                let rank = self.ir.ranks.of(node);
+                let waiting = self.todo.entry(rank).or_insert(stack);
+                *waiting = self.stacks.union(self.ir, *waiting, stack);
+            }
+            _ => self.expand(node, stack),
         }
-        Some(self.stacks.push(frame, stack))
     }
 
     fn enter_above(&mut self, node: NodeId, frame: Frame, stack: StackId) {
-        if let Some(stack) = self.push(frame, stack) {
-            self.enter(node, stack);
-        }
+        let stack = self.stacks.push(frame, stack);
+        self.enter(node, stack);
+    }
+
+    fn found(&mut self, leaf: Leaf, stack: StackId) {
+        self.found.push(Reading { leaf, stack });
     }
 
     fn expand(&mut self, node: NodeId, stack: StackId) {
         let ir = self.ir;
         match &ir.nodes[node as usize] {
             Node::Never => {}
-            Node::Empty => self.todo.push(Task::Pop(stack)),
+            Node::Empty => self.pop(stack),
             Node::Dfa(dfa) => {
                 let automaton = &ir.dfas[*dfa as usize];
                 let state = automaton.start();
                 if automaton.is_accepting(state) {
-                    self.todo.push(Task::Pop(stack));
+                    self.pop(stack);
                 }
                 if automaton.has_edges(state) {
-                    let leaf = Leaf::Dfa { dfa: *dfa, state };
-                    self.found.push(Reading { leaf, stack });
+                    self.found(Leaf::Dfa { dfa: *dfa, state }, stack);
                 }
             }
             Node::Text(text) => {
                 let place = ir.texts[*text as usize].start();
-                let leaf = Leaf::Text { text: *text, place };
-                self.found.push(Reading { leaf, stack });
+                self.found(Leaf::Text { text: *text, place }, stack);
             }
-            Node::Token(set) => {
-                let leaf = Leaf::Token { set: *set };
-                self.found.push(Reading { leaf, stack });
-            }
+            Node::Token(set) => self.found(Leaf::Token { set: *set }, stack),
             Node::Free(free) => {
                 let shape = &ir.free_texts[*free as usize];
                 if shape.is_nullable() {
-                    self.todo.push(Task::Pop(stack));
+                    self.pop(stack);
                 }
                 let state = ir.dfas[shape.dfa as usize].start();
-                let leaf = Leaf::Free { free: *free, state };
-                self.found.push(Reading { leaf, stack });
+                self.found(Leaf::Free { free: *free, state }, stack);
             }
             Node::Seq(parts) => self.enter_above(parts[0], Frame::Seq { seq: node, at: 1 }, stack),
             Node::Alt(parts) => parts.iter().for_each(|part| self.enter(*part, stack)),
@@ -433,13 +329,15 @@ impl<'a> Closure<'a> {
         }
     }
 
-    fn pop(&mut self, stack: StackId) {
-        let Entry { frame, below, .. } = self.stacks.entries[stack as usize];
-        let marks = self.ir.punctuation;
+    /// What is above `edge` is complete.
+    fn resume(&mut self, edge: Edge) {
+        let Edge { frame, below } = edge;
+        let ir = self.ir;
         match frame {
+            Frame::End => self.found(Leaf::Done, BOTTOM),
             Frame::Then(node) => self.enter(node, below),
             Frame::Seq { seq, at } => {
-                let Node::Seq(parts) = &self.ir.nodes[seq as usize] else {
+                let Node::Seq(parts) = &ir.nodes[seq as usize] else {
                     unreachable!("the frame was made by a sequence");
                 };
                 match parts.get(at as usize + 1) {
@@ -450,36 +348,20 @@ impl<'a> Closure<'a> {
             Frame::Repeat { node, n } => self.repeat(node, n, below),
             Frame::FirstKey { object } => {
                 self.keys(object, 0, 0, below);
-                if self.ir.objects[object as usize].can_close(0, 0) {
-                    self.enter(marks.close_empty_object, below);
+                if ir.objects[object as usize].can_close(0, 0) {
+                    self.enter(ir.punctuation.close_empty_object, below);
                 }
             }
             Frame::Key { object, at, n } => self.keys(object, at, n, below),
-            Frame::Member { object, at, n } => {
-                let shape = &self.ir.objects[object as usize];
-                if shape.can_close(at, n) {
-                    self.enter(marks.close_object, below);
-                }
-                if shape.next_keys(at, n).is_some() || shape.allows_extra(at, n) || shape.allows_last(at, n) {
-                    self.enter_above(marks.comma, Frame::Key { object, at, n }, below);
-                }
-            }
+            Frame::Member { object, at, n } => self.after_member(object, at, n, below),
             Frame::FirstItem { array } => {
-                self.item(array, 0, 0, below);
-                if self.ir.arrays[array as usize].can_close(0, 0) {
-                    self.enter(marks.close_empty_array, below);
+                self.items(array, 0, 0, below);
+                if ir.arrays[array as usize].can_close(0, 0) {
+                    self.enter(ir.punctuation.close_empty_array, below);
                 }
             }
-            Frame::Item { array, n, used } => self.item(array, n, used, below),
-            Frame::AfterItem { array, n, used } => {
-                let shape = &self.ir.arrays[array as usize];
-                if shape.can_close(n, used) {
-                    self.enter(marks.close_array, below);
-                }
-                if shape.items(n, used).next().is_some() {
-                    self.enter_above(marks.comma, Frame::Item { array, n, used }, below);
-                }
-            }
+            Frame::Item { array, n, used } => self.items(array, n, used, below),
+            Frame::AfterItem { array, n, used } => self.after_item(array, n, used, below),
         }
     }
 
@@ -488,7 +370,7 @@ impl<'a> Closure<'a> {
             unreachable!("the frame was made by a repetition");
         };
         if n >= min {
-            self.todo.push(Task::Pop(stack));
+            self.pop(stack);
         }
         if max.is_none_or(|max| n < max) {
             // Without a maximum only the way to the minimum matters.
@@ -497,46 +379,108 @@ impl<'a> Closure<'a> {
         }
     }
 
-    fn keys(&mut self, object: u32, at: u32, n: u32, stack: StackId) {
-        let shape = &self.ir.objects[object as usize];
-        if let Some((first, last)) = shape.next_keys(at, n) {
-            let leaf = Leaf::Key {
-                object,
-                node: 0,
-                first,
-                last,
-                n,
-            };
-            self.found.push(Reading { leaf, stack });
+    fn after_member(&mut self, object: u32, at: u32, n: u32, stack: StackId) {
+        let (ir, shape) = (self.ir, &self.ir.objects[object as usize]);
+        if shape.can_close(at, n) {
+            self.enter(ir.punctuation.close_object, stack);
         }
+        for (stack, room) in self.stacks.by_room(stack, ir.needs_within.object(object)) {
+            let has_next = match room {
+                u32::MAX => shape.has_next(at, n),
+                _ => shape.has_next_that(at, n, |value| ir.needs[value as usize] < room),
+            };
+            if has_next {
+                self.enter_above(ir.punctuation.comma, Frame::Key { object, at, n }, stack);
+            }
+        }
+    }
+
+    fn keys(&mut self, object: u32, at: u32, n: u32, stack: StackId) {
+        let (ir, shape) = (self.ir, &self.ir.objects[object as usize]);
+        for (stack, room) in self.stacks.by_room(stack, ir.needs_within.object(object)) {
+            let fits = |value| ir.needs[value as usize] < room;
+            let mut key = |(first, last)| {
+                let leaf = Leaf::Key {
+                    object,
+                    node: 0,
+                    first,
+                    last,
+                    n,
+                };
+                self.found.push(Reading { leaf, stack });
+            };
+            if room == u32::MAX {
+                shape.next_keys(at, n).into_iter().for_each(&mut key);
+            } else {
+                let keys = shape.next_keys_that(at, n, fits);
+                keys.into_iter().for_each(|only| key((only, only)));
+            }
+            self.unnamed(object, at, n, stack, room);
+        }
+    }
+
+    /// The members that have no declared key.
+    fn unnamed(&mut self, object: u32, at: u32, n: u32, stack: StackId, room: u32) {
+        let (ir, shape) = (self.ir, &self.ir.objects[object as usize]);
+        let fits = |value| ir.needs[value as usize] < room;
         let mut members: Vec<(u32, NodeId, NodeId)> = Vec::new();
         let n_keys = shape.keys.len() as u32;
         if shape.allows_extra(at, n) {
-            members.extend(
-                shape
-                    .extras
-                    .iter()
-                    .map(|(text, value)| (n_keys + 1, *text, *value)),
-            );
+            let extras = shape.extras.iter();
+            members.extend(extras.map(|(text, value)| (n_keys + 1, *text, *value)));
         }
         if shape.allows_last(at, n) {
             let last = shape.closing.iter().flatten();
             members.extend(last.map(|(text, value)| (n_keys + 2, *text, *value)));
         }
         let n = shape.counted(n + 1);
-        for (at, text, value) in members {
-            let above = self.push(Frame::Member { object, at, n }, stack);
-            let above = above.and_then(|stack| self.push(Frame::Then(value), stack));
-            if let Some(above) = above {
-                self.enter_above(text, Frame::Then(self.ir.punctuation.colon), above);
+        for (at, text, value) in members.into_iter().filter(|(_, _, value)| fits(*value)) {
+            let above = self.stacks.push(Frame::Member { object, at, n }, stack);
+            let above = self.stacks.push(Frame::Then(value), above);
+            self.enter_above(text, Frame::Then(ir.punctuation.colon), above);
+        }
+    }
+
+    fn after_item(&mut self, array: u32, n: u32, used: u32, stack: StackId) {
+        let (ir, shape) = (self.ir, &self.ir.arrays[array as usize]);
+        if shape.can_close(n, used) {
+            self.enter(ir.punctuation.close_array, stack);
+        }
+        for (stack, room) in self.stacks.by_room(stack, ir.needs_within.array(array)) {
+            let is_open = match self.shallow_array(array, room) {
+                None => shape.items(n, used).next().is_some(),
+                Some(shape) => shape.items(n, used).next().is_some(),
+            };
+            if is_open {
+                self.enter_above(ir.punctuation.comma, Frame::Item { array, n, used }, stack);
             }
         }
     }
 
-    fn item(&mut self, array: u32, n: u32, used: u32, stack: StackId) {
-        let ir = self.ir;
-        for (item, n, used) in ir.arrays[array as usize].items(n, used) {
-            self.enter_above(item, Frame::AfterItem { array, n, used }, stack);
+    fn items(&mut self, array: u32, n: u32, used: u32, stack: StackId) {
+        let (ir, shape) = (self.ir, &self.ir.arrays[array as usize]);
+        for (stack, room) in self.stacks.by_room(stack, ir.needs_within.array(array)) {
+            let shallow = self.shallow_array(array, room);
+            for (item, n, used) in shallow.as_deref().unwrap_or(shape).items(n, used) {
+                self.enter_above(item, Frame::AfterItem { array, n, used }, stack);
+            }
         }
+    }
+
+    /// The array of items that need less than `room`; `None` when all do.
+    fn shallow_array(&mut self, array: u32, room: u32) -> Option<Arc<Array>> {
+        if room == u32::MAX {
+            return None;
+        }
+        let ir = self.ir;
+        let shallow = self
+            .stacks
+            .shallow_arrays
+            .entry((array, room))
+            .or_insert_with(|| {
+                let shape = &ir.arrays[array as usize];
+                Arc::new(shape.narrowed(|item| ir.needs[item as usize] < room))
+            });
+        Some(shallow.clone())
     }
 }

@@ -2,14 +2,10 @@
 //!
 //! This knows nothing of stacks, so that what it finds holds for every grammar with an equal leaf.
 
-use crate::dfa::{ByteSet, DEAD, Dfa, bytes_of};
+use crate::dfa::{ByteSet, DEAD, Dfa};
 use crate::keys::KeyTrie;
 use crate::text::{Moved, Place, TextSpec};
 use crate::trie::Trie;
-
-/// More steps than were allowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TooMuchWork;
 
 /// What one byte does to a leaf.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +33,10 @@ pub(crate) trait Machine {
     fn takes_all(&self, _place: Self::Place) -> bool {
         false
     }
+    /// Whether nothing needs to be found out about the tokens at these places in the tree.
+    fn knows_all(&self, _tokens: std::ops::Range<usize>) -> bool {
+        false
+    }
 }
 
 /// A way out: a node at whose end the leaf may be complete.
@@ -54,8 +54,6 @@ pub(crate) struct Found {
     /// Ranges of the tree's tokens that end inside.
     pub(crate) ranges: Vec<(u32, u32)>,
     pub(crate) exits: Vec<Exit>,
-    /// Steps that may still be taken.
-    pub(crate) n_left: usize,
 }
 
 /// Runs `machine` from `place` over the tokens of `trie` that are longer than `from`.
@@ -68,7 +66,7 @@ pub(crate) fn sweep<M: Machine>(
     trie: &Trie,
     from: Option<usize>,
     found: &mut Found,
-) -> Result<(), TooMuchWork> {
+) {
     let mut walk = Walk {
         machine,
         trie,
@@ -79,14 +77,6 @@ pub(crate) fn sweep<M: Machine>(
     walk.below(from, place);
     while let Some((node, place)) = walk.open.pop() {
         walk.below(Some(node), place);
-        if walk.found.n_left == 0 {
-            return Err(TooMuchWork);
-        }
-    }
-    if found.n_left == 0 {
-        Err(TooMuchWork)
-    } else {
-        Ok(())
     }
 }
 
@@ -123,12 +113,14 @@ impl<M: Machine> Walk<'_, M> {
         let Some(first) = nodes[..end].get(at) else {
             return;
         };
-        let mut n_steps = 0;
         while at < end {
             let node = nodes[at];
+            if self.machine.knows_all(self.trie.range_below(at)) {
+                at = node.skip as usize;
+                continue;
+            }
             let level = usize::from(node.depth - first.depth);
             let step = self.machine.step(self.places[level], node.byte);
-            n_steps += 1;
             if let Some(way) = step.exit {
                 let is_end = step.inside.is_none();
                 if is_end || !self.trie.is_leaf(at) {
@@ -156,7 +148,6 @@ impl<M: Machine> Walk<'_, M> {
             self.places.push(next);
             at += 1;
         }
-        self.found.n_left = self.found.n_left.saturating_sub(n_steps);
     }
 }
 
@@ -240,52 +231,33 @@ impl Machine for TextMachine<'_> {
     }
 }
 
-/// One of several declared keys; the way out is the key.
-pub(crate) struct KeyMachine<'a> {
-    pub(crate) trie: &'a KeyTrie,
-    pub(crate) first: u32,
-    pub(crate) last: u32,
-}
-
-impl Machine for KeyMachine<'_> {
-    type Place = u32;
-
-    fn bytes(&mut self, place: u32) -> ByteSet {
-        self.trie.bytes(place)
-    }
-
-    fn step(&mut self, place: u32, byte: u8) -> Step<u32> {
-        let Some(node) = self.trie.step(place, byte, self.first, self.last) else {
-            return Step::NONE;
-        };
-        let exit = self.trie.key_at(node);
-        Step {
-            inside: exit.is_none().then_some(node),
-            exit,
-        }
-    }
-}
-
-/// The rest of the one key that is left.
-pub(crate) struct LiteralMachine<'a> {
-    pub(crate) rest: &'a [u8],
-}
-
-impl Machine for LiteralMachine<'_> {
-    type Place = usize;
-
-    fn bytes(&mut self, place: usize) -> ByteSet {
-        bytes_of([self.rest[place]])
-    }
-
-    fn step(&mut self, place: usize, byte: u8) -> Step<usize> {
-        if self.rest[place] != byte {
-            return Step::NONE;
-        }
-        let is_end = place + 1 == self.rest.len();
-        Step {
-            inside: (!is_end).then_some(place + 1),
-            exit: is_end.then_some(0),
-        }
+/// The same for the declared keys of number `first ..= last`, from `place` in their tree; the way out is the
+/// key. Few tokens go along with a key: its tree is followed, not that of the tokens.
+pub(crate) fn sweep_keys(
+    keys: &KeyTrie,
+    place: u32,
+    (first, last): (u32, u32),
+    trie: &Trie,
+    from: Option<usize>,
+    found: &mut Found,
+) {
+    let mut open = vec![(place, from)];
+    while let Some((place, node)) = open.pop() {
+        keys.for_each_child(place, first, last, |byte, place| {
+            let Some(child) = trie.child(node, byte) else {
+                return;
+            };
+            match keys.key_at(place) {
+                Some(key) => found.exits.push(Exit {
+                    way: key,
+                    node: child as u32,
+                    is_end: true,
+                }),
+                None => {
+                    found.add(trie.own_range(child));
+                    open.push((place, Some(child)));
+                }
+            }
+        });
     }
 }

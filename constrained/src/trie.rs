@@ -104,10 +104,6 @@ impl Trie {
         }
     }
 
-    pub(crate) fn n_nodes(&self) -> usize {
-        self.nodes.len()
-    }
-
     /// All nodes, parents before children.
     pub(crate) fn nodes(&self) -> &[TrieNode] {
         &self.nodes

@@ -26,6 +26,8 @@ pub struct Vocabulary {
     with_text: Vec<u64>,
     whole_text: Vec<u64>,
     trie: Trie,
+    /// By token: its place in the tree's list; [`NOWHERE`] without text.
+    places: Vec<u32>,
     /// Bytes of the longest token.
     max_bytes: u32,
     /// Bytes that are a token by themselves: text of these bytes can be produced from anywhere.
@@ -36,6 +38,7 @@ pub struct Vocabulary {
     cache: Arc<Cache>,
 }
 
+const NOWHERE: u32 = u32::MAX;
 const DEFAULT_CACHE_BYTES: usize = 64 << 20;
 
 /// Tokens sorted by what they do inside a JSON string.
@@ -107,6 +110,10 @@ impl Vocabulary {
         let max_bytes = with_text.iter().map(|(text, _)| text.len() as u32).max();
         let max_bytes = max_bytes.unwrap_or(0);
         let trie = Trie::new(with_text);
+        let mut places = vec![NOWHERE; n];
+        for (place, token) in (0..).zip(trie.tokens()) {
+            places[*token as usize] = place;
+        }
         let mut eos = eos.to_vec();
         eos.sort_unstable();
         eos.dedup();
@@ -118,6 +125,7 @@ impl Vocabulary {
             with_text: all,
             whole_text: whole,
             trie,
+            places,
             max_bytes,
             is_spelled,
             strings,
@@ -216,6 +224,12 @@ impl Vocabulary {
 
     pub(crate) fn trie(&self) -> &Trie {
         &self.trie
+    }
+
+    /// Where `token` is in the list of [`Self::trie`].
+    pub(crate) fn place(&self, token: u32) -> Option<u32> {
+        let place = self.places.get(token as usize).copied();
+        place.filter(|place| *place != NOWHERE)
     }
 
     pub(crate) fn max_bytes(&self) -> u32 {
@@ -331,7 +345,7 @@ mod tests {
         assert_eq!(members(&strings.up_to(0)), [0u32; 0]);
         assert_eq!(members(&strings.up_to(1)), [0]);
         assert_eq!(members(&strings.up_to(u32::MAX)), [0, 1]);
-        assert_eq!(strings.other.n_nodes(), 4);
+        assert_eq!(strings.other.nodes().len(), 4);
         // In the order of their bytes: abc, then é.
         for (mut ranges, tokens) in [
             (vec![], vec![]),

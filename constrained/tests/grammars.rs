@@ -408,7 +408,7 @@ fn hostile_grammars_meet_a_named_limit_or_compile() {
         let grammar = Grammar::compile_gbnf(&vocabulary, &text, &Limits::default()).expect(&what);
         let mut matcher = grammar.matcher();
         for _ in 0..20 {
-            let Ok(mask) = matcher.mask() else { break };
+            let mask = matcher.mask().expect("what compiles can run");
             let token = (0..mask.n_vocab())
                 .find(|token| mask.allows(*token))
                 .expect(&what);
@@ -418,22 +418,6 @@ fn hostile_grammars_meet_a_named_limit_or_compile() {
             }
         }
     }
-}
-
-#[test]
-fn too_many_readings_are_an_error_and_not_a_refusal() {
-    let text = format!("root ::= {}\"z\"", "\"a\"? ".repeat(1_000));
-    let grammar = Grammar::compile_gbnf(&vocabulary(), &text, &Limits::default()).expect("it is small");
-    let mut matcher = grammar.matcher();
-    let limit = MatchError::Limit {
-        name: "max_readings",
-        limit: Limits::default().max_readings as u64,
-    };
-    assert_eq!(matcher.advance(byte_token(b'a')), Err(limit.clone()));
-    assert_eq!(matcher.mask(), Err(limit));
-    assert_eq!(matcher.n_tokens(), 0);
-    matcher.advance(byte_token(b'z')).expect("one way leads there");
-    assert!(matcher.is_accepting());
 }
 
 /// An expression over `a` and `b`, as its text and as the rule numbers and letters of its language.
