@@ -6,7 +6,7 @@ use crate::error::CompileError;
 use crate::free_text::{Ending, FreeSpec};
 use crate::ir::{Ir, NodeId};
 use crate::limits::Limits;
-use crate::pattern;
+use crate::pattern::{Pattern, Syntax};
 use crate::schema::{self, SchemaOptions, Whitespace};
 use crate::tags::{self, Context};
 use crate::tools::ToolSpec;
@@ -186,14 +186,6 @@ fn max_whitespace(options: &SchemaOptions, limits: &Limits) -> usize {
 }
 
 pub(crate) fn lower_regex(ir: &mut Ir, regex: &str) -> Result<NodeId, CompileError> {
-    if pattern::has_large_count(regex)
-        && let Ok(root) = pattern::nodes(ir, regex)
-    {
-        return Ok(root);
-    }
-    match pattern::compile(regex, ir.bounds()) {
-        Ok(built) => Ok(ir.dfa(built.dfa)),
-        Err(CompileError::Limit { .. }) => pattern::nodes(ir, regex),
-        Err(error) => Err(error),
-    }
+    let pattern = Pattern::parse(regex, Syntax::Rust)?;
+    pattern.without_outer_anchors().node(ir)
 }

@@ -30,10 +30,14 @@ pub(crate) struct Built {
 /// Stands for a byte that assertions see nothing in.
 const OTHER: u8 = b' ';
 /// Before the first byte.
-const BEGIN: u32 = 256;
+pub(crate) const BEGIN: u32 = 256;
+/// Of sorting an edge into blocks.
+pub(crate) const EDGE_WORK: u64 = 32;
 
 struct Determinizer<'a> {
     nfa: &'a NFA,
+    /// By automaton state, whether it makes all others superfluous that do not.
+    is_tail: &'a [bool],
     classes: Classes,
     /// One byte of each class.
     members: Arc<[u8]>,
@@ -49,12 +53,19 @@ struct Determinizer<'a> {
     n_work: u64,
 }
 
-/// The smallest automaton of the texts that `nfa` matches from end to end.
-pub(crate) fn determinize(nfa: &NFA, max_states: usize, max_work: u64) -> Result<Built, Excess> {
+/// The smallest automaton of the texts that `nfa` matches from end to end. What can follow where a text leads
+/// to a state of which `is_tail` is true, can follow it by way of such states alone.
+pub(crate) fn determinize(
+    nfa: &NFA,
+    is_tail: &[bool],
+    max_states: usize,
+    max_work: u64,
+) -> Result<Built, Excess> {
     let classes = Classes::by(|byte| nfa.byte_classes().get(byte));
     let n_classes = classes.len();
     let mut own = Determinizer {
         nfa,
+        is_tail,
         members: classes.members().into(),
         classes,
         looks: nfa.look_set_any(),
@@ -81,8 +92,6 @@ pub(crate) fn determinize(nfa: &NFA, max_states: usize, max_work: u64) -> Result
             return Err(Excess::Work);
         }
     }
-    /// Of sorting edges into blocks.
-    const EDGE_WORK: u64 = 32;
     let n_edges = table.iter().filter(|to| **to != DEAD).count() as u64;
     let dfa = Dfa::reduced(own.classes, table, accepts, start);
     let n_work = own.n_work + EDGE_WORK * n_edges;
@@ -109,16 +118,6 @@ impl Determinizer<'_> {
         self.sets.push(key.clone());
         self.ids.insert(key, id);
         id
-    }
-
-    /// What of `byte` an assertion after it can see.
-    fn seen(&self, byte: u8) -> u32 {
-        let is_word = byte.is_ascii_alphanumeric() || byte == b'_';
-        u32::from(match byte {
-            b'\r' | b'\n' if self.looks.contains_anchor_line() => byte,
-            _ if is_word && self.looks.contains_word() => b'a',
-            _ => OTHER,
-        })
     }
 
     /// The states of `from` and those reached without a byte that take a byte, match or assert something,
@@ -154,6 +153,9 @@ impl Determinizer<'_> {
                 State::Capture { next, .. } => follow(next),
                 State::Fail => {}
             }
+        }
+        if found.iter().any(|id| self.is_tail[*id as usize]) {
+            found.retain(|id| self.is_tail[*id as usize]);
         }
         found.sort_unstable();
         found
@@ -193,7 +195,7 @@ impl Determinizer<'_> {
         for (bucket, byte) in buckets.iter_mut().zip(self.members.clone().iter()) {
             bucket.sort_unstable();
             bucket.dedup();
-            let seen = self.seen(*byte);
+            let seen = seen(self.looks, *byte);
             if bucket.is_empty() {
                 table.push(DEAD);
                 continue;
@@ -218,13 +220,7 @@ impl Determinizer<'_> {
 
     /// Where automaton state `id` leads over `byte`.
     fn over(&self, id: u32, byte: u8) -> Option<u32> {
-        let next = match &self.nfa.states()[id as usize] {
-            State::ByteRange { trans } => trans.matches_byte(byte).then_some(trans.next),
-            State::Sparse(sparse) => sparse.matches_byte(byte),
-            State::Dense(dense) => dense.matches_byte(byte),
-            _ => None,
-        };
-        next.map(|next| next.as_u32())
+        over(&self.nfa.states()[id as usize], byte)
     }
 
     /// Puts where automaton state `id` leads into the classes' buckets.
@@ -257,12 +253,35 @@ impl Determinizer<'_> {
     }
 }
 
+/// What of `byte` one of `looks` after it can see.
+pub(crate) fn seen(looks: LookSet, byte: u8) -> u32 {
+    let is_word = byte.is_ascii_alphanumeric() || byte == b'_';
+    u32::from(match byte {
+        b'\r' | b'\n' if looks.contains_anchor_line() => byte,
+        _ if is_word && looks.contains_word() => b'a',
+        _ => OTHER,
+    })
+}
+
+/// Where `state` leads over `byte`.
+pub(crate) fn over(state: &State, byte: u8) -> Option<u32> {
+    let next = match state {
+        State::ByteRange { trans } => trans.matches_byte(byte).then_some(trans.next),
+        State::Sparse(sparse) => sparse.matches_byte(byte),
+        State::Dense(dense) => dense.matches_byte(byte),
+        _ => None,
+    };
+    next.map(|next| next.as_u32())
+}
+
 #[cfg(test)]
 mod tests {
     use regex_automata::meta::Regex;
 
+    use super::Built;
+    use crate::error::CompileError;
     use crate::limits::Limits;
-    use crate::pattern::{Bounds, compile};
+    use crate::pattern::{Bounds, Pattern, Syntax};
 
     const PATTERNS: [&str; 18] = [
         "(?:a|b)*a(?:a|b){3}",
@@ -285,6 +304,10 @@ mod tests {
         "(?:(?-u:\\b{start})a|(?-u:\\b{end-half}) )*",
     ];
 
+    fn compile(pattern: &str, limits: &Limits) -> Result<Built, CompileError> {
+        Pattern::parse(pattern, Syntax::Rust)?.automaton(Bounds::new(limits))
+    }
+
     #[test]
     fn automata_accept_what_the_expressions_match() {
         let characters = ["a", "b", " ", "\n", "\r", "é", "B", "😀"];
@@ -294,9 +317,7 @@ mod tests {
             (random >> 16) as usize % n
         };
         for pattern in PATTERNS {
-            let dfa = compile(pattern, Bounds::new(&Limits::default()))
-                .expect(pattern)
-                .dfa;
+            let dfa = compile(pattern, &Limits::default()).expect(pattern).dfa;
             let oracle = Regex::new(&format!("\\A(?:{pattern})\\z")).expect(pattern);
             let mut n_matches = 0;
             for _ in 0..4_000 {
@@ -321,7 +342,7 @@ mod tests {
             ("(?:a|b)*a(?:a|b){12}", "max_automaton_states"),
             ("(?:a{0,300}b{0,300}){0,3}", "max_compile_work"),
         ] {
-            let error = compile(pattern, Bounds::new(&limits)).expect_err(pattern);
+            let error = compile(pattern, &limits).expect_err(pattern);
             assert!(error.to_string().contains(limit), "{error}");
         }
     }

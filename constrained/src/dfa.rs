@@ -436,6 +436,13 @@ impl Dfa {
         }
     }
 
+    /// The same language without the empty text.
+    pub(crate) fn without_empty(&self) -> Self {
+        let empty = Self::of_strings([&b""[..]]);
+        let dfa = self.product(&empty, Product::FirstOnly, usize::MAX);
+        dfa.expect("no limit is set")
+    }
+
     pub(crate) fn classes(&self) -> &Classes {
         &self.classes
     }
