@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 pub(crate) use crate::array::Array;
 use crate::cache::Cache;
-use crate::determinize::Built;
+use crate::dfa::Built;
 use crate::dfa::{Classes, Dfa};
 use crate::error::CompileError;
 use crate::free_text::FreeText;

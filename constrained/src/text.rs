@@ -451,7 +451,7 @@ const UTF8_CLASSES: [u8; 256] = {
     classes
 };
 
-pub(crate) fn utf8_classes() -> Classes {
+fn utf8_classes() -> Classes {
     Classes::by(|byte| UTF8_CLASSES[usize::from(byte)])
 }
 

@@ -13,14 +13,13 @@
 
 use std::rc::Rc;
 
-use regex_automata::nfa::thompson::{NFA, State};
-use regex_automata::util::look::{Look, LookMatcher, LookSet};
-
-use super::{Bounds, Direction, Pattern, nfa, tail};
-use crate::determinize::{BEGIN, Built, EDGE_WORK, Excess, over, seen};
-use crate::dfa::{Classes, DEAD, Dfa};
-use crate::error::CompileError;
+use super::determinize::{Budget, Excess};
+use super::letters::{Letter, Letters};
+use super::look::{Look, Neighbour};
+use super::nfa::{Nfa, State};
+use super::{Direction, Pattern};
 use crate::hash::Map;
+use crate::rows::{DEAD, Rows};
 
 /// A list of ways: [`NEVER`], [`ALWAYS`] or another one.
 pub(super) type Ways = u32;
@@ -54,13 +53,12 @@ struct Way {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Test {
-    /// An anchor or a border between words, as its number.
-    Assertion(u32),
+    Look(Look),
     /// An expression, by its number among all.
     Around(u32),
 }
 
-/// Where a place leads without a byte when the tests hold: to a state that takes a byte, or to the match.
+/// Where a place leads without a character when the tests hold: to a state that takes one, or to the match.
 #[derive(Clone, Debug)]
 struct Step {
     to: u32,
@@ -69,11 +67,10 @@ struct Step {
 
 /// One expression of the pattern: itself, or the content of look-around.
 struct Part {
-    nfa: NFA,
-    /// The number of its first state.
+    nfa: Nfa,
+    /// The number of its first state, which is its match.
     begin: u32,
     role: Role,
-    is_tail: Vec<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,8 +92,8 @@ pub(super) struct Whole {
 pub(super) struct Context {
     /// By part: how far look-behind has come.
     behind: Rc<[Ways]>,
-    /// What assertions see of the byte before.
-    before: u32,
+    /// What assertions see of the character before.
+    before: Neighbour,
 }
 
 /// Where a text may end.
@@ -107,57 +104,58 @@ pub(super) enum Ending {
     Anywhere,
 }
 
-pub(super) struct Machine {
+pub(super) struct Machine<'a> {
+    pub(super) letters: &'a Letters,
+    budget: &'a mut Budget,
     /// What stands within another part comes before it; the whole is the last one.
     parts: Vec<Part>,
-    /// By number of a group less one: the part that tests there.
-    tested: Vec<Option<u32>>,
+    /// By number of look-around in the pattern: its part.
+    part_of: Vec<Option<u32>>,
     /// By state, its part.
     owner: Vec<u32>,
-    looks: LookSet,
     steps: Map<u32, Rc<[Step]>>,
     lists: Vec<Rc<[Way]>>,
     numbers: Map<Rc<[Way]>, Ways>,
     here: Here,
-    n_work: u64,
-    max_work: u64,
 }
 
-/// What is known at one place of the text, before one byte or the end.
+/// What is known at one place of the text, before one letter or the end.
 #[derive(Default)]
 struct Here {
     context: Option<Context>,
-    byte: Option<u8>,
+    letter: Option<Letter>,
     moved: Map<Ways, Ways>,
     choices: Map<Test, Rc<Choice>>,
     followed: Map<u32, (Ways, Rc<Choice>)>,
 }
 
-/// The smallest automaton of the texts that `pattern` matches from end to end.
-pub(super) fn compile(pattern: &Pattern, bounds: Bounds) -> Result<Built, CompileError> {
-    let mut machine = Machine::new(pattern, bounds)?;
+/// The texts that `pattern` matches from end to end: rows with a column for each of `letters`.
+pub(super) fn determinize(pattern: &Pattern, letters: &Letters, budget: &mut Budget) -> Result<Rows, Excess> {
+    let mut machine = Machine::new(pattern, letters, budget)?;
     let start = Whole {
         ways: machine.start(machine.whole()),
         context: machine.begin(),
     };
-    let built = machine.determinize(start, Ending::AtEnd, bounds.max_states);
-    let built = built.map_err(|what| bounds.exceeded(what, &pattern.name))?;
-    Ok(built.expect("nothing follows the end"))
+    let rows = machine.determinize(start, Ending::AtEnd)?;
+    Ok(rows.expect("nothing follows the end"))
 }
 
-impl Machine {
-    pub(super) fn new(pattern: &Pattern, bounds: Bounds) -> Result<Self, CompileError> {
+impl<'a> Machine<'a> {
+    pub(super) fn new(
+        pattern: &Pattern,
+        letters: &'a Letters,
+        budget: &'a mut Budget,
+    ) -> Result<Self, Excess> {
         let mut machine = Self {
+            letters,
+            budget,
             parts: Vec::new(),
-            tested: vec![None; pattern.arounds.len()],
+            part_of: vec![None; pattern.arounds.len()],
             owner: Vec::new(),
-            looks: LookSet::empty(),
             steps: Map::default(),
             lists: Vec::new(),
             numbers: Map::default(),
             here: Here::default(),
-            n_work: 0,
-            max_work: bounds.max_work(),
         };
         assert_eq!(machine.number(Vec::new()), NEVER);
         let always = Way {
@@ -165,36 +163,26 @@ impl Machine {
             duties: Rc::default(),
         };
         assert_eq!(machine.number(vec![always]), ALWAYS);
-        let is_used = pattern.used();
-        for (n, around) in pattern.arounds.iter().enumerate().filter(|(n, _)| is_used[*n]) {
+        for (n, around) in pattern.used_arounds() {
             let is_negated = around.is_negated;
             let role = match around.direction {
                 Direction::Ahead => Role::Ahead { is_negated },
                 Direction::Behind => Role::Behind { is_negated },
             };
-            machine.tested[n] = Some(machine.parts.len() as u32);
-            let nfa = nfa(&around.body, &pattern.name, bounds)?;
-            machine.add(nfa, role, None);
+            machine.part_of[n] = Some(machine.parts.len() as u32);
+            machine.add(Nfa::new(&around.body, letters)?, role)?;
         }
-        let index = pattern.arounds.len() as u32 + 1;
-        let marked = tail::marked(&pattern.hir, index);
-        let nfa = nfa(marked.as_ref().unwrap_or(&pattern.hir), &pattern.name, bounds)?;
-        machine.add(nfa, Role::Whole, marked.map(|_| index));
+        machine.add(Nfa::new(&pattern.hir, letters)?, Role::Whole)?;
         Ok(machine)
     }
 
-    fn add(&mut self, nfa: NFA, role: Role, tail: Option<u32>) {
+    fn add(&mut self, nfa: Nfa, role: Role) -> Result<(), Excess> {
         let part = self.parts.len() as u32;
         let begin = self.owner.len() as u32;
-        self.owner.extend(nfa.states().iter().map(|_| part));
-        self.n_work += nfa.states().len() as u64;
-        self.looks = self.looks.union(nfa.look_set_any());
-        self.parts.push(Part {
-            is_tail: tail::states(&nfa, tail),
-            nfa,
-            begin,
-            role,
-        });
+        self.budget.spend(nfa.states.len())?;
+        self.owner.extend(nfa.states.iter().map(|_| part));
+        self.parts.push(Part { nfa, begin, role });
+        Ok(())
     }
 
     /// The part that is not look-around.
@@ -202,34 +190,20 @@ impl Machine {
         self.parts.len() as u32 - 1
     }
 
-    /// Before the first byte.
+    /// Before the first character.
     pub(super) fn begin(&self) -> Context {
         Context {
             behind: self.parts.iter().map(|_| NEVER).collect(),
-            before: BEGIN,
+            before: Neighbour::Outside,
         }
     }
 
-    /// Which bytes no part tells apart.
-    pub(super) fn classes(&self) -> Classes {
-        let classes = self.parts.iter().map(|part| part.nfa.byte_classes());
-        let classes = classes.map(|classes| Classes::by(|byte| classes.get(byte)));
-        classes
-            .reduce(|all, more| all.refine(&more))
-            .expect("the whole is a part")
-    }
-
-    /// The smallest automaton of what may follow `start`; `None` where what follows its texts matters.
-    pub(super) fn determinize(
-        &mut self,
-        start: Whole,
-        ending: Ending,
-        max_states: usize,
-    ) -> Result<Option<Built>, Excess> {
-        let classes = self.classes();
+    /// What may follow `start`, by letter; `None` where what follows its texts matters.
+    pub(super) fn determinize(&mut self, start: Whole, ending: Ending) -> Result<Option<Rows>, Excess> {
         let mut ids: Map<Whole, u32> = [(start.clone(), 1)].into_iter().collect();
         let mut states = vec![start];
-        let (mut table, mut accepts) = (vec![DEAD; classes.len()], vec![false]);
+        let mut rows = Rows::dead(self.letters.n_letters());
+        rows.start = 1;
         let mut at = 0;
         while let Some(state) = states.get(at).cloned() {
             at += 1;
@@ -240,37 +214,29 @@ impl Machine {
             let Some(is_accepting) = is_accepting else {
                 return Ok(None);
             };
-            accepts.push(is_accepting);
-            for byte in classes.members() {
-                let next = self.next(&state, *byte)?;
-                table.push(next.map_or(DEAD, |next| {
+            rows.accepts.push(is_accepting);
+            for letter in 0..self.letters.n_letters() as Letter {
+                let next = self.next(&state, letter)?;
+                rows.table.push(next.map_or(DEAD, |next| {
                     *ids.entry(next).or_insert_with_key(|next| {
                         states.push(next.clone());
                         states.len() as u32
                     })
                 }));
             }
-            if states.len() > max_states {
-                return Err(Excess::States);
-            }
+            self.budget.check_states(states.len())?;
         }
-        let n_work = self.n_work + EDGE_WORK * table.iter().filter(|to| **to != DEAD).count() as u64;
-        let dfa = Dfa::reduced(classes, table, accepts, 1);
-        Ok(Some(Built { dfa, n_work }))
+        Ok(Some(rows))
     }
 
     pub(super) fn spend(&mut self, n_work: usize) -> Result<(), Excess> {
-        self.n_work += n_work as u64;
-        if self.n_work > self.max_work {
-            return Err(Excess::Work);
-        }
-        Ok(())
+        self.budget.spend(n_work)
     }
 
-    fn arrive(&mut self, context: &Context, byte: Option<u8>) {
+    fn arrive(&mut self, context: &Context, letter: Option<Letter>) {
         self.here = Here {
             context: Some(context.clone()),
-            byte,
+            letter,
             ..Here::default()
         };
     }
@@ -284,34 +250,38 @@ impl Machine {
         Ok(self.moved(state.ways)? == ALWAYS)
     }
 
-    /// Whether the text may end before `byte`; `None` where that depends on what follows it.
-    pub(super) fn is_accepting_before(&mut self, state: &Whole, byte: u8) -> Result<Option<bool>, Excess> {
-        self.arrive(&state.context, Some(byte));
+    /// Whether the text may end before `letter`; `None` where that depends on what follows it.
+    pub(super) fn is_accepting_before(
+        &mut self,
+        state: &Whole,
+        letter: Letter,
+    ) -> Result<Option<bool>, Excess> {
+        self.arrive(&state.context, Some(letter));
         let list = self.lists[state.ways as usize].clone();
         let (_, matched) = self.advance(&list)?;
         let is_free = matched.iter().any(|duties| duties.is_empty());
         Ok((is_free || matched.is_empty()).then_some(is_free))
     }
 
-    fn next(&mut self, state: &Whole, byte: u8) -> Result<Option<Whole>, Excess> {
-        self.arrive(&state.context, Some(byte));
+    fn next(&mut self, state: &Whole, letter: Letter) -> Result<Option<Whole>, Excess> {
+        self.arrive(&state.context, Some(letter));
         let list = self.lists[state.ways as usize].clone();
         let (ways, _) = self.advance(&list)?;
         let ways = self.number(ways);
         if ways == NEVER {
             return Ok(None);
         }
-        let context = self.next_context(byte)?;
+        let context = self.next_context(letter)?;
         Ok(Some(Whole { ways, context }))
     }
 
-    /// After `byte` at `context`.
-    pub(super) fn after(&mut self, context: &Context, byte: u8) -> Result<Context, Excess> {
-        self.arrive(context, Some(byte));
-        self.next_context(byte)
+    /// After `letter` at `context`.
+    pub(super) fn after(&mut self, context: &Context, letter: Letter) -> Result<Context, Excess> {
+        self.arrive(context, Some(letter));
+        self.next_context(letter)
     }
 
-    fn next_context(&mut self, byte: u8) -> Result<Context, Excess> {
+    fn next_context(&mut self, letter: Letter) -> Result<Context, Excess> {
         let mut behind = Vec::with_capacity(self.parts.len());
         for part in 0..self.parts.len() as u32 {
             behind.push(match self.parts[part as usize].role {
@@ -321,7 +291,7 @@ impl Machine {
         }
         Ok(Context {
             behind: behind.into(),
-            before: seen(self.looks, byte),
+            before: self.letters.seen(letter),
         })
     }
 
@@ -334,12 +304,12 @@ impl Machine {
     fn start_of(&self, part: u32) -> Way {
         let Part { nfa, begin, .. } = &self.parts[part as usize];
         Way {
-            place: begin + nfa.start_anchored().as_u32(),
+            place: begin + nfa.start,
             duties: Rc::default(),
         }
     }
 
-    /// Where `ways` lead over the byte that is next, and the duties of those that match before it.
+    /// Where `ways` lead over the letter that is next, and the duties of those that match before it.
     fn advance(&mut self, ways: &[Way]) -> Result<(Vec<Way>, Choice), Excess> {
         /// Of making a way and of finding it among others.
         const WAY_WORK: usize = 8;
@@ -374,7 +344,7 @@ impl Machine {
         Ok((moved, least(matched)))
     }
 
-    /// What the text after the next byte must be for that from here on to be one of `ways`.
+    /// What the text after the next letter must be for that from here on to be one of `ways`.
     fn moved(&mut self, ways: Ways) -> Result<Ways, Excess> {
         if ways == NEVER || ways == ALWAYS {
             return Ok(ways);
@@ -409,19 +379,19 @@ impl Machine {
         Ok(united(moved))
     }
 
-    /// What must be of the text after the next byte for `test` to hold here.
+    /// What must be of the text after the next letter for `test` to hold here.
     fn choice(&mut self, test: Test) -> Result<Rc<Choice>, Excess> {
         if let Some(known) = self.here.choices.get(&test) {
             return Ok(known.clone());
         }
         let choice = match test {
-            Test::Assertion(look) => {
-                let look = Look::from_repr(look).expect("it was one");
-                Rc::new(if self.holds(look) {
-                    vec![Rc::default()]
-                } else {
-                    Choice::new()
-                })
+            Test::Look(look) => {
+                let after = self
+                    .here
+                    .letter
+                    .map_or(Neighbour::Outside, |letter| self.letters.seen(letter));
+                let holds = look.holds(self.context().before, after);
+                Rc::new(holds.then(Rc::default).into_iter().collect())
             }
             Test::Around(part) => match self.parts[part as usize].role {
                 Role::Ahead { is_negated } => {
@@ -448,7 +418,7 @@ impl Machine {
         Ok(choice)
     }
 
-    /// Look-behind from here on over the next byte, and the duties with which it matches here.
+    /// Look-behind from here on over the next letter, and the duties with which it matches here.
     fn follow(&mut self, part: u32) -> Result<(Ways, Rc<Choice>), Excess> {
         if let Some(known) = self.here.followed.get(&part) {
             return Ok(known.clone());
@@ -466,26 +436,20 @@ impl Machine {
         Ok(followed)
     }
 
-    fn holds(&self, look: Look) -> bool {
-        let before = u8::try_from(self.context().before).ok();
-        let text: Vec<u8> = before.into_iter().chain(self.here.byte).collect();
-        LookMatcher::new().matches(look, &text, before.iter().len())
-    }
-
     fn state(&self, place: u32) -> (&Part, &State) {
         let part = &self.parts[self.owner[place as usize] as usize];
-        (part, &part.nfa.states()[(place - part.begin) as usize])
+        (part, &part.nfa.states[(place - part.begin) as usize])
     }
 
     fn is_match(&self, place: u32) -> bool {
-        matches!(self.state(place).1, State::Match { .. })
+        matches!(self.state(place).1, State::Match)
     }
 
-    /// Where `place` leads over the next byte.
+    /// Where `place` leads over the next letter.
     fn over(&self, place: u32) -> Option<u32> {
-        let byte = self.here.byte?;
-        let (part, state) = self.state(place);
-        Some(part.begin + over(state, byte)?)
+        let (part, _) = self.state(place);
+        let next = part.nfa.over(place - part.begin, self.here.letter?, self.letters);
+        Some(part.begin + next?)
     }
 
     /// The steps from `place`.
@@ -507,37 +471,14 @@ impl Machine {
             self.spend(2 + n_known)?;
             let (part, state) = self.state(to);
             let begin = part.begin;
-            let test = match state {
-                State::Look { look, .. } => Some(Test::Assertion(look.as_repr())),
-                State::Capture {
-                    group_index, slot, ..
-                } if slot.as_usize() % 2 == 0 => {
-                    let place = group_index.as_usize().checked_sub(1);
-                    let part = place.and_then(|place| self.tested.get(place).copied().flatten());
-                    part.map(Test::Around)
-                }
-                _ => None,
-            };
-            let after: Rc<[Test]> = match test {
-                Some(test) if !tests.contains(&test) => {
-                    let mut more = tests.to_vec();
-                    more.push(test);
-                    more.sort_unstable();
-                    more.into()
-                }
-                _ => tests.clone(),
-            };
-            let mut follow = |next: u32| todo.push((begin + next, after.clone()));
             match state {
-                State::ByteRange { .. } | State::Sparse(_) | State::Dense(_) | State::Match { .. } => {
-                    found.push(Step { to, tests });
+                State::Class { .. } | State::Match => found.push(Step { to, tests }),
+                State::Split(nexts) => todo.extend(nexts.iter().map(|next| (begin + next, tests.clone()))),
+                State::Look { look, next } => todo.push((begin + next, with(&tests, Test::Look(*look)))),
+                State::Around { around, next } => {
+                    let part = self.part_of[*around as usize].expect("it is used");
+                    todo.push((begin + next, with(&tests, Test::Around(part))));
                 }
-                State::Look { next, .. } | State::Capture { next, .. } => follow(next.as_u32()),
-                State::Union { alternates } => alternates.iter().for_each(|next| follow(next.as_u32())),
-                State::BinaryUnion { alt1, alt2 } => {
-                    [alt1, alt2].into_iter().for_each(|next| follow(next.as_u32()))
-                }
-                State::Fail => {}
             }
         }
         let found: Rc<[Step]> = found.into();
@@ -552,7 +493,7 @@ impl Machine {
         let is_strong = |way: &Way| {
             way.place == MATCHED || {
                 let part = &self.parts[self.owner[way.place as usize] as usize];
-                part.is_tail[(way.place - part.begin) as usize]
+                way.place - part.begin < part.nfa.n_tail
             }
         };
         let strong: Vec<Duties> = ways
@@ -578,6 +519,14 @@ impl Machine {
         self.lists.push(ways.clone());
         self.numbers.insert(ways, number);
         number
+    }
+}
+
+/// `tests` and `test`, in order.
+fn with(tests: &Rc<[Test]>, test: Test) -> Rc<[Test]> {
+    match tests.binary_search(&test) {
+        Ok(_) => tests.clone(),
+        Err(place) => [&tests[..place], &[test], &tests[place..]].concat().into(),
     }
 }
 

@@ -7,22 +7,29 @@ mod alone;
 mod atomic;
 mod class;
 mod counted;
+mod determinize;
 mod escape;
+mod letters;
+mod look;
 mod lookaround;
+mod nfa;
 mod nodes;
 mod parse;
-mod tail;
+mod utf8;
 
-use regex_automata::nfa::thompson::{self, NFA, WhichCaptures};
 use regex_syntax::hir::{Dot, Hir, HirKind, Look, Repetition};
 
 pub(crate) use counted::Counted;
 pub(crate) use nodes::nodes_of;
 pub(crate) use parse::Syntax;
 
-use crate::determinize::{Built, Excess, determinize};
+use crate::dfa::Built;
 use crate::error::{CompileError, shorten};
 use crate::limits::Limits;
+use crate::rows::{DEAD, Rows};
+use determinize::{Budget, Excess, determinize};
+use letters::Letters;
+use nfa::{Nfa, TooManyStates};
 
 /// A regular expression.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,9 +73,6 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    /// Bytes of an expression's automaton before it is made deterministic.
-    const MAX_NFA_BYTES: usize = 2 << 20;
-
     pub(crate) fn new(limits: &Limits) -> Self {
         Self {
             max_states: limits.max_automaton_states,
@@ -83,6 +87,14 @@ impl Bounds {
     /// What making one automaton may cost.
     pub(crate) fn max_work(&self) -> u64 {
         self.max_compile_work / 4
+    }
+
+    fn budget(&self) -> Budget {
+        Budget {
+            max_states: self.max_states,
+            max_work: self.max_work(),
+            n_work: 0,
+        }
     }
 
     fn exceeded(&self, what: Excess, name: &str) -> CompileError {
@@ -128,10 +140,17 @@ impl Pattern {
 
     /// The texts that it matches from their first to their last byte.
     pub(crate) fn automaton(&self, bounds: Bounds) -> Result<Built, CompileError> {
-        if self.arounds.is_empty() {
-            return compile_hir(&self.hir, &self.name, bounds);
-        }
-        lookaround::compile(self, bounds)
+        let mut budget = bounds.budget();
+        let mut compiled = || {
+            let letters = Letters::new(self.expressions(), &mut budget)?;
+            let rows = if self.arounds.is_empty() {
+                determinize(&Nfa::new(&self.hir, &letters)?, &letters, &mut budget)?
+            } else {
+                lookaround::determinize(self, &letters, &mut budget)?
+            };
+            built(&letters, &rows, budget)
+        };
+        compiled().map_err(|what| bounds.exceeded(what, &self.name))
     }
 
     /// The texts that it matches from end to end, whatever stands around them; an error where that matters.
@@ -166,20 +185,27 @@ impl Pattern {
         whole.automaton(bounds)
     }
 
-    /// By look-around, whether the expression or look-around that is used has it.
-    fn used(&self) -> Vec<bool> {
+    /// The look-around that the expression, or look-around that is used, has; with its place in `arounds`.
+    fn used_arounds(&self) -> impl Iterator<Item = (usize, &Around)> {
         let mut is_used = vec![false; self.arounds.len()];
         let mut todo = vec![&self.hir];
         while let Some(hir) = todo.pop() {
-            if let HirKind::Capture(test) = hir.kind() {
-                let n = test.index as usize - 1;
+            if let HirKind::Capture(around) = hir.kind() {
+                let n = around.index as usize - 1;
                 if !std::mem::replace(&mut is_used[n], true) {
                     todo.push(&self.arounds[n].body);
                 }
             }
             todo.extend(hir.kind().subs());
         }
-        is_used
+        let numbered = self.arounds.iter().enumerate();
+        numbered.filter(move |(n, _)| is_used[*n])
+    }
+
+    /// The whole expression and what its look-around has.
+    fn expressions(&self) -> impl Iterator<Item = &Hir> {
+        let bodies = self.used_arounds().map(|(_, around)| &around.body);
+        [&self.hir].into_iter().chain(bodies)
     }
 
     /// It without the anchors that say nothing where it is matched from end to end.
@@ -212,23 +238,33 @@ fn without_outer_anchors(hir: &Hir) -> Hir {
     }
 }
 
-/// The texts that `hir`, which is written as `name`, matches from their first to their last byte.
+/// The texts that `hir`, which is written as `name` and has no look-around, matches from their first to their
+/// last byte.
 pub(crate) fn compile_hir(hir: &Hir, name: &str, bounds: Bounds) -> Result<Built, CompileError> {
-    let marked = tail::marked(hir, 1);
-    let nfa = nfa(marked.as_ref().unwrap_or(hir), name, bounds)?;
-    let tail = tail::states(&nfa, marked.is_some().then_some(1));
-    let built = determinize(&nfa, &tail, bounds.max_states, bounds.max_work());
-    built.map_err(|what| bounds.exceeded(what, name))
+    let pattern = Pattern {
+        name: name.to_owned(),
+        hir: hir.clone(),
+        arounds: Vec::new(),
+    };
+    pattern.automaton(bounds)
 }
 
-/// The automaton of `hir` before it is made deterministic.
-fn nfa(hir: &Hir, name: &str, bounds: Bounds) -> Result<NFA, CompileError> {
-    let config = thompson::Config::new()
-        .which_captures(WhichCaptures::All)
-        .nfa_size_limit(Some(Bounds::MAX_NFA_BYTES));
-    let nfa = thompson::Compiler::new().configure(config).build_from_hir(hir);
-    // Nothing but its size keeps an expression that was parsed from being built.
-    nfa.map_err(|_| bounds.exceeded(Excess::States, name))
+/// The smallest automaton over bytes of that over `letters` which has `rows`.
+fn built(letters: &Letters, rows: &Rows, mut budget: Budget) -> Result<Built, Excess> {
+    /// Of sorting an edge into blocks.
+    const EDGE_WORK: usize = 32;
+    let n_edges = rows.table.iter().filter(|to| **to != DEAD).count();
+    budget.spend(EDGE_WORK * n_edges)?;
+    let rows = rows.trimmed(|_| true).minimal();
+    let dfa = utf8::automaton(letters, &rows, &mut budget)?;
+    let n_work = budget.n_work;
+    Ok(Built { dfa, n_work })
+}
+
+impl From<TooManyStates> for Excess {
+    fn from(_: TooManyStates) -> Self {
+        Self::States
+    }
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 
 use regex_syntax::hir::{Hir, HirKind};
 
+use super::determinize::Excess;
 use super::{Bounds, Pattern, compile_hir};
-use crate::determinize::Excess;
 use crate::dfa::Dfa;
 use crate::error::CompileError;
 use crate::ir::{Ir, Node, NodeId};
