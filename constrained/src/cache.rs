@@ -8,7 +8,7 @@ use std::borrow::Borrow;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::determinize::Built;
+use crate::dfa::Built;
 use crate::dfa::{ByteSet, Dfa};
 use crate::free_text::Split;
 use crate::hash::Map;

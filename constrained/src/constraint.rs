@@ -6,8 +6,13 @@ use crate::error::CompileError;
 use crate::free_text::{Ending, FreeSpec};
 use crate::ir::{Ir, NodeId};
 use crate::limits::Limits;
+<<<<<<< HEAD
 use crate::pattern;
 use crate::schema::{self, SchemaOptions, Source, Values, Whitespace};
+=======
+use crate::pattern::{Pattern, Syntax};
+use crate::schema::{self, SchemaOptions, Whitespace};
+>>>>>>> regex
 use crate::tags::{self, Context};
 use crate::tools::ToolSpec;
 use crate::vocabulary::Vocabulary;
@@ -189,14 +194,6 @@ fn free_text_before(
 }
 
 pub(crate) fn lower_regex(ir: &mut Ir, regex: &str) -> Result<NodeId, CompileError> {
-    if pattern::has_large_count(regex)
-        && let Ok(root) = pattern::nodes(ir, regex)
-    {
-        return Ok(root);
-    }
-    match pattern::compile(regex, ir.bounds()) {
-        Ok(built) => Ok(ir.dfa(built.dfa)),
-        Err(CompileError::Limit { .. }) => pattern::nodes(ir, regex),
-        Err(error) => Err(error),
-    }
+    let pattern = Pattern::parse(regex, Syntax::Rust)?;
+    pattern.without_outer_anchors().node(ir)
 }

@@ -13,16 +13,20 @@ use std::sync::Arc;
 pub(crate) use crate::array::Array;
 use crate::beginnings::Ranks;
 use crate::cache::Cache;
-use crate::determinize::Built;
+use crate::dfa::Built;
 use crate::dfa::{Classes, Dfa};
 use crate::error::CompileError;
 use crate::free_text::FreeText;
 use crate::hash::Map;
 use crate::keys::KeyTrie;
 use crate::limits::Limits;
+<<<<<<< HEAD
 use crate::nesting::{NEVER, NeedsWithin};
 use crate::pattern::{self, Bounds};
 use crate::schema::{Relaxed, Whitespace};
+=======
+use crate::pattern::{Bounds, Pattern, Syntax};
+>>>>>>> regex
 use crate::text::TextSpec;
 use crate::tokens::TokenSet;
 use crate::vocabulary::Vocabulary;
@@ -235,19 +239,26 @@ impl Ir {
         self.dfa(Dfa::of_strings([text.as_bytes()]))
     }
 
-    /// The texts that the ECMA-262 pattern `pattern` is found in, and the work that they take to find.
-    pub(crate) fn search(&self, pattern: &str) -> Result<(Arc<Dfa>, u64), CompileError> {
+    /// The texts that the ECMA-262 pattern `source` is found in, and the work that they take to find.
+    pub(crate) fn search(&self, source: &str) -> Result<(Arc<Dfa>, u64), CompileError> {
         let bounds = self.bounds;
-        self.cache.automaton(format!("search {bounds:?} {pattern}"), || {
-            pattern::search(pattern, bounds)
+        self.cache.automaton(format!("search {bounds:?} {source}"), || {
+            Pattern::parse(source, Syntax::Ecma)?.search(bounds)
         })
     }
 
-    /// The same for the texts that `pattern`, in Rust's notation, matches from end to end.
-    pub(crate) fn pattern(&self, pattern: &str) -> Result<(Arc<Dfa>, u64), CompileError> {
+    /// The same for a pattern that was read; `recipe` is its recipe.
+    pub(crate) fn search_of(&self, pattern: &Pattern, recipe: &str) -> Result<(Arc<Dfa>, u64), CompileError> {
         let bounds = self.bounds;
-        self.cache.automaton(format!("match {bounds:?} {pattern}"), || {
-            pattern::compile(pattern, bounds)
+        let recipe = format!("search of {bounds:?} {recipe}");
+        self.cache.automaton(recipe, || pattern.search(bounds))
+    }
+
+    /// The same for the texts that `source`, in Rust's syntax, matches from end to end.
+    pub(crate) fn pattern(&self, source: &str) -> Result<(Arc<Dfa>, u64), CompileError> {
+        let bounds = self.bounds;
+        self.cache.automaton(format!("match {bounds:?} {source}"), || {
+            Pattern::parse(source, Syntax::Rust)?.automaton(bounds)
         })
     }
 

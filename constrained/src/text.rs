@@ -511,7 +511,7 @@ fn open_states(content: &Dfa) -> Vec<bool> {
 mod tests {
     use super::*;
     use crate::limits::Limits;
-    use crate::pattern::Bounds;
+    use crate::pattern::{Bounds, Pattern, Syntax};
 
     fn accepts(spec: &TextSpec, text: &str) -> bool {
         let mut place = spec.start();
@@ -592,8 +592,11 @@ mod tests {
         }
         assert!(!TextSpec::new(&any_content(), 2, Some(1), &[true; 256]).is_satisfiable());
         // Pairs of letters with exactly three characters: nothing.
-        let pairs = crate::pattern::compile("(?:[a-z][a-z])*", Bounds::new(&Limits::default()));
-        let pairs = pairs.expect("small").dfa;
+        let pairs = Pattern::parse("(?:[a-z][a-z])*", Syntax::Rust).expect("valid");
+        let pairs = pairs
+            .automaton(Bounds::new(&Limits::default()))
+            .expect("small")
+            .dfa;
         assert!(!TextSpec::new(&pairs, 3, Some(3), &[true; 256]).is_satisfiable());
         let four = TextSpec::new(&pairs, 3, Some(5), &[true; 256]);
         assert!(accepts(&four, "\"abcd\"") && !accepts(&four, "\"abcde"));

@@ -183,8 +183,8 @@ impl Parser<'_, '_> {
         if !is_terminal(alias) {
             return Err(self.error(at, format!("`{}` is no name for a terminal", shorten(alias))));
         }
-        let hir = expand::regex(pattern).expect("the library's expressions are valid");
-        let body = self.tree.add(Expr::Leaf(hir))?;
+        let leaf = expand::regex(pattern, self.tree.bounds()).expect("the library's expressions are valid");
+        let body = self.tree.regex(leaf)?;
         let name = self.tree.name(alias, at)?;
         self.tree.define(name, at, body)
     }
@@ -435,8 +435,9 @@ impl Parser<'_, '_> {
         let pattern = &rest[..end];
         self.tree.source.at += end + 1;
         let flags = self.tree.source.take_while(|c| c.is_ascii_alphabetic());
-        let hir = expand::python_regex(pattern, flags).map_err(|why| self.error(at, why))?;
-        self.tree.add(Expr::Leaf(hir))
+        let leaf = expand::python_regex(pattern, flags, self.tree.bounds());
+        let leaf = leaf.map_err(|why| self.error(at, why))?;
+        self.tree.regex(leaf)
     }
 
     /// Refuses terminals that use themselves.

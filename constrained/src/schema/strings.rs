@@ -8,7 +8,7 @@ use super::keywords::STRING;
 use super::lower::Merged;
 use super::{CompileError, Compiler, Dfa, FormatPolicy, Json, JsonId, NodeId};
 use crate::dfa::Product;
-use crate::pattern::{self, Counted};
+use crate::pattern::{Counted, Pattern, Syntax};
 use crate::text::{any_content, step_utf8};
 
 impl Compiler<'_> {
@@ -74,15 +74,18 @@ impl Compiler<'_> {
         let Some(source) = self.text(id, "pattern")? else {
             return Ok(());
         };
-        let Some(Counted { content, min, max }) = pattern::counted(source) else {
+        let pattern = Pattern::parse(source, Syntax::Ecma);
+        let pattern = pattern.map_err(|error| self.unsupported(id, "pattern", &error.to_string()))?;
+        let Some(Counted { content, min, max }) = pattern.counted() else {
             merged.contents.push(self.search(source, id, "pattern")?);
             return Ok(());
         };
-        let key = format!("(?content){content}");
+        let recipe = content.recipe();
+        let key = format!("(?content){recipe}");
         let content = match self.patterns.get(&key) {
             Some(known) => known.clone(),
             None => {
-                let found = self.ir.pattern(&content);
+                let found = self.ir.search_of(&content, &recipe);
                 let found = found.map_err(|error| self.unsupported(id, "pattern", &error.to_string()))?;
                 self.keep_pattern(key, found)?
             }

@@ -7,7 +7,7 @@ use super::keywords::{ARRAY, OBJECT, type_of};
 use super::lower::Merged;
 use super::strings::accepts;
 use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId};
-use crate::determinize::Built;
+use crate::dfa::Built;
 use crate::ir::{Array, Key, Object};
 use crate::keys::KeyTrie;
 use crate::number::{MAX_DIGITS, NumberError, NumberSpec, automaton};
