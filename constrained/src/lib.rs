@@ -60,8 +60,9 @@
 //!
 //! What is refused of JSON Schema: `uniqueItems` unless the items are of one list of up to 32 values or have
 //! a type each, `minProperties` beyond the declared names and one more, `unevaluated*`, `uniqueItems` and
-//! inexact formats where they are negated, the format `regex`, references out of the document, and
-//! dialects of one's own. `tests/suite/refused.txt` shows what that means for the official test suite.
+//! inexact formats where they are negated, the format `regex`, and references out of the document. A dialect
+//! that the document does not explain is read as the drafts agree, and what some of them do not know may not
+//! be negated. `tests/suite/refused.txt` shows what that means for the official test suite.
 //!
 //! Grammars as text, each dialect named by the caller:
 //!

@@ -231,6 +231,54 @@ fn each_dialect_is_read_by_its_own_rules() {
     assert_eq!(accepts(&of("draft/2019-09", foreign), r#"{"a":1}"#), Ok(true));
     let error = accepts(&of("draft-07", foreign), r#"{"a":1}"#).expect_err("it means nothing there");
     assert!(error.contains("dependentRequired"), "{error}");
-    let mixed = r#""properties":{"a":{"$schema":"http://json-schema.org/draft-04/schema"}}"#;
-    assert!(accepts(&of("draft-07", mixed), "{}").is_err());
+    // A resource of its own may have a dialect of its own; anywhere else its name says nothing.
+    let inner = |names: &str| {
+        let part = r##""allOf":[{"$ref":"https://example.com/b","type":"null"}]"##;
+        let boolean = r#"{"$id":"https://example.com/b","type":"boolean"}"#;
+        let old = r#""$schema":"http://json-schema.org/draft-07/schema#""#;
+        format!(r##""$ref":"#/$defs/a","$defs":{{"a":{{{names}{old},{part}}},"b":{boolean}}}"##)
+    };
+    let resource = inner(r#""$id":"https://example.com/a","#);
+    assert_eq!(accepts(&of("draft/2020-12", &resource), "true"), Ok(true));
+    assert!(accepts(&of("draft/2020-12", &inner("")), "true").is_err());
+}
+
+#[test]
+fn the_keywords_of_draft_3_mean_something_in_draft_3() {
+    let accepts = |draft: &str, text: &str| {
+        let schema = format!(
+            r#"{{"$schema":"http://json-schema.org/{draft}/schema#","type":["object","any"],"disallow":"null",
+            "extends":{{"properties":{{"b":{{"type":"any","divisibleBy":3}}}}}},
+            "properties":{{"a":{{"type":"integer","required":true}},"c":{{"type":"string"}}}}}}"#
+        );
+        let options = SchemaOptions::default();
+        let grammar =
+            Grammar::compile_json_schema(&vocabulary(), &schema, &options, &Limits::default()).ok()?;
+        let mut matcher = grammar.matcher();
+        let is_taken = text.bytes().all(|byte| matcher.advance(byte_token(byte)).is_ok());
+        Some(is_taken && matcher.is_accepting())
+    };
+    for text in [r#"{"a":1,"b":6}"#, r#"{"a":1,"c":"x","b":"y"}"#, "[]", "4"] {
+        assert_eq!(accepts("draft-03", text), Some(true), "{text}");
+    }
+    for text in [r#"{"b":6}"#, r#"{"a":1,"b":7}"#, "null"] {
+        assert_eq!(accepts("draft-03", text), Some(false), "{text}");
+    }
+    // `any` is no type of any other draft.
+    assert_eq!(accepts("draft-04", "4"), None);
+}
+
+#[test]
+fn an_unknown_dialect_is_read_as_all_drafts_agree() {
+    let compile = |rest: &str| {
+        let schema = format!(r#"{{"$schema":"https://example.com/dialect",{rest}}}"#);
+        let options = SchemaOptions::default();
+        Grammar::compile_json_schema(&vocabulary(), &schema, &options, &Limits::default()).map(|_| ())
+    };
+    assert_eq!(
+        compile(r#""type":"object","properties":{"a":{"const":1}},"required":["a"]"#),
+        Ok(())
+    );
+    let error = compile(r#""not":{"const":1}"#).expect_err("it may be an annotation there");
+    assert!(error.to_string().contains("const"), "{error}");
 }

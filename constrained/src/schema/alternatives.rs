@@ -5,7 +5,7 @@
 
 use super::facts::{Counted, Fact, Facts, Goal, Target};
 use super::keywords::{ALL, OBJECT, type_of};
-use super::{CompileError, Compiler, named_dialect};
+use super::{CompileError, Compiler};
 use crate::json::{Json, JsonId};
 
 /// Where a goal was reached from: a place in [`Paths`].
@@ -96,9 +96,6 @@ struct Partial {
 }
 
 pub(super) const DEPENDENT: [&str; 3] = ["dependentRequired", "dependentSchemas", "dependencies"];
-
-/// Keywords that assert something and are not handled.
-const UNSUPPORTED: [&str; 3] = ["extends", "disallow", "divisibleBy"];
 
 impl Compiler<'_> {
     /// The ways in which all of `goals` hold for values of `types`.
@@ -303,7 +300,7 @@ impl Compiler<'_> {
         for referred in self.references(target)? {
             partial.todo.push((Goal::Holds(referred), path));
         }
-        if self.does_ref_hide() && self.has(id, "$ref") {
+        if self.has(id, "$ref") && self.does_ref_hide(id) {
             return Ok(true);
         }
         let is_seen = !observers.is_empty();
@@ -316,8 +313,8 @@ impl Compiler<'_> {
             partial.facts.types &= self.possible_types(id);
             partial.facts.plain.push(target);
         }
-        for part in self.list(id, "allOf")? {
-            partial.todo.push((Goal::Holds(self.within(target, *part)), path));
+        for part in self.all_of(id)? {
+            partial.todo.push((Goal::Holds(self.within(target, part)), path));
         }
         if self.has(id, "contains") {
             self.note_contains(target, partial)?;
@@ -366,17 +363,10 @@ impl Compiler<'_> {
     }
 
     fn check_keywords(&self, id: JsonId) -> Result<(), CompileError> {
-        if let Some(keyword) = UNSUPPORTED.iter().find(|keyword| self.has(id, keyword)) {
-            return Err(self.unsupported(id, keyword, "it would not be enforced"));
-        }
-        if let Some(dialect) = self.text(id, "$schema")?
-            && named_dialect(dialect) != Some(self.dialect)
-        {
-            return Err(self.unsupported(id, "$schema", "a part of the schema is of another dialect"));
-        }
         if !matches!(self.value(id, "enum"), None | Some(Json::Array(_))) {
             return Err(self.malformed(id, "enum", "it is not a list"));
         }
+        self.disallowed(id)?;
         self.types(id).map(|_| ())
     }
 

@@ -1,8 +1,9 @@
 //! Arrays: what all schemas together say about each item, and counts of items that satisfy something.
 
+use super::dialect::Dialect;
 use super::facts::{Counted, Fact, Facts, Goal, Target};
 use super::keywords::{ALL, type_of};
-use super::{CompileError, Compiler, Dialect, Json, JsonId, NodeId};
+use super::{CompileError, Compiler, Json, JsonId, NodeId};
 use crate::array::{Counter, Variant};
 use crate::ir::Array;
 
@@ -221,7 +222,7 @@ impl Compiler<'_> {
             n_evaluated = n_evaluated.max(items.prefix.len());
             for (i, counted) in shape.counted.iter().enumerate() {
                 // Up to 2019-09 `contains` evaluates nothing.
-                if counted.owner == Some(below) && self.dialect == Dialect::Draft2020 {
+                if counted.owner == Some(below) && self.dialect(below.id) == Dialect::Draft2020 {
                     unless |= 1 << i;
                 }
             }

@@ -73,9 +73,9 @@ impl<'a> Compiler<'a> {
                 Json::String(text) => self.resources.resolve(self.document, id, text).ok(),
                 _ => None,
             });
-            let is_hidden = self.does_ref_hide() && reference.is_some();
-            let all = self.list(id, "allOf").ok().filter(|_| !is_hidden);
-            for part in reference.into_iter().chain(all.into_iter().flatten().copied()) {
+            let is_hidden = reference.is_some() && self.does_ref_hide(id);
+            let all = self.all_of(id).ok().filter(|_| !is_hidden);
+            for part in reference.into_iter().chain(all.into_iter().flatten()) {
                 if parts.len() < MAX_PARTS && !parts.contains(&part) {
                     parts.push(part);
                 }

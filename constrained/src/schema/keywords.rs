@@ -1,6 +1,7 @@
 //! What the keywords of one schema object say, read and checked.
 
-use super::{CompileError, Compiler, Dialect};
+use super::dialect::Dialect;
+use super::{CompileError, Compiler, FormatPolicy};
 use crate::decimal::Decimal;
 use crate::json::{Json, JsonId};
 use crate::number::Bound;
@@ -24,28 +25,6 @@ pub(super) fn type_of(value: &Json) -> u8 {
     }
 }
 
-/// The first dialect that knows a keyword.
-const SINCE: [(&str, Dialect); 13] = [
-    ("const", Dialect::Draft6),
-    ("contains", Dialect::Draft6),
-    ("propertyNames", Dialect::Draft6),
-    ("if", Dialect::Draft7),
-    ("dependentRequired", Dialect::Draft2019),
-    ("dependentSchemas", Dialect::Draft2019),
-    ("maxContains", Dialect::Draft2019),
-    ("minContains", Dialect::Draft2019),
-    ("unevaluatedItems", Dialect::Draft2019),
-    ("unevaluatedProperties", Dialect::Draft2019),
-    ("$recursiveRef", Dialect::Draft2019),
-    ("prefixItems", Dialect::Draft2020),
-    ("$dynamicRef", Dialect::Draft2020),
-];
-/// The last dialect that knows a keyword.
-const UNTIL: [(&str, Dialect); 2] = [
-    ("dependencies", Dialect::Draft7),
-    ("$recursiveRef", Dialect::Draft2019),
-];
-
 /// The items of an array: the first ones, then all others.
 #[derive(Clone, Copy)]
 pub(super) struct Items<'a> {
@@ -62,28 +41,42 @@ impl<'a> Compiler<'a> {
         self.member(id, keyword).is_some()
     }
 
-    /// Whether only other dialects know `keyword`. Such a keyword is enforced, which makes the output
-    /// stricter; to negate it would not.
-    pub(super) fn is_foreign(&self, keyword: &str) -> bool {
-        let is_early = |(known, since): &(&str, Dialect)| *known == keyword && self.dialect < *since;
-        let is_late = |(known, until): &(&str, Dialect)| *known == keyword && self.dialect > *until;
-        SINCE.iter().any(is_early) || UNTIL.iter().any(is_late)
+    /// The rules that the schema `id` is read by.
+    pub(super) fn dialect(&self, id: JsonId) -> Dialect {
+        self.resources.dialect(self.document, id)
     }
 
-    /// A keyword of the schema `id` that only other dialects know.
+    /// Whether only other drafts know `keyword`. Such a keyword is enforced, which makes the output stricter;
+    /// to negate it would not.
+    pub(super) fn is_foreign(&self, id: JsonId, keyword: &str) -> bool {
+        self.dialect(id).is_foreign(keyword)
+    }
+
+    /// A keyword of the schema `id` that only other drafts know.
     pub(super) fn foreign_keyword(&self, id: JsonId) -> Option<&'static str> {
-        let mut keywords = SINCE.iter().chain(&UNTIL).map(|(keyword, _)| *keyword);
-        keywords.find(|keyword| self.has(id, keyword) && self.is_foreign(keyword))
+        Dialect::partly_known().find(|keyword| self.has(id, keyword) && self.is_foreign(id, keyword))
     }
 
-    /// Whether what `$ref` stands beside is ignored.
-    pub(super) fn does_ref_hide(&self) -> bool {
-        self.dialect <= Dialect::Draft7
+    /// Whether what `$ref` stands beside in the schema `id` is ignored.
+    pub(super) fn does_ref_hide(&self, id: JsonId) -> bool {
+        self.dialect(id).does_ref_hide()
+    }
+
+    /// Whether `format` of the schema `id` is enforced; an unknown dialect might ask for it.
+    pub(super) fn asserts_formats(&self, id: JsonId) -> bool {
+        self.formats == FormatPolicy::Enforce || self.dialect(id) == Dialect::Unknown
+    }
+
+    /// `keyword` of a schema of draft 3, to which alone it means something.
+    fn of_draft_3(&self, id: JsonId, keyword: &str) -> Option<JsonId> {
+        let value = self.document.member(id, keyword)?;
+        (self.dialect(id) == Dialect::Draft3).then_some(value)
     }
 
     /// The types that a schema's own `type`, `const` and `enum` leave possible.
     pub(super) fn possible_types(&self, id: JsonId) -> u8 {
         let named = self.types(id).map_or(ALL, |(types, _)| types);
+        let named = named & !self.disallowed(id).unwrap_or(0);
         let listed = self.listed_values(id);
         let listed = listed.map_or(ALL, |values| {
             values.iter().fold(0, |all, v| all | type_of(&self.document[*v]))
@@ -103,6 +96,9 @@ impl<'a> Compiler<'a> {
         let (mut types, mut has_integer, mut has_number) = (0, false, false);
         for name in names {
             let Json::String(name) = &self.document[name] else {
+                if self.dialect(id) == Dialect::Draft3 {
+                    return Err(self.unsupported(id, "type", "a schema among the types is not enforced"));
+                }
                 return Err(self.malformed(id, "type", "a type is not a string"));
             };
             types |= match name.as_str() {
@@ -116,10 +112,64 @@ impl<'a> Compiler<'a> {
                     has_number |= name == "number";
                     NUMBER
                 }
+                "any" if self.dialect(id) == Dialect::Draft3 => {
+                    has_number = true;
+                    ALL
+                }
                 _ => return Err(self.malformed(id, "type", &format!("`{name}` is not a type"))),
             };
         }
         Ok((types, has_integer && !has_number))
+    }
+
+    /// The types that `disallow` of draft 3 keeps out.
+    pub(super) fn disallowed(&self, id: JsonId) -> Result<u8, CompileError> {
+        let Some(list) = self.of_draft_3(id, "disallow") else {
+            return Ok(0);
+        };
+        let names = match &self.document[list] {
+            Json::Array(items) => items.clone(),
+            _ => vec![list],
+        };
+        let mut types = 0;
+        for name in names {
+            types |= match &self.document[name] {
+                Json::String(name) if name == "null" => NULL,
+                Json::String(name) if name == "boolean" => BOOLEAN,
+                Json::String(name) if name == "number" => NUMBER,
+                Json::String(name) if name == "string" => STRING,
+                Json::String(name) if name == "array" => ARRAY,
+                Json::String(name) if name == "object" => OBJECT,
+                _ => {
+                    return Err(self.unsupported(
+                        id,
+                        "disallow",
+                        "only the names of whole types are enforced",
+                    ));
+                }
+            };
+        }
+        Ok(types)
+    }
+
+    /// The divisor of `multipleOf`, or of `divisibleBy` in draft 3.
+    pub(super) fn divisor(&self, id: JsonId) -> Result<Option<Decimal>, CompileError> {
+        match self.of_draft_3(id, "divisibleBy") {
+            Some(_) => self.decimal(id, "divisibleBy"),
+            None => self.decimal(id, "multipleOf"),
+        }
+    }
+
+    /// The schemas of `allOf`, and of `extends` in draft 3.
+    pub(super) fn all_of(&self, id: JsonId) -> Result<Vec<JsonId>, CompileError> {
+        let mut parts = self.list(id, "allOf")?.to_vec();
+        if let Some(extended) = self.of_draft_3(id, "extends") {
+            match &self.document[extended] {
+                Json::Array(items) => parts.extend(items),
+                _ => parts.push(extended),
+            }
+        }
+        Ok(parts)
     }
 
     pub(super) fn decimal(&self, id: JsonId, keyword: &str) -> Result<Option<Decimal>, CompileError> {
@@ -198,7 +248,6 @@ impl<'a> Compiler<'a> {
         let items = match list {
             None => return Ok(Vec::new()),
             Some(Json::Array(items)) => items,
-            // Draft 3 and some tools write `required` as a boolean of the property itself.
             Some(_) => return Err(self.malformed(id, keyword, "it is not a list")),
         };
         let name = |item: &JsonId| match &self.document[*item] {
@@ -208,9 +257,16 @@ impl<'a> Compiler<'a> {
         items.iter().map(name).collect()
     }
 
-    /// The names that `required` lists.
+    /// The properties that must be there: those that `required` lists, in draft 3 those that say so.
     pub(super) fn required(&self, id: JsonId) -> Result<Vec<&'a str>, CompileError> {
-        self.names(self.value(id, "required"), id, "required")
+        let is_listed = matches!(self.value(id, "required"), Some(Json::Array(_)));
+        if is_listed || self.dialect(id) != Dialect::Draft3 {
+            return self.names(self.value(id, "required"), id, "required");
+        }
+        let properties = self.members(id, "properties")?.iter();
+        let required =
+            properties.filter(|(_, value)| self.value(*value, "required") == Some(&Json::Bool(true)));
+        Ok(required.map(|(name, _)| name.as_str()).collect())
     }
 
     pub(super) fn text(&self, id: JsonId, keyword: &str) -> Result<Option<&'a str>, CompileError> {
@@ -233,7 +289,7 @@ impl<'a> Compiler<'a> {
                 rest: self.member(id, "additionalItems"),
             });
         }
-        if has_prefix && items.is_some() && self.is_foreign("prefixItems") {
+        if has_prefix && items.is_some() && self.is_foreign(id, "prefixItems") {
             let why = "the schema's draft does not know it, and beside `items` it would mean something else";
             return Err(self.unsupported(id, "prefixItems", why));
         }
@@ -246,7 +302,7 @@ impl<'a> Compiler<'a> {
     /// How many items `contains` asks for.
     pub(super) fn contains_range(&self, id: JsonId) -> Result<(u32, Option<u32>), CompileError> {
         for keyword in ["minContains", "maxContains"] {
-            if self.is_foreign(keyword) && self.has(id, keyword) {
+            if self.has(id, keyword) && self.is_foreign(id, keyword) {
                 return Err(self.unsupported(id, keyword, "the schema's draft does not know it"));
             }
         }

@@ -56,7 +56,7 @@ impl Compiler<'_> {
             merged.number.is_integer |= self.types(id)?.1;
             let [lower, upper] = self.bounds(id)?;
             tighten(&mut merged.number, lower, upper);
-            merged.number.multiples.extend(self.decimal(id, "multipleOf")?);
+            merged.number.multiples.extend(self.divisor(id)?);
             merged.min_length = merged.min_length.max(self.count(id, "minLength")?.unwrap_or(0));
             let max = self.count(id, "maxLength")?;
             merged.max_length = merged.max_length.into_iter().chain(max).min();
@@ -102,7 +102,7 @@ impl Compiler<'_> {
                 tighten(&mut merged.number, upper.map(flipped), None);
             }
             Broken::MultipleOf => {
-                let divisor = self.decimal(id, "multipleOf")?;
+                let divisor = self.divisor(id)?;
                 merged.number.nonmultiples.extend(divisor);
             }
             Broken::Pattern => merged.no_contents.extend(self.pattern_of(id)?),

@@ -12,6 +12,7 @@
 mod alternatives;
 mod arrays;
 mod closed;
+mod dialect;
 mod disjoint;
 mod facts;
 mod format;
@@ -29,13 +30,14 @@ mod values;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use self::dialect::Dialect;
 use self::facts::{Goal, NameId, ScopeId, Target};
 use self::keywords::{ALL, OBJECT};
 use self::relax::LeftOut;
 pub use self::relax::{Enforcement, Relaxed};
 use self::resources::{RECURSIVE, Resources};
 use crate::dfa::Dfa;
-use crate::error::{CompileError, shorten};
+use crate::error::CompileError;
 use crate::hash::Map;
 use crate::ir::{Ir, NodeId, RuleId};
 use crate::json::{Document, Json, JsonId};
@@ -113,23 +115,12 @@ pub(crate) enum Values {
     Objects,
 }
 
-/// The rules that a schema is read by, in the order of their years.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Dialect {
-    Draft4,
-    Draft6,
-    Draft7,
-    Draft2019,
-    Draft2020,
-}
-
 struct Compiler<'a> {
     ir: &'a mut Ir,
     document: &'a Document,
     /// What the document was read from.
     text: &'a str,
     resources: Resources,
-    dialect: Dialect,
     formats: FormatPolicy,
     additional_properties: AdditionalProperties,
     enforcement: Enforcement,
@@ -211,21 +202,15 @@ fn lower(
     options: &SchemaOptions,
     limits: &Limits,
 ) -> Result<(NodeId, Vec<Relaxed>), CompileError> {
-    let named = match document.member(0, "$schema").map(|id| &document[id]) {
-        Some(Json::String(named)) => Some(named),
-        _ => None,
-    };
-    let dialect = match options.draft {
+    let usual = match options.draft {
         Draft::Draft7 => Dialect::Draft7,
         Draft::Draft2020 => Dialect::Draft2020,
     };
-    let dialect = named.and_then(|named| named_dialect(named)).unwrap_or(dialect);
     let mut compiler = Compiler {
         ir,
         document,
         text: source.text,
-        resources: Resources::new(document, dialect),
-        dialect,
+        resources: Resources::new(document, usual),
         formats: options.formats,
         additional_properties: options.additional_properties,
         enforcement: options.enforcement,
@@ -244,30 +229,11 @@ fn lower(
         work: 0,
     };
     compiler.spend(document.n_nodes() as u64)?;
-    if let Some(named) = named.filter(|named| named_dialect(named).is_none()) {
-        let named = shorten(named);
-        let why = format!("the dialect `{named}` is unknown and may give keywords another meaning");
-        let error = compiler.unsupported(0, "$schema", &why);
-        compiler.leave_out(error, &[])?;
-    }
     let root = compiler.root(source.values)?;
     while let Some(task) = compiler.queue.pop() {
         compiler.define(&task)?;
     }
     Ok((root, compiler.left_out.list))
-}
-
-/// The rules that `$schema` names; `None` for a dialect that is not the standard's own.
-fn named_dialect(uri: &str) -> Option<Dialect> {
-    let path = uri.trim_end_matches('#').split_once("://json-schema.org/")?.1;
-    match path {
-        "draft-04/schema" => Some(Dialect::Draft4),
-        "draft-06/schema" => Some(Dialect::Draft6),
-        "draft-07/schema" => Some(Dialect::Draft7),
-        "draft/2019-09/schema" => Some(Dialect::Draft2019),
-        "draft/2020-12/schema" => Some(Dialect::Draft2020),
-        _ => None,
-    }
 }
 
 impl Compiler<'_> {

@@ -4,9 +4,10 @@
 //! the way is refused, unless the rest of the schema rules it out.
 
 use super::alternatives::{Branch, DEPENDENT};
+use super::dialect::Dialect;
 use super::facts::{Broken, Counted, Fact, Goal, Target, Witness};
 use super::keywords::{ALL, ARRAY, OBJECT, STRING};
-use super::{CompileError, Compiler, FormatPolicy};
+use super::{CompileError, Compiler};
 use crate::json::{Json, JsonId};
 
 impl Compiler<'_> {
@@ -23,10 +24,12 @@ impl Compiler<'_> {
         for referred in self.references(at)? {
             ways.push(Branch::of_goals(vec![Goal::Fails(referred)]));
         }
-        if self.does_ref_hide() && self.has(at.id, "$ref") {
+        if self.has(at.id, "$ref") && self.does_ref_hide(at.id) {
             return Ok(ways);
         }
-        if let Some(keyword) = self.foreign_keyword(at.id) {
+        let hidden = self.has(at.id, "$ref") && self.dialect(at.id) == Dialect::Unknown;
+        let beside = hidden.then_some("$ref");
+        if let Some(keyword) = beside.or_else(|| self.foreign_keyword(at.id)) {
             let why = "the schema's draft does not know it, and it stands where it is negated";
             return Err(self.unsupported(at.id, keyword, why));
         }
@@ -42,6 +45,10 @@ impl Compiler<'_> {
         let (types, is_integer) = self.types(at.id)?;
         if types != ALL {
             ways.push(Branch::of_types(ALL & !types));
+        }
+        let disallowed = self.disallowed(at.id)?;
+        if disallowed != 0 {
+            ways.push(Branch::of_types(disallowed));
         }
         if is_integer {
             ways.push(Branch::of_facts(vec![Fact::Broken(at.id, Broken::Integer)]));
@@ -61,8 +68,8 @@ impl Compiler<'_> {
     }
 
     fn fail_combined(&mut self, at: Target, ways: &mut Vec<Branch>) -> Result<(), CompileError> {
-        for part in self.list(at.id, "allOf")? {
-            ways.push(Branch::of_goals(vec![Goal::Fails(self.within(at, *part))]));
+        for part in self.all_of(at.id)? {
+            ways.push(Branch::of_goals(vec![Goal::Fails(self.within(at, part))]));
         }
         let all_fail = |compiler: &mut Self, parts: &[JsonId]| {
             let fails = parts.iter().map(|part| Goal::Fails(compiler.within(at, *part)));
@@ -113,14 +120,14 @@ impl Compiler<'_> {
         if upper.is_some() {
             broken(Broken::Upper);
         }
-        if self.decimal(id, "multipleOf")?.is_some() {
+        if self.divisor(id)?.is_some() {
             broken(Broken::MultipleOf);
         }
         if self.text(id, "pattern")?.is_some() {
             broken(Broken::Pattern);
         }
         if let Some(name) = self.text(id, "format")?
-            && self.formats == FormatPolicy::Enforce
+            && self.asserts_formats(id)
         {
             match self.exact_format(id, name) {
                 Ok(false) => {}

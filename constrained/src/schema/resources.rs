@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Dialect;
+use super::dialect::Dialect;
 use super::uri::{percent_decoded, resolve};
 use crate::json::{Document, Json, JsonId};
 
@@ -26,7 +26,7 @@ const ONE: [&str; 13] = [
     "extends",
 ];
 /// Keywords with a list of schemas.
-const LIST: [&str; 5] = ["allOf", "anyOf", "items", "oneOf", "prefixItems"];
+const LIST: [&str; 6] = ["allOf", "anyOf", "extends", "items", "oneOf", "prefixItems"];
 /// Keywords with schemas by name.
 const MAP: [&str; 6] = [
     "$defs",
@@ -44,6 +44,9 @@ pub(super) struct Resources {
     by_uri: BTreeMap<String, JsonId>,
     /// By resource and name.
     anchors: BTreeMap<(JsonId, String), JsonId>,
+    /// Dialects of the resources that name another one than the whole document.
+    dialects: BTreeMap<JsonId, Dialect>,
+    dialect: Dialect,
     /// The anchors among these that `$dynamicRef` may find in an outer resource.
     dynamic: BTreeMap<(JsonId, String), JsonId>,
 }
@@ -52,8 +55,11 @@ pub(super) struct Resources {
 pub(super) const RECURSIVE: &str = "#";
 
 impl Resources {
-    pub(super) fn new(document: &Document, dialect: Dialect) -> Self {
+    /// The names in `document`, which is read by `usual` rules where it names none.
+    pub(super) fn new(document: &Document, usual: Dialect) -> Self {
         let mut resources = Self {
+            dialects: BTreeMap::new(),
+            dialect: named_dialect(document, 0, usual).unwrap_or(usual),
             roots: BTreeMap::new(),
             by_uri: BTreeMap::new(),
             anchors: BTreeMap::new(),
@@ -62,7 +68,7 @@ impl Resources {
         resources.roots.insert(0, String::new());
         let mut todo = vec![(0, 0)];
         while let Some((id, root)) = todo.pop() {
-            let root = resources.note(document, dialect, id, root);
+            let root = resources.note(document, usual, id, root);
             todo.extend(subschemas(document, id).map(|id| (id, root)));
         }
         for (id, uri) in &resources.roots {
@@ -72,14 +78,15 @@ impl Resources {
     }
 
     /// Takes up the names that the schema `id` gives itself; returns the resource it belongs to.
-    fn note(&mut self, document: &Document, dialect: Dialect, id: JsonId, mut root: JsonId) -> JsonId {
+    fn note(&mut self, document: &Document, usual: Dialect, id: JsonId, mut root: JsonId) -> JsonId {
         let text = |keyword: &str| match document.member(id, keyword).map(|value| &document[value]) {
             Some(Json::String(text)) => Some(text.as_str()),
             _ => None,
         };
-        let is_hidden = dialect <= Dialect::Draft7 && document.member(id, "$ref").is_some();
-        let identifier = if dialect == Dialect::Draft4 { "id" } else { "$id" };
-        if let Some(text) = text(identifier).filter(|_| !is_hidden) {
+        let outer = self.dialects.get(&root).copied().unwrap_or(self.dialect);
+        let dialect = named_dialect(document, id, usual).unwrap_or(outer);
+        let is_hidden = dialect.does_ref_hide() && document.member(id, "$ref").is_some();
+        if let Some(text) = text(dialect.identifier()).filter(|_| !is_hidden) {
             match text.strip_prefix('#') {
                 Some(name) if !name.is_empty() => {
                     self.anchors.insert((root, name.to_owned()), id);
@@ -88,6 +95,10 @@ impl Resources {
                     let (uri, name) = resolve(&self.roots[&root], text);
                     self.roots.insert(id, uri);
                     root = id;
+                    // Only a resource of its own has a dialect of its own.
+                    if dialect != self.dialect {
+                        self.dialects.insert(id, dialect);
+                    }
                     if !name.is_empty() {
                         self.anchors.insert((root, name.to_owned()), id);
                     }
@@ -115,6 +126,16 @@ impl Resources {
             id = document.parent(id);
         }
         id
+    }
+
+    /// The rules that the schema `id` is read by.
+    pub(super) fn dialect(&self, document: &Document, id: JsonId) -> Dialect {
+        // Nearly every document has one.
+        if self.dialects.is_empty() {
+            return self.dialect;
+        }
+        let root = self.root_of(document, id);
+        self.dialects.get(&root).copied().unwrap_or(self.dialect)
     }
 
     pub(super) fn has_dynamic_anchors(&self) -> bool {
@@ -160,6 +181,14 @@ impl Resources {
             }
         });
         found.ok_or_else(leads_nowhere)
+    }
+}
+
+/// The dialect that the schema `id` names.
+fn named_dialect(document: &Document, id: JsonId, usual: Dialect) -> Option<Dialect> {
+    match document.member(id, "$schema").map(|value| &document[value]) {
+        Some(Json::String(uri)) => Some(Dialect::named(uri, usual)),
+        _ => None,
     }
 }
 

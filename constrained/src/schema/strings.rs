@@ -6,7 +6,7 @@ use super::facts::{Facts, Goal};
 use super::format::{Format, format};
 use super::keywords::STRING;
 use super::lower::Merged;
-use super::{CompileError, Compiler, Dfa, FormatPolicy, Json, JsonId, NodeId};
+use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId};
 use crate::dfa::Product;
 use crate::pattern::{Counted, Pattern, Syntax};
 use crate::text::{any_content, step_utf8};
@@ -39,7 +39,7 @@ impl Compiler<'_> {
         let Some(name) = self.text(id, "format")? else {
             return Ok(None);
         };
-        if self.formats != FormatPolicy::Enforce {
+        if !self.asserts_formats(id) {
             return Ok(None);
         }
         let source = match format(name) {
