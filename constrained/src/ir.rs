@@ -341,7 +341,16 @@ impl Ir {
 
     /// Refuses a grammar that has outgrown its limit.
     pub(crate) fn check_size(&self, place: &str) -> Result<(), CompileError> {
-        if self.nodes.len() <= self.max_nodes {
+        self.check_nodes(self.nodes.len(), place)
+    }
+
+    /// The same for one that leaves less than a quarter of what it may have.
+    pub(crate) fn check_room(&self, place: &str) -> Result<(), CompileError> {
+        self.check_nodes(self.nodes.len() + self.max_nodes / 4, place)
+    }
+
+    fn check_nodes(&self, n_nodes: usize, place: &str) -> Result<(), CompileError> {
+        if n_nodes <= self.max_nodes {
             return Ok(());
         }
         Err(CompileError::Limit {
@@ -355,7 +364,7 @@ impl Ir {
     pub(crate) fn finish(mut self, root: NodeId) -> Result<Self, CompileError> {
         self.check_size("the whole grammar")?;
         self.root = root;
-        self.is_productive = self.fixpoint(Self::produces);
+        self.is_productive = self.fixpoint(0, Vec::new(), Self::produces);
         for object in &mut self.objects {
             let is_productive = &self.is_productive;
             let is_open = |(key, value): &(NodeId, NodeId)| {
@@ -377,7 +386,7 @@ impl Ir {
                 why: "the constraints contradict each other, or need bytes that no token spells".to_owned(),
             });
         }
-        let is_nullable = self.fixpoint(Self::matches_nothing);
+        let is_nullable = self.fixpoint(0, Vec::new(), Self::matches_nothing);
         self.check_repeats(&is_nullable)?;
         self.check_left_recursion(&is_nullable)?;
         self.classes = self.all_classes();
@@ -385,13 +394,25 @@ impl Ir {
         Ok(self)
     }
 
-    /// The least set of nodes closed under `holds`.
-    fn fixpoint(&self, holds: impl Fn(&Self, &Node, &[bool]) -> bool) -> Vec<bool> {
-        let mut known = vec![false; self.nodes.len()];
+    /// Whether a text matches `node`, whose rules are all defined.
+    pub(crate) fn is_satisfiable(&mut self, node: NodeId) -> bool {
+        let known = std::mem::take(&mut self.is_productive);
+        self.is_productive = self.fixpoint(known.len(), known, Self::produces);
+        self.is_productive[node as usize]
+    }
+
+    /// The least set of nodes closed under `holds`; of the first ones it is `known`.
+    fn fixpoint(
+        &self,
+        n_known: usize,
+        mut known: Vec<bool>,
+        holds: impl Fn(&Self, &Node, &[bool]) -> bool,
+    ) -> Vec<bool> {
+        known.resize(self.nodes.len(), false);
         loop {
             let mut changed = false;
             // Parents follow their children in the array, cycles apart: one pass does nearly all.
-            for (id, node) in self.nodes.iter().enumerate() {
+            for (id, node) in self.nodes.iter().enumerate().skip(n_known) {
                 if !known[id] && holds(self, node, &known) {
                     known[id] = true;
                     changed = true;

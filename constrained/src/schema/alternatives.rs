@@ -5,6 +5,7 @@
 
 use super::facts::{Counted, Fact, Facts, Goal, Target};
 use super::keywords::{ALL, OBJECT, type_of};
+use super::relax::Blame;
 use super::{CompileError, Compiler, named_dialect};
 use crate::json::{Json, JsonId};
 
@@ -110,8 +111,10 @@ impl Compiler<'_> {
             forks: Vec::new(),
         };
         let (mut open, mut done) = (vec![first], Vec::new());
+        let mut last = None;
         while let Some(mut partial) = open.pop() {
             if open.len() + done.len() > self.limits.max_branches {
+                self.blame = last.map(Blame::Choice);
                 return Err(self.too_many_branches(goals));
             }
             self.spend(partial.facts.size() as u64)?;
@@ -120,6 +123,7 @@ impl Compiler<'_> {
                     open.push(partial);
                 }
             } else if let Some(fork) = partial.forks.pop() {
+                last = Some(fork.kind);
                 self.choose(fork, &partial, &mut open)?;
             } else {
                 partial.facts.plain.sort_unstable();
@@ -131,10 +135,7 @@ impl Compiler<'_> {
     }
 
     fn too_many_branches(&self, goals: &[Goal]) -> CompileError {
-        let place = goals.first().map_or(0, |goal| match goal {
-            Goal::Holds(target) | Goal::Fails(target) => target.id,
-            Goal::Equals(value) | Goal::Differs(value) => *value,
-        });
+        let place = goals.first().map_or(0, |goal| goal.place());
         CompileError::Limit {
             name: "max_branches",
             limit: self.limits.max_branches as u64,
@@ -164,7 +165,7 @@ impl Compiler<'_> {
                 }
             }
             if let Some(error) = branch.refused {
-                self.excuse(error)?;
+                self.excuse_way(error)?;
             }
             next.todo
                 .extend(branch.goals.iter().map(|goal| (*goal, fork.path)));
@@ -221,11 +222,13 @@ impl Compiler<'_> {
     ) -> Result<bool, CompileError> {
         let document = self.document;
         let (target, is_wanted) = match goal {
+            Goal::Equals(value) if self.left_out.has_schema(value) => return Ok(true),
             Goal::Equals(value) => {
                 partial.facts.types &= type_of(&document[value]);
                 partial.facts.equal.push(value);
                 return Ok(partial.facts.types != 0);
             }
+            Goal::Differs(value) if self.left_out.may_hold(value) => return Ok(true),
             Goal::Differs(value) => {
                 if matches!(document[value], Json::Array(_) | Json::Object(_)) {
                     let kind = ForkKind::Differs(value);
@@ -240,6 +243,9 @@ impl Compiler<'_> {
         };
         if self.left_out.has_schema(target.id) {
             partial.facts.is_partial |= is_wanted;
+            return Ok(true);
+        }
+        if !is_wanted && self.left_out.may_hold(target.id) {
             return Ok(true);
         }
         match &document[target.id] {
@@ -259,6 +265,7 @@ impl Compiler<'_> {
             }
         }
         if n_above > self.limits.max_source_depth {
+            self.blame = Some(Blame::Schema(target.id));
             return Err(CompileError::Limit {
                 name: "max_source_depth",
                 limit: self.limits.max_source_depth as u64,
@@ -313,7 +320,7 @@ impl Compiler<'_> {
             }
         } else {
             self.check_keywords(id)?;
-            partial.facts.types &= self.possible_types(id);
+            partial.facts.types &= self.possible_types(id) & self.types_left(id);
             partial.facts.plain.push(target);
         }
         for part in self.list(id, "allOf")? {
@@ -406,6 +413,7 @@ impl Compiler<'_> {
         }
         // What is evaluated depends on all branches that hold, so every set of them is a way.
         if goals.len() >= 31 || 1 << goals.len() > self.limits.max_branches {
+            self.blame = Some(Blame::Choice(ForkKind::AnyOf { at, is_seen }));
             return Err(self.too_many_branches(&[Goal::Holds(at)]));
         }
         let chosen = |set: u32| {

@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use self::facts::{Goal, NameId, ScopeId, Target};
 use self::keywords::{ALL, OBJECT};
-use self::relax::LeftOut;
+use self::relax::{Blame, LeftOut};
 pub use self::relax::{Enforcement, Relaxed};
 use self::resources::{RECURSIVE, Resources};
 use crate::dfa::Dfa;
@@ -137,6 +137,8 @@ struct Compiler<'a> {
     rules: Map<Vec<Goal>, RuleId>,
     queue: Vec<Task>,
     left_out: LeftOut,
+    /// What the error that is on its way came of, where that is known.
+    blame: Option<Blame>,
     /// Property names that facts speak of.
     names: Vec<String>,
     name_ids: BTreeMap<String, NameId>,
@@ -233,6 +235,7 @@ fn lower(
         rules: Map::default(),
         queue: Vec::new(),
         left_out: LeftOut::default(),
+        blame: None,
         names: Vec::new(),
         name_ids: BTreeMap::new(),
         scopes: vec![Vec::new()],
@@ -254,7 +257,13 @@ fn lower(
     while let Some(task) = compiler.queue.pop() {
         compiler.define(&task)?;
     }
-    Ok((root, compiler.left_out.list))
+    let left_out = compiler.left_out.into_list();
+    if options.enforcement == Enforcement::Relaxed && !ir.is_satisfiable(root) {
+        return Err(CompileError::Empty {
+            why: "the schema contradicts itself, or needs bytes that no token spells".to_owned(),
+        });
+    }
+    Ok((root, left_out))
 }
 
 /// The rules that `$schema` names; `None` for a dialect that is not the standard's own.
@@ -297,7 +306,7 @@ impl Compiler<'_> {
 
     fn spend(&mut self, work: u64) -> Result<(), CompileError> {
         self.work = self.work.saturating_add(work);
-        if self.work <= self.limits.max_compile_work {
+        if self.work <= self.limits.max_compile_work || self.left_out.has_rest() {
             return Ok(());
         }
         Err(CompileError::Limit {
@@ -361,13 +370,21 @@ impl Compiler<'_> {
 
     fn define(&mut self, task: &Task) -> Result<(), CompileError> {
         let node = loop {
+            if self.left_out.has_rest() && !task.goals.is_empty() {
+                self.note_goals(&task.goals);
+                break if task.types == ALL {
+                    self.rule(Vec::new())
+                } else {
+                    self.lower(&[], task.types)?
+                };
+            }
             match self.lower(&task.goals, task.types) {
                 Ok(node) => break node,
                 Err(error) => self.leave_out(error, &task.goals)?,
             }
         };
         self.ir.define(task.rule, node);
-        self.ir.check_size("the schema")
+        self.check_size()
     }
 
     fn lower(&mut self, goals: &[Goal], types: u8) -> Result<NodeId, CompileError> {
