@@ -372,7 +372,7 @@ impl Compiler<'_> {
         Ok(())
     }
 
-    fn check_keywords(&self, id: JsonId) -> Result<(), CompileError> {
+    pub(super) fn check_keywords(&self, id: JsonId) -> Result<(), CompileError> {
         if let Some(keyword) = UNSUPPORTED.iter().find(|keyword| self.has(id, keyword)) {
             return Err(self.unsupported(id, keyword, "it would not be enforced"));
         }

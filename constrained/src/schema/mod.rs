@@ -187,7 +187,7 @@ pub(crate) fn compile(
             ir.relaxed.push(Relaxed::whole(source.place, &error));
             let anything = Source { text: "{}", ..source };
             let document = Document::parse(anything.text, 1)?;
-            let (node, _) = lower(ir, &document, anything, &SchemaOptions::default(), limits)?;
+            let (node, _) = lower(ir, &document, anything, options, limits)?;
             Ok(node)
         }
         Err(error) => Err(error.within(source.place)),
@@ -246,7 +246,9 @@ fn lower(
         number: None,
         work: 0,
     };
-    compiler.spend(document.n_nodes() as u64)?;
+    if let Err(error) = compiler.spend(document.n_nodes() as u64) {
+        compiler.leave_out(error, &[])?;
+    }
     if let Some(named) = named.filter(|named| named_dialect(named).is_none()) {
         let named = shorten(named);
         let why = format!("the dialect `{named}` is unknown and may give keywords another meaning");
