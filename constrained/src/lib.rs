@@ -44,8 +44,8 @@
 //! tokens that go on after the leaf, which are followed through the stack.
 //!
 //! What the output looks like: members come in the schema's order, extra ones last; a character that can
-//! stand for itself in a string does; integers have neither point nor exponent, where they are listed and where
-//! the type is `integer` or the divisor one; other listed numbers are written as the schema writes them; zero
+//! stand for itself in a string does; integers have neither point nor exponent where they are listed or the type
+//! is `integer`; other listed numbers are written as the schema writes them; zero
 //! has no sign; numbers with a bound other than zero, a divisor or values kept out have no exponent. This is a
 //! choice among spellings of a value, not a restriction of values, with these exceptions:
 //!

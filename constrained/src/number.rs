@@ -79,8 +79,7 @@ impl NumberSpec {
             wanted = Some(both.ok_or(NumberError::Divisor)?);
         }
         let unwanted: Vec<Divisor> = self.nonmultiples.iter().map(divisor).collect::<Result<_, _>>()?;
-        let is_integer = self.is_integer || wanted.is_some_and(|wanted| wanted.n_places == 0);
-        let digits = self.digits(is_integer, wanted)?;
+        let digits = self.digits(wanted)?;
         let ends = [(&self.min, Ordering::Less), (&self.max, Ordering::Greater)];
         let ends = ends.into_iter().filter_map(|(bound, beyond)| {
             let bound = bound.as_ref()?;
@@ -100,7 +99,7 @@ impl NumberSpec {
         // An exponent does not change how a number compares with zero.
         let are_zero = checks.iter().all(|check| check.value.is_zero());
         Ok(Plan {
-            has_exponent: !is_integer && are_zero && wanted.is_none() && unwanted.is_empty(),
+            has_exponent: !self.is_integer && are_zero && wanted.is_none() && unwanted.is_empty(),
             digits,
             checks,
             wanted,
@@ -108,7 +107,7 @@ impl NumberSpec {
         })
     }
 
-    fn digits(&self, is_integer: bool, wanted: Option<Divisor>) -> Result<Digits, NumberError> {
+    fn digits(&self, wanted: Option<Divisor>) -> Result<Digits, NumberError> {
         let ends = [(&self.min, false), (&self.max, true)];
         let ends = ends.map(|(bound, is_negative)| bound.as_ref().map(|bound| (&bound.value, is_negative)));
         let (mut whole, mut fraction) = (N_WHOLE, N_FRACTION);
@@ -127,11 +126,12 @@ impl NumberSpec {
         }
         if let Some(wanted) = wanted {
             whole = whole.max(wanted.n_whole() + 1);
-            fraction = wanted.n_places;
+            // One zero at most is written in vain: Python ends whole floating-point numbers with it.
+            fraction = wanted.n_places.max(1);
         }
         Ok(Digits {
             whole,
-            fraction: if is_integer { 0 } else { fraction },
+            fraction: if self.is_integer { 0 } else { fraction },
         })
     }
 }
@@ -630,7 +630,8 @@ mod tests {
             multiples: vec![decimal("2.0")],
             ..NumberSpec::default()
         };
-        assert!(!compile(&multiple).matches(b"4.0") && compile(&multiple).matches(b"4"));
+        let multiple = compile(&multiple);
+        assert!(multiple.matches(b"4.0") && multiple.matches(b"4") && !multiple.matches(b"4.00"));
     }
 
     #[test]
@@ -675,7 +676,7 @@ mod tests {
                     ..NumberSpec::default()
                 };
                 let dfa = compile(&spec);
-                let n_places = multiple.map_or(99, |multiple| decimal(multiple).n_fraction());
+                let n_places = multiple.map_or(99, |multiple| decimal(multiple).n_fraction().max(1));
                 for text in &texts {
                     let value = decimal(text);
                     let is_in = spec.admits(&value).expect("small divisors");

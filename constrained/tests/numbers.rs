@@ -145,7 +145,7 @@ fn listed_numbers_are_written_as_the_schema_has_them_and_integers_as_integers() 
             &["-1", "0", "1"],
         ),
         (
-            r#"{"type": "number", "multipleOf": 1, "minimum": 0, "maximum": 2}"#,
+            r#"{"type": "integer", "multipleOf": 1.0, "minimum": 0, "maximum": 2}"#,
             &["0", "1", "2"],
         ),
         (r#"{"const": 1e-500}"#, &["1e-500"]),

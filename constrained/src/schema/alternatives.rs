@@ -5,7 +5,12 @@
 
 use super::facts::{Counted, Fact, Facts, Goal, Target};
 use super::keywords::{ALL, OBJECT, type_of};
+<<<<<<< HEAD
 use super::{CompileError, Compiler};
+=======
+use super::relax::Blame;
+use super::{CompileError, Compiler, named_dialect};
+>>>>>>> numbers
 use crate::json::{Json, JsonId};
 
 /// Where a goal was reached from: a place in [`Paths`].
@@ -107,8 +112,10 @@ impl Compiler<'_> {
             forks: Vec::new(),
         };
         let (mut open, mut done) = (vec![first], Vec::new());
+        let mut last = None;
         while let Some(mut partial) = open.pop() {
             if open.len() + done.len() > self.limits.max_branches {
+                self.blame = last.map(Blame::Choice);
                 return Err(self.too_many_branches(goals));
             }
             self.spend(partial.facts.size() as u64)?;
@@ -117,6 +124,7 @@ impl Compiler<'_> {
                     open.push(partial);
                 }
             } else if let Some(fork) = partial.forks.pop() {
+                last = Some(fork.kind);
                 self.choose(fork, &partial, &mut open)?;
             } else {
                 partial.facts.plain.sort_unstable();
@@ -128,10 +136,7 @@ impl Compiler<'_> {
     }
 
     fn too_many_branches(&self, goals: &[Goal]) -> CompileError {
-        let place = goals.first().map_or(0, |goal| match goal {
-            Goal::Holds(target) | Goal::Fails(target) => target.id,
-            Goal::Equals(value) | Goal::Differs(value) => *value,
-        });
+        let place = goals.first().map_or(0, |goal| goal.place());
         CompileError::Limit {
             name: "max_branches",
             limit: self.limits.max_branches as u64,
@@ -161,7 +166,7 @@ impl Compiler<'_> {
                 }
             }
             if let Some(error) = branch.refused {
-                self.excuse(error)?;
+                self.excuse_way(error)?;
             }
             next.todo
                 .extend(branch.goals.iter().map(|goal| (*goal, fork.path)));
@@ -218,11 +223,13 @@ impl Compiler<'_> {
     ) -> Result<bool, CompileError> {
         let document = self.document;
         let (target, is_wanted) = match goal {
+            Goal::Equals(value) if self.left_out.has_schema(value) => return Ok(true),
             Goal::Equals(value) => {
                 partial.facts.types &= type_of(&document[value]);
                 partial.facts.equal.push(value);
                 return Ok(partial.facts.types != 0);
             }
+            Goal::Differs(value) if self.left_out.may_hold(value) => return Ok(true),
             Goal::Differs(value) => {
                 if matches!(document[value], Json::Array(_) | Json::Object(_)) {
                     let kind = ForkKind::Differs(value);
@@ -237,6 +244,9 @@ impl Compiler<'_> {
         };
         if self.left_out.has_schema(target.id) {
             partial.facts.is_partial |= is_wanted;
+            return Ok(true);
+        }
+        if !is_wanted && self.left_out.may_hold(target.id) {
             return Ok(true);
         }
         match &document[target.id] {
@@ -256,6 +266,7 @@ impl Compiler<'_> {
             }
         }
         if n_above > self.limits.max_source_depth {
+            self.blame = Some(Blame::Schema(target.id));
             return Err(CompileError::Limit {
                 name: "max_source_depth",
                 limit: self.limits.max_source_depth as u64,
@@ -310,7 +321,7 @@ impl Compiler<'_> {
             }
         } else {
             self.check_keywords(id)?;
-            partial.facts.types &= self.possible_types(id);
+            partial.facts.types &= self.possible_types(id) & self.types_left(id);
             partial.facts.plain.push(target);
         }
         for part in self.all_of(id)? {
@@ -362,7 +373,19 @@ impl Compiler<'_> {
         Ok(())
     }
 
+<<<<<<< HEAD
     fn check_keywords(&self, id: JsonId) -> Result<(), CompileError> {
+=======
+    pub(super) fn check_keywords(&self, id: JsonId) -> Result<(), CompileError> {
+        if let Some(keyword) = UNSUPPORTED.iter().find(|keyword| self.has(id, keyword)) {
+            return Err(self.unsupported(id, keyword, "it would not be enforced"));
+        }
+        if let Some(dialect) = self.text(id, "$schema")?
+            && named_dialect(dialect) != Some(self.dialect)
+        {
+            return Err(self.unsupported(id, "$schema", "a part of the schema is of another dialect"));
+        }
+>>>>>>> numbers
         if !matches!(self.value(id, "enum"), None | Some(Json::Array(_))) {
             return Err(self.malformed(id, "enum", "it is not a list"));
         }
@@ -396,6 +419,7 @@ impl Compiler<'_> {
         }
         // What is evaluated depends on all branches that hold, so every set of them is a way.
         if goals.len() >= 31 || 1 << goals.len() > self.limits.max_branches {
+            self.blame = Some(Blame::Choice(ForkKind::AnyOf { at, is_seen }));
             return Err(self.too_many_branches(&[Goal::Holds(at)]));
         }
         let chosen = |set: u32| {

@@ -36,6 +36,16 @@ impl Goal {
     }
 }
 
+impl Goal {
+    /// Where its schema or value stands.
+    pub(super) fn place(self) -> JsonId {
+        match self {
+            Self::Holds(target) | Self::Fails(target) => target.id,
+            Self::Equals(value) | Self::Differs(value) => value,
+        }
+    }
+}
+
 /// A property name of the document.
 pub(super) type NameId = u32;
 
@@ -48,6 +58,19 @@ pub(super) enum Broken {
     MultipleOf,
     Pattern,
     Format,
+}
+
+impl Broken {
+    pub(super) fn keyword(self) -> &'static str {
+        match self {
+            Self::Integer => "type",
+            Self::Lower => "minimum",
+            Self::Upper => "maximum",
+            Self::MultipleOf => "multipleOf",
+            Self::Pattern => "pattern",
+            Self::Format => "format",
+        }
+    }
 }
 
 /// How many items from index `from` on satisfy `goal`.

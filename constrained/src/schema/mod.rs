@@ -33,7 +33,7 @@ use std::sync::Arc;
 use self::dialect::Dialect;
 use self::facts::{Goal, NameId, ScopeId, Target};
 use self::keywords::{ALL, OBJECT};
-use self::relax::LeftOut;
+use self::relax::{Blame, LeftOut};
 pub use self::relax::{Enforcement, Relaxed};
 use self::resources::{RECURSIVE, Resources};
 use crate::dfa::Dfa;
@@ -128,6 +128,8 @@ struct Compiler<'a> {
     rules: Map<Vec<Goal>, RuleId>,
     queue: Vec<Task>,
     left_out: LeftOut,
+    /// What the error that is on its way came of, where that is known.
+    blame: Option<Blame>,
     /// Property names that facts speak of.
     names: Vec<String>,
     name_ids: BTreeMap<String, NameId>,
@@ -176,7 +178,7 @@ pub(crate) fn compile(
             ir.relaxed.push(Relaxed::whole(source.place, &error));
             let anything = Source { text: "{}", ..source };
             let document = Document::parse(anything.text, 1)?;
-            let (node, _) = lower(ir, &document, anything, &SchemaOptions::default(), limits)?;
+            let (node, _) = lower(ir, &document, anything, options, limits)?;
             Ok(node)
         }
         Err(error) => Err(error.within(source.place)),
@@ -218,6 +220,7 @@ fn lower(
         rules: Map::default(),
         queue: Vec::new(),
         left_out: LeftOut::default(),
+        blame: None,
         names: Vec::new(),
         name_ids: BTreeMap::new(),
         scopes: vec![Vec::new()],
@@ -228,12 +231,30 @@ fn lower(
         number: None,
         work: 0,
     };
+<<<<<<< HEAD
     compiler.spend(document.n_nodes() as u64)?;
+=======
+    if let Err(error) = compiler.spend(document.n_nodes() as u64) {
+        compiler.leave_out(error, &[])?;
+    }
+    if let Some(named) = named.filter(|named| named_dialect(named).is_none()) {
+        let named = shorten(named);
+        let why = format!("the dialect `{named}` is unknown and may give keywords another meaning");
+        let error = compiler.unsupported(0, "$schema", &why);
+        compiler.leave_out(error, &[])?;
+    }
+>>>>>>> numbers
     let root = compiler.root(source.values)?;
     while let Some(task) = compiler.queue.pop() {
         compiler.define(&task)?;
     }
-    Ok((root, compiler.left_out.list))
+    let left_out = compiler.left_out.into_list();
+    if options.enforcement == Enforcement::Relaxed && !ir.is_satisfiable(root) {
+        return Err(CompileError::Empty {
+            why: "the schema contradicts itself, or needs bytes that no token spells".to_owned(),
+        });
+    }
+    Ok((root, left_out))
 }
 
 impl Compiler<'_> {
@@ -263,7 +284,7 @@ impl Compiler<'_> {
 
     fn spend(&mut self, work: u64) -> Result<(), CompileError> {
         self.work = self.work.saturating_add(work);
-        if self.work <= self.limits.max_compile_work {
+        if self.work <= self.limits.max_compile_work || self.left_out.has_rest() {
             return Ok(());
         }
         Err(CompileError::Limit {
@@ -327,13 +348,21 @@ impl Compiler<'_> {
 
     fn define(&mut self, task: &Task) -> Result<(), CompileError> {
         let node = loop {
+            if self.left_out.has_rest() && !task.goals.is_empty() {
+                self.note_goals(&task.goals);
+                break if task.types == ALL {
+                    self.rule(Vec::new())
+                } else {
+                    self.lower(&[], task.types)?
+                };
+            }
             match self.lower(&task.goals, task.types) {
                 Ok(node) => break node,
                 Err(error) => self.leave_out(error, &task.goals)?,
             }
         };
         self.ir.define(task.rule, node);
-        self.ir.check_size("the schema")
+        self.check_size()
     }
 
     fn lower(&mut self, goals: &[Goal], types: u8) -> Result<NodeId, CompileError> {

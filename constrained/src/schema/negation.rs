@@ -17,6 +17,7 @@ impl Compiler<'_> {
         if left_out == ALL {
             return Ok(vec![Branch::of_types(ALL)]);
         }
+        self.check_keywords(at.id)?;
         let mut ways = Vec::new();
         if left_out != 0 {
             ways.push(Branch::of_types(left_out));

@@ -74,12 +74,20 @@ impl Compiler<'_> {
         let (names, goal) = self.witness_names(witness)?;
         let is_possible = |name: &&NameId| accepts(&names, &self.names[**name as usize]);
         let possible: Vec<NameId> = declared.iter().filter(is_possible).copied().collect();
+        let (id, keyword) = match witness {
+            Witness::Pattern { at, .. } => (at.id, "patternProperties"),
+            Witness::Additional { at } => (at.id, "additionalProperties"),
+            Witness::Name { at } => (at.id, "propertyNames"),
+            Witness::Other { value } => self.listing(value),
+        };
         if ways.len() * (possible.len() + 1) > self.limits.max_branches {
-            return Err(CompileError::Limit {
+            let error = CompileError::Limit {
                 name: "max_branches",
                 limit: self.limits.max_branches as u64,
                 place: format!("the properties of {}", self.document.pointer(ways[0].0.first())),
-            });
+            };
+            self.excuse(error, id, keyword)?;
+            return Ok(ways);
         }
         let mut longer = Vec::new();
         for (facts, closing) in ways {
@@ -88,14 +96,10 @@ impl Compiler<'_> {
                 longer.push((facts.with(Fact::Member(*name, goal)), closing.clone()));
             }
             if closing.is_some() {
-                let (id, keyword) = match witness {
-                    Witness::Pattern { at, .. } => (at.id, "patternProperties"),
-                    Witness::Additional { at } => (at.id, "additionalProperties"),
-                    Witness::Name { at } => (at.id, "propertyNames"),
-                    Witness::Other { value } => (value, "const"),
-                };
                 let why = "two properties without declared names would have to be there";
-                return Err(self.unsupported(id, keyword, why));
+                self.excuse(self.unsupported(id, keyword, why), id, keyword)?;
+                longer.push((facts, closing));
+                continue;
             }
             // A closed object has a member without a declared name only where nothing else is possible.
             if possible.is_empty() || !self.is_closed(&facts) {
@@ -215,16 +219,19 @@ impl Compiler<'_> {
                 }
             }
         }
-        if shape.min as usize > n_declared + 1 && !extras.is_empty() {
+        let mut min = shape.min;
+        if min as usize > n_declared + 1 && !extras.is_empty() {
             let why = "properties without a declared name may repeat, so only one of them can be counted";
-            return Err(self.unsupported(facts.first(), "minProperties", why));
+            let id = self.holder(facts, "minProperties");
+            self.excuse(self.unsupported(id, "minProperties", why), id, "minProperties")?;
+            min = n_declared as u32 + 1;
         }
         Ok(self.ir.object(Object {
             keys,
             trie: KeyTrie::new(std::iter::empty()),
             extras,
             closing: closing.map(|_| last),
-            min: shape.min,
+            min,
             max: shape.max,
         }))
     }

@@ -8,11 +8,15 @@
 
 use std::collections::BTreeSet;
 
-use super::facts::{Facts, Goal, Target};
+use super::alternatives::ForkKind;
+use super::facts::{Fact, Facts, Goal, Target};
 use super::keywords::{ALL, ARRAY, NUMBER, OBJECT, STRING};
-use super::{CompileError, Compiler};
+use super::lower::Merged;
+use super::values::BOUNDS;
+use super::{CompileError, Compiler, NodeId};
 use crate::hash::Map;
 use crate::json::{Json, JsonId};
+use crate::number::{NumberError, NumberSpec};
 
 /// What happens to the parts of a schema that cannot be enforced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -44,7 +48,7 @@ impl Relaxed {
         Self {
             pointer: place.to_owned(),
             keyword: WHOLE.to_owned(),
-            why: error.to_string(),
+            why: reason(error),
         }
     }
 
@@ -62,13 +66,28 @@ impl Relaxed {
     }
 }
 
+/// What an error came of.
+pub(super) enum Blame {
+    /// The choice that made too many alternatives.
+    Choice(ForkKind),
+    Keyword(JsonId, &'static str),
+    Schema(JsonId),
+    /// What the schemas say of arrays or of objects.
+    Containers(Vec<Target>, u8),
+}
+
 /// What is left out of one schema.
 #[derive(Default)]
 pub(super) struct LeftOut {
-    pub(super) list: Vec<Relaxed>,
+    list: Vec<Relaxed>,
+    noted: BTreeSet<(JsonId, String)>,
     keywords: Map<JsonId, BTreeSet<String>>,
-    /// Schemas of which nothing is enforced.
+    /// Schemas of which nothing is enforced, and values that need not be met or missed.
     schemas: BTreeSet<JsonId>,
+    /// Schemas that may hold, and values that may be met, where they must not.
+    unnegated: BTreeSet<JsonId>,
+    /// Why nothing is enforced of what is not lowered yet.
+    rest: Option<String>,
 }
 
 /// Keywords whose meaning depends on their neighbours: what is left out with the first one.
@@ -134,6 +153,20 @@ impl LeftOut {
         keywords.is_some_and(|keywords| keywords.contains(keyword))
     }
 
+    pub(super) fn into_list(self) -> Vec<Relaxed> {
+        self.list
+    }
+
+    /// Whether nothing more is enforced.
+    pub(super) fn has_rest(&self) -> bool {
+        self.rest.is_some()
+    }
+
+    /// Whether the schema may hold, or the value be met, where it must not.
+    pub(super) fn may_hold(&self, id: JsonId) -> bool {
+        self.unnegated.contains(&id) || self.has_schema(id)
+    }
+
     /// Whether nothing of the schema `id` is enforced.
     pub(super) fn has_schema(&self, id: JsonId) -> bool {
         self.schemas.contains(&id)
@@ -177,42 +210,163 @@ impl Compiler<'_> {
     pub(super) fn unevaluated(&mut self, facts: &Facts, at: Target, keyword: &str) -> Option<JsonId> {
         let value = self.member(at.id, keyword)?;
         if facts.is_partial && self.document[value] != Json::Bool(true) {
-            self.note(
-                at.id,
-                keyword,
-                "what is evaluated is not known, since a part of the schema is left out",
-            );
+            let why = "what is evaluated is not known, since a part of the schema is not enforced";
+            self.note(at.id, keyword, why);
             return None;
         }
         Some(value)
     }
 
+    /// The types that a choice of the schema `id` leaves possible though it is left out.
+    pub(super) fn types_left(&self, id: JsonId) -> u8 {
+        let mut types = ALL;
+        for keyword in ["anyOf", "oneOf"] {
+            if self.left_out.has_keyword(id, keyword)
+                && let Some(list) = self.document.member(id, keyword)
+                && let Json::Array(parts) = &self.document[list]
+            {
+                let of_part = |part: &JsonId| {
+                    let parts = self.parts(*part);
+                    parts
+                        .into_iter()
+                        .fold(ALL, |types, id| types & self.possible_types(id))
+                };
+                types &= parts.iter().fold(0, |types, part| types | of_part(part));
+            }
+        }
+        types
+    }
+
     /// Notes that the keyword is not enforced everywhere.
-    pub(super) fn note(&mut self, id: JsonId, keyword: &str, why: &str) {
-        let pointer = self.document.pointer(id);
-        let is_same = |known: &Relaxed| known.pointer == pointer && known.keyword == keyword;
-        if !self.left_out.list.iter().any(is_same) {
+    fn note(&mut self, id: JsonId, keyword: &str, why: &str) {
+        if self.left_out.noted.insert((id, keyword.to_owned())) {
             self.left_out.list.push(Relaxed {
-                pointer,
+                pointer: self.document.pointer(id),
                 keyword: keyword.to_owned(),
                 why: why.to_owned(),
             });
         }
     }
 
-    /// Leaves out a way to fail that cannot be expressed, so that any value of its types may fail.
-    pub(super) fn excuse(&mut self, error: CompileError) -> Result<(), CompileError> {
+    /// Notes that nothing of `goals` is enforced.
+    pub(super) fn note_goals(&mut self, goals: &[Goal]) {
+        let why = self.left_out.rest.clone().unwrap_or_default();
+        for goal in goals {
+            self.note(goal.place(), WHOLE, &why);
+        }
+    }
+
+    /// Notes that a part of the keyword is not enforced.
+    ///
+    /// # Errors
+    /// With `error` where everything is to be.
+    pub(super) fn excuse(
+        &mut self,
+        error: CompileError,
+        id: JsonId,
+        keyword: &str,
+    ) -> Result<(), CompileError> {
+        if self.enforcement == Enforcement::Whole || is_about_work(&error) {
+            return Err(error);
+        }
+        self.note(id, keyword, &reason(&error));
+        Ok(())
+    }
+
+    /// The same for a way to fail that cannot be expressed, so that any value of its types may fail.
+    pub(super) fn excuse_way(&mut self, error: CompileError) -> Result<(), CompileError> {
         match &error {
-            CompileError::Unsupported {
-                pointer,
-                keyword,
-                why,
-            } if self.enforcement == Enforcement::Relaxed => {
-                let id = self.document.at(pointer).expect("it is a schema's place");
-                self.note(id, keyword, why);
-                Ok(())
+            CompileError::Unsupported { pointer, keyword, .. } => {
+                let id = self.document.at(pointer).expect("it is the place of a schema");
+                let keyword = keyword.clone();
+                self.excuse(error, id, &keyword)
             }
             _ => Err(error),
+        }
+    }
+
+    /// Numbers of `facts` as far as there is an automaton for them: without divisors and excluded values, which
+    /// need the largest, or without bounds too.
+    pub(super) fn without_bounds(
+        &mut self,
+        error: &CompileError,
+        facts: &Facts,
+        merged: &Merged,
+    ) -> Result<NodeId, CompileError> {
+        self.excuse_scalars(error, facts, &["multipleOf"])?;
+        let mut spec = NumberSpec {
+            multiples: Vec::new(),
+            nonmultiples: Vec::new(),
+            excluded: Vec::new(),
+            ..merged.number.clone()
+        };
+        if let Ok(node) = self.number_node(&spec, facts) {
+            return Ok(node);
+        }
+        self.excuse_scalars(error, facts, &BOUNDS)?;
+        (spec.min, spec.max) = (None, None);
+        self.number_node(&spec, facts)
+    }
+
+    /// Whether a listed number is let in whose divisors cannot be used.
+    pub(super) fn without_divisors(
+        &mut self,
+        error: NumberError,
+        facts: &Facts,
+    ) -> Result<bool, CompileError> {
+        let error = self.number_error(error, facts);
+        self.excuse_scalars(&error, facts, &["multipleOf"])?;
+        Ok(true)
+    }
+
+    /// Strings of `facts` without patterns and formats.
+    pub(super) fn without_contents(
+        &mut self,
+        error: &CompileError,
+        facts: &Facts,
+        merged: &Merged,
+    ) -> Result<NodeId, CompileError> {
+        self.excuse_scalars(error, facts, &["pattern", "format"])?;
+        let lengths = Merged {
+            min_length: merged.min_length,
+            max_length: merged.max_length,
+            ..Merged::default()
+        };
+        self.lower_string(&Facts::of_types(STRING), &lengths)
+    }
+
+    /// Notes that these keywords, and what must not be, are not enforced of scalars.
+    fn excuse_scalars(
+        &mut self,
+        error: &CompileError,
+        facts: &Facts,
+        keywords: &[&'static str],
+    ) -> Result<(), CompileError> {
+        if self.enforcement == Enforcement::Whole || is_about_work(error) {
+            return Err(error.clone());
+        }
+        let mut found = Vec::new();
+        for target in &facts.plain {
+            let own = keywords.iter().filter(|keyword| self.has(target.id, keyword));
+            found.extend(own.map(|keyword| (target.id, *keyword)));
+        }
+        for fact in &facts.list {
+            found.extend(match *fact {
+                Fact::Broken(id, what) => Some((id, what.keyword())),
+                _ => None,
+            });
+        }
+        found.extend(facts.different.iter().map(|value| self.listing(*value)));
+        for (id, keyword) in found {
+            self.note(id, keyword, &reason(error));
+        }
+        Ok(())
+    }
+
+    /// Says what the error that is on its way came of, unless that is known more closely.
+    pub(super) fn blame_facts(&mut self, facts: &Facts, types: u8) {
+        if self.blame.is_none() && self.enforcement == Enforcement::Relaxed {
+            self.blame = Some(Blame::Containers(facts.plain.clone(), types));
         }
     }
 
@@ -221,34 +375,46 @@ impl Compiler<'_> {
     /// # Errors
     /// With `error` where nothing is to be left out, or everything is already.
     pub(super) fn leave_out(&mut self, error: CompileError, goals: &[Goal]) -> Result<(), CompileError> {
+        let blame = self.blame.take();
         if self.enforcement == Enforcement::Whole {
             return Err(error);
         }
-        if let CompileError::Unsupported {
-            pointer,
-            keyword,
-            why,
-        }
-        | CompileError::Malformed {
-            pointer,
-            keyword,
-            why,
-        } = &error
-            && let Some(id) = self.document.at(pointer)
-            && (self.leave_out_keyword(id, keyword, why) || self.leave_out_schema(id, why))
-        {
+        let why = reason(&error);
+        if is_about_work(&error) {
+            self.left_out.rest = Some(why);
             return Ok(());
         }
-        let why = error.to_string();
-        let ids = goals.iter().filter_map(|goal| match goal {
-            Goal::Holds(target) | Goal::Fails(target) => Some(target.id),
-            Goal::Equals(_) | Goal::Differs(_) => None,
-        });
-        let ids: Vec<JsonId> = ids.collect();
-        let is_new = ids
-            .into_iter()
-            .fold(false, |is_new, id| self.leave_out_schema(id, &why) || is_new);
+        let is_new = match (&error, blame) {
+            (
+                CompileError::Unsupported { pointer, keyword, .. }
+                | CompileError::Malformed { pointer, keyword, .. },
+                _,
+            ) => self.document.at(pointer).is_some_and(|id| {
+                self.leave_out_keyword(id, keyword, &why) || self.leave_out_schema(id, &why)
+            }),
+            (_, Some(Blame::Choice(kind))) => self.leave_out_choice(kind, &why),
+            (_, Some(Blame::Keyword(id, keyword))) => self.leave_out_keyword(id, keyword, &why),
+            (_, Some(Blame::Schema(id))) => self.leave_out_schema(id, &why),
+            (_, Some(Blame::Containers(targets, types))) => self.leave_out_containers(&targets, types, &why),
+            (_, None) => false,
+        };
+        if is_new {
+            return Ok(());
+        }
+        let places = goals.iter().map(|goal| goal.place());
+        let is_new = places.fold(false, |is_new, id| self.leave_out_schema(id, &why) || is_new);
         if is_new { Ok(()) } else { Err(error) }
+    }
+
+    /// Leaves out all that is not lowered yet when the grammar is nearly as large as it may be.
+    pub(super) fn check_size(&mut self) -> Result<(), CompileError> {
+        if self.enforcement == Enforcement::Relaxed
+            && let Err(error) = self.ir.check_room("the schema")
+            && !self.left_out.has_rest()
+        {
+            self.left_out.rest = Some(reason(&error));
+        }
+        self.ir.check_size("the schema")
     }
 
     /// False when the schema has no such keyword, or it is left out already.
@@ -270,12 +436,83 @@ impl Compiler<'_> {
         true
     }
 
-    /// False when the schema is left out already, or is none.
+    /// False when the schema or value is left out already, or there is nothing to leave out.
     fn leave_out_schema(&mut self, id: JsonId, why: &str) -> bool {
         if matches!(self.document[id], Json::Bool(_)) || !self.left_out.schemas.insert(id) {
             return false;
         }
         self.note(id, WHOLE, why);
         true
+    }
+
+    fn leave_out_choice(&mut self, kind: ForkKind, why: &str) -> bool {
+        match kind {
+            ForkKind::AnyOf { at, .. } => self.leave_out_keyword(at.id, "anyOf", why),
+            ForkKind::OneOf(at) => self.leave_out_keyword(at.id, "oneOf", why),
+            ForkKind::If(at) => self.leave_out_keyword(at.id, "if", why),
+            ForkKind::Depends(at, keyword, _) => self.leave_out_keyword(at.id, keyword, why),
+            ForkKind::Fails(Target { id, .. }) | ForkKind::Differs(id) => {
+                let (at, keyword) = self.applicator(id);
+                self.note(at, keyword, why);
+                self.left_out.unnegated.insert(id)
+            }
+        }
+    }
+
+    /// The schema and the keyword that `id` stands in.
+    fn applicator(&self, id: JsonId) -> (JsonId, &'static str) {
+        const KEYWORDS: [&str; 9] = [
+            "not", "if", "then", "else", "oneOf", "anyOf", "allOf", "enum", "const",
+        ];
+        let parent = self.document.parent(id);
+        for (at, value) in [(parent, id), (self.document.parent(parent), parent)] {
+            let is_it = |keyword: &&str| self.document.member(at, keyword) == Some(value);
+            if let Some(keyword) = KEYWORDS.into_iter().find(is_it) {
+                return (at, keyword);
+            }
+        }
+        (id, WHOLE)
+    }
+
+    /// Leaves out what makes arrays or objects costly, or else all that is said of them.
+    fn leave_out_containers(&mut self, targets: &[Target], types: u8, why: &str) -> bool {
+        let costly = [
+            "contains",
+            "patternProperties",
+            "prefixItems",
+            "propertyNames",
+            "uniqueItems",
+        ];
+        let all = PLAIN.iter().chain(&EVALUATING).map(|(keyword, _)| *keyword);
+        for keywords in [costly.to_vec(), all.collect()] {
+            let mut is_new = false;
+            for keyword in keywords.into_iter().filter(|keyword| types_of(keyword) == types) {
+                for target in targets {
+                    is_new |= self.leave_out_keyword(target.id, keyword, why);
+                }
+            }
+            if is_new {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+fn is_about_work(error: &CompileError) -> bool {
+    matches!(
+        error,
+        CompileError::Limit {
+            name: "max_compile_work",
+            ..
+        }
+    )
+}
+
+/// What an error says besides its place.
+fn reason(error: &CompileError) -> String {
+    match error {
+        CompileError::Unsupported { why, .. } | CompileError::Malformed { why, .. } => why.clone(),
+        error => error.to_string(),
     }
 }

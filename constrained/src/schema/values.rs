@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use super::facts::Facts;
 use super::keywords::{ARRAY, OBJECT, type_of};
 use super::lower::Merged;
+use super::relax::Blame;
 use super::strings::accepts;
 use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId};
 use crate::dfa::Built;
@@ -34,6 +35,8 @@ const OF_OBJECTS: [&str; 8] = [
     "required",
     "unevaluatedProperties",
 ];
+
+pub(super) const BOUNDS: [&str; 4] = ["minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"];
 
 impl<'a> Compiler<'a> {
     /// The listed values that satisfy the other facts as well.
@@ -65,8 +68,8 @@ impl<'a> Compiler<'a> {
                 }
                 Json::Number(number) => {
                     let text = self.number_text(*value)?;
-                    let admits = merged.number.admits(number);
-                    if admits.map_err(|error| self.number_error(error, facts.first()))? {
+                    let is_in = merged.number.admits(number);
+                    if is_in.or_else(|error| self.without_divisors(error, facts))? {
                         numbers.push(text);
                     }
                 }
@@ -74,6 +77,7 @@ impl<'a> Compiler<'a> {
                 Json::Array(_) | Json::Object(_) => {
                     n_compound += 1;
                     if n_compound > self.limits.max_readings {
+                        self.blame = Some(Blame::Keyword(self.holder(facts, "enum"), "enum"));
                         return Err(CompileError::Limit {
                             name: "max_readings",
                             limit: self.limits.max_readings as u64,
@@ -179,7 +183,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// The schema that lists the value, or what it is a part of, and the keyword.
-    fn listing(&self, mut value: JsonId) -> (JsonId, &'static str) {
+    pub(super) fn listing(&self, mut value: JsonId) -> (JsonId, &'static str) {
         while value != 0 {
             let parent = self.document.parent(value);
             if self.document.member(parent, "const") == Some(value) {
@@ -193,28 +197,35 @@ impl<'a> Compiler<'a> {
         (0, "enum")
     }
 
-    fn number_error(&self, error: NumberError, at: JsonId) -> CompileError {
+    /// A schema of `facts` that has `keyword`.
+    pub(super) fn holder(&self, facts: &Facts, keyword: &str) -> JsonId {
+        let holder = facts.plain.iter().find(|target| self.has(target.id, keyword));
+        holder.map_or(facts.first(), |target| target.id)
+    }
+
+    pub(super) fn number_error(&self, error: NumberError, facts: &Facts) -> CompileError {
         match error {
-            NumberError::TooManyStates => self.automaton_limit("the numbers", at),
+            NumberError::TooManyStates => self.automaton_limit("the numbers", facts.first()),
             NumberError::Divisor => {
-                let why =
-                    "a divisor is not positive, or it or the least common multiple has more than 37 digits";
-                self.unsupported(at, "multipleOf", why)
+                let why = "a divisor is not positive, or it or the least common multiple has over 37 digits";
+                self.unsupported(self.holder(facts, "multipleOf"), "multipleOf", why)
             }
             NumberError::Bound => {
+                let is_there = |keyword: &&str| facts.plain.iter().any(|target| self.has(target.id, keyword));
+                let keyword = BOUNDS.into_iter().find(is_there).unwrap_or("minimum");
                 let why = format!("a bound has more than {MAX_DIGITS} digits");
-                self.unsupported(at, "minimum", &why)
+                self.unsupported(self.holder(facts, keyword), keyword, &why)
             }
         }
     }
 
-    /// Numbers as `spec` has them; `at` is where it stands.
-    pub(super) fn number_node(&mut self, spec: &NumberSpec, at: JsonId) -> Result<NodeId, CompileError> {
+    /// Numbers as `spec` has them, which is made of `facts`.
+    pub(super) fn number_node(&mut self, spec: &NumberSpec, facts: &Facts) -> Result<NodeId, CompileError> {
         self.spend(500 * (1 + spec.excluded.len() as u64).pow(2))?;
         let max = self.ir.bounds().max_states;
         let cache = self.ir.cache().clone();
         let (dfa, n_work) = cache.automaton(format!("number {max} {spec:?}"), || {
-            let dfa = automaton(spec, max).map_err(|error| self.number_error(error, at))?;
+            let dfa = automaton(spec, max).map_err(|error| self.number_error(error, facts))?;
             let dfa = dfa.trimmed(self.ir.is_spelled());
             let n_work = 16 * (dfa.n_states() * dfa.classes().len()) as u64;
             Ok(Built { dfa, n_work })
