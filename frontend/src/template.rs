@@ -3,15 +3,18 @@
 //! The template comes from the operator's model file, never from a client. It runs with bounded fuel and
 //! output; everything it is given is plain data.
 
+mod arguments;
+mod json;
+mod number;
+mod strftime;
+mod values;
+
 use std::io::{self, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use arbora_constrained::CallFormat;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value};
-use serde::Serialize;
-use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
 
 use crate::thinking::{self, Thinking};
 use crate::wire::chat::PromptEnding;
@@ -56,37 +59,6 @@ pub struct TemplateTokens {
     pub eos: String,
 }
 
-#[derive(Serialize)]
-struct TemplateMessage<'a> {
-    role: &'static str,
-    content: Option<&'a str>,
-    #[serde(flatten)]
-    extra: &'a serde_json::Map<String, serde_json::Value>,
-}
-
-impl<'a> TemplateMessage<'a> {
-    fn new(message: &'a Message) -> Self {
-        TemplateMessage {
-            role: message.role.as_str(),
-            content: message.content.as_deref(),
-            extra: &message.extra,
-        }
-    }
-}
-
-/// The names every template may count on; Hugging Face defines the same.
-#[derive(Serialize)]
-struct TemplateValues<'a> {
-    messages: Vec<TemplateMessage<'a>>,
-    add_generation_prompt: bool,
-    bos_token: &'a str,
-    eos_token: &'a str,
-    tools: Option<&'a [serde_json::Value]>,
-    documents: Option<()>,
-    #[serde(flatten)]
-    more: &'a serde_json::Map<String, serde_json::Value>,
-}
-
 impl ChatTemplate {
     /// Compiles a template.
     pub fn new(source: &str, tokens: TemplateTokens) -> Result<Self, TemplateError> {
@@ -100,8 +72,10 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", |format: &str| strftime(format, SystemTime::now()));
-        environment.add_filter("tojson", to_json);
+        environment.add_function("strftime_now", |format: &str| {
+            strftime::strftime(format, SystemTime::now())
+        });
+        environment.add_filter("tojson", json::to_json);
         environment
             .add_template_owned(NAME, source.to_owned())
             .map_err(TemplateError::Invalid)?;
@@ -135,24 +109,37 @@ impl ChatTemplate {
 
     /// The prompt for a chat.
     pub fn render(&self, chat: &Chat<'_>) -> Result<String, TemplateError> {
-        let values = TemplateValues {
-            messages: chat.messages.iter().map(TemplateMessage::new).collect(),
-            add_generation_prompt: chat.ending == PromptEnding::Answer,
-            bos_token: &self.bos,
-            eos_token: &self.eos,
-            tools: Some(chat.tools).filter(|tools| !tools.is_empty()),
-            documents: None,
-            more: chat.values,
-        };
         let template = self
             .environment
             .get_template(NAME)
             .expect("added at construction");
         let mut output = Bounded::default();
-        match template.render_captured_to(Value::from(Serde(values)), &mut output) {
+        match template.render_captured_to(self.values(chat), &mut output) {
             Ok(_) => Ok(String::from_utf8(output.0).expect("templates write UTF-8")),
             Err(error) => Err(classify(error)),
         }
+    }
+
+    /// The names every template may count on, as in Hugging Face's library, and the request's own.
+    fn values(&self, chat: &Chat<'_>) -> Value {
+        let tools = match chat.tools {
+            [] => Value::from(()),
+            tools => tools.iter().map(values::from_json).collect(),
+        };
+        let messages: Value = chat.messages.iter().map(values::from_message).collect();
+        let common = [
+            ("messages", messages),
+            (
+                "add_generation_prompt",
+                (chat.ending == PromptEnding::Answer).into(),
+            ),
+            ("bos_token", self.bos.as_str().into()),
+            ("eos_token", self.eos.as_str().into()),
+            ("tools", tools),
+            ("documents", ().into()),
+        ];
+        let common = common.map(|(name, value)| (Value::from(name), value));
+        Value::from_pairs(common.into_iter().chain(values::pairs(chat.values)))
     }
 }
 
@@ -215,149 +202,8 @@ impl Write for Bounded {
     }
 }
 
-/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`, which is what templates are written for:
-/// a space after commas and colons.
-#[expect(clippy::needless_pass_by_value, reason = "the signature minijinja calls")]
-fn to_json(value: &Value, indent: Option<usize>, options: minijinja::value::Kwargs) -> Result<Value, Error> {
-    let indent = match indent {
-        None => options.get::<Option<usize>>("indent")?,
-        given => given,
-    };
-    // Accepted and already so: keys keep their order, nothing is escaped that need not be.
-    options.get::<Option<bool>>("ensure_ascii")?;
-    options.get::<Option<bool>>("sort_keys")?;
-    options.assert_all_used()?;
-    let mut output = Vec::new();
-    let written = match indent {
-        Some(n) if n <= 16 => {
-            let spaces = " ".repeat(n);
-            let formatter = PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(
-                &mut output,
-                formatter,
-            ))
-        }
-        Some(_) => {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                "tojson: indent is at most 16",
-            ));
-        }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(
-            &mut output,
-            PythonFormatter,
-        )),
-    };
-    let failed = |e| Error::new(ErrorKind::InvalidOperation, "tojson failed").with_source(e);
-    written.map_err(failed)?;
-    let text = String::from_utf8(output).expect("JSON is UTF-8");
-    Ok(Value::from_safe_string(text))
-}
-
-struct PythonFormatter;
-
-impl Formatter for PythonFormatter {
-    fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
-    }
-
-    fn write_f64<W: ?Sized + Write>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
-        CompactFormatter.write_f64(writer, value)
-    }
-}
-
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-const DAYS: [&str; 7] = [
-    "Thursday",
-    "Friday",
-    "Saturday",
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-];
-
-/// C's `strftime` in UTC for the conversions chat templates use.
-fn strftime(format: &str, now: SystemTime) -> Result<String, Error> {
-    let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let (n_days, second) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = civil_date(n_days);
-    let (month_name, day_name) = (MONTHS[month - 1], DAYS[(n_days % 7) as usize]);
-    let mut output = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            output.push(c);
-            continue;
-        }
-        match chars.next() {
-            Some('Y') => output.push_str(&year.to_string()),
-            Some('y') => output.push_str(&format!("{:02}", year % 100)),
-            Some('m') => output.push_str(&format!("{month:02}")),
-            Some('d') => output.push_str(&format!("{day:02}")),
-            Some('B') => output.push_str(month_name),
-            Some('b') => output.push_str(&month_name[..3]),
-            Some('A') => output.push_str(day_name),
-            Some('a') => output.push_str(&day_name[..3]),
-            Some('H') => output.push_str(&format!("{:02}", second / 3600)),
-            Some('M') => output.push_str(&format!("{:02}", second / 60 % 60)),
-            Some('S') => output.push_str(&format!("{:02}", second % 60)),
-            Some('%') => output.push('%'),
-            other => {
-                let message = format!("strftime_now: %{} is not supported", other.unwrap_or(' '));
-                return Err(Error::new(ErrorKind::InvalidOperation, message));
-            }
-        }
-    }
-    Ok(output)
-}
-
-/// Year, month and day of the month, `n_days` after 1970-01-01.
-/// Source: <https://howardhinnant.github.io/date_algorithms.html#civil_from_days>
-fn civil_date(n_days: u64) -> (u64, usize, u64) {
-    let shifted = n_days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    (
-        era * 400 + year_of_era + u64::from(month <= 2),
-        month as usize,
-        day,
-    )
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::wire::message::Role;
 
@@ -417,6 +263,36 @@ mod tests {
         );
     }
 
+    // Expected values are those of Python's json.dumps(json.loads(…)).
+    #[test]
+    fn numbers_of_a_request_keep_their_digits() {
+        let schema = r#"{"minimum": -12345678901234567890123, "maximum": 18446744073709551616, "step": 1e5,
+            "enum": [1.0, 0.1, 1e-7, 9007199254740993]}"#;
+        let tools = [serde_json::from_str(schema).expect("JSON")];
+        let call =
+            r#"[{"function": {"name": "f", "arguments": {"n": 340282366920938463463374607431768211456}}}]"#;
+        let mut message = message(Role::Assistant, "");
+        let calls = serde_json::from_str(call).expect("JSON");
+        message.extra.insert("tool_calls".to_owned(), calls);
+        let source = "{{ tools[0] | tojson }} {{ messages[0].tool_calls[0].function.arguments | tojson }} \
+            {{ messages[0].tool_calls[0].function.arguments.n }} {{ tools[0].maximum + 1 }}";
+        let chat = Chat {
+            tools: &tools,
+            messages: &[message],
+            ending: PromptEnding::Answer,
+            values: &serde_json::Map::new(),
+        };
+        let template = ChatTemplate::new(source, TemplateTokens::default()).expect("a template");
+        assert_eq!(
+            template.render(&chat).expect("renders"),
+            r#"{"minimum": -12345678901234567890123, "maximum": 18446744073709551616, "step": 100000.0, "#
+                .to_owned()
+                + r#""enum": [1.0, 0.1, 1e-07, 9007199254740993]} "#
+                + r#"{"n": 340282366920938463463374607431768211456} "#
+                + "340282366920938463463374607431768211456 18446744073709551617"
+        );
+    }
+
     // Expected values are those of Python's json.dumps(…, ensure_ascii=False).
     #[test]
     fn tojson_is_pythons() {
@@ -424,6 +300,26 @@ mod tests {
         assert_eq!(spaced, r#"{"b": [1, 2.5, null], "a": "é<&'"}"#);
         let indented = render_expression("[1, {'a': []}] | tojson(indent=4)");
         assert_eq!(indented, "[\n    1,\n    {\n        \"a\": []\n    }\n]");
+        let compact = render_expression("[1, {'a': [], 'b': {}}] | tojson(separators=(',', ':'))");
+        assert_eq!(compact, r#"[1,{"a":[],"b":{}}]"#);
+        let sorted = render_expression("{'b': 1, 'a': 1e16, 3: none}.items() | list | tojson(indent='-')");
+        assert_eq!(
+            sorted,
+            "[\n-[\n--\"b\",\n--1\n-],\n-[\n--\"a\",\n--1e+16\n-],\n-[\n--3,\n--null\n-]\n]"
+        );
+        let sorted = render_expression("{'b': 1, 'a': {'d': 2, 'c': 3}} | tojson(sort_keys=true, indent=0)");
+        assert_eq!(sorted, "{\n\"a\": {\n\"c\": 3,\n\"d\": 2\n},\n\"b\": 1\n}");
+        let ascii = render_expression(r"'é🙂\x7f\x01\b\f' | tojson(true)");
+        assert_eq!(ascii, r#""\u00e9\ud83d\ude42\u007f\u0001\b\f""#);
+        for refused in [
+            "tojson(indent=65)",
+            "tojson(separators=',')",
+            "tojson(default=1)",
+            "tojson(1, ensure_ascii=1)",
+        ] {
+            let source = format!("{{{{ [1] | {refused} }}}}");
+            assert!(render(&source, &[]).is_err(), "{refused}");
+        }
         let nested = render_expression("messages | tojson");
         assert_eq!(nested, r#"[{"role": "user", "content": " a<b&'c' "}]"#);
     }
@@ -475,26 +371,5 @@ mod tests {
         ] {
             assert!(render(&format!("{{% {verb} %}}"), &[]).is_err(), "{verb}");
         }
-    }
-
-    #[test]
-    fn dates_are_those_of_the_calendar() {
-        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
-        let show = |seconds| strftime("%Y-%m-%d %H:%M:%S %A %d %b %y %B %a %%", at(seconds)).expect("known");
-        // date -u -d @N '+%Y-%m-%d %H:%M:%S %A %d %b %y %B %a %%'
-        assert_eq!(show(0), "1970-01-01 00:00:00 Thursday 01 Jan 70 January Thu %");
-        assert_eq!(
-            show(951_782_399),
-            "2000-02-28 23:59:59 Monday 28 Feb 00 February Mon %"
-        );
-        assert_eq!(
-            show(951_782_400),
-            "2000-02-29 00:00:00 Tuesday 29 Feb 00 February Tue %"
-        );
-        assert_eq!(
-            show(4_107_542_400),
-            "2100-03-01 00:00:00 Monday 01 Mar 00 March Mon %"
-        );
-        assert!(strftime("%Q", at(0)).is_err());
     }
 }

@@ -278,6 +278,8 @@ mod tests {
             r#"{"x": -1}"#,
             r#"{"x": [5]}"#,
             r#"{"x": 1e300}"#,
+            r#"{"x": 1e999}"#,
+            r#"{"x": 123456789012345678901234567890}"#,
         ] {
             assert_eq!(
                 param(&fields(json).optional::<usize>("x").expect_err(json)),
@@ -302,7 +304,6 @@ mod tests {
             "3",
             "{",
             "{\"a\": NaN}",
-            "{\"a\": 1e999}",
             "\u{feff}{}",
             deep.as_str(),
         ] {

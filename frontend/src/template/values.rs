@@ -1,0 +1,36 @@
+//! What a template is given, as its values.
+//!
+//! Requests are converted here and not by serde, since to serde a number of arbitrary precision is a struct.
+
+use minijinja::Value;
+use serde_json::Value as Json;
+
+use super::number;
+use crate::wire::chat::Message;
+
+/// The same value in a template. Members of objects keep their order.
+pub(super) fn from_json(json: &Json) -> Value {
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(flag) => Value::from(*flag),
+        Json::Number(number) => number::from_json(number),
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(items) => items.iter().map(from_json).collect(),
+        Json::Object(members) => Value::from_pairs(pairs(members)),
+    }
+}
+
+/// A message as a template sees it.
+pub(super) fn from_message(message: &Message) -> Value {
+    let role = Value::from(message.role.as_str());
+    let content = Value::from(message.content.as_deref());
+    let own = [("role", role), ("content", content)].map(|(name, value)| (Value::from(name), value));
+    Value::from_pairs(own.into_iter().chain(pairs(&message.extra)))
+}
+
+/// The members of an object.
+pub(super) fn pairs(members: &serde_json::Map<String, Json>) -> impl Iterator<Item = (Value, Value)> {
+    members
+        .iter()
+        .map(|(name, value)| (Value::from(name.as_str()), from_json(value)))
+}
