@@ -6,13 +6,8 @@ use crate::error::CompileError;
 use crate::free_text::{Ending, FreeSpec};
 use crate::ir::{Ir, NodeId};
 use crate::limits::Limits;
-<<<<<<< HEAD
-use crate::pattern;
-use crate::schema::{self, SchemaOptions, Source, Values, Whitespace};
-=======
 use crate::pattern::{Pattern, Syntax};
-use crate::schema::{self, SchemaOptions, Whitespace};
->>>>>>> regex
+use crate::schema::{self, SchemaOptions, Source, Values, Whitespace};
 use crate::tags::{self, Context};
 use crate::tools::ToolSpec;
 use crate::vocabulary::Vocabulary;

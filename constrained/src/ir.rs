@@ -20,13 +20,9 @@ use crate::free_text::FreeText;
 use crate::hash::Map;
 use crate::keys::KeyTrie;
 use crate::limits::Limits;
-<<<<<<< HEAD
 use crate::nesting::{NEVER, NeedsWithin};
-use crate::pattern::{self, Bounds};
-use crate::schema::{Relaxed, Whitespace};
-=======
 use crate::pattern::{Bounds, Pattern, Syntax};
->>>>>>> regex
+use crate::schema::{Relaxed, Whitespace};
 use crate::text::TextSpec;
 use crate::tokens::TokenSet;
 use crate::vocabulary::Vocabulary;
@@ -398,12 +394,8 @@ impl Ir {
     pub(crate) fn finish(mut self, root: NodeId) -> Result<Self, CompileError> {
         self.check_size("the whole grammar")?;
         self.root = root;
-<<<<<<< HEAD
-        self.needs = self.least_depths();
+        self.needs = self.least_depths(Vec::new());
         let is_productive = |node: NodeId| self.needs[node as usize] != NEVER;
-=======
-        self.is_productive = self.fixpoint(0, Vec::new(), Self::produces);
->>>>>>> numbers
         for object in &mut self.objects {
             let is_open = |(key, value): &(NodeId, NodeId)| is_productive(*key) && is_productive(*value);
             object.extras.retain(is_open);
@@ -422,14 +414,8 @@ impl Ir {
                 why: "the constraints contradict each other, or need bytes that no token spells".to_owned(),
             });
         }
-<<<<<<< HEAD
         self.needs_within = NeedsWithin::new(&self);
         self.ranks = self.check_beginnings(self.max_readings)?;
-=======
-        let is_nullable = self.fixpoint(0, Vec::new(), Self::matches_nothing);
-        self.check_repeats(&is_nullable)?;
-        self.check_left_recursion(&is_nullable)?;
->>>>>>> numbers
         self.classes = self.all_classes();
         self.has_tokens |= !self.token_sets.is_empty();
         let counts =
@@ -438,151 +424,13 @@ impl Ir {
         Ok(self)
     }
 
-<<<<<<< HEAD
-=======
     /// Whether a text matches `node`, whose rules are all defined.
     pub(crate) fn is_satisfiable(&mut self, node: NodeId) -> bool {
-        let known = std::mem::take(&mut self.is_productive);
-        self.is_productive = self.fixpoint(known.len(), known, Self::produces);
-        self.is_productive[node as usize]
+        let known = std::mem::take(&mut self.needs);
+        self.needs = self.least_depths(known);
+        self.needs[node as usize] != NEVER
     }
 
-    /// The least set of nodes closed under `holds`; of the first ones it is `known`.
-    fn fixpoint(
-        &self,
-        n_known: usize,
-        mut known: Vec<bool>,
-        holds: impl Fn(&Self, &Node, &[bool]) -> bool,
-    ) -> Vec<bool> {
-        known.resize(self.nodes.len(), false);
-        loop {
-            let mut changed = false;
-            // Parents follow their children in the array, cycles apart: one pass does nearly all.
-            for (id, node) in self.nodes.iter().enumerate().skip(n_known) {
-                if !known[id] && holds(self, node, &known) {
-                    known[id] = true;
-                    changed = true;
-                }
-            }
-            if !changed {
-                return known;
-            }
-        }
-    }
-
-    fn produces(&self, node: &Node, known: &[bool]) -> bool {
-        let is = |id: &NodeId| known[*id as usize];
-        match node {
-            Node::Never => false,
-            Node::Empty => true,
-            Node::Dfa(dfa) => self.dfas[*dfa as usize].start() != crate::dfa::DEAD,
-            Node::Text(text) => self.texts[*text as usize].is_satisfiable(),
-            Node::Seq(parts) => parts.iter().all(is),
-            Node::Alt(parts) => parts.iter().any(is),
-            Node::Repeat { body, min, .. } => *min == 0 || is(body),
-            Node::Rule(rule) => is(&self.rules[*rule as usize]),
-            Node::Object(object) => self.objects[*object as usize].produces(is),
-            Node::Array(array) => self.arrays[*array as usize].produces(|item| is(&item)),
-            Node::Token(_) => true,
-            Node::Free(free) => self.free_texts[*free as usize].produces(is),
-        }
-    }
-
-    fn matches_nothing(&self, node: &Node, known: &[bool]) -> bool {
-        let is = |id: &NodeId| known[*id as usize];
-        match node {
-            Node::Never | Node::Text(_) | Node::Object(_) | Node::Array(_) | Node::Token(_) => false,
-            Node::Empty => true,
-            Node::Dfa(dfa) => {
-                let dfa = &self.dfas[*dfa as usize];
-                dfa.is_accepting(dfa.start())
-            }
-            Node::Free(free) => self.free_texts[*free as usize].is_nullable(),
-            Node::Seq(parts) => parts.iter().all(is),
-            Node::Alt(parts) => parts.iter().any(is),
-            Node::Repeat { body, min, .. } => *min == 0 || is(body),
-            Node::Rule(rule) => is(&self.rules[*rule as usize]),
-        }
-    }
-
-    /// A counted repetition of something that may be empty would have to count nothing many times over.
-    fn check_repeats(&mut self, is_nullable: &[bool]) -> Result<(), CompileError> {
-        const MAX_EMPTY_REPEATS: u32 = 64;
-        for node in &mut self.nodes {
-            let Node::Repeat { body, min, max } = node else {
-                continue;
-            };
-            if !is_nullable[*body as usize] {
-                continue;
-            }
-            *min = 0;
-            if max.is_some_and(|max| max > MAX_EMPTY_REPEATS) {
-                return Err(CompileError::Unsupported {
-                    pointer: "#".to_owned(),
-                    keyword: "repetition".to_owned(),
-                    why: format!(
-                        "something that may be empty is repeated more than {MAX_EMPTY_REPEATS} times, counted"
-                    ),
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// What a node may begin with, without a byte in between.
-    fn left_children(&self, node: NodeId, is_nullable: &[bool]) -> Vec<NodeId> {
-        match &self.nodes[node as usize] {
-            Node::Seq(parts) => {
-                let n_empty = parts
-                    .iter()
-                    .take_while(|part| is_nullable[**part as usize])
-                    .count();
-                parts.iter().take(n_empty + 1).copied().collect()
-            }
-            Node::Alt(parts) => parts.to_vec(),
-            Node::Repeat { body, .. } => vec![*body],
-            Node::Rule(rule) => vec![self.rules[*rule as usize]],
-            _ => Vec::new(),
-        }
-    }
-
-    fn check_left_recursion(&self, is_nullable: &[bool]) -> Result<(), CompileError> {
-        #[derive(Clone, Copy, PartialEq)]
-        enum Mark {
-            New,
-            Open,
-            Done,
-        }
-        let mut marks = vec![Mark::New; self.nodes.len()];
-        for root in 0..self.nodes.len() as u32 {
-            let mut path = vec![(root, false)];
-            while let Some((node, is_exit)) = path.pop() {
-                let mark = &mut marks[node as usize];
-                if is_exit {
-                    *mark = Mark::Done;
-                    continue;
-                }
-                match *mark {
-                    Mark::Done => continue,
-                    Mark::Open => {
-                        return Err(CompileError::Unsupported {
-                            pointer: "#".to_owned(),
-                            keyword: "recursion".to_owned(),
-                            why: "something begins with itself".to_owned(),
-                        });
-                    }
-                    Mark::New => *mark = Mark::Open,
-                }
-                path.push((node, true));
-                let children = self.left_children(node, is_nullable);
-                // A node met again while open is its own ancestor; one merely waiting is not marked yet.
-                path.extend(children.into_iter().map(|child| (child, false)));
-            }
-        }
-        Ok(())
-    }
-
->>>>>>> numbers
     fn all_classes(&self) -> Classes {
         let mut classes = Classes::by(|_| ());
         for dfa in &self.dfas {

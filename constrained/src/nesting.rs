@@ -42,12 +42,14 @@ impl NeedsWithin {
 
 impl Ir {
     /// By node, how many frames the shallowest output of it has on top of each other; [`NEVER`] without one.
-    pub(crate) fn least_depths(&self) -> Vec<u32> {
-        let mut needs = vec![NEVER; self.nodes.len()];
+    /// Of the first nodes it is `known`.
+    pub(crate) fn least_depths(&self, known: Vec<u32>) -> Vec<u32> {
+        let (n_known, mut needs) = (known.len(), known);
+        needs.resize(self.nodes.len(), NEVER);
         loop {
             let mut changed = false;
             // Parts mostly precede their wholes in the array: few rounds find all.
-            for (id, node) in self.nodes.iter().enumerate() {
+            for (id, node) in self.nodes.iter().enumerate().skip(n_known) {
                 if needs[id] == 0 {
                     continue;
                 }

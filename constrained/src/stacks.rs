@@ -421,6 +421,7 @@ mod tests {
 
     use super::*;
     use crate::limits::Limits;
+    use crate::schema::Whitespace;
     use crate::vocabulary::Vocabulary;
 
     type List = BTreeSet<Vec<Frame>>;
@@ -471,7 +472,7 @@ mod tests {
 
     fn grammar() -> Ir {
         let vocabulary = Vocabulary::new([Some(b"a".to_vec())], &[]).expect("one token");
-        Ir::new(&vocabulary, &Limits::default(), 0)
+        Ir::new(&vocabulary, &Limits::default(), Whitespace::None)
     }
 
     #[test]

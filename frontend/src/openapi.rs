@@ -167,7 +167,7 @@ mod tests {
         chats.push(with(&asked, &json!({"prompt_logprobs": 3})));
         chats.push(with(
             &asked,
-            &json!({"tools": [tool], "tool_choice": {"name": "f"}}),
+            &json!({"tools": [&tool], "tool_choice": {"name": "f"}}),
         ));
         chats.extend(constraints.iter().map(|form| with(&asked, form)));
         let more = json!({"prompt": ["x", [1, 2]], "logprobs": 2, "echo": true,
@@ -211,6 +211,7 @@ mod tests {
                 vec![
                     json!({"model": "m", "prompt": "x", "add_special_tokens": true, "return_token_strs": true}),
                     with(&conversation, &json!({"model": "m", "return_token_strs": true})),
+                    with(&asked, &json!({"tools": [&tool], "tool_choice": {"name": "f"}})),
                 ],
             ),
             kind(

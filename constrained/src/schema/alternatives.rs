@@ -5,12 +5,8 @@
 
 use super::facts::{Counted, Fact, Facts, Goal, Target};
 use super::keywords::{ALL, OBJECT, type_of};
-<<<<<<< HEAD
-use super::{CompileError, Compiler};
-=======
 use super::relax::Blame;
-use super::{CompileError, Compiler, named_dialect};
->>>>>>> numbers
+use super::{CompileError, Compiler};
 use crate::json::{Json, JsonId};
 
 /// Where a goal was reached from: a place in [`Paths`].
@@ -373,19 +369,7 @@ impl Compiler<'_> {
         Ok(())
     }
 
-<<<<<<< HEAD
-    fn check_keywords(&self, id: JsonId) -> Result<(), CompileError> {
-=======
     pub(super) fn check_keywords(&self, id: JsonId) -> Result<(), CompileError> {
-        if let Some(keyword) = UNSUPPORTED.iter().find(|keyword| self.has(id, keyword)) {
-            return Err(self.unsupported(id, keyword, "it would not be enforced"));
-        }
-        if let Some(dialect) = self.text(id, "$schema")?
-            && named_dialect(dialect) != Some(self.dialect)
-        {
-            return Err(self.unsupported(id, "$schema", "a part of the schema is of another dialect"));
-        }
->>>>>>> numbers
         if !matches!(self.value(id, "enum"), None | Some(Json::Array(_))) {
             return Err(self.malformed(id, "enum", "it is not a list"));
         }

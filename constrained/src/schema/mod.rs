@@ -231,19 +231,9 @@ fn lower(
         number: None,
         work: 0,
     };
-<<<<<<< HEAD
-    compiler.spend(document.n_nodes() as u64)?;
-=======
     if let Err(error) = compiler.spend(document.n_nodes() as u64) {
         compiler.leave_out(error, &[])?;
     }
-    if let Some(named) = named.filter(|named| named_dialect(named).is_none()) {
-        let named = shorten(named);
-        let why = format!("the dialect `{named}` is unknown and may give keywords another meaning");
-        let error = compiler.unsupported(0, "$schema", &why);
-        compiler.leave_out(error, &[])?;
-    }
->>>>>>> numbers
     let root = compiler.root(source.values)?;
     while let Some(task) = compiler.queue.pop() {
         compiler.define(&task)?;

@@ -423,7 +423,7 @@ impl Compiler<'_> {
             return false;
         }
         // Where a reference hides its neighbours, they must not come forth without it.
-        if keyword == "$ref" && self.does_ref_hide() {
+        if keyword == "$ref" && self.does_ref_hide(id) {
             return self.leave_out_schema(id, why);
         }
         self.note(id, keyword, why);

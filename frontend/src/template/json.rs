@@ -4,7 +4,7 @@ use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Error, ErrorKind, Value};
 
 use super::arguments::Arguments;
-use super::number::{Digits, float_repr};
+use super::number::{Verbatim, float_repr};
 
 /// Most characters of one level of indentation.
 const MAX_INDENT: usize = 64;
@@ -116,7 +116,7 @@ impl Writer {
                     writer.value(&value, depth + 1)
                 })?;
             }
-            kind => match value.downcast_object_ref::<Digits>() {
+            kind => match value.downcast_object_ref::<Verbatim>() {
                 Some(digits) => self.output.push_str(digits.as_str()),
                 None => return Err(failed(format!("tojson: {kind} is not JSON serializable"))),
             },

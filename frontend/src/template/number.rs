@@ -6,19 +6,24 @@ use std::sync::Arc;
 use minijinja::Value;
 use minijinja::value::{Object, ObjectRepr};
 
-/// A number that no numeric type of a template holds: it prints with all its digits, and nothing can be
-/// computed with it.
+/// A text that prints as it is, by `tojson` too: a number that no numeric type of a template holds, or a piece of
+/// JSON that was cut off. Nothing can be computed with it.
 #[derive(Debug)]
-pub(super) struct Digits(String);
+pub(super) struct Verbatim(String);
 
-impl Digits {
+impl Verbatim {
+    /// The value that prints as `text`.
+    pub(super) fn value(text: &str) -> Value {
+        Value::from_object(Self(text.to_owned()))
+    }
+
     /// What it prints as.
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-impl Object for Digits {
+impl Object for Verbatim {
     fn repr(self: &Arc<Self>) -> ObjectRepr {
         ObjectRepr::Plain
     }
@@ -28,19 +33,19 @@ impl Object for Digits {
     }
 }
 
-/// A JSON number as a template sees it: an integer or a float as in Python, [`Digits`] beyond those.
+/// A JSON number as a template sees it: an integer or a float as in Python, [`Verbatim`] beyond those.
 pub(super) fn from_json(number: &serde_json::Number) -> Value {
     let text = number.as_str();
     if !text.contains(['.', 'e', 'E']) {
         return match (text.parse::<i64>(), text.parse::<i128>()) {
             (Ok(small), _) => Value::from(small),
             (_, Ok(large)) => Value::from(large),
-            _ => Value::from_object(Digits(text.to_owned())),
+            _ => Verbatim::value(text),
         };
     }
     match number.as_f64() {
         Some(float) => Value::from(float),
-        None => Value::from_object(Digits(text.to_owned())),
+        None => Verbatim::value(text),
     }
 }
 

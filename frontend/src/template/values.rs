@@ -5,8 +5,8 @@
 use minijinja::Value;
 use serde_json::Value as Json;
 
-use super::number;
-use crate::wire::chat::Message;
+use super::number::{self, Verbatim};
+use crate::wire::message::Message;
 
 /// The same value in a template. Members of objects keep their order.
 pub(super) fn from_json(json: &Json) -> Value {
@@ -25,7 +25,30 @@ pub(super) fn from_message(message: &Message) -> Value {
     let role = Value::from(message.role.as_str());
     let content = Value::from(message.content.as_deref());
     let own = [("role", role), ("content", content)].map(|(name, value)| (Value::from(name), value));
-    Value::from_pairs(own.into_iter().chain(pairs(&message.extra)))
+    let extra = message.extra.iter().map(|(name, value)| {
+        let value = match (name.as_str(), value) {
+            ("tool_calls", Json::Array(calls)) => calls.iter().map(from_call).collect(),
+            _ => from_json(value),
+        };
+        (Value::from(name.as_str()), value)
+    });
+    Value::from_pairs(own.into_iter().chain(extra))
+}
+
+/// An earlier call, or the function in it. Arguments that were cut off are a text, which is shown as it is.
+fn from_call(call: &Json) -> Value {
+    let Json::Object(members) = call else {
+        return from_json(call);
+    };
+    let members = members.iter().map(|(name, value)| {
+        let value = match (name.as_str(), value) {
+            ("function", function) => from_call(function),
+            ("arguments", Json::String(cut_off)) => Verbatim::value(cut_off),
+            _ => from_json(value),
+        };
+        (Value::from(name.as_str()), value)
+    });
+    Value::from_pairs(members)
 }
 
 /// The members of an object.
