@@ -4,6 +4,7 @@
 //! all or none. There are few of them, however many characters the classes have, and none of UTF-8's states
 //! between the bytes of a character.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use regex_syntax::hir::{Class, ClassUnicode, Hir, HirKind};
@@ -106,6 +107,14 @@ impl Letters {
     }
 }
 
+/// The characters of a class. One of bytes is what the parser makes of ASCII and of nothing.
+pub(super) fn characters(class: &Class) -> Cow<'_, ClassUnicode> {
+    match class {
+        Class::Unicode(class) => Cow::Borrowed(class),
+        Class::Bytes(class) => Cow::Owned(class.to_unicode_class().expect("expressions are of characters")),
+    }
+}
+
 fn ranges_of(class: &ClassUnicode) -> Vec<Range> {
     let ranges = class.ranges().iter();
     ranges
@@ -138,8 +147,7 @@ impl Classes {
                     text.chars()
                         .for_each(|c| self.add(vec![(u32::from(c), u32::from(c))]));
                 }
-                HirKind::Class(Class::Unicode(class)) => self.add(ranges_of(class)),
-                HirKind::Class(Class::Bytes(_)) => unreachable!("expressions are of characters"),
+                HirKind::Class(class) => self.add(ranges_of(&characters(class))),
                 HirKind::Look(look) => match Look::of(*look) {
                     Look::Start | Look::End => {}
                     Look::LineStart | Look::LineEnd | Look::CrlfStart | Look::CrlfEnd => {

@@ -2,7 +2,7 @@
 
 use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Repetition};
 
-use super::letters::{Letter, Letters};
+use super::letters::{Letter, Letters, characters};
 use super::look::Look;
 
 #[derive(Clone, Debug)]
@@ -104,11 +104,10 @@ impl Builder<'_> {
                     self.push(State::Class { class, next })
                 })
             }
-            HirKind::Class(Class::Unicode(class)) => {
-                let class = self.letters.class(class);
+            HirKind::Class(class) => {
+                let class = self.letters.class(&characters(class));
                 self.push(State::Class { class, next })
             }
-            HirKind::Class(Class::Bytes(_)) => unreachable!("expressions are of characters"),
             HirKind::Look(look) => {
                 let look = Look::of(*look);
                 self.push(State::Look { look, next })
@@ -186,8 +185,7 @@ fn has_only(hir: &Hir, class: &ClassUnicode) -> bool {
             text.chars()
                 .all(|c| is_within(&ClassUnicode::new([ClassUnicodeRange::new(c, c)]), class))
         }
-        HirKind::Class(Class::Unicode(other)) => is_within(other, class),
-        HirKind::Class(Class::Bytes(_)) => unreachable!("expressions are of characters"),
+        HirKind::Class(other) => is_within(&characters(other), class),
         kind => kind.subs().iter().all(|part| has_only(part, class)),
     }
 }
