@@ -1,12 +1,13 @@
 //! The Arbora server: command line, HTTP, wire types, chat templates and model download.
 //!
 //! ```text
-//! server ─► route ─► auth ─► api ─► wire (parse) ─► prompt ─► EngineHandle::submit
-//!                              └◄─ reply ◄─ stream ◄─ events
+//! server ─► route ─► origins, hosts, auth ─► api ─► body ─► wire (parse) ─► prompt ─► EngineHandle::submit
+//!                                              └◄─ reply ◄─ stream ◄─ events
 //! ```
 
 pub mod api;
 pub mod auth;
+pub mod body;
 pub mod chat;
 pub mod cli;
 pub mod config;

@@ -7,11 +7,9 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -26,8 +24,6 @@ use crate::page;
 use crate::random::random_id;
 use crate::wire::error::ApiError;
 
-/// A body that takes longer than this to arrive is given up.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longer ids of clients are replaced.
 const MAX_REQUEST_ID: usize = 128;
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -88,32 +84,4 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
         Some(span) => span.follow(response),
         None => response,
     }
-}
-
-/// A request's body, all of it, within the limits of size and time.
-#[derive(Debug)]
-pub struct RequestBody(pub Bytes);
-
-impl FromRequest<Arc<App>> for RequestBody {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
-        let limit = app.body_limit;
-        let body = Limited::new(request.into_body(), limit);
-        match tokio::time::timeout(BODY_TIMEOUT, collect(body)).await {
-            Ok(Ok(bytes)) => Ok(RequestBody(bytes)),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge { limit }),
-            Ok(Err(_)) => Err(ApiError::Invalid {
-                param: None,
-                message: "The request body could not be read.".to_owned(),
-            }),
-            Err(_) => Err(ApiError::BodyTimeout {
-                seconds: BODY_TIMEOUT.as_secs(),
-            }),
-        }
-    }
-}
-
-async fn collect(body: Limited<Body>) -> Result<Bytes, axum::BoxError> {
-    Ok(body.collect().await?.to_bytes())
 }

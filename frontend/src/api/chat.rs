@@ -9,9 +9,9 @@ use axum::response::Response;
 use arbora_constrained::CallFormat;
 
 use super::{App, Asked, PreparedPrompt, Traced};
+use crate::body::RequestBody;
 use crate::prompt::ChatPrompt;
 use crate::reply::Format;
-use crate::route::RequestBody;
 use crate::template::Chat;
 use crate::thinking::{self, Answer, Thinking, Thoughts};
 use crate::tools::{Besides, CallStyle, written_out};

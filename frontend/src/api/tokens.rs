@@ -8,7 +8,7 @@ use axum::extract::State;
 
 use super::App;
 use super::chat;
-use crate::route::RequestBody;
+use crate::body::RequestBody;
 use crate::wire::error::ApiError;
 use crate::wire::tokens::{DetokenizeRequest, DetokenizeResponse, Text, TokenizeRequest, TokenizeResponse};
 

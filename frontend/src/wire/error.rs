@@ -46,6 +46,21 @@ pub enum ApiError {
     /// The route exists, for other methods.
     #[error("This URL does not take this method.")]
     MethodNotAllowed,
+    /// The body is not declared to be JSON.
+    #[error(
+        "The body must be JSON. Send the header 'Content-Type: application/json', {}.",
+        got(found)
+    )]
+    UnsupportedMediaType {
+        /// The content type, shortened; empty where there is none.
+        found: String,
+    },
+    /// The body is compressed in a way that the server does not read.
+    #[error("The content coding must be one of gzip, zstd and identity, {}.", got(found))]
+    UnsupportedCoding {
+        /// The content coding, shortened.
+        found: String,
+    },
     /// The body exceeds the limit.
     #[error("The request body is larger than {limit} bytes.")]
     BodyTooLarge {
@@ -110,6 +125,16 @@ impl ApiError {
                 REQUEST,
                 Some("method_not_supported"),
             ),
+            ApiError::UnsupportedMediaType { .. } => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                REQUEST,
+                Some("unsupported_media_type"),
+            ),
+            ApiError::UnsupportedCoding { .. } => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                REQUEST,
+                Some("unsupported_content_encoding"),
+            ),
             ApiError::BodyTooLarge { .. } => {
                 (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, Some("request_too_large"))
             }
@@ -166,8 +191,14 @@ impl IntoResponse for ApiError {
             let seconds = wait.as_millis().div_ceil(1000).max(1) as u64;
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        if self == ApiError::Unauthorized {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        let told = match self {
+            ApiError::Unauthorized => Some((header::WWW_AUTHENTICATE, "Bearer")),
+            ApiError::UnsupportedMediaType { .. } => Some((header::ACCEPT, "application/json")),
+            ApiError::UnsupportedCoding { .. } => Some((header::ACCEPT_ENCODING, "gzip, zstd")),
+            _ => None,
+        };
+        if let Some((name, value)) = told {
+            headers.insert(name, HeaderValue::from_static(value));
         }
         if matches!(
             self,
@@ -177,6 +208,14 @@ impl IntoResponse for ApiError {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+}
+
+/// What a header held instead of what it must hold.
+fn got(found: &str) -> String {
+    match found {
+        "" => "got none".to_owned(),
+        found => format!("got '{found}'"),
     }
 }
 

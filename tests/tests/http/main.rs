@@ -1,6 +1,7 @@
 //! The server over real sockets, on the toy model: what it says is compared with the plain evaluation, byte
 //! by byte where clients look at bytes.
 
+mod bodies;
 mod cache;
 mod constrained;
 mod drain;
