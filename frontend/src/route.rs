@@ -1,8 +1,8 @@
 //! Which handler serves which URL, and what stands before all of them.
 //!
 //! ```text
-//! request id, span, count, log  ->  panic becomes a 500  ->  API key  ->  handler
-//!                                                        ->  the page, which holds no data
+//! request id, span, count, log  ->  CORS  ->  panic becomes a 500  ->  host  ->  API key  ->  handler
+//!                                                                        ->  the page, which holds no data
 //! ```
 
 use std::panic::AssertUnwindSafe;
@@ -11,14 +11,14 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::FutureExt;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use crate::api::{App, admin, cache, chat, completions, generate, models, tokens, worker};
 use crate::auth::require_key;
+use crate::hosts::require_host;
 use crate::openapi;
 use crate::page;
 use crate::random::random_id;
@@ -30,7 +30,7 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 
 /// All routes of the server.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
+    let router = Router::new()
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/models", get(models::list))
@@ -56,8 +56,21 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(from_fn_with_state(Arc::clone(&app), require_key))
         .merge(page::routes().method_not_allowed_fallback(async || ApiError::MethodNotAllowed))
+        .layer(from_fn_with_state(Arc::clone(&app), require_host))
+        .layer(from_fn(contain));
+    let router = match app.origins.layer() {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    router
         .layer(from_fn_with_state(Arc::clone(&app), observe))
         .with_state(app)
+}
+
+/// Keeps a panic to its exchange: it costs its client a 500 and nobody else anything.
+async fn contain(request: Request, next: Next) -> Response {
+    let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    handled.unwrap_or_else(|_| ApiError::Failed.into_response())
 }
 
 /// Names, counts, logs and traces an exchange.
@@ -73,9 +86,7 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
         request.extensions_mut().insert(span.exchange());
     }
     request.headers_mut().insert(REQUEST_ID, id.clone());
-    // A handler that panics costs its client a 500 and nobody else anything.
-    let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-    let mut response = handled.unwrap_or_else(|_| ApiError::Failed.into_response());
+    let mut response = next.run(request).await;
     let status = response.status().as_u16();
     app.http.count(status);
     tracing::debug!(%method, path, status, id = id.to_str().unwrap_or_default(), "answered");

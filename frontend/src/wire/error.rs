@@ -28,6 +28,21 @@ pub enum ApiError {
     /// No or a wrong API key.
     #[error("Incorrect or missing API key: send it as 'Authorization: Bearer KEY'.")]
     Unauthorized,
+    /// A host name that is not the server's: a page may have bound it to this machine.
+    #[error(
+        "This server does not answer to the host '{host}'. Start it with '--allowed-host {host}' if that is its \
+         name, or with an API key."
+    )]
+    HostNotAllowed {
+        /// As the request has it, shortened.
+        host: String,
+    },
+    /// A page of another origin wants the server to act.
+    #[error("{}", foreign_page(origin.as_deref()))]
+    OriginNotAllowed {
+        /// The page's origin, shortened; absent where the browser does not tell it.
+        origin: Option<String>,
+    },
     /// A model that is not served here.
     #[error("The model '{model}' does not exist.")]
     ModelNotFound {
@@ -117,6 +132,8 @@ impl ApiError {
                 (StatusCode::BAD_REQUEST, REQUEST, Some("context_length_exceeded"))
             }
             ApiError::Unauthorized => (StatusCode::UNAUTHORIZED, REQUEST, Some("invalid_api_key")),
+            ApiError::HostNotAllowed { .. } => (StatusCode::FORBIDDEN, REQUEST, Some("host_not_allowed")),
+            ApiError::OriginNotAllowed { .. } => (StatusCode::FORBIDDEN, REQUEST, Some("origin_not_allowed")),
             ApiError::ModelNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("model_not_found")),
             ApiError::RequestNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("request_not_found")),
             ApiError::NotFound => (StatusCode::NOT_FOUND, REQUEST, Some("unknown_url")),
@@ -216,6 +233,19 @@ fn got(found: &str) -> String {
     match found {
         "" => "got none".to_owned(),
         found => format!("got '{found}'"),
+    }
+}
+
+fn foreign_page(origin: Option<&str>) -> String {
+    match origin {
+        Some(origin) => format!(
+            "Pages of '{origin}' may not do this. Start the server with '--allow-origin {origin}' if they should."
+        ),
+        None => {
+            "Pages of other origins may not do this. Start the server with '--allow-origin ORIGIN' for those \
+                 that should."
+                .to_owned()
+        }
     }
 }
 

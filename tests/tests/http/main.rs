@@ -2,6 +2,7 @@
 //! by byte where clients look at bytes.
 
 mod bodies;
+mod browsers;
 mod cache;
 mod constrained;
 mod drain;

@@ -9,6 +9,8 @@ use arbora::api::App;
 use arbora::auth::{ApiKeys, CacheSharing};
 use arbora::config::MetricsCompat;
 use arbora::grammars::Grammars;
+use arbora::hosts::{Addresses, AllowedHosts};
+use arbora::origins::AllowedOrigins;
 use arbora::otlp::Traces;
 use arbora::prompt::PromptEncoder;
 use arbora::server::Server;
@@ -92,6 +94,8 @@ fn vocabulary([controls, words]: [&[&str]; 2], texts: &[String], merges: &[&str]
 /// What a server is made of.
 pub(crate) struct Setup {
     pub(crate) api_keys: Vec<String>,
+    pub(crate) hosts: AllowedHosts,
+    pub(crate) origins: AllowedOrigins,
     pub(crate) metrics_compat: MetricsCompat,
     pub(crate) traces: Option<Traces>,
     pub(crate) cache_sharing: CacheSharing,
@@ -105,6 +109,11 @@ impl Setup {
     pub(crate) fn new(tokenizer: Tokenizer) -> Setup {
         Setup {
             api_keys: Vec::new(),
+            hosts: AllowedHosts::Listed {
+                addresses: Addresses::Loopback,
+                hosts: Vec::new(),
+            },
+            origins: AllowedOrigins::Listed(Vec::new()),
             metrics_compat: MetricsCompat::default(),
             traces: None,
             cache_sharing: CacheSharing::default(),
@@ -141,6 +150,8 @@ impl Setup {
             model: "toy".to_owned(),
             started: 7,
             api_keys: ApiKeys::new(&self.api_keys, self.cache_sharing),
+            hosts: self.hosts,
+            origins: self.origins,
             body_limit: 100_000,
             http: arbora::metrics::HttpMetrics::default(),
             metrics_compat: self.metrics_compat,
