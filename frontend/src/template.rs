@@ -329,7 +329,7 @@ fn strftime(format: &str, now: SystemTime) -> Result<String, Error> {
 
 /// Year, month and day of the month, `n_days` after 1970-01-01.
 /// Source: <https://howardhinnant.github.io/date_algorithms.html#civil_from_days>
-fn civil_date(n_days: u64) -> (u64, usize, u64) {
+pub(crate) fn civil_date(n_days: u64) -> (u64, usize, u64) {
     let shifted = n_days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;

@@ -274,7 +274,7 @@ fn pages_of_other_origins_do_not_make_the_server_act() {
         "sec-fetch-site: same-origin\r\n",
         "sec-fetch-site: none\r\n",
     ];
-    for target in ["POST /flush_cache"] {
+    for target in ["POST /flush_cache", "GET /flush_cache", "GET /health_generate"] {
         for from in foreign {
             let answer = ask(&site, target, &format!("host: localhost\r\n{from}"), "");
             assert_eq!(answer.status, 403, "{target} {from:?}: {}", answer.body);
