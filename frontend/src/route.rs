@@ -37,6 +37,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{*id}", get(models::one))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
+        .route("/tokenizer_info", get(tokens::tokenizer_info))
         .route("/generate", post(generate::generate))
         .route("/model_info", get(worker::model_info))
         .route("/get_model_info", get(worker::model_info))

@@ -197,6 +197,7 @@ fn everything_else_and_errors_are_as_the_document_says() {
         "/load",
         "/health_generate",
         "/flush_cache",
+        "/tokenizer_info",
         "/model_info",
         "/server_info",
         "/get_server_info",

@@ -55,12 +55,13 @@ pub(crate) fn json_tokenizer_with(controls: &[&str], words: &[&str]) -> Tokenize
     tokenizer_of([&controls, words], &tokens, &MERGES)
 }
 
-/// Letters, and a first token that prompts begin with.
+/// Letters, a first token that prompts begin with, and a last one that fills up rows.
 pub(crate) fn bos_tokenizer() -> Tokenizer {
     let letters: Vec<String> = ('a'..='z').map(String::from).collect();
     let metadata = vocabulary([&TURNS, &[]], &letters, &[])
         .with("tokenizer.ggml.bos_token_id", Value::Unsigned(0))
-        .with("tokenizer.ggml.add_bos_token", Value::Bool(true));
+        .with("tokenizer.ggml.add_bos_token", Value::Bool(true))
+        .with("tokenizer.ggml.padding_token_id", Value::Unsigned(27));
     Tokenizer::from_metadata(&metadata).expect("a vocabulary")
 }
 

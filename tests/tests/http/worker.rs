@@ -2,9 +2,10 @@
 
 use std::io::Read;
 
+use arbora_tests::toy::N_VOCAB;
 use serde_json::{Value as Json, json};
 
-use crate::site::{Answer, Site, rendered};
+use crate::site::{Answer, Setup, Site, TEMPLATE, bos_tokenizer, rendered};
 
 const PROMPT: &str = "once upon a time";
 
@@ -241,6 +242,34 @@ fn health_generate_fails_with_the_engine() {
         (503, json!({"status": "failing"}))
     );
     assert_eq!(site.get("/health_generate").status, 200, "it was that step only");
+}
+
+#[test]
+fn a_client_without_the_models_files_is_told_of_the_tokenizer() {
+    let site = Site::new();
+    let info = site.get("/tokenizer_info").json();
+    assert_eq!(
+        info,
+        json!({
+            "tokenizer_class": "PreTrainedTokenizerFast", "vocab_size": N_VOCAB,
+            "model_max_length": site.engine.context(), "add_bos_token": false,
+            "bos_token": null, "bos_token_id": null, "eos_token": "<|im_end|>", "eos_token_id": 1,
+            "pad_token": null, "pad_token_id": null, "chat_template": TEMPLATE,
+        })
+    );
+    // As lm-eval finds the id of a token.
+    let body = json!({"prompt": info["eos_token"], "add_special_tokens": false});
+    assert_eq!(site.post("/tokenize", &body).json()["tokens"], json!([1]));
+    let info = Setup::new(bos_tokenizer()).start().get("/tokenizer_info").json();
+    assert_eq!(info["add_bos_token"], true);
+    assert_eq!(
+        (&info["bos_token"], &info["bos_token_id"]),
+        (&json!("<|im_start|>"), &json!(0))
+    );
+    assert_eq!(
+        (&info["pad_token"], &info["pad_token_id"]),
+        (&json!("z"), &json!(27))
+    );
 }
 
 #[test]
