@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::FutureExt;
 
-use crate::api::{App, admin, cache, chat, completions, generate, models, tokens, worker};
+use crate::api::{App, admin, cache, chat, completions, generate, models, render, tokens, worker};
 use crate::auth::require_key;
 use crate::hosts::require_host;
 use crate::openapi;
@@ -32,7 +32,9 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 pub fn router(app: Arc<App>) -> Router {
     let router = Router::new()
         .route("/v1/chat/completions", post(chat::chat_completions))
+        .route("/v1/chat/completions/render", post(render::chat_completions))
         .route("/v1/completions", post(completions::completions))
+        .route("/v1/completions/render", post(render::completions))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/tokenize", post(tokens::tokenize))

@@ -6,6 +6,7 @@ pub mod chat;
 pub mod completions;
 pub mod generate;
 pub mod models;
+pub mod render;
 pub mod tokens;
 pub mod worker;
 

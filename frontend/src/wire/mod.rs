@@ -12,6 +12,7 @@ pub mod error;
 pub mod fields;
 pub mod generate;
 pub mod options;
+pub mod render;
 pub mod response;
 pub mod strict;
 pub mod tokens;

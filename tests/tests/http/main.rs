@@ -10,6 +10,7 @@ mod hostile;
 mod openapi;
 mod operators;
 mod page;
+mod render;
 mod sampling;
 mod site;
 mod stream;

@@ -219,6 +219,13 @@ fn everything_else_and_errors_are_as_the_document_says() {
         ),
         ("/tokenize", json!({}), 400),
         ("/detokenize", json!({"tokens": [1, 2]}), 200),
+        ("/v1/chat/completions/render", asked.clone(), 200),
+        (
+            "/v1/completions/render",
+            json!({"prompt": ["a", [1, 2]], "stop": "x"}),
+            200,
+        ),
+        ("/v1/completions/render", json!({}), 400),
         ("/cache/explain", asked, 200),
         ("/flush_cache", json!({}), 200),
         ("/v1/chat/completions", json!({"messages": []}), 400),
