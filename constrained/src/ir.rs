@@ -87,6 +87,29 @@ pub(crate) struct Punctuation {
     pub(crate) colon: NodeId,
 }
 
+impl Punctuation {
+    /// All that an object needs.
+    pub(crate) fn of_objects(&self) -> [NodeId; 5] {
+        [
+            self.open_object,
+            self.close_object,
+            self.close_empty_object,
+            self.comma,
+            self.colon,
+        ]
+    }
+
+    /// All that an array needs.
+    pub(crate) fn of_arrays(&self) -> [NodeId; 4] {
+        [
+            self.open_array,
+            self.close_array,
+            self.close_empty_array,
+            self.comma,
+        ]
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Ir {
     pub(crate) nodes: Vec<Node>,

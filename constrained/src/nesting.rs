@@ -80,12 +80,14 @@ impl Ir {
             Node::Repeat { min: 0, .. } => 0,
             Node::Repeat { body, .. } => of(body).saturating_add(1),
             Node::Rule(rule) => of(&self.rules[*rule as usize]),
+            Node::Object(_) if !self.punctuation.of_objects().iter().all(|mark| of(mark) == 0) => NEVER,
             Node::Object(object) => {
                 let object = &self.objects[*object as usize];
                 least_bound(object.values().map(|value| of(&value)), |bound| {
                     object.produces(|id| of(id) <= bound)
                 })
             }
+            Node::Array(_) if !self.punctuation.of_arrays().iter().all(|mark| of(mark) == 0) => NEVER,
             Node::Array(array) => {
                 let array = &self.arrays[*array as usize];
                 least_bound(array.all_items().map(|item| of(&item)), |bound| {

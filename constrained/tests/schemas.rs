@@ -149,3 +149,26 @@ fn properties_come_in_the_order_in_which_the_schema_has_them() {
         assert!(!accepts(&grammar, text), "{text}");
     }
 }
+
+#[test]
+fn values_whose_punctuation_no_token_spells_are_refused() {
+    let spelled = |extra: &[u8]| {
+        let letters = (b'a'..=b'z').chain(extra.iter().copied());
+        let tokens: Vec<_> = letters.map(|byte| Some(vec![byte])).chain([None]).collect();
+        let eos = tokens.len() as u32 - 1;
+        std::sync::Arc::new(arbora_constrained::Vocabulary::new(tokens, &[eos]).expect("letters"))
+    };
+    let compiles = |extra: &[u8], schema: &str| {
+        let options = SchemaOptions::default();
+        let grammar = Grammar::compile_json_schema(&spelled(extra), schema, &options, &Limits::default());
+        grammar.map(|grammar| grammar.matcher().mask().expect("something may come"))
+    };
+    let object = r#"{"type": "object"}"#;
+    let either = r#"{"type": ["object", "array", "null"]}"#;
+    for extra in [&b""[..], b"{}", b"{}:", b"{},\"", b"[],"] {
+        let error = compiles(extra, object).expect_err("no objects").to_string();
+        assert!(error.contains("no token spells"), "{error}");
+        compiles(extra, either).expect("null, at least");
+    }
+    compiles(b"{}:,\"", object).expect("objects");
+}

@@ -80,6 +80,11 @@ impl PromptEncoder {
         &self.tokenizer
     }
 
+    /// The source of the model's chat template, where it has one.
+    pub fn template_source(&self) -> Option<String> {
+        self.template.as_ref().map(ChatTemplate::source)
+    }
+
     /// The tokens of a text in which control tokens may be spelled out.
     pub fn text(&self, text: &str, bos: Bos) -> Result<Vec<u32>, PromptError> {
         let ids = self.tokenizer.encode(text, SpecialTokens::Parse)?;

@@ -88,6 +88,12 @@ impl ChatTemplate {
         })
     }
 
+    /// What it was compiled from.
+    pub fn source(&self) -> String {
+        let template = self.environment.get_template(NAME);
+        template.expect("added at construction").source().to_owned()
+    }
+
     /// How the model was taught to call tools; `None` where the template knows of no tools or writes calls
     /// in a way the server does not read.
     pub fn call_format(&self) -> Option<CallFormat> {

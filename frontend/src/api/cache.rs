@@ -63,7 +63,8 @@ use tokio::sync::mpsc;
 
 use super::{App, chat, completions, unix_seconds};
 use crate::auth::CacheSharing;
-use crate::route::{REQUEST_ID, RequestBody};
+use crate::body::RequestBody;
+use crate::route::REQUEST_ID;
 use crate::wire::chat::ChatRequest;
 use crate::wire::completion::CompletionRequest;
 use crate::wire::error::ApiError;

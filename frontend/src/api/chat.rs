@@ -10,9 +10,9 @@ use arbora_constrained::CallFormat;
 use arbora_runtime::thought_limit::{ThoughtLimit, ThoughtMarks};
 
 use super::{App, Asked, Job, PreparedPrompt, Traced, prompt_error};
+use crate::body::RequestBody;
 use crate::prompt::ChatPrompt;
 use crate::reply::Format;
-use crate::route::RequestBody;
 use crate::template::Chat;
 use crate::thinking::{self, Answer, Thinking, Thoughts};
 use crate::tools::{Besides, CallStyle, written_out};

@@ -7,8 +7,8 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 
 use super::{App, Asked, Job, PreparedPrompt, Traced};
+use crate::body::RequestBody;
 use crate::reply::Format;
-use crate::route::RequestBody;
 use crate::wire::completion::{CompletionRequest, Echo, Prompt};
 use crate::wire::deadlines::Deadlines;
 use crate::wire::error::ApiError;

@@ -21,10 +21,10 @@ use serde_json::Value;
 
 use super::completions::prepare;
 use super::{App, Job, KEEP_ALIVE, Traced, cache};
+use crate::body::RequestBody;
 use crate::logprobs::finite;
 use crate::random::random_id;
 use crate::reply::{event, event_stream};
-use crate::route::RequestBody;
 use crate::stream::{Generation, Piece};
 use crate::wire::completion::{Echo, Prompt};
 use crate::wire::deadlines::Deadlines;

@@ -6,6 +6,7 @@ pub mod chat;
 pub mod completions;
 pub mod generate;
 pub mod models;
+pub mod render;
 pub mod tokens;
 pub mod worker;
 
@@ -26,8 +27,10 @@ use tokio::sync::mpsc;
 use crate::auth::ApiKeys;
 use crate::config::MetricsCompat;
 use crate::grammars::{Begun, Grammars};
+use crate::hosts::AllowedHosts;
 use crate::logprobs::LogprobWriter;
 use crate::metrics::HttpMetrics;
+use crate::origins::AllowedOrigins;
 use crate::otlp::Traces;
 use crate::otlp::exchange::Exchange;
 use crate::prompt::{PromptEncoder, PromptError};
@@ -68,6 +71,10 @@ pub struct App {
     pub started: u64,
     /// Who may ask.
     pub api_keys: ApiKeys,
+    /// By which names the server may be asked.
+    pub hosts: AllowedHosts,
+    /// Whose pages may ask.
+    pub origins: AllowedOrigins,
     /// Largest request body in bytes.
     pub body_limit: usize,
     /// What was answered.

@@ -14,6 +14,7 @@ pub mod fields;
 pub mod generate;
 pub mod message;
 pub mod options;
+pub mod render;
 pub mod response;
 pub mod strict;
 pub mod tokens;

@@ -246,6 +246,7 @@ impl ModelFile {
         Ok(JsonSettings {
             bos: directory.special_token("bos_token"),
             eos: directory.special_token("eos_token"),
+            pad: directory.special_token("pad_token"),
             add_bos: directory.add_bos(),
             eos_token_ids: directory.eos_token_ids()?,
             n_vocab: self.config.n_vocab,

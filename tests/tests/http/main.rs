@@ -1,6 +1,8 @@
 //! The server over real sockets, on the toy model: what it says is compared with the plain evaluation, byte
 //! by byte where clients look at bytes.
 
+mod bodies;
+mod browsers;
 mod cache;
 mod clients;
 mod constrained;
@@ -9,6 +11,7 @@ mod hostile;
 mod openapi;
 mod operators;
 mod page;
+mod render;
 mod sampling;
 mod site;
 mod stream;
