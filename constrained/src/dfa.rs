@@ -466,6 +466,23 @@ impl Dfa {
         alive.fold([0; 4], |all, (_, set)| union_of(all, *set))
     }
 
+    /// The states that one byte or more lead to from `state`, the dead one apart.
+    pub(crate) fn reached_from(&self, state: u32) -> Vec<u32> {
+        let n_classes = self.classes.len();
+        let (mut is_known, mut reached) = (vec![false; self.n_states()], Vec::new());
+        is_known[DEAD as usize] = true;
+        let mut todo = vec![state];
+        while let Some(state) = todo.pop() {
+            for next in &self.table[state as usize * n_classes..(state as usize + 1) * n_classes] {
+                if !std::mem::replace(&mut is_known[*next as usize], true) {
+                    reached.push(*next);
+                    todo.push(*next);
+                }
+            }
+        }
+        reached
+    }
+
     /// Bytes of memory.
     pub(crate) fn n_bytes(&self) -> usize {
         size_of::<Self>() + self.table.len() * 4 + 2 * self.accepts.len() + self.classes.len()
