@@ -387,6 +387,22 @@ impl Dfa {
         alive.fold([0; 4], |all, (_, set)| union_of(all, *set))
     }
 
+    /// The states that one byte or more lead to from `state`, the dead one apart.
+    pub(crate) fn reached_from(&self, state: u32) -> Vec<u32> {
+        let (mut is_known, mut reached) = (vec![false; self.n_states()], Vec::new());
+        is_known[DEAD as usize] = true;
+        let mut todo = vec![state];
+        while let Some(state) = todo.pop() {
+            for next in self.rows.row(state) {
+                if !std::mem::replace(&mut is_known[*next as usize], true) {
+                    reached.push(*next);
+                    todo.push(*next);
+                }
+            }
+        }
+        reached
+    }
+
     /// Bytes of memory.
     pub(crate) fn n_bytes(&self) -> usize {
         size_of::<Self>() + self.rows.table.len() * 4 + 2 * self.n_states() + self.classes.len()

@@ -15,16 +15,17 @@ use std::collections::BinaryHeap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::cache::{Fragment, Known, Piece, Union};
+use crate::cache::{Fragment, Known, Piece, TextFragment, Union};
 use crate::dfa::{ByteSet, union_of};
 use crate::free_text::FreeMachine;
 use crate::ir::Ir;
 use crate::mask::TokenMask;
-use crate::pieces::{text_piece, ways};
+use crate::pieces::{content_piece, other_piece, plain_piece, ways};
 use crate::stacks::StackId;
 use crate::step::{Leaf, Reading};
-use crate::sweep::{DfaMachine, Found, Machine, Step, TextMachine, sweep, sweep_keys};
+use crate::sweep::{ContentMachine, DfaMachine, Found, Machine, Step, TextMachine, sweep, sweep_keys};
 use crate::tables::{NOTHING, StateId, Tables};
+use crate::text::{PLAIN, Place};
 use crate::trie::Trie;
 use crate::vocabulary::Vocabulary;
 
@@ -83,10 +84,8 @@ impl Tables {
                 }
                 Leaf::Dfa { .. } | Leaf::Text { .. } | Leaf::Free { .. } => {}
             }
-            let piece = self.piece(asked, reading);
-            if filling.parts.iter().all(|part| part.id != piece.inside.id) {
-                filling.parts.push(piece.inside.clone());
-            }
+            let piece = self.piece(asked, reading, filling);
+            filling.add_part(&piece.inside);
             for way in &piece.ways {
                 let stack = self.stacks.after(ir, reading, way.way);
                 if way.is_dense && self.stacks.has_leaf(ir, stack) {
@@ -189,16 +188,14 @@ impl Tables {
                 let fragment = self.dfa_fragment(asked, dfa);
                 let mut machine = DfaMachine {
                     dfa: &ir.dfas[dfa as usize],
-                    sets: &fragment.sets,
+                    fragment,
                 };
                 sweep(&mut machine, state, trie, from, found);
             }
             Leaf::Text { text, place } => {
-                let fragment = self.text_fragment(asked, text);
                 let mut machine = TextMachine {
                     text: &ir.texts[text as usize],
-                    sets: &fragment.sets,
-                    plain_chars: None,
+                    sets: &self.text_fragment(asked, text).content.sets,
                 };
                 sweep(&mut machine, place, trie, from, found);
             }
@@ -228,28 +225,53 @@ impl Tables {
         slot.get_or_insert_with(|| asked.vocabulary.cache().dfa(&asked.ir.dfas[dfa as usize]))
     }
 
-    fn text_fragment(&mut self, asked: Asked<'_>, text: u32) -> &Fragment {
+    fn text_fragment(&mut self, asked: Asked<'_>, text: u32) -> &TextFragment {
         let slot = &mut self.text_fragments[text as usize];
         slot.get_or_insert_with(|| asked.vocabulary.cache().text(&asked.ir.texts[text as usize]))
     }
 
-    /// What is known about the leaf of `reading`, now if not before.
-    fn piece(&mut self, asked: Asked<'_>, reading: &Reading) -> Arc<Piece> {
+    /// What is known about the leaf of `reading`, now if not before. Of a JSON string only the tokens that are
+    /// not plain; the plain ones become a part.
+    fn piece(&mut self, asked: Asked<'_>, reading: &Reading, filling: &mut Filling) -> Arc<Piece> {
         let cache = asked.vocabulary.cache();
-        let key = match reading.leaf {
-            Leaf::Dfa { dfa, state } => self.dfa_fragment(asked, dfa).at([state, 0, 0, 0]),
-            Leaf::Text { text, place } => {
-                let max_chars = asked.vocabulary.strings().max_chars;
-                let essence = asked.ir.texts[text as usize].essence(place, max_chars);
-                self.text_fragment(asked, text).at(essence)
+        match reading.leaf {
+            Leaf::Dfa { dfa, state } => {
+                let key = self.dfa_fragment(asked, dfa).at(state);
+                cache.piece(key, || self.new_piece(asked, reading))
             }
-            _ => return self.own_piece(asked, reading),
-        };
-        if let Some(known) = cache.piece(&key) {
-            return known;
+            Leaf::Text { text, place } => {
+                let strings = asked.vocabulary.strings();
+                let spec = &asked.ir.texts[text as usize];
+                let plain = spec.essence(place, strings.max_plain_chars);
+                let plain = self.text_fragment(asked, text).at_plain(plain);
+                let plain = cache.piece(plain, || self.new_plain_piece(asked, text, place));
+                filling.add_part(&plain.inside);
+                let other = spec.essence(place, strings.max_other_chars);
+                let other = self.text_fragment(asked, text).at(other);
+                cache.piece(other, || self.new_piece(asked, reading))
+            }
+            _ => self.own_piece(asked, reading),
         }
-        let piece = self.new_piece(asked, reading);
-        cache.keep_piece(key, piece)
+    }
+
+    fn new_plain_piece(&mut self, asked: Asked<'_>, text: u32, place: Place) -> Piece {
+        let (vocabulary, spec) = (asked.vocabulary, &asked.ir.texts[text as usize]);
+        let fragment = self.text_fragment(asked, text).content.clone();
+        let content = (place.mode == PLAIN).then(|| {
+            vocabulary.cache().piece(fragment.as_content(place.state), || {
+                let machine = ContentMachine {
+                    text: spec,
+                    fragment: &fragment,
+                };
+                content_piece(machine, place.state, vocabulary)
+            })
+        });
+        let mut machine = TextMachine {
+            text: spec,
+            sets: &fragment.sets,
+        };
+        let content = content.as_ref().map(|content| &*content.inside.mask);
+        plain_piece(&mut machine, place, content, vocabulary)
     }
 
     /// The same for a free text, which grammars rarely share.
@@ -274,20 +296,18 @@ impl Tables {
                 machine.piece(vocabulary, state)
             }
             Leaf::Text { text, place } => {
-                let fragment = self.text_fragment(asked, text);
                 let mut machine = TextMachine {
                     text: &asked.ir.texts[text as usize],
-                    sets: &fragment.sets,
-                    plain_chars: None,
+                    sets: &self.text_fragment(asked, text).content.sets,
                 };
-                text_piece(&mut machine, place, vocabulary)
+                other_piece(&mut machine, place, vocabulary)
             }
             _ => {
                 let (mut found, trie) = (Found::default(), vocabulary.trie());
                 self.sweep_leaf(asked, reading, trie, None, &mut found);
                 Piece {
                     inside: found.inside(trie, vocabulary),
-                    ways: ways(vocabulary, trie, &found.exits, false),
+                    ways: ways(vocabulary, trie, &found, false),
                 }
             }
         }
@@ -375,8 +395,8 @@ impl Tables {
                     asked.ir.dfas[dfa as usize].bytes(state, &sets.sets)
                 }
                 Leaf::Text { text, place } => {
-                    let sets = self.text_fragment(asked, text);
-                    asked.ir.texts[text as usize].bytes(place, &sets.sets)
+                    let sets = &self.text_fragment(asked, text).content.sets;
+                    asked.ir.texts[text as usize].bytes(place, sets)
                 }
                 Leaf::Key { object, node, .. } => asked.ir.objects[object as usize].trie.bytes(node),
             };
@@ -392,6 +412,12 @@ impl Filling {
         self.found.clear();
         self.onward.clear();
         self.n_entered = 0;
+    }
+
+    fn add_part(&mut self, part: &Known) {
+        if self.parts.iter().all(|known| known.id != part.id) {
+            self.parts.push(part.clone());
+        }
     }
 
     /// What is allowed so far, by place in the vocabulary's tree.

@@ -391,7 +391,7 @@ impl<'a> FreeMachine<'a> {
             sweep(self, (state, true), trie, None, &mut own);
             return Piece {
                 inside: own.inside(trie, vocabulary),
-                ways: ways(vocabulary, trie, &own.exits, false),
+                ways: ways(vocabulary, trie, &own, false),
             };
         }
         let mut words = split.plain.clone();
@@ -409,8 +409,8 @@ impl<'a> FreeMachine<'a> {
         self.first = ALL_BYTES;
         let mut other = Found::default();
         sweep(self, (state, true), &split.rest, None, &mut other);
-        let of_own = ways(vocabulary, trie, &own.exits, false);
-        let of_other = ways(vocabulary, &split.rest, &other.exits, true);
+        let of_own = ways(vocabulary, trie, &own, false);
+        let of_other = ways(vocabulary, &split.rest, &other, true);
         Piece {
             inside: other.inside_too(&split.rest, words, vocabulary),
             ways: of_own.into_iter().chain(of_other).collect(),

@@ -88,6 +88,7 @@
 //! per call, and what is shared behind one per vocabulary, held for single look-ups. Where the schema's text
 //! is nested, recursion is bounded by `max_source_depth`; nothing recurses over the output.
 
+mod alphabet;
 mod array;
 mod beginnings;
 mod cache;

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use crate::cache::{Known, Piece, Way};
-use crate::hash::SmallSet;
 use crate::mask::TokenMask;
-use crate::sweep::{Exit, Found, TextMachine, sweep};
+use crate::sweep::{ContentMachine, Exit, Found, TextMachine, sweep};
 use crate::text::Place;
 use crate::trie::Trie;
 use crate::vocabulary::Vocabulary;
@@ -14,6 +13,7 @@ impl Found {
     pub(crate) fn clear(&mut self) {
         self.ranges.clear();
         self.exits.clear();
+        self.is_dense = false;
     }
 
     /// Adds the tokens found inside to `words`.
@@ -38,40 +38,97 @@ impl Found {
     }
 }
 
-/// Plain text and the rest are looked at apart: of plain text most is decided without a look.
-pub(crate) fn text_piece(machine: &mut TextMachine<'_>, place: Place, vocabulary: &Vocabulary) -> Piece {
+/// Of a JSON string's content: the plain tokens that may follow in a state, lengths apart.
+pub(crate) fn content_piece(mut machine: ContentMachine<'_>, state: u32, vocabulary: &Vocabulary) -> Piece {
     let strings = vocabulary.strings();
-    let n_left = machine.text.n_chars_left(place).unwrap_or(u32::MAX);
-    let words = if machine.text.is_open(place) {
-        strings.up_to(n_left)
+    let words = if machine.fragment.safe(machine.text.content()).takes_any(state) {
+        strings.up_to(u32::MAX)
     } else {
-        let mut plain = Found::default();
-        machine.plain_chars = Some(strings.max_chars);
-        sweep(machine, place, &strings.plain, None, &mut plain);
-        machine.plain_chars = None;
-        strings.words_of(&mut plain.ranges, vocabulary.n_words())
+        let mut found = Found::default();
+        sweep(&mut machine, state, &strings.plain, None, &mut found);
+        strings.words_of(&mut found.ranges, vocabulary.n_words())
     };
-    let mut other = Found::default();
-    sweep(machine, place, &strings.other, None, &mut other);
+    Piece::inside(words, vocabulary)
+}
+
+/// Of a JSON string: the plain tokens that may follow at `place`. `content` are those of its content's state,
+/// where the place is neither before the string nor within an escape.
+pub(crate) fn plain_piece(
+    machine: &mut TextMachine<'_>,
+    place: Place,
+    content: Option<&TokenMask>,
+    vocabulary: &Vocabulary,
+) -> Piece {
+    let (strings, n_words) = (vocabulary.strings(), vocabulary.n_words());
+    let Some(content) = content else {
+        let mut found = Found::default();
+        sweep(machine, place, &strings.plain, None, &mut found);
+        return Piece::inside(strings.words_of(&mut found.ranges, n_words), vocabulary);
+    };
+    let mut words = vec![0; n_words];
+    content.add_to(&mut words);
+    let text = machine.text;
+    let n_left = text.n_chars_left(place).unwrap_or(u32::MAX);
+    if n_left == u32::MAX && text.lengths().are_free() {
+        return Piece::inside(words, vocabulary);
+    }
+    let reached = text.content().reached_from(place.state);
+    // Longer tokens need more: of each length all, none, or those that lead to a state that can be completed.
+    let (mut kept, mut n_kept) = (vec![0; n_words], 0);
+    for n_chars in 1..=n_left.min(strings.max_plain_chars) {
+        let alive = text.lengths().alive(place.n_chars + n_chars);
+        let Some(alive) = alive.filter(|alive| !reached.iter().all(|state| alive[*state as usize])) else {
+            continue;
+        };
+        // All shorter ones since the last such length.
+        strings.add_between(n_kept, n_chars - 1, &words, &mut kept);
+        n_kept = n_chars;
+        if !reached.iter().any(|state| alive[*state as usize]) {
+            continue;
+        }
+        strings.for_each_of(n_chars, &words, |token| {
+            let bytes = vocabulary.token_bytes(token).iter();
+            let end = bytes.fold(place.state, |state, byte| text.content().step(state, *byte));
+            if alive[end as usize] {
+                kept[token as usize / 64] |= 1 << (token % 64);
+            }
+        });
+    }
+    strings.add_between(n_kept, n_left, &words, &mut kept);
+    Piece::inside(kept, vocabulary)
+}
+
+/// Of a JSON string: the tokens that are not plain.
+pub(crate) fn other_piece(machine: &mut TextMachine<'_>, place: Place, vocabulary: &Vocabulary) -> Piece {
+    let strings = vocabulary.strings();
+    let mut found = Found::default();
+    sweep(machine, place, &strings.other, None, &mut found);
     Piece {
-        inside: other.inside_too(&strings.other, words, vocabulary),
-        ways: ways(vocabulary, &strings.other, &other.exits, true),
+        inside: found.inside(&strings.other, vocabulary),
+        ways: ways(vocabulary, &strings.other, &found, true),
     }
 }
 
-/// Sorts `exits` by their way. Small subtrees are joined to one tree of what follows the leaf; `is_foreign`
-/// subtrees, of another tree than the vocabulary's, all are.
-pub(crate) fn ways(vocabulary: &Vocabulary, trie: &Trie, exits: &[Exit], is_foreign: bool) -> Box<[Way]> {
+impl Piece {
+    /// The leaf that no token leaves.
+    fn inside(words: Vec<u64>, vocabulary: &Vocabulary) -> Self {
+        let mask = TokenMask::from_words(&words, vocabulary.n_vocab());
+        Self {
+            inside: vocabulary.cache().mask(mask),
+            ways: Box::default(),
+        }
+    }
+}
+
+/// Sorts where `found` says that a leaf ends by the way. Small subtrees are joined to one tree of what follows
+/// the leaf; `is_foreign` subtrees, of another tree than the vocabulary's, all are.
+pub(crate) fn ways(vocabulary: &Vocabulary, trie: &Trie, found: &Found, is_foreign: bool) -> Box<[Way]> {
     /// Trees with more tokens are left in place.
     const MAX_JOINED: usize = 64;
-    const MAX_EXITS: usize = 4_096;
-    let is_dense = exits.len() > MAX_EXITS;
-    // Of a leaf that may end anywhere only its ways are wanted, and what ends with it.
-    let mut seen = SmallSet::new();
-    let is_wanted = |exit: &&Exit| !is_dense || exit.is_end || seen.insert(exit.way);
-    let mut exits: Vec<Exit> = exits.iter().filter(is_wanted).copied().collect();
+    let mut exits = found.exits.clone();
     exits.sort_unstable_by_key(|exit| (exit.way, exit.node));
     let of_way = |exits: &[Exit]| {
+        let is_dense = found.is_dense && exits.iter().any(|exit| !exit.is_end);
         let is_joined = |node: &u32| is_foreign || trie.range_below(*node as usize).len() <= MAX_JOINED;
         let longer = exits.iter().map(|exit| exit.node);
         let longer = longer.filter(|node| !is_dense && !trie.is_leaf(*node as usize));

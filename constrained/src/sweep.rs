@@ -2,6 +2,8 @@
 //!
 //! This knows nothing of stacks, so that what it finds holds for every grammar with an equal leaf.
 
+use crate::alphabet::Alphabets;
+use crate::cache::Fragment;
 use crate::dfa::{ByteSet, DEAD, Dfa};
 use crate::keys::KeyTrie;
 use crate::text::{Moved, Place, TextSpec};
@@ -29,9 +31,12 @@ pub(crate) trait Machine {
     /// The bytes that may lead anywhere from `place`, and maybe more.
     fn bytes(&mut self, place: Self::Place) -> ByteSet;
     fn step(&mut self, place: Self::Place, byte: u8) -> Step<Self::Place>;
-    /// Whether everything that the tree holds below may follow `place` without leaving the leaf.
-    fn takes_all(&self, _place: Self::Place) -> bool {
-        false
+    /// Whether it matters where the leaf may be complete.
+    const ENDS: bool = true;
+    /// Alphabets of which every text of up to `n_chars` characters may follow `place` without leaving the leaf;
+    /// maybe not all of them.
+    fn safe(&self, _place: Self::Place, _n_chars: u8) -> Alphabets {
+        0
     }
     /// Whether nothing needs to be found out about the tokens at these places in the tree.
     fn knows_all(&self, _tokens: std::ops::Range<usize>) -> bool {
@@ -54,6 +59,8 @@ pub(crate) struct Found {
     /// Ranges of the tree's tokens that end inside.
     pub(crate) ranges: Vec<(u32, u32)>,
     pub(crate) exits: Vec<Exit>,
+    /// The leaf may be complete nearly everywhere: where it may go on as well, that is not listed.
+    pub(crate) is_dense: bool,
 }
 
 /// Runs `machine` from `place` over the tokens of `trie` that are longer than `from`.
@@ -125,7 +132,7 @@ impl<M: Machine> Walk<'_, M> {
                 let is_end = step.inside.is_none();
                 if is_end || !self.trie.is_leaf(at) {
                     let node = at as u32;
-                    self.found.exits.push(Exit { way, node, is_end });
+                    self.found.add_exit(Exit { way, node, is_end });
                 }
             }
             let skip = node.skip as usize;
@@ -133,7 +140,8 @@ impl<M: Machine> Walk<'_, M> {
                 at = skip;
                 continue;
             };
-            if self.machine.takes_all(next) {
+            let may_skip = !M::ENDS || self.found.is_dense;
+            if may_skip && node.below & self.machine.safe(next, node.height) != 0 {
                 self.found.add(self.trie.range_below(at));
                 at = skip;
                 continue;
@@ -152,6 +160,15 @@ impl<M: Machine> Walk<'_, M> {
 }
 
 impl Found {
+    fn add_exit(&mut self, exit: Exit) {
+        const MAX_EXITS: usize = 4_096;
+        if self.exits.len() < MAX_EXITS || exit.is_end {
+            self.exits.push(exit);
+        } else {
+            self.is_dense = true;
+        }
+    }
+
     fn add(&mut self, range: std::ops::Range<usize>) {
         let (begin, end) = (range.start as u32, range.end as u32);
         match self.ranges.last_mut() {
@@ -165,15 +182,18 @@ impl Found {
 /// A byte automaton from one of its states.
 pub(crate) struct DfaMachine<'a> {
     pub(crate) dfa: &'a Dfa,
-    /// Of its classes.
-    pub(crate) sets: &'a [ByteSet],
+    pub(crate) fragment: &'a Fragment,
 }
 
 impl Machine for DfaMachine<'_> {
     type Place = u32;
 
     fn bytes(&mut self, place: u32) -> ByteSet {
-        self.dfa.bytes(place, self.sets)
+        self.dfa.bytes(place, &self.fragment.sets)
+    }
+
+    fn safe(&self, place: u32, n_chars: u8) -> Alphabets {
+        self.fragment.safe(self.dfa).at(place, n_chars)
     }
 
     fn step(&mut self, place: u32, byte: u8) -> Step<u32> {
@@ -190,13 +210,39 @@ impl Machine for DfaMachine<'_> {
     }
 }
 
+/// The content of a JSON string, for tokens that are plain text.
+pub(crate) struct ContentMachine<'a> {
+    pub(crate) text: &'a TextSpec,
+    /// Of its content.
+    pub(crate) fragment: &'a Fragment,
+}
+
+impl Machine for ContentMachine<'_> {
+    type Place = u32;
+    const ENDS: bool = false;
+
+    fn bytes(&mut self, place: u32) -> ByteSet {
+        self.text.content().bytes(place, &self.fragment.sets)
+    }
+
+    fn step(&mut self, place: u32, byte: u8) -> Step<u32> {
+        let state = self.text.content().step(place, byte);
+        Step {
+            inside: (state != DEAD).then_some(state),
+            exit: None,
+        }
+    }
+
+    fn safe(&self, place: u32, n_chars: u8) -> Alphabets {
+        self.fragment.safe(self.text.content()).at(place, n_chars)
+    }
+}
+
 /// A JSON string.
 pub(crate) struct TextMachine<'a> {
     pub(crate) text: &'a TextSpec,
     /// Of its content's classes.
     pub(crate) sets: &'a [ByteSet],
-    /// When the tree holds plain text only: the characters of the longest token.
-    pub(crate) plain_chars: Option<u32>,
 }
 
 impl Machine for TextMachine<'_> {
@@ -218,16 +264,6 @@ impl Machine for TextMachine<'_> {
                 exit: Some(0),
             },
         }
-    }
-
-    fn takes_all(&self, place: Place) -> bool {
-        let has_room = |n_chars| {
-            self.text
-                .n_chars_left(place)
-                .is_none_or(|n_left| n_left >= n_chars)
-        };
-        self.plain_chars
-            .is_some_and(|n_chars| self.text.is_open(place) && has_room(n_chars))
     }
 }
 

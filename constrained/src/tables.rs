@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::cache::{Fragment, Piece};
+use crate::cache::{Fragment, Piece, TextFragment};
 use crate::fill::{Asked, Filling};
 use crate::hash::Map;
 use crate::ir::Ir;
@@ -38,7 +38,7 @@ pub(crate) struct Tables {
     scratch: Vec<Reading>,
     /// By automaton and by string, what other grammars know too; filled when first needed.
     pub(crate) dfa_fragments: Box<[Option<Arc<Fragment>>]>,
-    pub(crate) text_fragments: Box<[Option<Arc<Fragment>>]>,
+    pub(crate) text_fragments: Box<[Option<Arc<TextFragment>>]>,
     /// Several keys that may come, and free texts by whether more may follow; mostly no other grammar has the
     /// same.
     pub(crate) own_pieces: Map<(Leaf, bool), Arc<Piece>>,

@@ -18,12 +18,10 @@ use crate::lengths::Lengths;
 /// A constraint on a JSON string.
 #[derive(Debug)]
 pub(crate) struct TextSpec {
-    content: Dfa,
+    content: Arc<Dfa>,
     min: u32,
     max: Option<u32>,
     lengths: Lengths,
-    /// By content state at a character's border: whether every text can follow, as far as the content goes.
-    is_open: Vec<bool>,
     classes: Classes,
 }
 
@@ -117,18 +115,16 @@ impl TextSpec {
     pub(crate) fn new(content: &Dfa, min: u32, max: Option<u32>, is_spelled: &[bool; 256]) -> Self {
         let content = content.clone().trimmed(&spelled_content(is_spelled));
         let lengths = Lengths::new(&content, min, max);
-        let is_open = open_states(&content);
         let special = |byte: u8| {
             let is_letter = byte.is_ascii_hexdigit() || b"\"\\nrtu".contains(&byte);
             (is_letter.then_some(byte), byte < 0x20, byte >= 0x80, byte >= 0xC0)
         };
         let classes = content.classes().refine(&Classes::by(special));
         Self {
-            content,
+            content: Arc::new(content),
             min,
             max,
             lengths,
-            is_open,
             classes,
         }
     }
@@ -154,11 +150,6 @@ impl TextSpec {
         state != DEAD && self.max.is_none_or(|max| n_chars <= max) && self.lengths.allow(state, n_chars)
     }
 
-    /// Whether the content can be followed by any text, apart from its length.
-    pub(crate) fn is_open(&self, place: Place) -> bool {
-        place.mode == PLAIN && self.is_open[place.state as usize] && self.lengths.are_free()
-    }
-
     /// Characters that may still come; `None` without a bound.
     pub(crate) fn n_chars_left(&self, place: Place) -> Option<u32> {
         self.max.map(|max| max - place.n_chars)
@@ -178,11 +169,15 @@ impl TextSpec {
 
     /// Bytes of memory.
     pub(crate) fn n_bytes(&self) -> usize {
-        size_of::<Self>() + self.content.n_bytes() + self.is_open.len() + self.lengths.n_bytes()
+        size_of::<Self>() + self.content.n_bytes() + self.lengths.n_bytes()
     }
 
-    pub(crate) fn content(&self) -> &Dfa {
+    pub(crate) fn content(&self) -> &Arc<Dfa> {
         &self.content
+    }
+
+    pub(crate) fn lengths(&self) -> &Lengths {
+        &self.lengths
     }
 
     /// What `place` means for tokens of at most `max_chars` characters, the same for many lengths.
@@ -365,9 +360,6 @@ impl TextSpec {
         if self.max.is_some_and(|max| n_chars > max) {
             return false;
         }
-        if self.is_open[place.state as usize] && self.lengths.are_free() {
-            return !ranges.is_empty();
-        }
         // Ranges never touch the surrogates, so both ends are characters.
         let chars = ranges
             .iter()
@@ -467,44 +459,6 @@ pub(crate) fn any_content() -> Arc<Dfa> {
     });
     // Trimming numbers states in the order in which they are met, here as wherever content is made.
     Arc::new(dfa.trimmed(&[true; 256]))
-}
-
-/// The states, at a border between characters, from which no text leads to death.
-fn open_states(content: &Dfa) -> Vec<bool> {
-    let n = content.n_states();
-    let mut is_bad = vec![[false; 8]; n];
-    let mut into: Vec<Vec<(u32, u8, u8)>> = vec![Vec::new(); n];
-    let members = content.classes().refine(&utf8_classes());
-    let mut seen = vec![[false; 8]; n];
-    let mut queue = vec![(content.start(), 0u8)];
-    seen[content.start() as usize][0] = true;
-    let mut bad = Vec::new();
-    while let Some((state, rest)) = queue.pop() {
-        for byte in members.members() {
-            let Some(next_rest) = step_utf8(rest, *byte) else {
-                continue;
-            };
-            let next = content.step(state, *byte);
-            if next == DEAD {
-                is_bad[state as usize][usize::from(rest)] = true;
-                bad.push((state, rest));
-                continue;
-            }
-            into[next as usize].push((state, rest, next_rest));
-            if !std::mem::replace(&mut seen[next as usize][usize::from(next_rest)], true) {
-                queue.push((next, next_rest));
-            }
-        }
-    }
-    while let Some((state, rest)) = bad.pop() {
-        for (from, from_rest, to_rest) in &into[state as usize] {
-            let slot = &mut is_bad[*from as usize][usize::from(*from_rest)];
-            if *to_rest == rest && !std::mem::replace(slot, true) {
-                bad.push((*from, *from_rest));
-            }
-        }
-    }
-    (0..n).map(|state| seen[state][0] && !is_bad[state][0]).collect()
 }
 
 #[cfg(test)]

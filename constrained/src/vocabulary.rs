@@ -53,8 +53,11 @@ pub(crate) struct StringTokens {
     pub(crate) plain: Trie,
     /// The tokens that are not plain.
     pub(crate) other: Trie,
-    /// Characters of the longest token, whatever it is.
+    /// Characters of the longest token, whatever it is; of the longest plain one; and the most that one of
+    /// the others can have within a string.
     pub(crate) max_chars: u32,
+    pub(crate) max_plain_chars: u32,
+    pub(crate) max_other_chars: u32,
 }
 
 /// Sets of plain tokens are kept up to this many characters.
@@ -253,15 +256,16 @@ impl StringTokens {
     fn new(tokens: &[(&[u8], u32)], n_words: usize) -> Self {
         let mut up_to = vec![vec![0u64; n_words]; MAX_SET_CHARS + 1];
         let (mut plain, mut other, mut long) = (Vec::new(), Vec::new(), Vec::new());
-        let mut max_chars = 1;
+        let (mut max_plain_chars, mut max_other_chars) = (1, 1);
         for (text, token) in tokens {
             let Some(n_chars) = plain_chars(text) else {
-                // An upper bound where the text is not whole characters: each byte may begin one.
-                max_chars = max_chars.max(text.len() as u32);
+                // An upper bound: each byte may begin a character, and no control character is within a string.
+                let n_within = text.iter().take_while(|byte| **byte >= b' ').count();
+                max_other_chars = max_other_chars.max(n_within as u32);
                 other.push((*text, *token));
                 continue;
             };
-            max_chars = max_chars.max(n_chars as u32);
+            max_plain_chars = max_plain_chars.max(n_chars as u32);
             plain.push((*text, *token));
             match up_to.get_mut(n_chars) {
                 Some(set) => set[*token as usize / 64] |= 1 << (token % 64),
@@ -279,7 +283,9 @@ impl StringTokens {
             long,
             plain: Trie::new(plain),
             other: Trie::new(other),
-            max_chars,
+            max_chars: max_plain_chars.max(max_other_chars),
+            max_plain_chars,
+            max_other_chars,
         }
     }
 
@@ -291,6 +297,37 @@ impl StringTokens {
             words[*token as usize / 64] |= 1 << (token % 64);
         }
         words
+    }
+
+    /// Adds those of `tokens` that are plain and have more than `n_least` and at most `n_most` characters.
+    pub(crate) fn add_between(&self, n_least: u32, n_most: u32, tokens: &[u64], words: &mut [u64]) {
+        if n_least >= n_most {
+            return;
+        }
+        let set = |n_chars: u32| &self.up_to[(n_chars as usize).min(MAX_SET_CHARS)];
+        let bounds = set(n_least).iter().zip(set(n_most));
+        for ((word, token), (shorter, longer)) in words.iter_mut().zip(tokens).zip(bounds) {
+            *word |= token & longer & !shorter;
+        }
+        for (n_chars, token) in &self.long {
+            let (word, bit) = (*token as usize / 64, 1 << (token % 64));
+            if n_least < *n_chars && *n_chars <= n_most && tokens[word] & bit != 0 {
+                words[word] |= bit;
+            }
+        }
+    }
+
+    /// Calls `visit` with those of `tokens` that are plain and have `n_chars` characters.
+    pub(crate) fn for_each_of(&self, n_chars: u32, tokens: &[u64], mut visit: impl FnMut(u32)) {
+        let mut of_length = vec![0; tokens.len()];
+        self.add_between(n_chars - 1, n_chars, tokens, &mut of_length);
+        for (first, word) in (0..).step_by(64).zip(of_length) {
+            let mut rest = word;
+            while rest != 0 {
+                visit(first + rest.trailing_zeros());
+                rest &= rest - 1;
+            }
+        }
     }
 
     /// The plain tokens in `ranges` of the plain tree, which are disjoint, as bits.
