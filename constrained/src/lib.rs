@@ -15,6 +15,7 @@
 //! * [`Matcher`] is one output: [`Matcher::mask`], [`Matcher::advance`], [`Matcher::rollback`], and
 //!   [`Matcher::forced`] for text that must come whatever the model wants. A clone is a fork.
 //! * [`Limits`] bounds both; the error of what exceeds one names it.
+//! * [`SchemaOptions`] says how schemas are read and JSON is written.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -63,6 +64,12 @@
 //! inexact formats where they are negated, the format `regex`, and references out of the document. A dialect
 //! that the document does not explain is read as the drafts agree, and what some of them do not know may not
 //! be negated. `tests/suite/refused.txt` shows what that means for the official test suite.
+//!
+//! Two options change what a schema means. [`AdditionalProperties::Closed`] keeps out members that a schema
+//! which names some does not name, unless it says something of the others; schemas of one object close it
+//! together (`schema/closed.rs`). [`Enforcement::Relaxed`] leaves out what would be refused, or would exceed a
+//! limit, so that the grammar allows more and never less; [`Grammar::relaxed`] tells what (`schema/relax.rs`).
+//! Each tool says for itself whether it is relaxed.
 //!
 //! Grammars as text, each dialect named by the caller:
 //!

@@ -48,7 +48,7 @@ pub(crate) fn content_piece(mut machine: ContentMachine<'_>, state: u32, vocabul
         sweep(&mut machine, state, &strings.plain, None, &mut found);
         strings.words_of(&mut found.ranges, vocabulary.n_words())
     };
-    Piece::inside(words, vocabulary)
+    Piece::inside(&words, vocabulary)
 }
 
 /// Of a JSON string: the plain tokens that may follow at `place`. `content` are those of its content's state,
@@ -63,14 +63,14 @@ pub(crate) fn plain_piece(
     let Some(content) = content else {
         let mut found = Found::default();
         sweep(machine, place, &strings.plain, None, &mut found);
-        return Piece::inside(strings.words_of(&mut found.ranges, n_words), vocabulary);
+        return Piece::inside(&strings.words_of(&mut found.ranges, n_words), vocabulary);
     };
     let mut words = vec![0; n_words];
     content.add_to(&mut words);
     let text = machine.text;
     let n_left = text.n_chars_left(place).unwrap_or(u32::MAX);
     if n_left == u32::MAX && text.lengths().are_free() {
-        return Piece::inside(words, vocabulary);
+        return Piece::inside(&words, vocabulary);
     }
     let reached = text.content().reached_from(place.state);
     // Longer tokens need more: of each length all, none, or those that lead to a state that can be completed.
@@ -95,7 +95,7 @@ pub(crate) fn plain_piece(
         });
     }
     strings.add_between(n_kept, n_left, &words, &mut kept);
-    Piece::inside(kept, vocabulary)
+    Piece::inside(&kept, vocabulary)
 }
 
 /// Of a JSON string: the tokens that are not plain.
@@ -111,8 +111,8 @@ pub(crate) fn other_piece(machine: &mut TextMachine<'_>, place: Place, vocabular
 
 impl Piece {
     /// The leaf that no token leaves.
-    fn inside(words: Vec<u64>, vocabulary: &Vocabulary) -> Self {
-        let mask = TokenMask::from_words(&words, vocabulary.n_vocab());
+    fn inside(words: &[u64], vocabulary: &Vocabulary) -> Self {
+        let mask = TokenMask::from_words(words, vocabulary.n_vocab());
         Self {
             inside: vocabulary.cache().mask(mask),
             ways: Box::default(),

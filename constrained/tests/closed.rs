@@ -184,6 +184,21 @@ fn what_must_not_hold_names_nothing() {
 }
 
 #[test]
+fn a_condition_closes_nothing() {
+    check(
+        r#"{"type": "object", "if": {"properties": {"kind": {"const": 1}}, "required": ["kind"]},
+            "then": {"required": ["x"]}}"#,
+        &[
+            "{}",
+            r#"{"kind":1,"x":2}"#,
+            r#"{"kind":1,"x":2,"y":3}"#,
+            r#"{"y":3}"#,
+        ],
+        &[r#"{"kind":1}"#],
+    );
+}
+
+#[test]
 fn listed_objects_are_as_they_are_listed() {
     check(
         r#"{"properties": {"a": true}, "enum": [{"a": 1, "x": 2}, {}]}"#,

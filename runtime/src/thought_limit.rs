@@ -109,7 +109,7 @@ impl ThoughtLimit {
             Place::Over => Place::Over,
             Place::Before(seen) => self.before([seen, bytes].concat()),
             Place::Inside { n_tokens, .. } if *n_tokens >= self.max_tokens => self.closing(1),
-            Place::Inside { n_tokens, tail } => self.inside(n_tokens + 1, [tail, bytes].concat()),
+            Place::Inside { n_tokens, tail } => self.inside(n_tokens + 1, &[tail, bytes].concat()),
             Place::Closing { at } => self.closing(at + 1),
         }
     }
@@ -119,14 +119,14 @@ impl ThoughtLimit {
         let opening = self.marks.opening.as_deref().unwrap_or_default().as_bytes();
         let begun = seen.trim_ascii_start();
         match begun.strip_prefix(opening) {
-            Some(rest) => self.inside(0, rest.to_vec()),
+            Some(rest) => self.inside(0, rest),
             None if opening.starts_with(begun) => Place::Before(seen),
             None => Place::Over,
         }
     }
 
     /// After `n_tokens` tokens of thoughts that end with `tail`.
-    fn inside(&self, n_tokens: usize, tail: Vec<u8>) -> Place {
+    fn inside(&self, n_tokens: usize, tail: &[u8]) -> Place {
         let closing = self.marks.closing.as_bytes();
         if tail.windows(closing.len()).any(|window| window == closing) {
             return Place::Over;

@@ -151,7 +151,7 @@ impl Classes {
                 HirKind::Look(look) => match Look::of(*look) {
                     Look::Start | Look::End => {}
                     Look::LineStart | Look::LineEnd | Look::CrlfStart | Look::CrlfEnd => {
-                        self.has_lines = true
+                        self.has_lines = true;
                     }
                     _ => self.has_words = true,
                 },

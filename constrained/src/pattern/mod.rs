@@ -56,7 +56,7 @@ struct Around {
 pub(crate) enum Leaf {
     /// Without anything that looks around.
     Plain(Hir),
-    Automaton(Built),
+    Automaton(Box<Built>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,7 +158,7 @@ impl Pattern {
         if self.arounds.is_empty() && self.hir.properties().look_set().is_empty() {
             return Ok(Leaf::Plain(self.hir));
         }
-        alone::compile(&self, bounds).map(Leaf::Automaton)
+        alone::compile(&self, bounds).map(|built| Leaf::Automaton(Box::new(built)))
     }
 
     /// The texts in which it is found.

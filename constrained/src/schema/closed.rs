@@ -4,30 +4,47 @@
 //! They close it together, so that each may name members that the others do not: as if the schema around them
 //! said `unevaluatedProperties: false`. A schema names a member in `properties`, `patternProperties`,
 //! `required`, `dependentRequired`, `dependentSchemas` and `dependencies`; what it says of members where it must
-//! fail names none. An object stays open where none of them has `properties` or `patternProperties`, where one
-//! says something of the others (`additionalProperties`, `unevaluatedProperties`), and where more members
-//! must be there than are named.
+//! fail names none. An object stays open where none of them, conditions (`if`) apart, has `properties` or
+//! `patternProperties`, where one says something of the others (`additionalProperties`,
+//! `unevaluatedProperties`), and where more members must be there than are named.
 //!
 //! Invariant: it only takes members away, and never the last way to satisfy the same schemas.
 
 use std::collections::BTreeSet;
 
 use super::alternatives::DEPENDENT;
-use super::facts::{Fact, Facts, NameId};
+use super::facts::{Fact, Facts, NameId, Target};
 use super::strings::accepts;
-use super::{AdditionalProperties, CompileError, Compiler, Json};
+use super::{AdditionalProperties, CompileError, Compiler, Json, JsonId};
 
 impl Compiler<'_> {
     /// Whether members that are not named are kept out of objects with these facts.
     pub(super) fn is_closed(&self, facts: &Facts) -> bool {
-        let has = |keywords: [&str; 2]| {
-            let is_there = |keyword: &&str| facts.plain.iter().any(|target| self.has(target.id, keyword));
-            keywords.iter().any(is_there)
-        };
+        let has = |target: &Target, keywords: [&str; 2]| keywords.iter().any(|k| self.has(target.id, k));
+        let names = |target: &Target| has(target, ["properties", "patternProperties"]);
+        let opens = |target: &Target| has(target, ["additionalProperties", "unevaluatedProperties"]);
         self.additional_properties == AdditionalProperties::Closed
             && !facts.is_partial
-            && has(["properties", "patternProperties"])
-            && !has(["additionalProperties", "unevaluatedProperties"])
+            && !facts.plain.iter().any(opens)
+            && facts
+                .plain
+                .iter()
+                .any(|target| names(target) && !self.is_condition(target.id))
+    }
+
+    /// Whether the schema `id` is a part of the condition of an `if`.
+    fn is_condition(&self, mut id: JsonId) -> bool {
+        let is_value_of =
+            |id: JsonId, keyword: &str| self.document.member(self.document.parent(id), keyword) == Some(id);
+        while id != 0 {
+            let parent = self.document.parent(id);
+            // A property may be called so, too.
+            if is_value_of(id, "if") && !is_value_of(parent, "properties") {
+                return true;
+            }
+            id = parent;
+        }
+        false
     }
 
     /// `ways` less those that need a member that is not named, where the same schemas hold in another way.

@@ -401,8 +401,10 @@ impl Compiler<'_> {
         if is_new {
             return Ok(());
         }
-        let places = goals.iter().map(|goal| goal.place());
-        let is_new = places.fold(false, |is_new, id| self.leave_out_schema(id, &why) || is_new);
+        let mut is_new = false;
+        for goal in goals {
+            is_new |= self.leave_out_schema(goal.place(), &why);
+        }
         if is_new { Ok(()) } else { Err(error) }
     }
 

@@ -357,7 +357,10 @@ fn a_grammar_with_millions_of_readings_runs_to_its_end() {
     let text = ended(&site, &grammar);
     let (opened, closed) = text.split_once('w').expect("the middle");
     assert_eq!(opened, "x".repeat(20));
-    assert!(closed.len() == 20 && closed.bytes().all(|byte| b"yz".contains(&byte)), "{text}");
+    assert!(
+        closed.len() == 20 && closed.bytes().all(|byte| b"yz".contains(&byte)),
+        "{text}"
+    );
     site.wait_until_quiet();
 }
 
