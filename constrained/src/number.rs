@@ -691,7 +691,7 @@ mod tests {
     #[test]
     fn numbers_are_admitted_as_arithmetic_has_it() {
         for n in -100i32..=100 {
-            let value = decimal(&format!("{}e-1", n));
+            let value = decimal(&format!("{n}e-1"));
             for (low, high, step) in [(-50, 70, 1), (-3, 3, 2), (0, 100, 15), (-100, 0, 30)] {
                 for is_exclusive in [false, true] {
                     let spec = NumberSpec {

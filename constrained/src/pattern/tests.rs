@@ -169,7 +169,8 @@ impl Expr {
     }
 
     fn random(below: &mut impl FnMut(usize) -> usize, depth: usize) -> Self {
-        const CLASSES: [(&str, fn(char) -> bool); 5] = [
+        type Holds = fn(char) -> bool;
+        const CLASSES: [(&str, Holds); 5] = [
             ("a", |c| c == 'a'),
             ("b", |c| c == 'b'),
             ("[^a]", |c| c != 'a'),
