@@ -5,8 +5,8 @@ use crate::ir::{Ir, Node};
 use crate::stacks::{Edge, Frame, StackId, Stacks};
 
 impl Stacks {
-    /// Stacks that go on like `set` for as long as no more than `n_bytes` bytes follow: counts that are further
-    /// from their bounds are as good as others that are. Only the frames on top are looked at.
+    /// Stacks that go on like `set` for as long as no more than `n_bytes` bytes follow: counts that are
+    /// further from their bounds are as good as others that are. Only the frames on top are looked at.
     pub(crate) fn alike(&mut self, ir: &Ir, set: StackId, n_bytes: u32) -> StackId {
         const MAX_FRAMES: u32 = 3;
         if !ir.has_counts {

@@ -1,4 +1,5 @@
-//! What is left of a number by a divisor, digit by digit, in as few states as the digits to come can tell apart.
+//! What is left of a number by a divisor, digit by digit, in as few states as the digits to come can tell
+//! apart.
 
 use crate::decimal::Decimal;
 
@@ -153,8 +154,8 @@ impl Divisor {
 
     /// The digits that complete a multiple of `tens` after `digit`.
     ///
-    /// So far they are the numbers `missing + k × tens` of `n_missing` digits; of more digits they are ten times
-    /// as much each time, since the number before them is. Those that begin with `digit` are left.
+    /// So far they are the numbers `missing + k × tens` of `n_missing` digits; of more digits they are ten
+    /// times as much each time, since the number before them is. Those that begin with `digit` are left.
     fn missing(self, remainder: Remainder, digit: u128) -> (u8, u128) {
         let mut missing = remainder.missing;
         let mut n = remainder.n_missing.saturating_sub(1);

@@ -7,8 +7,8 @@
 //!
 //! Why this is the same as stepping the whole set of readings byte by byte: steps distribute over readings,
 //! and readings that meet at a node of the tree are joined there. Where a leaf can be left nearly everywhere,
-//! or very many leaves are entered, the set itself is stepped, over those tokens that are not allowed already:
-//! each node of the tree is met once, and sets that were met before are known.
+//! or very many leaves are entered, the set itself is stepped, over those tokens that are not allowed
+//! already: each node of the tree is met once, and sets that were met before are known.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -39,8 +39,8 @@ pub(crate) struct Asked<'a> {
 /// Following tokens from leaf to leaf would take longer than to step the set of readings.
 struct StepTheSet;
 
-/// Where leaves end within a tree of tokens, and which stacks go on there. Nodes are numbered from 1, 0 is the
-/// root; the smallest comes first, so that all that go on from a node are known when it is looked at.
+/// Where leaves end within a tree of tokens, and which stacks go on there. Nodes are numbered from 1, 0 is
+/// the root; the smallest comes first, so that all that go on from a node are known when it is looked at.
 pub(crate) type Onward = BinaryHeap<Reverse<(u32, StackId)>>;
 
 /// A mask in the making; empty between masks, kept for its memory.
@@ -230,8 +230,8 @@ impl Tables {
         slot.get_or_insert_with(|| asked.vocabulary.cache().text(&asked.ir.texts[text as usize]))
     }
 
-    /// What is known about the leaf of `reading`, now if not before. Of a JSON string only the tokens that are
-    /// not plain; the plain ones become a part.
+    /// What is known about the leaf of `reading`, now if not before. Of a JSON string only the tokens that
+    /// are not plain; the plain ones become a part.
     fn piece(&mut self, asked: Asked<'_>, reading: &Reading, filling: &mut Filling) -> Arc<Piece> {
         let cache = asked.vocabulary.cache();
         match reading.leaf {

@@ -521,7 +521,8 @@ impl Run {
     }
 }
 
-/// `byte` between two runs of whitespace, each with the longest beginning of its line, where there may be one.
+/// `byte` between two runs of whitespace, each with the longest beginning of its line, where there may be
+/// one.
 fn punctuation(before: Option<usize>, byte: u8, after: Option<usize>) -> Dfa {
     let classes = Classes::by(|other| match other {
         b' ' | b'\t' | b'\n' => other,

@@ -65,8 +65,8 @@ impl KeyTrie {
         bytes_of(self.nodes[node as usize].children.iter().map(|(byte, _)| *byte))
     }
 
-    /// Calls `visit` with the bytes after `node` and the nodes they lead to, as far as a key of number `first ..=
-    /// last` lies below.
+    /// Calls `visit` with the bytes after `node` and the nodes they lead to, as far as a key of number `first
+    /// ..= last` lies below.
     pub(crate) fn for_each_child(&self, node: u32, first: u32, last: u32, mut visit: impl FnMut(u8, u32)) {
         for (byte, child) in &self.nodes[node as usize].children {
             if self.leads_to(*child, first, last) {

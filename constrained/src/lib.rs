@@ -45,19 +45,19 @@
 //! tokens that go on after the leaf, which are followed through the stack.
 //!
 //! What the output looks like: members come in the schema's order, extra ones last; a character that can
-//! stand for itself in a string does; integers have neither point nor exponent where they are listed or the type
-//! is `integer`; other listed numbers are written as the schema writes them; zero
-//! has no sign; numbers with a bound other than zero, a divisor or values kept out have no exponent. This is a
-//! choice among spellings of a value, not a restriction of values, with these exceptions:
+//! stand for itself in a string does; integers have neither point nor exponent where they are listed or the
+//! type is `integer`; other listed numbers are written as the schema writes them; zero has no sign; numbers
+//! with a bound other than zero, a divisor or values kept out have no exponent. This is a choice among
+//! spellings of a value, not a restriction of values, with these exceptions:
 //!
-//! * A number ends: it has at most 21 digits before the point, 22 behind it and 3 in the exponent, which holds
-//!   what JavaScript and Python write and every integer of 64 bits, and more where the schema's own numbers need
-//!   them. Of a divisor that needs too large an automaton, the first thousand multiples on either side of zero
-//!   are written, or those next to the bound.
+//! * A number ends: it has at most 21 digits before the point, 22 behind it and 3 in the exponent, which
+//!   holds what JavaScript and Python write and every integer of 64 bits, and more where the schema's own
+//!   numbers need them. Of a divisor that needs too large an automaton, the first thousand multiples on
+//!   either side of zero are written, or those next to the bound.
 //! * A format may be enforced more narrowly than its standard has it.
 //! * Members without a declared name could be written twice, so that only one of them counts for
-//!   `minProperties`, and where one of them must be there (`not` of `additionalProperties`, say) it comes last.
-//!   Where a name is written twice the last value counts.
+//!   `minProperties`, and where one of them must be there (`not` of `additionalProperties`, say) it comes
+//!   last. Where a name is written twice the last value counts.
 //!
 //! What is refused of JSON Schema: `uniqueItems` unless the items are of one list of up to 32 values or have
 //! a type each, `minProperties` beyond the declared names and one more, `unevaluated*`, `uniqueItems` and
@@ -67,9 +67,9 @@
 //!
 //! Two options change what a schema means. [`AdditionalProperties::Closed`] keeps out members that a schema
 //! which names some does not name, unless it says something of the others; schemas of one object close it
-//! together (`schema/closed.rs`). [`Enforcement::Relaxed`] leaves out what would be refused, or would exceed a
-//! limit, so that the grammar allows more and never less; [`Grammar::relaxed`] tells what (`schema/relax.rs`).
-//! Each tool says for itself whether it is relaxed.
+//! together (`schema/closed.rs`). [`Enforcement::Relaxed`] leaves out what would be refused, or would exceed
+//! a limit, so that the grammar allows more and never less; [`Grammar::relaxed`] tells what
+//! (`schema/relax.rs`). Each tool says for itself whether it is relaxed.
 //!
 //! Grammars as text, each dialect named by the caller:
 //!

@@ -18,8 +18,8 @@ pub struct Limits {
     /// Units of work while compiling; one is about the cost of one automaton edge. One regular expression may
     /// take a quarter of it.
     pub max_compile_work: u64,
-    /// Containers, and parts of a text grammar's rules, open at once in the output. Masks keep an output within
-    /// it, and begin nothing that could not be completed there.
+    /// Containers, and parts of a text grammar's rules, open at once in the output. Masks keep an output
+    /// within it, and begin nothing that could not be completed there.
     pub max_output_depth: u32,
     /// Ways in which one place of the output may begin.
     pub max_readings: usize,

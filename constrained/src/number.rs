@@ -1,12 +1,12 @@
 //! The automata of numbers: ranges, multiples, and values that are kept out.
 //!
-//! Every number ends. A model that may write any number of digits sometimes does, so each part of a number has at
-//! most as many as [`Digits`] says: what JavaScript and Python write without an exponent, which holds every
-//! integer of 64 bits, and what the schema's own numbers need.
+//! Every number ends. A model that may write any number of digits sometimes does, so each part of a number
+//! has at most as many as [`Digits`] says: what JavaScript and Python write without an exponent, which holds
+//! every integer of 64 bits, and what the schema's own numbers need.
 //!
-//! A bound is compared digit by digit while the number is written: until the point the count of digits decides,
-//! then the first digit that differs. Where a bound or a divisor is given, numbers are written without an
-//! exponent. Zero has no sign.
+//! A bound is compared digit by digit while the number is written: until the point the count of digits
+//! decides, then the first digit that differs. Where a bound or a divisor is given, numbers are written
+//! without an exponent. Zero has no sign.
 
 use std::cmp::Ordering;
 

@@ -120,8 +120,8 @@ impl Piece {
     }
 }
 
-/// Sorts where `found` says that a leaf ends by the way. Small subtrees are joined to one tree of what follows
-/// the leaf; `is_foreign` subtrees, of another tree than the vocabulary's, all are.
+/// Sorts where `found` says that a leaf ends by the way. Small subtrees are joined to one tree of what
+/// follows the leaf; `is_foreign` subtrees, of another tree than the vocabulary's, all are.
 pub(crate) fn ways(vocabulary: &Vocabulary, trie: &Trie, found: &Found, is_foreign: bool) -> Box<[Way]> {
     /// Trees with more tokens are left in place.
     const MAX_JOINED: usize = 64;

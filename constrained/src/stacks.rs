@@ -11,8 +11,8 @@
 //! ```
 //!
 //! Invariants: a set is never empty; its edges are sorted and differ; below an edge is a set with a smaller
-//! number, so that no set reaches itself; equal lists of edges have equal numbers. Set 0 holds the empty stack
-//! alone, whose only edge is [`Frame::End`]; below that edge there is nothing.
+//! number, so that no set reaches itself; equal lists of edges have equal numbers. Set 0 holds the empty
+//! stack alone, whose only edge is [`Frame::End`]; below that edge there is nothing.
 
 use std::sync::Arc;
 

@@ -33,8 +33,8 @@ pub(crate) trait Machine {
     fn step(&mut self, place: Self::Place, byte: u8) -> Step<Self::Place>;
     /// Whether it matters where the leaf may be complete.
     const ENDS: bool = true;
-    /// Alphabets of which every text of up to `n_chars` characters may follow `place` without leaving the leaf;
-    /// maybe not all of them.
+    /// Alphabets of which every text of up to `n_chars` characters may follow `place` without leaving the
+    /// leaf; maybe not all of them.
     fn safe(&self, _place: Self::Place, _n_chars: u8) -> Alphabets {
         0
     }

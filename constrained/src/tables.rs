@@ -1,8 +1,8 @@
 //! States of a running grammar, built when first reached and kept: sets of readings, where each byte leads,
 //! and which tokens may come next.
 //!
-//! Invariants: state 0 has no readings and leads to itself; equal sets have equal numbers; no two readings of a
-//! set have one leaf; a row entry is `UNKNOWN` or a state.
+//! Invariants: state 0 has no readings and leads to itself; equal sets have equal numbers; no two readings of
+//! a set have one leaf; a row entry is `UNKNOWN` or a state.
 
 use std::sync::Arc;
 

@@ -259,7 +259,8 @@ impl StringTokens {
         let (mut max_plain_chars, mut max_other_chars) = (1, 1);
         for (text, token) in tokens {
             let Some(n_chars) = plain_chars(text) else {
-                // An upper bound: each byte may begin a character, and no control character is within a string.
+                // An upper bound: each byte may begin a character, and no control character is within a
+                // string.
                 let n_within = text.iter().take_while(|byte| **byte >= b' ').count();
                 max_other_chars = max_other_chars.max(n_within as u32);
                 other.push((*text, *token));

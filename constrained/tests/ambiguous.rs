@@ -1,5 +1,5 @@
-//! Grammars whose outputs can be read in very many ways: what compiles runs to its end, however long the output
-//! gets, and its masks are those of brute force.
+//! Grammars whose outputs can be read in very many ways: what compiles runs to its end, however long the
+//! output gets, and its masks are those of brute force.
 
 mod common;
 

@@ -238,8 +238,8 @@ fn masks_are_exact_where_many_tokens_go_on_after_a_leaf() {
     }
 }
 
-/// At the deepest nesting that is allowed nothing deeper is offered, and there is always a way on: members and
-/// items that would need more are left out, and what needs more than is left is not begun.
+/// At the deepest nesting that is allowed nothing deeper is offered, and there is always a way on: members
+/// and items that would need more are left out, and what needs more than is left is not begun.
 #[test]
 fn masks_are_exact_and_never_empty_up_to_the_deepest_nesting() {
     let lists = r##"{"$defs":{"t":{"anyOf":[{"type":"null"},

@@ -1,5 +1,6 @@
-//! Random schemas under the options that change what a schema means: a closed object is never more than an open
-//! one, and a relaxed schema is never less than the whole one, whatever the parts that are left out may mean.
+//! Random schemas under the options that change what a schema means: a closed object is never more than an
+//! open one, and a relaxed schema is never less than the whole one, whatever the parts that are left out may
+//! mean.
 
 #[path = "common/bytes.rs"]
 mod bytes;

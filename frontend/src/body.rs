@@ -1,7 +1,7 @@
 //! The body of a request: JSON, perhaps compressed, read within the limits of size and time.
 //!
 //! ```text
-//! content type is JSON  ->  known content coding  ->  bytes, at most --body-limit  ->  decoded, at most as many
+//! content type is JSON -> known content coding -> bytes, at most --body-limit -> decoded, at most as many
 //! ```
 //!
 //! The content type is what keeps pages of other origins out ([`crate::origins`]): a page may POST anything

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! All are of the model itself, before temperature, penalties, bias or a grammar. Tokens are shown as they
-//! are spelled, control tokens too. The stop token that ends an answer is listed in completions, whose clients
-//! count on one entry for each token that was drawn, and left out in chats.
+//! are spelled, control tokens too. The stop token that ends an answer is listed in completions, whose
+//! clients count on one entry for each token that was drawn, and left out in chats.
 
 use std::sync::Arc;
 

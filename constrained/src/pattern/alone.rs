@@ -8,8 +8,8 @@ use crate::dfa::Built;
 use crate::error::CompileError;
 use crate::rows::Rows;
 
-/// The smallest automaton of the texts that `pattern` matches from end to end, whatever stands around them; an
-/// error where that is not known of one of them.
+/// The smallest automaton of the texts that `pattern` matches from end to end, whatever stands around them;
+/// an error where that is not known of one of them.
 pub(super) fn compile(pattern: &Pattern, bounds: Bounds) -> Result<Built, CompileError> {
     let found = alone(pattern, bounds.budget());
     let found = found.map_err(|what| bounds.exceeded(what, &pattern.name))?;

@@ -1,8 +1,8 @@
 //! Expressions' automata made deterministic, with every step counted.
 //!
-//! A state is the set of automaton states that a text leads to, those that need no character followed already.
-//! An assertion stays in the set until the next character, or the end, decides it; the state then also holds
-//! what matters of the character before.
+//! A state is the set of automaton states that a text leads to, those that need no character followed
+//! already. An assertion stays in the set until the next character, or the end, decides it; the state then
+//! also holds what matters of the character before.
 
 use super::letters::{Letter, Letters};
 use super::look::Neighbour;
@@ -189,7 +189,8 @@ impl Determinizer<'_> {
         Ok(())
     }
 
-    /// Puts where the states of `set` lead into the buckets of the letters of which `only` is seen, or of all.
+    /// Puts where the states of `set` lead into the buckets of the letters of which `only` is seen, or of
+    /// all.
     fn spread(
         &mut self,
         set: &[u32],

@@ -1,10 +1,10 @@
 //! Expressions with look-around made deterministic.
 //!
 //! A state says what a text must go on with: one of several *ways*, each a place in the expression and
-//! *duties* that came from look-ahead on the way there. A duty is what the rest must match, or must not, which
-//! is again a list of ways, so that look-ahead may stand within look-ahead. Such lists are kept once and have
-//! numbers. What look-behind may have matched so far is followed beside it, in a list of ways for each, from
-//! every place of the text on.
+//! *duties* that came from look-ahead on the way there. A duty is what the rest must match, or must not,
+//! which is again a list of ways, so that look-ahead may stand within look-ahead. Such lists are kept once
+//! and have numbers. What look-behind may have matched so far is followed beside it, in a list of ways for
+//! each, from every place of the text on.
 //!
 //! ```text
 //! ^(?!ab)[a-z]+$   after `a`: at `[a-z]+`, and the rest is not `b…`

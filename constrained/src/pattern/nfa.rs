@@ -31,9 +31,9 @@ pub(super) struct Nfa {
     pub(super) states: Vec<State>,
     pub(super) start: u32,
     /// States below this one are of the *tail*. Where an expression ends with any number of characters of a
-    /// class that has all of its characters, `[a-z]*` say or the rest of a searched text, a text that may have
-    /// reached that end cannot go on in a way that the end does not allow, too. All other states are then
-    /// superfluous.
+    /// class that has all of its characters, `[a-z]*` say or the rest of a searched text, a text that may
+    /// have reached that end cannot go on in a way that the end does not allow, too. All other states are
+    /// then superfluous.
     pub(super) n_tail: u32,
 }
 

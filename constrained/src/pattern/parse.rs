@@ -11,8 +11,8 @@
 //!
 //! All have groups, names, flags (`(?i)`, `(?i:…)`, of `imsuUxR` and `a`), look-around, atomic groups and
 //! possessive repetitions, comments, `\A`, `\z` and `\Z` (the last two alike) and the escapes of all. `\d`,
-//! `\w`, `\b` and the letters whose case is ignored are of ASCII, with `(?u)` Unicode's. `$` is the end of the
-//! text, with `(?m)` also that of a line. What is refused is what has no one meaning, or is not regular:
+//! `\w`, `\b` and the letters whose case is ignored are of ASCII, with `(?u)` Unicode's. `$` is the end of
+//! the text, with `(?m)` also that of a line. What is refused is what has no one meaning, or is not regular:
 //! back-references, recursion, conditions.
 
 use regex_syntax::hir::{Capture, Class, ClassUnicode, Hir, Look, Repetition};

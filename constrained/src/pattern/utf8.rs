@@ -1,8 +1,8 @@
 //! From automata over letters to automata over the bytes of UTF-8.
 //!
 //! One tree of bytes tells which letter a character is. Each state gets the tree with its own successors for
-//! letters, and parts of trees that do the same are one: so the automaton over bytes is the smallest where the
-//! one over letters is.
+//! letters, and parts of trees that do the same are one: so the automaton over bytes is the smallest where
+//! the one over letters is.
 
 use regex_syntax::utf8::{Utf8Range, Utf8Sequences};
 

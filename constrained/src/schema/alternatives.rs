@@ -253,23 +253,7 @@ impl Compiler<'_> {
                 return Err(self.malformed(target.id, "schema", why));
             }
         }
-        let mut n_above = 0;
-        for above in paths.above(path) {
-            n_above += 1;
-            if above == goal {
-                let why = "it reaches itself without a property or item between";
-                return Err(self.unsupported(target.id, "$ref", why));
-            }
-        }
-        if n_above > self.limits.max_source_depth {
-            self.blame = Some(Blame::Schema(target.id));
-            return Err(CompileError::Limit {
-                name: "max_source_depth",
-                limit: self.limits.max_source_depth as u64,
-                place: document.pointer(target.id),
-            });
-        }
-        self.spend(1 + n_above as u64)?;
+        self.check_path((goal, target), paths.above(path))?;
         let path = paths.push(path, goal);
         if is_wanted {
             self.expand(target, path, partial, paths)
@@ -281,6 +265,31 @@ impl Compiler<'_> {
             partial.forks.push(Fork { kind, path });
             Ok(true)
         }
+    }
+
+    /// Refuses a goal that is reached from itself or from too many others.
+    fn check_path(
+        &mut self,
+        (goal, target): (Goal, Target),
+        above: impl Iterator<Item = Goal>,
+    ) -> Result<(), CompileError> {
+        let mut n_above = 0;
+        for above in above {
+            n_above += 1;
+            if above == goal {
+                let why = "it reaches itself without a property or item between";
+                return Err(self.unsupported(target.id, "$ref", why));
+            }
+        }
+        if n_above > self.limits.max_source_depth {
+            self.blame = Some(Blame::Schema(target.id));
+            return Err(CompileError::Limit {
+                name: "max_source_depth",
+                limit: self.limits.max_source_depth as u64,
+                place: self.document.pointer(target.id),
+            });
+        }
+        self.spend(1 + n_above as u64)
     }
 
     /// Takes in the schema `target`, which is an object and holds; false when it cannot.

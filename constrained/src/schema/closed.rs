@@ -3,9 +3,9 @@
 //! What holds of an object may come from several schemas: neighbours of `$ref`, `allOf`, a branch of `anyOf`.
 //! They close it together, so that each may name members that the others do not: as if the schema around them
 //! said `unevaluatedProperties: false`. A schema names a member in `properties`, `patternProperties`,
-//! `required`, `dependentRequired`, `dependentSchemas` and `dependencies`; what it says of members where it must
-//! fail names none. An object stays open where none of them, conditions (`if`) apart, has `properties` or
-//! `patternProperties`, where one says something of the others (`additionalProperties`,
+//! `required`, `dependentRequired`, `dependentSchemas` and `dependencies`; what it says of members where it
+//! must fail names none. An object stays open where none of them, conditions (`if`) apart, has `properties`
+//! or `patternProperties`, where one says something of the others (`additionalProperties`,
 //! `unevaluatedProperties`), and where more members must be there than are named.
 //!
 //! Invariant: it only takes members away, and never the last way to satisfy the same schemas.

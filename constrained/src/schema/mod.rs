@@ -5,9 +5,9 @@
 //! `negation.rs` for schemas that fail); what can be met in several ways multiplies into alternatives, and
 //! the facts of one alternative are merged per JSON type (`lower.rs`, `arrays.rs`, `objects.rs`).
 //!
-//! Everything is exact or stricter, never looser: what cannot be enforced is refused by place and keyword, or,
-//! when that is asked for, left out by them (`relax.rs`).
-//! Keywords that the specification does not know are annotations and assert nothing.
+//! Everything is exact or stricter, never looser: what cannot be enforced is refused by place and keyword,
+//! or, when that is asked for, left out by them (`relax.rs`). Keywords that the specification does not know
+//! are annotations and assert nothing.
 
 mod alternatives;
 mod arrays;
@@ -46,8 +46,8 @@ use crate::limits::Limits;
 /// Which whitespace the output may have around JSON's punctuation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Whitespace {
-    /// Any that models write: between two tokens of JSON up to two spaces, then at most one newline with up to
-    /// `max_indent` spaces and tabs after it. Each run ends, as do numbers.
+    /// Any that models write: between two tokens of JSON up to two spaces, then at most one newline with up
+    /// to `max_indent` spaces and tabs after it. Each run ends, as do numbers.
     #[default]
     Any,
     /// None: compact JSON.
@@ -154,8 +154,8 @@ struct Task {
     rule: RuleId,
 }
 
-/// Lowers the schema `source`; the result is the node that every output matches. What is left out of the schema
-/// is added to the grammar's list.
+/// Lowers the schema `source`; the result is the node that every output matches. What is left out of the
+/// schema is added to the grammar's list.
 pub(crate) fn compile(
     ir: &mut Ir,
     source: Source<'_>,

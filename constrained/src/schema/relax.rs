@@ -1,8 +1,8 @@
 //! Parts of a schema that cannot be enforced, left out so that the grammar allows more and never less.
 //!
-//! A keyword that is left out asserts nothing where its schema must hold. Where its schema must fail, any value
-//! of the types that the keyword speaks of may fail by it (`negation.rs`). Both are supersets, and so is
-//! whatever is made of them, under `not`, `if` and `oneOf` too.
+//! A keyword that is left out asserts nothing where its schema must hold. Where its schema must fail, any
+//! value of the types that the keyword speaks of may fail by it (`negation.rs`). Both are supersets, and so
+//! is whatever is made of them, under `not`, `if` and `oneOf` too.
 //!
 //! Invariant: what is left out is in the list of [`Relaxed`], each place and keyword once.
 
@@ -285,8 +285,8 @@ impl Compiler<'_> {
         }
     }
 
-    /// Numbers of `facts` as far as there is an automaton for them: without divisors and excluded values, which
-    /// need the largest, or without bounds too.
+    /// Numbers of `facts` as far as there is an automaton for them: without divisors and excluded values,
+    /// which need the largest, or without bounds too.
     pub(super) fn without_bounds(
         &mut self,
         error: &CompileError,

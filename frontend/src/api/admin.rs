@@ -38,8 +38,8 @@ pub async fn health(State(app): State<Arc<App>>) -> Response {
     (status, Json(json!({"status": word}))).into_response()
 }
 
-/// `GET /health_generate`: 200 where the engine gives a token within 20 seconds. A step for others proves that
-/// it does; so only an engine without work is given some, and no client waits for it.
+/// `GET /health_generate`: 200 where the engine gives a token within 20 seconds. A step for others proves
+/// that it does; so only an engine without work is given some, and no client waits for it.
 pub async fn health_generate(_: OwnPage, State(app): State<Arc<App>>) -> Response {
     let unavailable = StatusCode::SERVICE_UNAVAILABLE;
     let (status, word) = if !app.engine.is_accepting() {

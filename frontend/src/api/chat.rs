@@ -60,14 +60,17 @@ pub async fn chat_completions(
         None => None,
     };
     options.constraint = options.constraint.map(|constraint| constraint.after(thinking));
+    let prompt = PreparedPrompt::new(prompt.tokens, None);
+    let grammar = app.grammar(&options, owner).await?;
+    let thought_limit = match thinking_budget {
+        Some(budget) => thought_limit(&app, thinking, budget)?,
+        None => None,
+    };
     let job = Job {
-        prompt: PreparedPrompt::new(prompt.tokens, None),
+        prompt: &prompt,
         options: &options,
-        thoughts: match thinking_budget {
-            Some(budget) => thought_limit(&app, thinking, budget)?,
-            None => None,
-        },
-        grammar: app.grammar(&options, owner).await?,
+        grammar: grammar.as_ref(),
+        thoughts: thought_limit.as_ref(),
     };
     let generated = app.generate(vec![job], owner);
     let (mut generation, requests) = generated.map_err(|error| error.of_prompt_in("messages"))?;

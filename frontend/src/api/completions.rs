@@ -29,16 +29,17 @@ pub async fn completions(
     app.check_model(options.model.as_deref())?;
     let owner = app.owner(&headers);
     let grammar = app.grammar(&options, owner).await?;
-    let mut jobs = Vec::with_capacity(prompts.len());
+    let mut prepared = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        jobs.push(Job {
-            prompt: prepare(&app, prompt, echo).await?,
-            options: &options,
-            grammar: grammar.clone(),
-            thoughts: None,
-        });
+        prepared.push(prepare(&app, prompt, echo).await?);
     }
-    let (generation, requests) = app.generate(jobs, owner)?;
+    let jobs = prepared.iter().map(|prompt| Job {
+        prompt,
+        options: &options,
+        grammar: grammar.as_ref(),
+        thoughts: None,
+    });
+    let (generation, requests) = app.generate(jobs.collect(), owner)?;
     let asked = Asked {
         format: Format::Text,
         options: &options,

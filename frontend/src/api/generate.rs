@@ -20,8 +20,9 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::completions::prepare;
-use super::{App, Job, KEEP_ALIVE, Traced, cache};
+use super::{App, Job, KEEP_ALIVE, PreparedPrompt, Traced, cache};
 use crate::body::RequestBody;
+use crate::grammars::Begun;
 use crate::logprobs::finite;
 use crate::random::random_id;
 use crate::reply::{event, event_stream};
@@ -30,8 +31,9 @@ use crate::wire::completion::{Echo, Prompt};
 use crate::wire::deadlines::Deadlines;
 use crate::wire::error::ApiError;
 use crate::wire::generate::{
-    FinishedBy, GenerateRequest, Generated, LogprobList, LogprobShape, LogprobTuple, MetaInfo,
+    FinishedBy, GeneratePrompt, GenerateRequest, Generated, LogprobList, LogprobShape, LogprobTuple, MetaInfo,
 };
+use crate::wire::options::Options;
 
 /// Continues texts.
 pub async fn generate(
@@ -41,71 +43,103 @@ pub async fn generate(
     body: RequestBody,
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
-    let mut request = GenerateRequest::parse(&body.0, &app.sampling)?;
-    let deadlines = Deadlines::read(&headers)?;
-    let owner = app.owner(&headers);
-    let (mut jobs, mut told, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
-    for asked in &mut request.prompts {
+    let request = GenerateRequest::parse(&body.0, &app.sampling)?;
+    let (deadlines, owner) = (Deadlines::read(&headers)?, app.owner(&headers));
+    let mut prompts = Vec::with_capacity(request.prompts.len());
+    for mut asked in request.prompts {
         asked.options.deadlines = deadlines;
+        prompts.push(ReadPrompt::new(&app, asked, owner).await?);
     }
-    for asked in &request.prompts {
-        let options = &asked.options;
-        let field = match asked.prompt {
-            Prompt::Text { .. } => "text",
-            Prompt::Tokens(_) => "input_ids",
-        };
-        let prompt = prepare(&app, asked.prompt.clone(), Echo::Output).await?;
-        let first = Output {
-            prompt_idx: told.len(),
-            prompt_tokens: prompt.tokens.len(),
-            first_token: prompt.tokens.first().copied(),
-            ..Output::default()
-        };
-        if let Some(from) = asked.logprobs.from.filter(|from| *from > first.prompt_tokens) {
-            let n_tokens = first.prompt_tokens;
-            let message = format!("'logprob_start_len' is {from}, the prompt has {n_tokens} tokens.");
-            return Err(ApiError::invalid("logprob_start_len", message));
-        }
-        outputs.extend(std::iter::repeat_n(first, options.n));
-        told.push(PromptTold {
-            id: asked.id.clone().unwrap_or_else(random_id),
-            stops: options.stop.strings.clone(),
-            logprobs: options.logprobs.output.map(|_| asked.logprobs),
-            wanted: options.logprobs.clone(),
-        });
-        let grammar = app.grammar(options, owner).await?;
-        let thoughts = None;
-        let job = Job {
-            prompt,
-            options,
-            grammar,
-            thoughts,
-        };
-        jobs.push((job, field));
-    }
-    let field = jobs.first().map_or("text", |(_, field)| field);
-    let jobs = jobs.into_iter().map(|(job, _)| job).collect();
-    let generated = app.generate(jobs, owner);
+    let field = prompts.first().map_or("text", |prompt| prompt.field);
+    let generated = app.generate(prompts.iter().map(ReadPrompt::job).collect(), owner);
     let (mut generation, requests) = generated.map_err(|error| error.of_prompt_in(field))?;
-    for (told, request) in told.iter().zip(requests) {
-        cache::note(&app, &told.id, &headers, vec![request]);
+    for (prompt, request) in prompts.iter().zip(requests) {
+        cache::note(&app, &prompt.told.id, &headers, vec![request]);
     }
-    if let (Some(Extension(exchange)), Some(first)) = (exchange, request.prompts.first()) {
-        generation.trace(exchange.generation(&told[0].id, &first.options));
+    if let (Some(Extension(exchange)), Some(first)) = (exchange, prompts.first()) {
+        generation.trace(exchange.generation(&first.told.id, &first.options));
     }
+    let outputs = prompts
+        .iter()
+        .enumerate()
+        .flat_map(|(idx, prompt)| prompt.outputs(idx));
     let answer = GenerateAnswer {
         generation,
-        outputs,
+        outputs: outputs.collect(),
         told: Told {
             tokenizer: Arc::clone(app.encoder.tokenizer()),
             is_list: request.is_list,
             arrived,
-            prompts: told,
+            prompts: prompts.into_iter().map(|prompt| prompt.told).collect(),
         },
     };
     match request.stream {
         true => Ok(answer.stream()),
         false => answer.whole().await,
+    }
+}
+
+/// A prompt that is ready to be continued.
+struct ReadPrompt {
+    /// Where the client wrote it.
+    field: &'static str,
+    prompt: PreparedPrompt,
+    options: Options,
+    grammar: Option<Begun>,
+    told: PromptTold,
+}
+
+impl ReadPrompt {
+    async fn new(app: &App, asked: GeneratePrompt, owner: Option<usize>) -> Result<Self, ApiError> {
+        let GeneratePrompt {
+            prompt,
+            id,
+            logprobs,
+            options,
+        } = asked;
+        let field = match prompt {
+            Prompt::Text { .. } => "text",
+            Prompt::Tokens(_) => "input_ids",
+        };
+        let prompt = prepare(app, prompt, Echo::Output).await?;
+        let n_tokens = prompt.tokens.len();
+        if let Some(from) = logprobs.from.filter(|from| *from > n_tokens) {
+            let message = format!("'logprob_start_len' is {from}, the prompt has {n_tokens} tokens.");
+            return Err(ApiError::invalid("logprob_start_len", message));
+        }
+        let told = PromptTold {
+            id: id.unwrap_or_else(random_id),
+            stops: options.stop.strings.clone(),
+            logprobs: options.logprobs.output.map(|_| logprobs),
+            wanted: options.logprobs.clone(),
+        };
+        Ok(ReadPrompt {
+            field,
+            grammar: app.grammar(&options, owner).await?,
+            prompt,
+            options,
+            told,
+        })
+    }
+
+    fn job(&self) -> Job<'_> {
+        Job {
+            prompt: &self.prompt,
+            options: &self.options,
+            grammar: self.grammar.as_ref(),
+            thoughts: None,
+        }
+    }
+
+    /// Its outputs, none of which has begun; it is number `prompt_idx`.
+    fn outputs(&self, prompt_idx: usize) -> impl Iterator<Item = Output> {
+        let output = Output {
+            prompt_idx,
+            prompt_tokens: self.prompt.tokens.len(),
+            first_token: self.prompt.tokens.first().copied(),
+            ..Output::default()
+        };
+        std::iter::repeat_n(output, self.options.n)
     }
 }
 

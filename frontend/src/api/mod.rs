@@ -113,14 +113,14 @@ impl PreparedPrompt {
 }
 
 /// One prompt to be continued.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Job<'a> {
-    prompt: PreparedPrompt,
+    prompt: &'a PreparedPrompt,
     options: &'a Options,
     /// The beginning of what its outputs must look like.
-    grammar: Option<Begun>,
+    grammar: Option<&'a Begun>,
     /// Bounds their thoughts.
-    thoughts: Option<ThoughtLimit>,
+    thoughts: Option<&'a ThoughtLimit>,
 }
 
 impl App {
@@ -196,13 +196,13 @@ impl App {
         let n_tokens = jobs.iter().map(|job| job.prompt.tokens.len()).sum();
         let n = jobs.first().map_or(1, |job| job.options.n);
         let submission = Submission::new(n, n_tokens);
-        let relaxed = jobs.iter().filter_map(|job| job.grammar.as_ref());
+        let relaxed = jobs.iter().filter_map(|job| job.grammar);
         let relaxed: Vec<Relaxed> = relaxed.flat_map(|begun| begun.relaxed.to_vec()).collect();
         let mut requests = Vec::with_capacity(jobs.len());
         let mut choices = Vec::with_capacity(jobs.len() * n);
         for job in jobs {
             for choice_idx in 0..n {
-                let (id, choice) = self.submit(&job, choice_idx, (owner, submission.arrived))?;
+                let (id, choice) = self.submit(job, choice_idx, (owner, submission.arrived))?;
                 if choice_idx == 0 {
                     requests.push(id);
                 }
@@ -217,11 +217,11 @@ impl App {
     /// Submits completion `choice_idx` of a prompt.
     fn submit(
         &self,
-        job: &Job<'_>,
+        job: Job<'_>,
         choice_idx: usize,
         (owner, arrived): (Option<usize>, Instant),
     ) -> Result<(RequestId, Choice), ApiError> {
-        let (prompt, options) = (&job.prompt, job.options);
+        let (prompt, options) = (job.prompt, job.options);
         let room = self.engine.context().saturating_sub(prompt.tokens.len()).max(1);
         let max_tokens = options.max_tokens.unwrap_or(room);
         if max_tokens > self.engine.context() {
@@ -236,8 +236,8 @@ impl App {
             sampling: options.sampling,
             choice_idx: choice_idx as u32,
             stop: options.stop.clone(),
-            grammar: job.grammar.as_ref().map(|begun| begun.state.clone()),
-            thoughts: job.thoughts.clone(),
+            grammar: job.grammar.map(|begun| begun.state.clone()),
+            thoughts: job.thoughts.cloned(),
             logit_bias: options.logit_bias.clone(),
             logprobs: options.logprobs.clone(),
             priority: options.priority,

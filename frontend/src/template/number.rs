@@ -6,8 +6,8 @@ use std::sync::Arc;
 use minijinja::Value;
 use minijinja::value::{Object, ObjectRepr};
 
-/// A text that prints as it is, by `tojson` too: a number that no numeric type of a template holds, or a piece of
-/// JSON that was cut off. Nothing can be computed with it.
+/// A text that prints as it is, by `tojson` too: a number that no numeric type of a template holds, or a
+/// piece of JSON that was cut off. Nothing can be computed with it.
 #[derive(Debug)]
 pub(super) struct Verbatim(String);
 

@@ -257,8 +257,8 @@ impl ApiError {
         let asked = prompt.saturating_add(output);
         let message = format!(
             "This model's maximum context length is {limit} tokens. However, you requested {asked} tokens \
-             ({prompt} in the prompt, {output} for the output).{why} Please shorten the prompt or ask for fewer \
-             tokens."
+             ({prompt} in the prompt, {output} for the output).{why} Please shorten the prompt or ask for \
+             fewer tokens."
         );
         ApiError::ContextExceeded {
             param: PROMPT.to_owned(),

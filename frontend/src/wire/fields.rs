@@ -129,8 +129,8 @@ impl Fields {
         Value::Object(self.map)
     }
 
-    /// Ends the reading of an object in which every member matters; what is left is unknown and refused, unless
-    /// it asks for nothing.
+    /// Ends the reading of an object in which every member matters; what is left is unknown and refused,
+    /// unless it asks for nothing.
     pub fn finish_strictly(self) -> Result<(), ApiError> {
         match self.map.iter().find(|(_, value)| !asks_for_nothing(value)) {
             None => Ok(()),

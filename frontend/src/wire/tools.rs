@@ -116,7 +116,8 @@ impl Tools {
     }
 }
 
-/// One tool. What of its schema cannot be enforced is refused where it is strict and left out where it is not.
+/// One tool. What of its schema cannot be enforced is refused where it is strict and left out where it is
+/// not.
 fn function(mut tool: Fields) -> Result<ToolFunction, ApiError> {
     let kind = tool.required::<String>("type")?;
     if kind != "function" {

@@ -165,8 +165,8 @@ fn a_prompt_beyond_the_context_is_refused_in_the_words_clients_know_on_every_rou
         assert_eq!(error["param"], param, "{path}");
         let expected = format!(
             "This model's maximum context length is 100 tokens. However, you requested {total} tokens \
-             ({n_prompt} in the prompt, {n_output} for the output). Please shorten the prompt or ask for fewer \
-             tokens."
+             ({n_prompt} in the prompt, {n_output} for the output). Please shorten the prompt or ask for \
+             fewer tokens."
         );
         assert_eq!(error["message"], expected, "{path}");
     }
