@@ -149,3 +149,23 @@ fn properties_come_in_the_order_in_which_the_schema_has_them() {
         assert!(!accepts(&grammar, text), "{text}");
     }
 }
+
+#[test]
+fn a_largest_count_that_no_output_reaches_is_none() {
+    for (keyword, text) in [
+        ("maxLength", "\"a\""),
+        ("maxItems", "[1]"),
+        ("maxProperties", "{\"a\":1}"),
+    ] {
+        for count in ["9007199254740991", "1e30", "1073741824"] {
+            let grammar = grammar(&format!(r#"{{"{keyword}": {count}, "not": {{"{keyword}": 0}}}}"#));
+            assert!(accepts(&grammar, text), "{keyword} {count}");
+        }
+        for count in ["-1", "0.5", "\"7\""] {
+            let schema = format!(r#"{{"{keyword}": {count}}}"#);
+            let options = SchemaOptions::default();
+            let error = Grammar::compile_json_schema(&vocabulary(), &schema, &options, &Limits::default());
+            assert!(error.is_err(), "{schema}");
+        }
+    }
+}

@@ -256,16 +256,17 @@ impl Compiler<'_> {
                 return Err(self.malformed(target.id, "schema", why));
             }
         }
+        let nearest = paths.above(path).next().map_or(target.id, Goal::place);
         let mut n_above = 0;
         for above in paths.above(path) {
             n_above += 1;
             if above == goal {
                 let why = "it reaches itself without a property or item between";
-                return Err(self.unsupported(target.id, "$ref", why));
+                return Err(self.unsupported(nearest, "$ref", why));
             }
         }
         if n_above > self.limits.max_source_depth {
-            self.blame = Some(Blame::Schema(target.id));
+            self.blame = Some(Blame::Keyword(nearest, "$ref"));
             return Err(CompileError::Limit {
                 name: "max_source_depth",
                 limit: self.limits.max_source_depth as u64,
