@@ -71,8 +71,7 @@ impl Constraint<'_> {
     /// Bytes of source text.
     fn n_bytes(&self) -> usize {
         match self {
-            Self::JsonSchema { schema: text, .. }
-            | Self::Regex(text)
+            Self::Regex(text)
             | Self::Gbnf(text)
             | Self::Ebnf { text, .. }
             | Self::Lark(text)
@@ -80,8 +79,8 @@ impl Constraint<'_> {
             Self::Tools(spec) => spec.n_bytes(),
             Self::After { marker, .. } => marker.len(),
             Self::MaybeAfter { opening, marker, .. } => opening.len() + marker.len(),
-            // Each counts for itself.
-            Self::Either(_) => 0,
+            // Each counts for itself, and a schema where it is read.
+            Self::Either(_) | Self::JsonSchema { .. } => 0,
             Self::Choice(choices) => choices.iter().map(|choice| choice.len()).sum(),
         }
     }

@@ -77,9 +77,13 @@ const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
 
 impl ToolSpec<'_> {
+    /// Bytes of source text, less that of relaxed tools, each of which is looked at on its own.
     pub(crate) fn n_bytes(&self) -> usize {
-        let tools = self.tools.iter();
-        tools.map(|tool| tool.name.len() + tool.parameters.len()).sum()
+        let of_tool = |tool: &Tool<'_>| match tool.enforcement {
+            Enforcement::Whole => tool.name.len() + tool.parameters.len(),
+            Enforcement::Relaxed => tool.name.len(),
+        };
+        self.tools.iter().map(of_tool).sum()
     }
 
     pub(crate) fn lower(&self, ir: &mut Ir, context: Context<'_>) -> Result<NodeId, CompileError> {

@@ -159,6 +159,33 @@ fn what_exceeds_a_limit_is_left_out_where_it_does() {
     );
     let deep = format!("{}true{}", r#"{"items":"#.repeat(200), "}".repeat(200));
     check(&deep, &["# schema"], &["[]", "1"], &[]);
+    let loops = r##"{"type": "object", "allOf": [{"$ref": "#"}], "properties": {"a": {"type": "null"}}}"##;
+    check(
+        loops,
+        &["#/allOf/0 $ref"],
+        &["{}", r#"{"a":null}"#],
+        &["1", r#"{"a":1}"#],
+    );
+    let chain = list(120, |n| format!(r##""d{n}": {{"$ref": "#/$defs/d{}"}}"##, n + 1));
+    check(
+        &format!(
+            r##"{{"$ref": "#/$defs/d0", "type": "null", "$defs": {{{chain}, "d120": {{"type": "null"}}}}}}"##
+        ),
+        &["#/$defs/d95 $ref"],
+        &["null"],
+        &["1"],
+    );
+    let short = Limits {
+        max_source_bytes: 20,
+        ..Limits::default()
+    };
+    check_within(
+        &short,
+        r#"{"type": "null", "title": "long"}"#,
+        &["# schema"],
+        &["1"],
+        &[],
+    );
     let counted = (0..6)
         .map(|n| format!(r#"{{"contains": {{"const": {n}}}}}"#))
         .collect::<Vec<_>>()

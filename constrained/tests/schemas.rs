@@ -172,3 +172,23 @@ fn values_whose_punctuation_no_token_spells_are_refused() {
     }
     compiles(b"{}:,\"", object).expect("objects");
 }
+
+#[test]
+fn a_largest_count_that_no_output_reaches_is_none() {
+    for (keyword, text) in [
+        ("maxLength", "\"a\""),
+        ("maxItems", "[1]"),
+        ("maxProperties", "{\"a\":1}"),
+    ] {
+        for count in ["9007199254740991", "1e30", "1073741824"] {
+            let grammar = grammar(&format!(r#"{{"{keyword}": {count}, "not": {{"{keyword}": 0}}}}"#));
+            assert!(accepts(&grammar, text), "{keyword} {count}");
+        }
+        for count in ["-1", "0.5", "\"7\""] {
+            let schema = format!(r#"{{"{keyword}": {count}}}"#);
+            let options = SchemaOptions::default();
+            let error = Grammar::compile_json_schema(&vocabulary(), &schema, &options, &Limits::default());
+            assert!(error.is_err(), "{schema}");
+        }
+    }
+}

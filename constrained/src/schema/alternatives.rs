@@ -273,16 +273,18 @@ impl Compiler<'_> {
         (goal, target): (Goal, Target),
         above: impl Iterator<Item = Goal>,
     ) -> Result<(), CompileError> {
+        let mut above = above.peekable();
+        let nearest = above.peek().map_or(target.id, |nearest| nearest.place());
         let mut n_above = 0;
         for above in above {
             n_above += 1;
             if above == goal {
                 let why = "it reaches itself without a property or item between";
-                return Err(self.unsupported(target.id, "$ref", why));
+                return Err(self.unsupported(nearest, "$ref", why));
             }
         }
         if n_above > self.limits.max_source_depth {
-            self.blame = Some(Blame::Schema(target.id));
+            self.blame = Some(Blame::Keyword(nearest, "$ref"));
             return Err(CompileError::Limit {
                 name: "max_source_depth",
                 limit: self.limits.max_source_depth as u64,

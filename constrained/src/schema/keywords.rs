@@ -184,10 +184,13 @@ impl<'a> Compiler<'a> {
         let Some(number) = self.decimal(id, keyword)? else {
             return Ok(None);
         };
-        let count = number.to_u32().filter(|count| *count < 1 << 30);
-        count
-            .map(Some)
-            .ok_or_else(|| self.malformed(id, keyword, "it is not a count below 2^30"))
+        const MAX: u32 = 1 << 30;
+        match number.to_u32().filter(|count| *count < MAX) {
+            // So many are never written.
+            None if keyword.starts_with("max") && number.is_integer() && !number.is_negative() => Ok(None),
+            None => Err(self.malformed(id, keyword, "it is not a count below 2^30")),
+            count => Ok(count),
+        }
     }
 
     /// The tighter of `minimum` and `exclusiveMinimum`, and of their counterparts.

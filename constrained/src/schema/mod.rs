@@ -162,7 +162,15 @@ pub(crate) fn compile(
     options: &SchemaOptions,
     limits: &Limits,
 ) -> Result<NodeId, CompileError> {
-    let parsed = Document::parse(source.text, limits.max_source_depth);
+    let parsed = if source.text.len() <= limits.max_source_bytes {
+        Document::parse(source.text, limits.max_source_depth)
+    } else {
+        Err(CompileError::Limit {
+            name: "max_source_bytes",
+            limit: limits.max_source_bytes as u64,
+            place: "the schema".to_owned(),
+        })
+    };
     if let Ok(document) = &parsed {
         check_form(document).map_err(|error| error.within(source.place))?;
     }

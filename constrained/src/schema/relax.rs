@@ -71,7 +71,6 @@ pub(super) enum Blame {
     /// The choice that made too many alternatives.
     Choice(ForkKind),
     Keyword(JsonId, &'static str),
-    Schema(JsonId),
     /// What the schemas say of arrays or of objects.
     Containers(Vec<Target>, u8),
 }
@@ -103,7 +102,7 @@ const DEPENDENT: [(&str, &[&str]); 8] = [
 ];
 
 /// Keywords that never say which members or items are evaluated, and the types that they speak of.
-const PLAIN: [(&str, u8); 26] = [
+const PLAIN: [(&str, u8); 24] = [
     ("const", ALL),
     ("enum", ALL),
     ("not", ALL),
@@ -126,31 +125,31 @@ const PLAIN: [(&str, u8); 26] = [
     ("propertyNames", OBJECT),
     ("required", OBJECT),
     ("dependentRequired", OBJECT),
-    ("unevaluatedItems", ARRAY),
-    ("unevaluatedProperties", OBJECT),
     ("$schema", 0),
     ("disallow", ALL),
 ];
 
 /// Keywords that say which members or items are evaluated, and speak of one type.
-const EVALUATING: [(&str, u8); 11] = [
+const EVALUATING: [(&str, u8); 13] = [
     ("additionalItems", ARRAY),
     ("contains", ARRAY),
     ("items", ARRAY),
     ("maxContains", ARRAY),
     ("minContains", ARRAY),
     ("prefixItems", ARRAY),
+    ("unevaluatedItems", ARRAY),
     ("additionalProperties", OBJECT),
     ("dependencies", OBJECT),
     ("dependentSchemas", OBJECT),
     ("patternProperties", OBJECT),
     ("properties", OBJECT),
+    ("unevaluatedProperties", OBJECT),
 ];
 
 impl LeftOut {
     pub(super) fn has_keyword(&self, id: JsonId, keyword: &str) -> bool {
-        let keywords = self.keywords.get(&id).filter(|_| !self.keywords.is_empty());
-        keywords.is_some_and(|keywords| keywords.contains(keyword))
+        let is_in = |keywords: &BTreeSet<String>| keywords.contains(keyword);
+        !self.keywords.is_empty() && self.keywords.get(&id).is_some_and(is_in)
     }
 
     pub(super) fn into_list(self) -> Vec<Relaxed> {
@@ -181,22 +180,15 @@ impl LeftOut {
     /// Whether something is left out of the schema `id` that could say which members or items are evaluated.
     pub(super) fn hides_evaluation(&self, id: JsonId) -> bool {
         let is_plain = |keyword: &String| PLAIN.iter().any(|(plain, _)| plain == keyword);
-        self.has_schema(id)
-            || self
-                .keywords
-                .get(&id)
-                .into_iter()
-                .flatten()
-                .any(|keyword| !is_plain(keyword))
+        let mut keywords = self.keywords.get(&id).into_iter().flatten();
+        keywords.any(|keyword| !is_plain(keyword))
     }
 }
 
 fn types_of(keyword: &str) -> u8 {
-    let known = PLAIN
-        .iter()
-        .chain(&EVALUATING)
-        .find(|(known, _)| *known == keyword);
-    known.map_or(ALL, |(_, types)| *types)
+    let mut known = PLAIN.iter().chain(&EVALUATING);
+    let own = known.find(|(known, _)| *known == keyword);
+    own.map_or(ALL, |(_, types)| *types)
 }
 
 impl Compiler<'_> {
@@ -393,8 +385,9 @@ impl Compiler<'_> {
                 self.leave_out_keyword(id, keyword, &why) || self.leave_out_schema(id, &why)
             }),
             (_, Some(Blame::Choice(kind))) => self.leave_out_choice(kind, &why),
-            (_, Some(Blame::Keyword(id, keyword))) => self.leave_out_keyword(id, keyword, &why),
-            (_, Some(Blame::Schema(id))) => self.leave_out_schema(id, &why),
+            (_, Some(Blame::Keyword(id, keyword))) => {
+                self.leave_out_keyword(id, keyword, &why) || self.leave_out_schema(id, &why)
+            }
             (_, Some(Blame::Containers(targets, types))) => self.leave_out_containers(&targets, types, &why),
             (_, None) => false,
         };
