@@ -281,12 +281,9 @@ impl Cache {
         self.lock().unions.find(union)
     }
 
-    pub(crate) fn keep_union(&self, union: Union, mask: TokenMask) -> Arc<TokenMask> {
+    pub(crate) fn keep_union(&self, union: &Union, mask: &Arc<TokenMask>) {
         let n_bytes = size_of::<Union>() + union.parts.len() * 8 + union.extras.len() * 4 + mask.n_bytes();
-        let mut shared = self.lock();
-        let mask = shared.mask(mask).mask;
-        shared.unions.insert(union, mask.clone(), n_bytes);
-        mask
+        self.lock().unions.insert(union.clone(), mask.clone(), n_bytes);
     }
 }
 

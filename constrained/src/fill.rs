@@ -23,7 +23,9 @@ use crate::mask::TokenMask;
 use crate::pieces::{content_piece, other_piece, plain_piece, ways};
 use crate::stacks::StackId;
 use crate::step::{Leaf, Reading};
-use crate::sweep::{ContentMachine, DfaMachine, Found, Machine, Step, TextMachine, sweep, sweep_keys};
+use crate::sweep::{
+    Buffers, ContentMachine, DfaMachine, Found, Machine, Step, TextMachine, sweep, sweep_keys, sweep_new,
+};
 use crate::tables::{NOTHING, StateId, Tables};
 use crate::text::{PLAIN, Place};
 use crate::trie::Trie;
@@ -48,9 +50,20 @@ pub(crate) type Onward = BinaryHeap<Reverse<(u32, StackId)>>;
 pub(crate) struct Filling {
     pub(crate) parts: Vec<Known>,
     pub(crate) extras: Vec<u32>,
-    found: Found,
+    sweeps: Sweeps,
     onward: Onward,
+    /// Trees of what follows leaves, each with the stacks that go on there.
+    apart: Vec<(Arc<Trie>, StackId)>,
     n_entered: usize,
+    union: Union,
+}
+
+#[derive(Debug, Default)]
+struct Sweeps {
+    found: Found,
+    dfa: Buffers<u32>,
+    text: Buffers<Place>,
+    keys: Vec<(u32, Option<usize>)>,
 }
 
 impl Tables {
@@ -72,13 +85,12 @@ impl Tables {
 
     fn fill(&mut self, asked: Asked<'_>, state: StateId, filling: &mut Filling) -> Result<(), StepTheSet> {
         let (ir, trie) = (asked.ir, asked.vocabulary.trie());
-        let mut apart: Vec<(Arc<Trie>, StackId)> = Vec::new();
         let mut onward = std::mem::take(&mut filling.onward);
         for reading in self.readings(state).iter() {
             match reading.leaf {
                 Leaf::Done | Leaf::Token { .. } => continue,
                 Leaf::Key { .. } => {
-                    self.sweep_leaf(asked, reading, trie, None, &mut filling.found);
+                    self.sweep_leaf(asked, reading, (trie, None), &mut filling.sweeps);
                     self.take_found(ir, reading, trie, filling, &mut onward);
                     continue;
                 }
@@ -96,15 +108,16 @@ impl Tables {
                 }
                 onward.extend(way.nodes.iter().map(|node| Reverse((node + 1, stack))));
                 if let Some(suffixes) = &way.suffixes {
-                    match apart.iter_mut().find(|(known, _)| Arc::ptr_eq(known, suffixes)) {
+                    let is_known = |(known, _): &&mut (Arc<Trie>, StackId)| Arc::ptr_eq(known, suffixes);
+                    match filling.apart.iter_mut().find(is_known) {
                         Some((_, known)) => *known = self.stacks.union(ir, *known, stack),
-                        None => apart.push((suffixes.clone(), stack)),
+                        None => filling.apart.push((suffixes.clone(), stack)),
                     }
                 }
             }
         }
         self.follow(asked, trie, &mut onward, filling)?;
-        for (suffixes, stack) in apart {
+        while let Some((suffixes, stack)) = filling.apart.pop() {
             onward.push(Reverse((0, stack)));
             self.follow(asked, &suffixes, &mut onward, filling)?;
         }
@@ -134,7 +147,7 @@ impl Tables {
             }
             let node = (node as usize).checked_sub(1);
             for reading in readings.iter() {
-                self.sweep_leaf(asked, reading, trie, node, &mut filling.found);
+                self.sweep_leaf(asked, reading, (trie, node), &mut filling.sweeps);
                 self.take_found(asked.ir, reading, trie, filling, onward);
             }
         }
@@ -150,7 +163,8 @@ impl Tables {
         filling: &mut Filling,
         onward: &mut Onward,
     ) {
-        let Filling { found, extras, .. } = filling;
+        let Filling { sweeps, extras, .. } = filling;
+        let found = &mut sweeps.found;
         for (begin, end) in found.ranges.drain(..) {
             extras.extend(&trie.tokens()[begin as usize..end as usize]);
         }
@@ -166,23 +180,23 @@ impl Tables {
         }
     }
 
-    /// Runs the leaf of `reading` over the tokens of `trie` below `from`.
+    /// Runs the leaf of `reading` over the tokens of a tree that are longer than a node of it.
     fn sweep_leaf(
         &mut self,
         asked: Asked<'_>,
         reading: &Reading,
-        trie: &Trie,
-        from: Option<usize>,
-        found: &mut Found,
+        from: (&Trie, Option<usize>),
+        sweeps: &mut Sweeps,
     ) {
         let ir = asked.ir;
+        let found = &mut sweeps.found;
         match reading.leaf {
             Leaf::Done | Leaf::Token { .. } => {}
             Leaf::Free { free, state } => {
                 let may_leave = self.may_leave(ir, reading);
                 let fragment = self.dfa_fragment(asked, ir.free_texts[free as usize].dfa);
                 let mut machine = FreeMachine::new(ir, free, &fragment.sets, may_leave);
-                sweep(&mut machine, (state, true), trie, from, found);
+                sweep(&mut machine, (state, true), from, &mut Buffers::default(), found);
             }
             Leaf::Dfa { dfa, state } => {
                 let fragment = self.dfa_fragment(asked, dfa);
@@ -190,14 +204,14 @@ impl Tables {
                     dfa: &ir.dfas[dfa as usize],
                     fragment,
                 };
-                sweep(&mut machine, state, trie, from, found);
+                sweep(&mut machine, state, from, &mut sweeps.dfa, found);
             }
             Leaf::Text { text, place } => {
                 let mut machine = TextMachine {
                     text: &ir.texts[text as usize],
                     sets: &self.text_fragment(asked, text).content.sets,
                 };
-                sweep(&mut machine, place, trie, from, found);
+                sweep(&mut machine, place, from, &mut sweeps.text, found);
             }
             Leaf::Key {
                 object,
@@ -207,7 +221,7 @@ impl Tables {
                 ..
             } => {
                 let keys = &ir.objects[object as usize].trie;
-                sweep_keys(keys, node, (first, last), trie, from, found);
+                sweep_keys(keys, (node, first, last), from, &mut sweeps.keys, found);
             }
         }
     }
@@ -303,11 +317,11 @@ impl Tables {
                 other_piece(&mut machine, place, vocabulary)
             }
             _ => {
-                let (mut found, trie) = (Found::default(), vocabulary.trie());
-                self.sweep_leaf(asked, reading, trie, None, &mut found);
+                let (mut sweeps, trie) = (Sweeps::default(), vocabulary.trie());
+                self.sweep_leaf(asked, reading, (trie, None), &mut sweeps);
                 Piece {
-                    inside: found.inside(trie, vocabulary),
-                    ways: ways(vocabulary, trie, &found, false),
+                    inside: sweeps.found.inside(trie, vocabulary),
+                    ways: ways(vocabulary, trie, &sweeps.found, false),
                 }
             }
         }
@@ -315,16 +329,15 @@ impl Tables {
 
     /// Completes the mask of `state` by stepping all its readings together.
     fn fill_by_steps(&mut self, asked: Asked<'_>, state: StateId, filling: &mut Filling) {
-        filling.onward.clear();
-        filling.found.clear();
+        let mut found = Found::default();
         let mut machine = SetMachine {
             tables: self,
             asked,
             known: filling.known_places(asked.vocabulary),
         };
         let trie = asked.vocabulary.trie();
-        sweep(&mut machine, state, trie, None, &mut filling.found);
-        for (begin, end) in filling.found.ranges.drain(..) {
+        sweep_new(&mut machine, state, trie, &mut found);
+        for (begin, end) in found.ranges {
             filling
                 .extras
                 .extend(&trie.tokens()[begin as usize..end as usize]);
@@ -339,7 +352,7 @@ impl Tables {
         };
         let (mut filling, mut onward) = (Filling::default(), Onward::new());
         for reading in self.readings(state).iter() {
-            self.sweep_leaf(asked, reading, trie, Some(node), &mut filling.found);
+            self.sweep_leaf(asked, reading, (trie, Some(node)), &mut filling.sweeps);
             self.take_found(asked.ir, reading, trie, &mut filling, &mut onward);
             if !filling.extras.is_empty() {
                 return true;
@@ -365,8 +378,8 @@ impl Machine for SetMachine<'_, '_> {
         self.tables.bytes(self.asked, place)
     }
 
-    fn knows_all(&self, tokens: Range<usize>) -> bool {
-        has_all(&self.known, tokens)
+    fn knows_all(&self, trie: &Trie, node: usize) -> bool {
+        has_all(&self.known, trie.range_below(node))
     }
 
     fn step(&mut self, place: StateId, byte: u8) -> Step<StateId> {
@@ -409,8 +422,9 @@ impl Filling {
     fn begin(&mut self) {
         self.parts.clear();
         self.extras.clear();
-        self.found.clear();
+        self.sweeps.found.clear();
         self.onward.clear();
+        self.apart.clear();
         self.n_entered = 0;
     }
 
@@ -442,51 +456,54 @@ impl Filling {
 
     /// The union of parts and extras.
     fn finish(&mut self, vocabulary: &Vocabulary) -> Arc<TokenMask> {
-        /// More tokens cost less as bits than as a list.
-        const MAX_EXTRAS: usize = 2_048;
-        let Self { parts, extras, .. } = self;
-        if extras.len() > MAX_EXTRAS {
-            let mut words = vec![0; vocabulary.n_words()];
-            for token in extras.drain(..) {
-                words[token as usize / 64] |= 1 << (token % 64);
-            }
-            let mask = TokenMask::from_words(&words, vocabulary.n_vocab());
-            parts.push(vocabulary.cache().mask(mask));
-        }
-        parts.retain(|part| part.mask.n_allowed() > 0);
+        /// Of so many a list costs more than the union.
+        const MAX_LISTED: usize = 512;
+        let n_vocab = vocabulary.n_vocab();
+        let Self {
+            parts, extras, union, ..
+        } = self;
+        parts.retain(|part| !part.mask.is_empty());
+        extras.sort_unstable();
+        extras.dedup();
         extras.retain(|token| !parts.iter().any(|part| part.mask.allows(*token)));
         if let ([part], []) = (&parts[..], &extras[..]) {
             return part.mask.clone();
         }
-        extras.sort_unstable();
-        extras.dedup();
-        let n_vocab = vocabulary.n_vocab();
-        let n_most = extras.len() + parts.iter().map(|part| part.mask.n_allowed()).sum::<usize>();
-        if n_most <= TokenMask::MAX_IDS {
-            let of_parts = parts
-                .iter()
-                .flat_map(|part| part.mask.ids().expect("so few are listed"));
-            extras.extend(of_parts);
+        if parts.iter().all(|part| part.mask.ids().is_some()) {
+            let of_parts = parts.iter().filter_map(|part| part.mask.ids());
+            extras.extend(of_parts.flatten());
             extras.sort_unstable();
             extras.dedup();
-            let mask = TokenMask::from_sorted_ids(extras.clone(), n_vocab);
-            return vocabulary.cache().mask(mask).mask;
+            parts.clear();
+            if extras.len() <= TokenMask::MAX_IDS {
+                return Arc::new(TokenMask::from_sorted_ids(extras.clone(), n_vocab));
+            }
+        }
+        if extras.len() > MAX_LISTED {
+            return Arc::new(self.united(vocabulary));
         }
         parts.sort_unstable_by_key(|part| part.id);
-        let union = Union {
-            parts: parts.iter().map(|part| part.id).collect(),
-            extras: extras.clone(),
-        };
-        if let Some(mask) = vocabulary.cache().union(&union) {
+        union.parts.clear();
+        union.parts.extend(parts.iter().map(|part| part.id));
+        union.extras.clone_from(extras);
+        if let Some(mask) = vocabulary.cache().union(union) {
             return mask;
         }
-        let mut words = vec![0; vocabulary.n_words()];
-        parts.iter().for_each(|part| part.mask.add_to(&mut words));
-        for token in extras {
-            words[*token as usize / 64] |= 1 << (*token % 64);
+        let mask = Arc::new(self.united(vocabulary));
+        vocabulary.cache().keep_union(&self.union, &mask);
+        mask
+    }
+
+    fn united(&self, vocabulary: &Vocabulary) -> TokenMask {
+        let mut words = match self.parts.iter().find_map(|part| part.mask.words()) {
+            Some(words) => words.to_vec(),
+            None => vec![0; vocabulary.n_words()],
+        };
+        self.parts.iter().for_each(|part| part.mask.add_to(&mut words));
+        for token in &self.extras {
+            words[*token as usize / 64] |= 1 << (token % 64);
         }
-        let mask = TokenMask::from_words(&words, n_vocab);
-        vocabulary.cache().keep_union(union, mask)
+        TokenMask::from_words(words, vocabulary.n_vocab())
     }
 }
 

@@ -19,7 +19,7 @@ use crate::error::{CompileError, shorten};
 use crate::hash::Map;
 use crate::ir::{Ir, Node, NodeId};
 use crate::pieces::ways;
-use crate::sweep::{Found, Machine, Step, sweep};
+use crate::sweep::{Found, Machine, Step, sweep_new};
 use crate::text::step_utf8;
 use crate::trie::Trie;
 use crate::vocabulary::Vocabulary;
@@ -388,7 +388,7 @@ impl<'a> FreeMachine<'a> {
         let (split, trie) = (&self.free.split, vocabulary.trie());
         let mut own = Found::default();
         if !self.free.is_border[state as usize] {
-            sweep(self, (state, true), trie, None, &mut own);
+            sweep_new(self, (state, true), trie, &mut own);
             return Piece {
                 inside: own.inside(trie, vocabulary),
                 ways: ways(vocabulary, trie, &own, false),
@@ -404,11 +404,11 @@ impl<'a> FreeMachine<'a> {
             }
         }
         self.first = bytes_of(apart);
-        sweep(self, (state, true), trie, None, &mut own);
+        sweep_new(self, (state, true), trie, &mut own);
         own.add_to(trie, &mut words);
         self.first = ALL_BYTES;
         let mut other = Found::default();
-        sweep(self, (state, true), &split.rest, None, &mut other);
+        sweep_new(self, (state, true), &split.rest, &mut other);
         let of_own = ways(vocabulary, trie, &own, false);
         let of_other = ways(vocabulary, &split.rest, &other, true);
         Piece {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::cache::{Known, Piece, Way};
 use crate::mask::TokenMask;
-use crate::sweep::{ContentMachine, Exit, Found, TextMachine, sweep};
+use crate::sweep::{ContentMachine, Exit, Found, TextMachine, sweep_new};
 use crate::text::Place;
 use crate::trie::Trie;
 use crate::vocabulary::Vocabulary;
@@ -27,13 +27,21 @@ impl Found {
 
     /// The mask of the tokens found inside.
     pub(crate) fn inside(&self, trie: &Trie, vocabulary: &Vocabulary) -> Known {
-        self.inside_too(trie, vec![0; vocabulary.n_words()], vocabulary)
+        let of_range = |(begin, end): &(u32, u32)| &trie.tokens()[*begin as usize..*end as usize];
+        let n_inside: usize = self.ranges.iter().map(|range| of_range(range).len()).sum();
+        if n_inside > TokenMask::MAX_IDS {
+            return self.inside_too(trie, vec![0; vocabulary.n_words()], vocabulary);
+        }
+        let mut ids: Vec<u32> = self.ranges.iter().flat_map(of_range).copied().collect();
+        ids.sort_unstable();
+        let mask = TokenMask::from_sorted_ids(ids, vocabulary.n_vocab());
+        vocabulary.cache().mask(mask)
     }
 
     /// The mask of `words` and the tokens found inside.
     pub(crate) fn inside_too(&self, trie: &Trie, mut words: Vec<u64>, vocabulary: &Vocabulary) -> Known {
         self.add_to(trie, &mut words);
-        let mask = TokenMask::from_words(&words, vocabulary.n_vocab());
+        let mask = TokenMask::from_words(words, vocabulary.n_vocab());
         vocabulary.cache().mask(mask)
     }
 }
@@ -45,10 +53,10 @@ pub(crate) fn content_piece(mut machine: ContentMachine<'_>, state: u32, vocabul
         strings.up_to(u32::MAX)
     } else {
         let mut found = Found::default();
-        sweep(&mut machine, state, &strings.plain, None, &mut found);
+        sweep_new(&mut machine, state, &strings.plain, &mut found);
         strings.words_of(&mut found.ranges, vocabulary.n_words())
     };
-    Piece::inside(&words, vocabulary)
+    Piece::inside(words, vocabulary)
 }
 
 /// Of a JSON string: the plain tokens that may follow at `place`. `content` are those of its content's state,
@@ -62,15 +70,15 @@ pub(crate) fn plain_piece(
     let (strings, n_words) = (vocabulary.strings(), vocabulary.n_words());
     let Some(content) = content else {
         let mut found = Found::default();
-        sweep(machine, place, &strings.plain, None, &mut found);
-        return Piece::inside(&strings.words_of(&mut found.ranges, n_words), vocabulary);
+        sweep_new(machine, place, &strings.plain, &mut found);
+        return Piece::inside(strings.words_of(&mut found.ranges, n_words), vocabulary);
     };
     let mut words = vec![0; n_words];
     content.add_to(&mut words);
     let text = machine.text;
     let n_left = text.n_chars_left(place).unwrap_or(u32::MAX);
     if n_left == u32::MAX && text.lengths().are_free() {
-        return Piece::inside(&words, vocabulary);
+        return Piece::inside(words, vocabulary);
     }
     let reached = text.content().reached_from(place.state);
     // Longer tokens need more: of each length all, none, or those that lead to a state that can be completed.
@@ -102,7 +110,7 @@ pub(crate) fn plain_piece(
 pub(crate) fn other_piece(machine: &mut TextMachine<'_>, place: Place, vocabulary: &Vocabulary) -> Piece {
     let strings = vocabulary.strings();
     let mut found = Found::default();
-    sweep(machine, place, &strings.other, None, &mut found);
+    sweep_new(machine, place, &strings.other, &mut found);
     Piece {
         inside: found.inside(&strings.other, vocabulary),
         ways: ways(vocabulary, &strings.other, &found, true),
@@ -111,7 +119,7 @@ pub(crate) fn other_piece(machine: &mut TextMachine<'_>, place: Place, vocabular
 
 impl Piece {
     /// The leaf that no token leaves.
-    fn inside(words: &[u64], vocabulary: &Vocabulary) -> Self {
+    fn inside(words: Vec<u64>, vocabulary: &Vocabulary) -> Self {
         let mask = TokenMask::from_words(words, vocabulary.n_vocab());
         Self {
             inside: vocabulary.cache().mask(mask),
@@ -123,16 +131,22 @@ impl Piece {
 /// Sorts where `found` says that a leaf ends by the way. Small subtrees are joined to one tree of what
 /// follows the leaf; `is_foreign` subtrees, of another tree than the vocabulary's, all are.
 pub(crate) fn ways(vocabulary: &Vocabulary, trie: &Trie, found: &Found, is_foreign: bool) -> Box<[Way]> {
-    /// Trees with more tokens are left in place.
+    /// Trees with more tokens are left in place, and as few trees as this.
     const MAX_JOINED: usize = 64;
+    const MIN_JOINED: usize = 5;
     let mut exits = found.exits.clone();
     exits.sort_unstable_by_key(|exit| (exit.way, exit.node));
     let of_way = |exits: &[Exit]| {
         let is_dense = found.is_dense && exits.iter().any(|exit| !exit.is_end);
-        let is_joined = |node: &u32| is_foreign || trie.range_below(*node as usize).len() <= MAX_JOINED;
         let longer = exits.iter().map(|exit| exit.node);
         let longer = longer.filter(|node| !is_dense && !trie.is_leaf(*node as usize));
-        let (joined, nodes): (Vec<u32>, Vec<u32>) = longer.partition(is_joined);
+        let mut nodes: Vec<u32> = longer.collect();
+        let is_few = nodes.len() < MIN_JOINED;
+        let is_joined = |node: &u32| match is_foreign {
+            true => true,
+            false => !is_few && trie.range_below(*node as usize).len() <= MAX_JOINED,
+        };
+        let joined: Vec<u32> = nodes.extract_if(.., |node| is_joined(node)).collect();
         let mut suffixes = Vec::new();
         for node in &joined {
             let token_bytes = |token| vocabulary.token_bytes(token);

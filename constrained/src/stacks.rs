@@ -19,7 +19,7 @@ use std::sync::Arc;
 use crate::array::Array;
 use crate::hash::Map;
 use crate::ir::{Ir, NodeId};
-use crate::step::Reading;
+use crate::step::{Reading, Scratch};
 
 /// The number of a set of stacks.
 pub(crate) type StackId = u32;
@@ -119,6 +119,7 @@ pub(crate) struct Stacks {
     /// By array and depth that is left: the same array of items that are no deeper.
     pub(crate) shallow_arrays: Map<(u32, u32), Arc<Array>>,
     pub(crate) alike: Map<(StackId, u32), StackId>,
+    pub(crate) scratch: Scratch,
 }
 
 impl Stacks {
@@ -144,6 +145,7 @@ impl Stacks {
             continuations: vec![None],
             shallow_arrays: Map::default(),
             alike: Map::default(),
+            scratch: Scratch::default(),
         }
     }
 

@@ -52,7 +52,7 @@ pub(crate) enum Leaf {
 
 impl Stacks {
     /// The readings with which a grammar begins.
-    pub(crate) fn start(&mut self, ir: &Ir) -> Vec<Reading> {
+    pub(crate) fn start(&mut self, ir: &Ir) -> Arc<[Reading]> {
         let mut closure = Closure::new(self, ir);
         closure.enter(ir.root, BOTTOM);
         closure.finish()
@@ -168,7 +168,7 @@ impl Stacks {
         }
         let mut closure = Closure::new(self, ir);
         closure.pop(stack);
-        let readings: Arc<[Reading]> = closure.finish().into();
+        let readings = closure.finish();
         self.continuations[stack as usize] = Some(readings.clone());
         readings
     }
@@ -209,10 +209,9 @@ impl Stacks {
     }
 }
 
-/// Follows what needs no byte.
-struct Closure<'a> {
-    stacks: &'a mut Stacks,
-    ir: &'a Ir,
+/// Memory of one closure after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
     /// Nodes to be entered, by rank, and above which stacks: what begins with a node has a smaller rank, so
     /// that a node is entered once for all that begin with it.
     todo: BTreeMap<u32, StackId>,
@@ -222,44 +221,49 @@ struct Closure<'a> {
     found: Vec<Reading>,
 }
 
+/// Follows what needs no byte.
+struct Closure<'a> {
+    stacks: &'a mut Stacks,
+    ir: &'a Ir,
+    own: Scratch,
+}
+
 impl<'a> Closure<'a> {
     fn new(stacks: &'a mut Stacks, ir: &'a Ir) -> Self {
-        Self {
-            stacks,
-            ir,
-            todo: BTreeMap::new(),
-            entered: SmallSet::new(),
-            complete: Vec::new(),
-            popped: SmallSet::new(),
-            found: Vec::new(),
-        }
+        let mut own = std::mem::take(&mut stacks.scratch);
+        own.entered.clear();
+        own.popped.clear();
+        own.found.clear();
+        Self { stacks, ir, own }
     }
 
-    fn finish(mut self) -> Vec<Reading> {
+    fn finish(mut self) -> Arc<[Reading]> {
         loop {
-            while let Some(stack) = self.complete.pop() {
+            while let Some(stack) = self.own.complete.pop() {
                 for at in 0..self.stacks.edges(stack).len() {
                     let edge = self.stacks.edges(stack)[at];
-                    if self.popped.insert(edge) {
+                    if self.own.popped.insert(edge) {
                         self.resume(edge);
                     }
                 }
             }
-            let Some((rank, stack)) = self.todo.pop_first() else {
+            let Some((rank, stack)) = self.own.todo.pop_first() else {
                 break;
             };
             let node = self.ir.ranks.node_at(rank);
-            if self.entered.insert((node, stack)) {
+            if self.own.entered.insert((node, stack)) {
                 self.expand(node, stack);
             }
         }
-        self.stacks.merge(self.ir, &mut self.found);
-        self.found
+        self.stacks.merge(self.ir, &mut self.own.found);
+        let found = self.own.found[..].into();
+        self.stacks.scratch = self.own;
+        found
     }
 
     /// What is on `stack` goes on.
     fn pop(&mut self, stack: StackId) {
-        self.complete.push(stack);
+        self.own.complete.push(stack);
     }
 
     /// Enters `node` above those of `stack` that are not too deep for it.
@@ -270,7 +274,7 @@ impl<'a> Closure<'a> {
         match self.ir.nodes[node as usize] {
             Node::Seq(_) | Node::Alt(_) | Node::Repeat { .. } | Node::Rule(_) => {
                 let rank = self.ir.ranks.of(node);
-                let waiting = self.todo.entry(rank).or_insert(stack);
+                let waiting = self.own.todo.entry(rank).or_insert(stack);
                 *waiting = self.stacks.union(self.ir, *waiting, stack);
             }
             _ => self.expand(node, stack),
@@ -283,7 +287,7 @@ impl<'a> Closure<'a> {
     }
 
     fn found(&mut self, leaf: Leaf, stack: StackId) {
-        self.found.push(Reading { leaf, stack });
+        self.own.found.push(Reading { leaf, stack });
     }
 
     fn expand(&mut self, node: NodeId, stack: StackId) {
@@ -407,7 +411,7 @@ impl<'a> Closure<'a> {
                     last,
                     n,
                 };
-                self.found.push(Reading { leaf, stack });
+                self.own.found.push(Reading { leaf, stack });
             };
             if room == u32::MAX {
                 shape.next_keys(at, n).into_iter().for_each(&mut key);

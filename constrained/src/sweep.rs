@@ -38,8 +38,8 @@ pub(crate) trait Machine {
     fn safe(&self, _place: Self::Place, _n_chars: u8) -> Alphabets {
         0
     }
-    /// Whether nothing needs to be found out about the tokens at these places in the tree.
-    fn knows_all(&self, _tokens: std::ops::Range<usize>) -> bool {
+    /// Whether nothing needs to be found out about the tokens that begin with `node`.
+    fn knows_all(&self, _trie: &Trie, _node: usize) -> bool {
         false
     }
 }
@@ -63,26 +63,49 @@ pub(crate) struct Found {
     pub(crate) is_dense: bool,
 }
 
-/// Runs `machine` from `place` over the tokens of `trie` that are longer than `from`.
+/// Memory that sweeps use one after the other; its contents mean nothing.
+#[derive(Debug)]
+pub(crate) struct Buffers<P> {
+    /// Wide nodes to go on from.
+    open: Vec<(usize, P)>,
+    /// By depth in the current piece of the tree.
+    places: Vec<P>,
+}
+
+impl<P> Default for Buffers<P> {
+    fn default() -> Self {
+        Self {
+            open: Vec::new(),
+            places: Vec::new(),
+        }
+    }
+}
+
+/// Runs `machine` from `place` over all tokens of `trie`.
+pub(crate) fn sweep_new<M: Machine>(machine: &mut M, place: M::Place, trie: &Trie, found: &mut Found) {
+    sweep(machine, place, (trie, None), &mut Buffers::default(), found);
+}
+
+/// Runs `machine` from `place` over the tokens of a tree that are longer than a node of it.
 ///
 /// PERF: nodes lie in the order of a walk, so that subtrees without wide nodes are one pass over an array;
 /// 100,438 nodes took 2.2 ms with a stack of nodes.
 pub(crate) fn sweep<M: Machine>(
     machine: &mut M,
     place: M::Place,
-    trie: &Trie,
-    from: Option<usize>,
+    (trie, from): (&Trie, Option<usize>),
+    buffers: &mut Buffers<M::Place>,
     found: &mut Found,
 ) {
+    buffers.open.clear();
     let mut walk = Walk {
         machine,
         trie,
         found,
-        open: Vec::new(),
-        places: Vec::new(),
+        buffers,
     };
     walk.below(from, place);
-    while let Some((node, place)) = walk.open.pop() {
+    while let Some((node, place)) = walk.buffers.open.pop() {
         walk.below(Some(node), place);
     }
 }
@@ -91,10 +114,7 @@ struct Walk<'a, M: Machine> {
     machine: &'a mut M,
     trie: &'a Trie,
     found: &'a mut Found,
-    /// Wide nodes to go on from.
-    open: Vec<(usize, M::Place)>,
-    /// By depth in the current piece of the tree.
-    places: Vec<M::Place>,
+    buffers: &'a mut Buffers<M::Place>,
 }
 
 impl<M: Machine> Walk<'_, M> {
@@ -115,27 +135,29 @@ impl<M: Machine> Walk<'_, M> {
     /// Goes through the subtrees of the siblings from `at` up to `end`.
     fn run(&mut self, mut at: usize, end: usize, place: M::Place) {
         let nodes = self.trie.nodes();
-        self.places.clear();
-        self.places.push(place);
         let Some(first) = nodes[..end].get(at) else {
             return;
         };
+        let Buffers { open, places } = &mut *self.buffers;
+        places.clear();
+        places.push(place);
         while at < end {
             let node = nodes[at];
-            if self.machine.knows_all(self.trie.range_below(at)) {
-                at = node.skip as usize;
+            let skip = node.skip as usize;
+            if self.machine.knows_all(self.trie, at) {
+                at = skip;
                 continue;
             }
             let level = usize::from(node.depth - first.depth);
-            let step = self.machine.step(self.places[level], node.byte);
+            let step = self.machine.step(places[level], node.byte);
+            let is_leaf = skip == at + 1;
             if let Some(way) = step.exit {
                 let is_end = step.inside.is_none();
-                if is_end || !self.trie.is_leaf(at) {
+                if is_end || !is_leaf {
                     let node = at as u32;
                     self.found.add_exit(Exit { way, node, is_end });
                 }
             }
-            let skip = node.skip as usize;
             let Some(next) = step.inside else {
                 at = skip;
                 continue;
@@ -147,13 +169,15 @@ impl<M: Machine> Walk<'_, M> {
                 continue;
             }
             self.found.add(self.trie.own_range(at));
-            if self.trie.is_wide(Some(at)) {
-                self.open.push((at, next));
-                at = skip;
-                continue;
+            if !is_leaf {
+                if self.trie.is_wide(Some(at)) {
+                    open.push((at, next));
+                    at = skip;
+                    continue;
+                }
+                places.truncate(level + 1);
+                places.push(next);
             }
-            self.places.truncate(level + 1);
-            self.places.push(next);
             at += 1;
         }
     }
@@ -271,13 +295,13 @@ impl Machine for TextMachine<'_> {
 /// key. Few tokens go along with a key: its tree is followed, not that of the tokens.
 pub(crate) fn sweep_keys(
     keys: &KeyTrie,
-    place: u32,
-    (first, last): (u32, u32),
-    trie: &Trie,
-    from: Option<usize>,
+    (place, first, last): (u32, u32, u32),
+    (trie, from): (&Trie, Option<usize>),
+    open: &mut Vec<(u32, Option<usize>)>,
     found: &mut Found,
 ) {
-    let mut open = vec![(place, from)];
+    open.clear();
+    open.push((place, from));
     while let Some((place, node)) = open.pop() {
         keys.for_each_child(place, first, last, |byte, place| {
             let Some(child) = trie.child(node, byte) else {

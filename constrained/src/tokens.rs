@@ -152,7 +152,7 @@ impl Tables {
                             for token in ids {
                                 words[*token as usize / 64] &= !(1 << (token % 64));
                             }
-                            let mask = TokenMask::from_words(&words, vocabulary.n_vocab());
+                            let mask = TokenMask::from_words(words, vocabulary.n_vocab());
                             filling.parts.push(vocabulary.cache().mask(mask));
                         }
                     }
