@@ -13,7 +13,9 @@ use std::sync::Arc;
 use regex_syntax::utf8::Utf8Sequences;
 
 use crate::dfa::{ByteSet, Classes, DEAD, Dfa, bytes_of, union_of};
+use crate::hash::Map;
 use crate::lengths::Lengths;
+use crate::rows::Incoming;
 
 /// A constraint on a JSON string.
 #[derive(Debug)]
@@ -115,7 +117,7 @@ impl Hex {
 impl TextSpec {
     /// Strings whose content `content` accepts and that have `min ..= max` characters.
     pub(crate) fn new(content: &Dfa, min: u32, max: Option<u32>, is_spelled: &[bool; 256]) -> Self {
-        let content = content.clone().trimmed(&spelled_content(is_spelled));
+        let content = content.clone().spelled(&spelled_content(is_spelled));
         let lengths = Lengths::new(&content, min, max);
         let is_open = open_states(&content);
         let special = |byte: u8| {
@@ -451,7 +453,7 @@ const UTF8_CLASSES: [u8; 256] = {
     classes
 };
 
-fn utf8_classes() -> Classes {
+pub(crate) fn utf8_classes() -> Classes {
     Classes::by(|byte| UTF8_CLASSES[usize::from(byte)])
 }
 
@@ -471,40 +473,52 @@ pub(crate) fn any_content() -> Arc<Dfa> {
 
 /// The states, at a border between characters, from which no text leads to death.
 fn open_states(content: &Dfa) -> Vec<bool> {
-    let n = content.n_states();
-    let mut is_bad = vec![[false; 8]; n];
-    let mut into: Vec<Vec<(u32, u8, u8)>> = vec![Vec::new(); n];
     let members = content.classes().refine(&utf8_classes());
-    let mut seen = vec![[false; 8]; n];
-    let mut queue = vec![(content.start(), 0u8)];
-    seen[content.start() as usize][0] = true;
-    let mut bad = Vec::new();
-    while let Some((state, rest)) = queue.pop() {
-        for byte in members.members() {
-            let Some(next_rest) = step_utf8(rest, *byte) else {
+    let members = members.members();
+    // Places are states and what remains of a character, in the order in which they are met.
+    let mut places = vec![(content.start(), 0u8)];
+    let mut ids: Map<(u32, u8), u32> = places.iter().map(|place| (*place, 0)).collect();
+    let mut is_bad = Vec::new();
+    let mut edges: Vec<(u32, u32)> = Vec::new();
+    let mut at = 0;
+    while let Some((state, rest)) = places.get(at).copied() {
+        is_bad.push(false);
+        let n_edges = edges.len();
+        for byte in members {
+            let Some(rest) = step_utf8(rest, *byte) else {
                 continue;
             };
-            let next = content.step(state, *byte);
-            if next == DEAD {
-                is_bad[state as usize][usize::from(rest)] = true;
-                bad.push((state, rest));
+            let next = (content.step(state, *byte), rest);
+            if next.0 == DEAD {
+                is_bad[at] = true;
                 continue;
             }
-            into[next as usize].push((state, rest, next_rest));
-            if !std::mem::replace(&mut seen[next as usize][usize::from(next_rest)], true) {
-                queue.push((next, next_rest));
+            let to = *ids.entry(next).or_insert_with(|| {
+                places.push(next);
+                places.len() as u32 - 1
+            });
+            if edges[n_edges..].last() != Some(&(at as u32, to)) {
+                edges.push((at as u32, to));
+            }
+        }
+        at += 1;
+    }
+    let into = Incoming::new(places.len(), || edges.iter().copied());
+    let mut todo: Vec<u32> = (0..places.len() as u32)
+        .filter(|at| is_bad[*at as usize])
+        .collect();
+    while let Some(at) = todo.pop() {
+        for from in into.of(at) {
+            if !std::mem::replace(&mut is_bad[*from as usize], true) {
+                todo.push(*from);
             }
         }
     }
-    while let Some((state, rest)) = bad.pop() {
-        for (from, from_rest, to_rest) in &into[state as usize] {
-            let slot = &mut is_bad[*from as usize][usize::from(*from_rest)];
-            if *to_rest == rest && !std::mem::replace(slot, true) {
-                bad.push((*from, *from_rest));
-            }
-        }
+    let mut is_open = vec![false; content.n_states()];
+    for ((state, rest), is_bad) in places.iter().zip(is_bad) {
+        is_open[*state as usize] |= *rest == 0 && !is_bad;
     }
-    (0..n).map(|state| seen[state][0] && !is_bad[state][0]).collect()
+    is_open
 }
 
 #[cfg(test)]

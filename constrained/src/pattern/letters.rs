@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use regex_syntax::hir::{Class, ClassUnicode, Hir, HirKind};
+use regex_syntax::hir::{Class, Hir, HirKind};
 
 use super::determinize::{Budget, Excess};
 use super::look::{Look, Neighbour};
@@ -91,7 +91,7 @@ impl Letters {
     }
 
     /// The number of the class `class`, which one of the expressions has.
-    pub(super) fn class(&self, class: &ClassUnicode) -> u32 {
+    pub(super) fn class(&self, class: &Class) -> u32 {
         self.ids[&ranges_of(class)]
     }
 
@@ -106,7 +106,11 @@ impl Letters {
     }
 }
 
-fn ranges_of(class: &ClassUnicode) -> Vec<Range> {
+/// The only class of bytes is the empty one, which is [`Hir::fail`].
+fn ranges_of(class: &Class) -> Vec<Range> {
+    let Class::Unicode(class) = class else {
+        return Vec::new();
+    };
     let ranges = class.ranges().iter();
     ranges
         .map(|range| (u32::from(range.start()), u32::from(range.end())))
@@ -138,8 +142,7 @@ impl Classes {
                     text.chars()
                         .for_each(|c| self.add(vec![(u32::from(c), u32::from(c))]));
                 }
-                HirKind::Class(Class::Unicode(class)) => self.add(ranges_of(class)),
-                HirKind::Class(Class::Bytes(_)) => unreachable!("expressions are of characters"),
+                HirKind::Class(class) => self.add(ranges_of(class)),
                 HirKind::Look(look) => match Look::of(*look) {
                     Look::Start | Look::End => {}
                     Look::LineStart | Look::LineEnd | Look::CrlfStart | Look::CrlfEnd => {

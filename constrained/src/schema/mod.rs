@@ -18,6 +18,7 @@ mod lower;
 mod names;
 mod negation;
 mod objects;
+mod regex_format;
 mod resources;
 mod strings;
 mod uri;
