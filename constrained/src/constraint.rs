@@ -22,7 +22,8 @@ pub enum Constraint<'a> {
         /// How it is read and written.
         options: SchemaOptions,
     },
-    /// What a regular expression, in Rust's syntax, matches from end to end.
+    /// What a regular expression matches from end to end: in Rust's syntax, with look-around and what else
+    /// Python's has.
     Regex(&'a str),
     /// Exactly the given texts.
     Choice(&'a [&'a str]),

@@ -315,6 +315,19 @@ impl Dfa {
         Self::explore(classes, (self.start(), other.start()), step, is_accepting, max)
     }
 
+    /// What a trimmed automaton is over `usable` bytes alone: the same where there are no edges over others.
+    pub(crate) fn spelled(self, usable: &[bool; 256]) -> Self {
+        let is_usable = Classes::usable(&self.classes, usable);
+        let is_used = |class: usize| {
+            let column = self.rows.table.iter().skip(class).step_by(self.rows.n_columns);
+            !is_usable[class] && column.into_iter().any(|next| *next != DEAD)
+        };
+        if (0..self.classes.len()).any(is_used) {
+            return self.trimmed(usable);
+        }
+        self
+    }
+
     /// Without the states from which no accepting state can be reached over `usable` bytes alone. Edges over
     /// other bytes stay where they lead to a state that is left.
     pub(crate) fn trimmed(self, usable: &[bool; 256]) -> Self {
@@ -329,23 +342,15 @@ impl Dfa {
     }
 
     fn with_fewest_classes(self) -> Self {
-        let n_classes = self.classes.len();
-        let rows = || self.rows.table.chunks_exact(n_classes);
-        let mut seen: Map<Vec<u32>, usize> = Map::default();
-        let merged: Vec<usize> = (0..n_classes)
-            .map(|class| {
-                let fresh = seen.len();
-                let column = rows().map(|row| row[class]).collect();
-                *seen.entry(column).or_insert(fresh)
-            })
-            .collect();
-        if seen.len() == n_classes {
+        let merged = self.rows.equal_columns();
+        if (0..).eq(merged.iter().copied()) {
             return self;
         }
         let classes = Classes::by(|byte| merged[self.classes.of(byte)]);
         let members = classes.members().iter();
         let kept: Vec<usize> = members.map(|byte| self.classes.of(*byte)).collect();
-        let table = rows()
+        let rows = self.rows.table.chunks_exact(self.rows.n_columns);
+        let table = rows
             .flat_map(|row| kept.iter().map(|class| row[*class]))
             .collect();
         Self::of_parts(classes, table, self.rows.accepts, self.rows.start)

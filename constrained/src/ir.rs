@@ -258,18 +258,11 @@ impl Ir {
         self.dfa(Dfa::of_strings([text.as_bytes()]))
     }
 
-    /// The texts that the ECMA-262 pattern `source` is found in, and the work that they take to find.
-    pub(crate) fn search(&self, source: &str) -> Result<(Arc<Dfa>, u64), CompileError> {
+    /// The texts that `pattern` is found in, and the work that they take to find. Patterns of one `recipe` are
+    /// equal.
+    pub(crate) fn search(&self, pattern: &Pattern, recipe: &str) -> Result<(Arc<Dfa>, u64), CompileError> {
         let bounds = self.bounds;
-        self.cache.automaton(format!("search {bounds:?} {source}"), || {
-            Pattern::parse(source, Syntax::Ecma)?.search(bounds)
-        })
-    }
-
-    /// The same for a pattern that was read; `recipe` is its recipe.
-    pub(crate) fn search_of(&self, pattern: &Pattern, recipe: &str) -> Result<(Arc<Dfa>, u64), CompileError> {
-        let bounds = self.bounds;
-        let recipe = format!("search of {bounds:?} {recipe}");
+        let recipe = format!("search {bounds:?} {recipe}");
         self.cache.automaton(recipe, || pattern.search(bounds))
     }
 
@@ -279,6 +272,17 @@ impl Ir {
         self.cache.automaton(format!("match {bounds:?} {source}"), || {
             Pattern::parse(source, Syntax::Rust)?.automaton(bounds)
         })
+    }
+
+    /// The automaton that `make` makes, always the same one, which is called `name`; and a work in proportion.
+    pub(crate) fn made(&self, name: &str, make: impl FnOnce() -> Dfa) -> (Arc<Dfa>, u64) {
+        let made = self.cache.automaton(name.to_owned(), || {
+            let dfa = make();
+            let n_work = 8 * (dfa.n_states() * dfa.classes().len()) as u64;
+            Ok::<_, Infallible>(Built { dfa, n_work })
+        });
+        let Ok(made) = made;
+        made
     }
 
     /// JSON strings whose content `content` accepts and that have `min ..= max` characters.

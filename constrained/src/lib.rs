@@ -61,7 +61,7 @@
 //!
 //! What is refused of JSON Schema: `uniqueItems` unless the items are of one list of up to 32 values or have
 //! a type each, `minProperties` beyond the declared names and one more, `unevaluated*`, `uniqueItems` and
-//! inexact formats where they are negated, the format `regex`, and references out of the document. A dialect
+//! inexact formats where they are negated, and references out of the document. A dialect
 //! that the document does not explain is read as the drafts agree, and what some of them do not know may not
 //! be negated. `tests/suite/refused.txt` shows what that means for the official test suite.
 //!
@@ -71,15 +71,28 @@
 //! a limit, so that the grammar allows more and never less; [`Grammar::relaxed`] tells what
 //! (`schema/relax.rs`). Each tool says for itself whether it is relaxed.
 //!
+//! Regular expressions are read as ECMA-262 has them in schemas, as Python's in Lark, and elsewhere as Rust's
+//! with what Python has besides. All have look-ahead and look-behind, `(?P<name>…)`, flags, `\A`, `\Z`, `\b`,
+//! comments, Unicode's properties. `\d`, `\w` and `\b` are of ASCII, and so is the case that `(?i)` ignores;
+//! `\s` is ASCII's white space, in schemas ECMA-262's, which has Unicode's too. `(?u)` asks for Unicode in
+//! each. `$` and `\Z` are the end of the text, never the place before a newline at its end. Schemas search
+//! for a pattern, all others match it from end to end. Refused by name and place: back-references, recursion,
+//! conditions, atomic groups and possessive repetitions whose parts have several lengths, what two of the
+//! three syntaxes read differently, and whose automaton would exceed a limit. Of the format `regex` texts
+//! with up to four groups open at once are allowed, without names and back-references.
+//!
 //! Grammars as text, each dialect named by the caller:
 //!
 //! * GBNF ([`Grammar::compile_gbnf`]): rules, literals, classes, `.`, groups, `|`, `* + ? {m} {m,} {m,n}`,
 //!   `<token>`, `<[7]>` and their negation by `!`.
 //! * XGrammar's EBNF ([`Grammar::compile_ebnf`]): the same with its own escapes and layout, `Token`,
-//!   `ExcludeToken` and `Regex`; no look-ahead, no `TagDispatch`, no rule attributes.
+//!   `ExcludeToken` and `Regex`; no look-ahead of rules, no `TagDispatch`, no rule attributes.
 //! * Lark ([`Grammar::compile_lark`]): rules, terminals, regular expressions, ranges, `%ignore`,
 //!   `%import common.X`; no priorities, templates or other directives. There is no lexer: a text is accepted
 //!   when any way of reading it fits.
+//!
+//! A regular expression in a grammar may look around within its own text; where it would depend on what stands
+//! before or behind it, it is refused.
 //!
 //! Left recursion works in all of them. Rules that are used must be defined and derive something.
 //!

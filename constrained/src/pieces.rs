@@ -103,7 +103,7 @@ pub(crate) fn plain_piece(
         });
     }
     strings.add_between(n_kept, n_left, &words, &mut kept);
-    Piece::inside(&kept, vocabulary)
+    Piece::inside(kept, vocabulary)
 }
 
 /// Of a JSON string: the tokens that are not plain.

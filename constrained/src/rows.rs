@@ -2,6 +2,8 @@
 //!
 //! State 0 is dead; `table.len() == n_states × n_columns`. A column stands for all that no state tells apart.
 
+use crate::hash::Map;
+
 pub(crate) const DEAD: u32 = 0;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +16,7 @@ pub(crate) struct Rows {
 }
 
 /// By state, the states that lead to it, in one array.
-struct Incoming {
+pub(crate) struct Incoming {
     /// State n's begin at `[n]` and end at `[n + 1]`.
     begins: Vec<u32>,
     from: Vec<u32>,
@@ -22,7 +24,7 @@ struct Incoming {
 
 impl Incoming {
     /// Of edges `(from, to)` between `n` states.
-    fn new<E: Iterator<Item = (u32, u32)>>(n: usize, edges: impl Fn() -> E) -> Self {
+    pub(crate) fn new<E: Iterator<Item = (u32, u32)>>(n: usize, edges: impl Fn() -> E) -> Self {
         let mut begins = vec![0; n + 2];
         for (_, to) in edges() {
             begins[to as usize + 2] += 1;
@@ -39,7 +41,7 @@ impl Incoming {
         Self { begins, from }
     }
 
-    fn of(&self, state: u32) -> &[u32] {
+    pub(crate) fn of(&self, state: u32) -> &[u32] {
         let state = state as usize;
         &self.from[self.begins[state] as usize..self.begins[state + 1] as usize]
     }
@@ -124,6 +126,26 @@ impl Rows {
             }
         }
         kept
+    }
+
+    /// By column, the first one that is equal to it.
+    pub(crate) fn equal_columns(&self) -> Vec<usize> {
+        let mut first = vec![0; self.n_columns];
+        let mut n_kinds = 1.min(self.n_columns);
+        for row in self.table.chunks_exact(self.n_columns) {
+            if n_kinds == self.n_columns {
+                break;
+            }
+            if (0..self.n_columns).all(|column| row[column] == row[first[column]]) {
+                continue;
+            }
+            let mut seen: Map<(usize, u32), usize> = Map::default();
+            for column in 0..self.n_columns {
+                first[column] = *seen.entry((first[column], row[column])).or_insert(column);
+            }
+            n_kinds = seen.len();
+        }
+        first
     }
 
     /// The fewest rows of the same language. Needs trimmed ones.

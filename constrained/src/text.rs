@@ -113,7 +113,7 @@ impl Hex {
 impl TextSpec {
     /// Strings whose content `content` accepts and that have `min ..= max` characters.
     pub(crate) fn new(content: &Dfa, min: u32, max: Option<u32>, is_spelled: &[bool; 256]) -> Self {
-        let content = content.clone().trimmed(&spelled_content(is_spelled));
+        let content = content.clone().spelled(&spelled_content(is_spelled));
         let lengths = Lengths::new(&content, min, max);
         let special = |byte: u8| {
             let is_letter = byte.is_ascii_hexdigit() || b"\"\\nrtu".contains(&byte);
@@ -443,7 +443,7 @@ const UTF8_CLASSES: [u8; 256] = {
     classes
 };
 
-fn utf8_classes() -> Classes {
+pub(crate) fn utf8_classes() -> Classes {
     Classes::by(|byte| UTF8_CLASSES[usize::from(byte)])
 }
 

@@ -2,17 +2,17 @@
 //!
 //! Supported: rules (lower case) and terminals (upper case) with `:`, `|`, `(…)`, `[…]`, `?`, `*`, `+`, `~n`,
 //! `~n..m`; `"text"`, `"text"i` (ASCII), `"a".."z"`, `/regular expression/` with the flags `i`, `m`, `s`,
-//! `u`; `%import common.NAME`, also with `->` and as a list; `%ignore`; comments from `//` or `#`. An output
-//! begins with the rule `start`. The rule marks `?` and `!` and aliases `-> name` shape Lark's tree, not its
-//! language, and are passed over. As in llguidance and XGrammar, `<[7]>` and `<text>` are one token.
+//! `u`, `x`; `%import common.NAME`, also with `->` and as a list; `%ignore`; comments from `//` or `#`. An
+//! output begins with the rule `start`. The rule marks `?` and `!` and aliases `-> name` shape Lark's tree, not
+//! its language, and are passed over. As in llguidance and XGrammar, `<[7]>` and `<text>` are one token.
 //!
 //! There is no lexer: a text is accepted when some way of reading it fits, as with Lark's Earley parser and
 //! its complete dynamic lexer. What `%ignore` names may stand after every lexeme of a rule, never within a
 //! terminal and not before the first one.
 //!
 //! Refused by name: priorities, templates, `%declare`, `%override`, `%extend`, `%json`, `%lark` and every
-//! other directive, imports from elsewhere than `common`, look-around, back-references, anchors and the
-//! flags `l` and `x` of regular expressions.
+//! other directive, imports from elsewhere than `common`; of regular expressions back-references, the flag
+//! `l`, and look-around and anchors that depend on what stands around the expression.
 
 use super::quoting::{Escapes, quoted};
 use super::source::limit;

@@ -25,7 +25,7 @@ fn alone(pattern: &Pattern, mut budget: Budget) -> Result<Option<Built>, Excess>
     let mut found: Option<Rows> = None;
     for context in machine.contexts()? {
         let start = Whole {
-            ways: machine.start(machine.whole()),
+            ways: machine.start(machine.whole())?,
             context,
         };
         let Some(rows) = machine.determinize(start, Ending::Anywhere)? else {

@@ -37,7 +37,7 @@ impl Parser<'_> {
     }
 
     fn class_set(&mut self) -> Result<ClassUnicode, String> {
-        let begin = self.at();
+        let begin = self.at() - "[".len();
         self.enter(begin)?;
         let is_negated = self.eat("^");
         // `[]` is a class of nothing in ECMA-262; elsewhere a first bracket stands for itself.

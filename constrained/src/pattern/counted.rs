@@ -1,6 +1,6 @@
 //! Patterns that count the characters of a whole text, as simpler ones and a number of characters.
 
-use regex_syntax::hir::{Capture, Class, Hir, HirKind, Look, Repetition};
+use regex_syntax::hir::{Capture, Hir, HirKind, Look, Repetition};
 
 use super::{Around, Direction, Pattern};
 
@@ -124,8 +124,7 @@ pub(super) fn n_chars(hir: &Hir) -> Option<u32> {
         HirKind::Literal(literal) => {
             u32::try_from(std::str::from_utf8(&literal.0).ok()?.chars().count()).ok()
         }
-        HirKind::Class(Class::Unicode(_)) => Some(1),
-        HirKind::Class(Class::Bytes(_)) => None,
+        HirKind::Class(_) => Some(1),
         HirKind::Repetition(repetition) => {
             let is_fixed = repetition.max == Some(repetition.min);
             n_chars(&repetition.sub)?.checked_mul(is_fixed.then_some(repetition.min)?)

@@ -132,10 +132,8 @@ impl Determinizer<'_> {
             }
         }
         self.budget.spend(3 * n_met)?;
-        if found.iter().any(|id| *id < self.nfa.n_tail) {
-            found.retain(|id| *id < self.nfa.n_tail);
-        }
         found.sort_unstable();
+        self.nfa.drop_superfluous(&mut found);
         Ok(found)
     }
 

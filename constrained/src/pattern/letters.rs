@@ -92,8 +92,8 @@ impl Letters {
     }
 
     /// The number of the class `class`, which one of the expressions has.
-    pub(super) fn class(&self, class: &ClassUnicode) -> u32 {
-        self.ids[&ranges_of(class)]
+    pub(super) fn class(&self, class: &Class) -> u32 {
+        self.ids[&ranges_of(&characters(class))]
     }
 
     /// The same of a character by itself.

@@ -18,7 +18,7 @@ use super::letters::{Letter, Letters};
 use super::look::{Look, Neighbour};
 use super::nfa::{Nfa, State};
 use super::{Direction, Pattern};
-use crate::hash::Map;
+use crate::hash::{Map, SmallSet};
 use crate::rows::{DEAD, Rows};
 
 /// A list of ways: [`NEVER`], [`ALWAYS`] or another one.
@@ -133,7 +133,7 @@ struct Here {
 pub(super) fn determinize(pattern: &Pattern, letters: &Letters, budget: &mut Budget) -> Result<Rows, Excess> {
     let mut machine = Machine::new(pattern, letters, budget)?;
     let start = Whole {
-        ways: machine.start(machine.whole()),
+        ways: machine.start(machine.whole())?,
         context: machine.begin(),
     };
     let rows = machine.determinize(start, Ending::AtEnd)?;
@@ -157,12 +157,12 @@ impl<'a> Machine<'a> {
             numbers: Map::default(),
             here: Here::default(),
         };
-        assert_eq!(machine.number(Vec::new()), NEVER);
+        assert_eq!(machine.number(Vec::new()), Ok(NEVER));
         let always = Way {
             place: MATCHED,
             duties: Rc::default(),
         };
-        assert_eq!(machine.number(vec![always]), ALWAYS);
+        assert_eq!(machine.number(vec![always]), Ok(ALWAYS));
         for (n, around) in pattern.used_arounds() {
             let is_negated = around.is_negated;
             let role = match around.direction {
@@ -215,18 +215,90 @@ impl<'a> Machine<'a> {
                 return Ok(None);
             };
             rows.accepts.push(is_accepting);
-            for letter in 0..self.letters.n_letters() as Letter {
+            let (group_of, firsts) = self.groups(&state)?;
+            let mut targets = Vec::with_capacity(firsts.len());
+            for letter in firsts {
                 let next = self.next(&state, letter)?;
-                rows.table.push(next.map_or(DEAD, |next| {
+                targets.push(next.map_or(DEAD, |next| {
                     *ids.entry(next).or_insert_with_key(|next| {
                         states.push(next.clone());
                         states.len() as u32
                     })
                 }));
             }
+            rows.table.extend(group_of.iter().map(|group| targets[*group]));
             self.budget.check_states(states.len())?;
         }
         Ok(Some(rows))
+    }
+
+    /// Letters that all lead to the same from `state`: the group of each, and the first one of each group.
+    fn groups(&mut self, state: &Whole) -> Result<(Vec<usize>, Vec<Letter>), Excess> {
+        let letters = self.letters;
+        let all = 0..letters.n_letters() as Letter;
+        let mut mark_of: Vec<usize> = all.map(|letter| letters.seen(letter) as usize).collect();
+        let mut fresh = mark_of.iter().max().map_or(0, |max| max + 1);
+        for class in self.classes(state)? {
+            self.spend(1 + letters.of(class).len())?;
+            // Letters of the class get a mark for each that they had.
+            let mut marks: Map<usize, usize> = Map::default();
+            for letter in letters.of(class) {
+                let mark = &mut mark_of[usize::from(*letter)];
+                *mark = *marks.entry(*mark).or_insert_with(|| {
+                    fresh += 1;
+                    fresh - 1
+                });
+            }
+        }
+        let mut numbers: Map<usize, usize> = Map::default();
+        let mut firsts = Vec::new();
+        for (letter, mark) in (0..).zip(&mut mark_of) {
+            *mark = *numbers.entry(*mark).or_insert_with(|| {
+                firsts.push(letter);
+                firsts.len() - 1
+            });
+        }
+        Ok((mark_of, firsts))
+    }
+
+    /// The classes of characters by which it may matter what comes at `state`.
+    fn classes(&mut self, state: &Whole) -> Result<Vec<u32>, Excess> {
+        let mut todo = vec![state.ways];
+        todo.extend(state.context.behind.iter());
+        for part in 0..self.whole() {
+            if matches!(self.parts[part as usize].role, Role::Behind { .. }) {
+                todo.push(self.start(part)?);
+            }
+        }
+        let mut met = SmallSet::default();
+        let mut classes = Vec::new();
+        while let Some(ways) = todo.pop() {
+            if !met.insert(ways) {
+                continue;
+            }
+            let list = self.lists[ways as usize].clone();
+            self.spend(list.len())?;
+            for way in list.iter() {
+                todo.extend(way.duties.iter().map(|duty| duty.ways));
+                if way.place == MATCHED {
+                    continue;
+                }
+                for step in self.steps(way.place)?.iter() {
+                    let (part, state) = self.state(step.to);
+                    if let State::Class { class, .. } = part.nfa.states[state as usize] {
+                        classes.push(class);
+                    }
+                    for test in step.tests.iter() {
+                        if let Test::Around(part) = test {
+                            todo.push(self.start(*part)?);
+                        }
+                    }
+                }
+            }
+        }
+        classes.sort_unstable();
+        classes.dedup();
+        Ok(classes)
     }
 
     pub(super) fn spend(&mut self, n_work: usize) -> Result<(), Excess> {
@@ -267,7 +339,7 @@ impl<'a> Machine<'a> {
         self.arrive(&state.context, Some(letter));
         let list = self.lists[state.ways as usize].clone();
         let (ways, _) = self.advance(&list)?;
-        let ways = self.number(ways);
+        let ways = self.number(ways)?;
         if ways == NEVER {
             return Ok(None);
         }
@@ -296,7 +368,7 @@ impl<'a> Machine<'a> {
     }
 
     /// The one way that begins `part`.
-    pub(super) fn start(&mut self, part: u32) -> Ways {
+    pub(super) fn start(&mut self, part: u32) -> Result<Ways, Excess> {
         let start = self.start_of(part);
         self.number(vec![start])
     }
@@ -358,7 +430,7 @@ impl<'a> Machine<'a> {
             place: MATCHED,
             duties,
         }));
-        let next = self.number(next);
+        let next = self.number(next)?;
         self.here.moved.insert(ways, next);
         Ok(next)
     }
@@ -395,7 +467,7 @@ impl<'a> Machine<'a> {
             }
             Test::Around(part) => match self.parts[part as usize].role {
                 Role::Ahead { is_negated } => {
-                    let start = self.start(part);
+                    let start = self.start(part)?;
                     let duty = Duty {
                         ways: start,
                         is_negated,
@@ -431,24 +503,26 @@ impl<'a> Machine<'a> {
             .chain([start])
             .collect();
         let (next, matched) = self.advance(&list)?;
-        let followed = (self.number(next), Rc::new(matched));
+        let followed = (self.number(next)?, Rc::new(matched));
         self.here.followed.insert(part, followed.clone());
         Ok(followed)
     }
 
-    fn state(&self, place: u32) -> (&Part, &State) {
+    /// The part that `place` is of, and its number there.
+    fn state(&self, place: u32) -> (&Part, u32) {
         let part = &self.parts[self.owner[place as usize] as usize];
-        (part, &part.nfa.states[(place - part.begin) as usize])
+        (part, place - part.begin)
     }
 
     fn is_match(&self, place: u32) -> bool {
-        matches!(self.state(place).1, State::Match)
+        // State 0 is the match.
+        self.state(place).1 == 0
     }
 
     /// Where `place` leads over the next letter.
     fn over(&self, place: u32) -> Option<u32> {
-        let (part, _) = self.state(place);
-        let next = part.nfa.over(place - part.begin, self.here.letter?, self.letters);
+        let (part, state) = self.state(place);
+        let next = part.nfa.over(state, self.here.letter?, self.letters);
         Some(part.begin + next?)
     }
 
@@ -471,7 +545,7 @@ impl<'a> Machine<'a> {
             self.spend(2 + n_known)?;
             let (part, state) = self.state(to);
             let begin = part.begin;
-            match state {
+            match &part.nfa.states[state as usize] {
                 State::Class { .. } | State::Match => found.push(Step { to, tests }),
                 State::Split(nexts) => todo.extend(nexts.iter().map(|next| (begin + next, tests.clone()))),
                 State::Look { look, next } => todo.push((begin + next, with(&tests, Test::Look(*look)))),
@@ -486,39 +560,44 @@ impl<'a> Machine<'a> {
         Ok(found)
     }
 
-    /// The number of `ways`, less those that can do no more than others.
-    fn number(&mut self, mut ways: Vec<Way>) -> Ways {
+    /// The number of `ways`, less those that are superfluous beside others.
+    fn number(&mut self, mut ways: Vec<Way>) -> Result<Ways, Excess> {
         ways.sort_unstable();
         ways.dedup();
-        let is_strong = |way: &Way| {
-            way.place == MATCHED || {
-                let part = &self.parts[self.owner[way.place as usize] as usize];
-                way.place - part.begin < part.nfa.n_tail
-            }
-        };
-        let strong: Vec<Duties> = ways
-            .iter()
-            .filter(|way| is_strong(way))
-            .map(|way| way.duties.clone())
-            .collect();
-        if !strong.is_empty() {
-            ways.retain(|way| is_strong(way) || !strong.iter().any(|duties| is_within(duties, &way.duties)));
+        if ways.len() > 1 {
+            self.spend(ways.len() * ways.len() / 4)?;
+            let is_needed = |way: &&Way| !ways.iter().any(|other| self.is_stronger(other, way));
+            ways = ways.iter().filter(is_needed).cloned().collect();
         }
-        let all = ways.clone();
-        ways.retain(|way| {
-            let begin = all.partition_point(|other| other.place < way.place);
-            let same = all[begin..].iter().take_while(|other| other.place == way.place);
-            let mut others = same.filter(|other| other.duties != way.duties);
-            !others.any(|other| is_within(&other.duties, &way.duties))
-        });
         let ways: Rc<[Way]> = ways.into();
         if let Some(known) = self.numbers.get(&ways) {
-            return *known;
+            return Ok(*known);
         }
         let number = self.lists.len() as Ways;
         self.lists.push(ways.clone());
         self.numbers.insert(ways, number);
-        number
+        Ok(number)
+    }
+
+    /// Whether whatever can follow by the way `less` can follow by `more`, which is another one.
+    fn is_stronger(&self, more: &Way, less: &Way) -> bool {
+        if !is_within(&more.duties, &less.duties) {
+            return false;
+        }
+        if more.place == less.place {
+            return more.duties != less.duties;
+        }
+        if more.place == MATCHED || less.place == MATCHED {
+            return more.place == MATCHED;
+        }
+        let (more, less) = (self.state(more.place), self.state(less.place));
+        let (nfa, n_tail) = (&more.0.nfa, more.0.nfa.n_tail);
+        let (more, less) = (more.1, less.1);
+        let (more_copied, less_copied) = (nfa.copied(more), nfa.copied(less));
+        more < n_tail && less >= n_tail
+            || more_copied.series != 0
+                && more_copied.series == less_copied.series
+                && more_copied.rank > less_copied.rank
     }
 }
 

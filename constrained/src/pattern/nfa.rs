@@ -35,6 +35,19 @@ pub(super) struct Nfa {
     /// have reached that end cannot go on in a way that the end does not allow, too. All other states are
     /// then superfluous.
     pub(super) n_tail: u32,
+    /// By state, as far as there are copies.
+    copied: Vec<Copied>,
+}
+
+/// A state's place in one of several copies of what may be repeated so often, or less.
+///
+/// Of two states of one series the one of lower rank is superfluous: more repetitions are left to the other
+/// one. Series 0 is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Copied {
+    pub(super) series: u32,
+    /// Copies that may still follow.
+    pub(super) rank: u32,
 }
 
 /// More states than are allowed.
@@ -44,6 +57,9 @@ pub(super) struct TooManyStates;
 struct Builder<'a> {
     letters: &'a Letters,
     states: Vec<State>,
+    /// As far as there are copies.
+    copied: Vec<Copied>,
+    n_series: u32,
 }
 
 impl Nfa {
@@ -52,6 +68,8 @@ impl Nfa {
         let mut builder = Builder {
             letters,
             states: vec![State::Match],
+            copied: Vec::new(),
+            n_series: 0,
         };
         let (start, n_tail) = match tail(hir) {
             None => (builder.add(hir, 0)?, 0),
@@ -70,7 +88,31 @@ impl Nfa {
             states: builder.states,
             start,
             n_tail,
+            copied: builder.copied,
         })
+    }
+
+    pub(super) fn copied(&self, state: u32) -> Copied {
+        self.copied.get(state as usize).copied().unwrap_or_default()
+    }
+
+    /// Drops states that are superfluous beside others; `states` are ascending, and stay so.
+    pub(super) fn drop_superfluous(&self, states: &mut Vec<u32>) {
+        if states.iter().any(|state| *state < self.n_tail) {
+            states.retain(|state| *state < self.n_tail);
+        }
+        if self.copied.is_empty() {
+            return;
+        }
+        let mut most: Vec<Copied> = states.iter().map(|state| self.copied(*state)).collect();
+        most.retain(|copied| copied.series != 0);
+        most.sort_unstable_by_key(|copied| (copied.series, std::cmp::Reverse(copied.rank)));
+        most.dedup_by_key(|copied| copied.series);
+        states.retain(|state| {
+            let copied = self.copied(*state);
+            let place = most.binary_search_by_key(&copied.series, |most| most.series);
+            place.is_ok_and(|place| most[place].rank == copied.rank) || copied.series == 0
+        });
     }
 
     /// Where `state` leads over `letter`.
@@ -105,7 +147,7 @@ impl Builder<'_> {
                 })
             }
             HirKind::Class(class) => {
-                let class = self.letters.class(&characters(class));
+                let class = self.letters.class(class);
                 self.push(State::Class { class, next })
             }
             HirKind::Look(look) => {
@@ -145,9 +187,12 @@ impl Builder<'_> {
                 begin = split;
             }
             Some(max) => {
-                for _ in min..max {
+                let series = self.n_series + 1;
+                for rank in 0..max - min {
+                    let first = self.states.len();
                     let body = self.add(body, begin)?;
                     begin = self.push(State::Split([body, next].into()))?;
+                    self.mark_copy(first, series, rank);
                 }
             }
         }
@@ -155,6 +200,17 @@ impl Builder<'_> {
             begin = self.add(body, begin)?;
         }
         Ok(begin)
+    }
+}
+
+impl Builder<'_> {
+    /// Says that the states from `first` on are a copy of which `rank` may follow.
+    fn mark_copy(&mut self, first: usize, series: u32, rank: u32) {
+        self.copied.resize(first, Copied::default());
+        let of_state = |series: u32| Copied { series, rank };
+        let all = series..series + (self.states.len() - first) as u32;
+        self.n_series = self.n_series.max(all.end);
+        self.copied.extend(all.map(of_state));
     }
 }
 

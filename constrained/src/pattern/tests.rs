@@ -189,7 +189,7 @@ impl Expr {
             6..10 => Self::Seq((0..1 + below(3)).map(|_| *inner(below)).collect()),
             10..12 => Self::Alt((0..2 + below(2)).map(|_| *inner(below)).collect()),
             12..15 => {
-                let (min, max) = [(0, 1), (0, MANY), (1, MANY), (1, 2), (2, 2)][below(5)];
+                let (min, max) = [(0, 1), (0, MANY), (1, MANY), (0, 3), (1, 3), (2, 2)][below(6)];
                 let mark = ["", "", "?", "+"][below(4)];
                 Self::Repeat(inner(below), min, max, mark)
             }

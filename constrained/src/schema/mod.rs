@@ -22,6 +22,7 @@ mod names;
 mod negation;
 mod objects;
 mod relax;
+mod regex_format;
 mod resources;
 mod strings;
 mod uri;

@@ -6,7 +6,7 @@ use super::facts::{Facts, Goal};
 use super::format::{Format, format};
 use super::keywords::STRING;
 use super::lower::Merged;
-use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId};
+use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId, regex_format};
 use crate::dfa::Product;
 use crate::pattern::{Counted, Pattern, Syntax};
 use crate::text::{any_content, step_utf8};
@@ -29,9 +29,30 @@ impl Compiler<'_> {
         if let Some(known) = self.patterns.get(source) {
             return Ok(known.clone());
         }
-        let found = self.ir.search(source);
+        let pattern = self.pattern(source, id, keyword)?;
+        self.search_of(&pattern, source, id, keyword)
+    }
+
+    /// The pattern that stands as `keyword` in the schema `id`.
+    fn pattern(&self, source: &str, id: JsonId, keyword: &str) -> Result<Pattern, CompileError> {
+        let pattern = Pattern::parse(source, Syntax::Ecma);
+        pattern.map_err(|error| self.unsupported(id, keyword, &error.to_string()))
+    }
+
+    /// The texts in which `pattern` is found, which `key` stands for.
+    fn search_of(
+        &mut self,
+        pattern: &Pattern,
+        key: &str,
+        id: JsonId,
+        keyword: &str,
+    ) -> Result<Arc<Dfa>, CompileError> {
+        if let Some(known) = self.patterns.get(key) {
+            return Ok(known.clone());
+        }
+        let found = self.ir.search(pattern, key);
         let found = found.map_err(|error| self.unsupported(id, keyword, &error.to_string()))?;
-        self.keep_pattern(source.to_owned(), found)
+        self.keep_pattern(key.to_owned(), found)
     }
 
     /// The texts of the schema's `format`; `None` when it has none or it is an annotation.
@@ -42,20 +63,16 @@ impl Compiler<'_> {
         if !self.asserts_formats(id) {
             return Ok(None);
         }
-        let source = match format(name) {
-            Format::Pattern { source, .. } => source,
-            Format::Refused => {
-                let why = format!("the format `{name}` would not be enforced");
-                return Err(self.unsupported(id, "format", &why));
-            }
-            Format::Unknown => return Ok(None),
-        };
         // No pattern begins so.
         let key = format!("(?format){name}");
         if let Some(known) = self.patterns.get(&key) {
             return Ok(Some(known.clone()));
         }
-        let found = self.ir.pattern(source)?;
+        let found = match format(name) {
+            Format::Pattern { source, .. } => self.ir.pattern(source)?,
+            Format::Regex => self.ir.made("the format regex", regex_format::automaton),
+            Format::Unknown => return Ok(None),
+        };
         self.keep_pattern(key, found).map(Some)
     }
 
@@ -74,22 +91,15 @@ impl Compiler<'_> {
         let Some(source) = self.text(id, "pattern")? else {
             return Ok(());
         };
-        let pattern = Pattern::parse(source, Syntax::Ecma);
-        let pattern = pattern.map_err(|error| self.unsupported(id, "pattern", &error.to_string()))?;
+        let pattern = self.pattern(source, id, "pattern")?;
         let Some(Counted { content, min, max }) = pattern.counted() else {
-            merged.contents.push(self.search(source, id, "pattern")?);
+            let found = self.search_of(&pattern, source, id, "pattern")?;
+            merged.contents.push(found);
             return Ok(());
         };
-        let recipe = content.recipe();
-        let key = format!("(?content){recipe}");
-        let content = match self.patterns.get(&key) {
-            Some(known) => known.clone(),
-            None => {
-                let found = self.ir.search_of(&content, &recipe);
-                let found = found.map_err(|error| self.unsupported(id, "pattern", &error.to_string()))?;
-                self.keep_pattern(key, found)?
-            }
-        };
+        // No pattern begins so.
+        let key = format!("(?content){}", content.recipe());
+        let content = self.search_of(&content, &key, id, "pattern")?;
         merged.contents.push(content);
         merged.min_length = merged.min_length.max(min);
         merged.max_length = merged.max_length.into_iter().chain(max).min();
@@ -101,7 +111,7 @@ impl Compiler<'_> {
         match format(name) {
             Format::Unknown => Ok(false),
             Format::Pattern { is_exact: true, .. } => Ok(true),
-            Format::Pattern { .. } | Format::Refused => {
+            Format::Pattern { .. } | Format::Regex => {
                 let why = format!("the format `{name}` cannot be negated: not every text of it is known");
                 Err(self.unsupported(id, "format", &why))
             }
