@@ -6,9 +6,8 @@ use std::sync::Arc;
 use minijinja::Value;
 use minijinja::value::{Object, ObjectRepr};
 
-/// A number that no numeric type of a template holds: it prints with all its digits, and nothing can be
-/// computed with it.
-#[derive(Debug)]
+/// A number that no numeric type of a template holds, or that one of them would print otherwise than Python
+/// does. It is printed, and nothing is computed with it.
 pub(super) struct Digits(String);
 
 impl Digits {
@@ -18,29 +17,33 @@ impl Digits {
     }
 }
 
+impl fmt::Debug for Digits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl Object for Digits {
     fn repr(self: &Arc<Self>) -> ObjectRepr {
         ObjectRepr::Plain
-    }
-
-    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 
 /// A JSON number as a template sees it: an integer or a float as in Python, [`Digits`] beyond those.
 pub(super) fn from_json(number: &serde_json::Number) -> Value {
     let text = number.as_str();
+    let digits = |text: &str| Value::from_object(Digits(text.to_owned()));
     if !text.contains(['.', 'e', 'E']) {
         return match (text.parse::<i64>(), text.parse::<i128>()) {
             (Ok(small), _) => Value::from(small),
             (_, Ok(large)) => Value::from(large),
-            _ => Value::from_object(Digits(text.to_owned())),
+            _ => digits(text),
         };
     }
     match number.as_f64() {
+        Some(float) if float_repr(float).contains('e') => digits(&float_repr(float)),
         Some(float) => Value::from(float),
-        None => Value::from_object(Digits(text.to_owned())),
+        None => digits(text),
     }
 }
 

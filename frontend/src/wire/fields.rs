@@ -285,15 +285,7 @@ mod tests {
     #[test]
     fn bodies_that_are_no_object_are_refused_without_a_field() {
         let deep = "[".repeat(100_000);
-        for body in [
-            "",
-            "[]",
-            "3",
-            "{",
-            "{\"a\": NaN}",
-            "\u{feff}{}",
-            deep.as_str(),
-        ] {
+        for body in ["", "[]", "3", "{", "{\"a\": NaN}", "\u{feff}{}", deep.as_str()] {
             let error = Fields::parse(body.as_bytes()).err().expect(body);
             assert!(
                 matches!(error, ApiError::Invalid { param: None, .. }),
