@@ -93,6 +93,11 @@ impl PromptEncoder {
         self.template.as_ref().and_then(ChatTemplate::call_format)
     }
 
+    /// Whether tools are for the template to print; otherwise they are to be written into the messages.
+    pub fn prints_tools(&self) -> bool {
+        self.template.as_ref().is_some_and(ChatTemplate::prints_tools)
+    }
+
     /// The prompt of a rendered chat.
     pub fn chat(&self, chat: &Chat<'_>) -> Result<ChatPrompt, PromptError> {
         if chat.ending != PromptEnding::LastMessage {

@@ -264,10 +264,58 @@ fn every_construct_renders_as_in_python() {
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
 }
 
+fn named(templates: &[(&str, &str)]) -> Result<ChatTemplate, TemplateError> {
+    let template = |(name, source): &(&str, &str)| NamedTemplate {
+        name: (*name).to_owned(),
+        source: (*source).to_owned(),
+    };
+    let templates: Vec<_> = templates.iter().map(template).collect();
+    ChatTemplate::of_model(&templates, TemplateTokens::default())
+}
+
+#[test]
+fn tools_choose_the_template_that_is_made_for_them() {
+    let several = named(&[
+        ("rag", "R"),
+        ("tool_use", "T{{ tools | length }} <tool_call>"),
+        ("default", "D{{ tools }} {{ messages[0].content }}"),
+    ]);
+    let several = several.expect("good templates");
+    let messages = [message(Role::User, "hi")];
+    let rendered = |template: &ChatTemplate, tools: &[Json]| {
+        let chat = Chat {
+            messages: &messages,
+            tools,
+            ending: PromptEnding::Answer,
+            values: &serde_json::Map::new(),
+        };
+        template.render(&chat).expect("renders")
+    };
+    assert_eq!(rendered(&several, &[]), "DNone hi");
+    assert_eq!(rendered(&several, &[json!({}), json!({})]), "T2 <tool_call>");
+    assert_eq!(several.call_format(), Some(CallFormat::Hermes));
+    assert!(several.prints_tools());
+
+    let without = named(&[
+        ("default", "D{{ tools | length }} tools <tool_call>"),
+        ("rag", "R"),
+    ]);
+    assert_eq!(
+        rendered(&without.expect("good templates"), &[json!({})]),
+        "D1 tools <tool_call>"
+    );
+    let only = named(&[("chat", "C{{ tools }}")]).expect("a good template");
+    assert_eq!(rendered(&only, &[]), "CNone");
+    assert!(!only.prints_tools());
+    let only = named(&[("tool_use", "O")]).expect("a good template");
+    assert_eq!(rendered(&only, &[]), "O");
+}
+
 #[test]
 fn a_template_that_cannot_be_used_is_told_by_name_line_and_construct() {
+    let several = |source: &str| named(&[("default", "D"), ("tool_use", source)]);
     let cases = [
-        ("a\n{% if %}", "cannot be used: line 2: "),
+        ("a\n{% if %}", "'tool_use' cannot be used: line 2: "),
         ("a\r\nb\r\n{% unknown %}", "line 3: unknown statement unknown"),
         ("{{ 'a }}", "line 1: "),
         (
@@ -293,10 +341,16 @@ fn a_template_that_cannot_be_used_is_told_by_name_line_and_construct() {
         ),
     ];
     for (source, expected) in cases {
-        let compiled = ChatTemplate::new(source, TemplateTokens::default());
-        let error = compiled.expect_err(source).to_string();
+        let error = several(source).expect_err(source).to_string();
         assert!(error.contains(expected), "{source}: {error}");
     }
+    let error = named(&[("rag", "R"), ("tool_use", "T")])
+        .expect_err("no default")
+        .to_string();
+    assert!(
+        error.contains("(rag, tool_use), but none named 'default'"),
+        "{error}"
+    );
 }
 
 #[test]
