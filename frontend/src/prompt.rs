@@ -81,7 +81,7 @@ impl PromptEncoder {
     }
 
     /// The source of the model's chat template, where it has one.
-    pub fn template_source(&self) -> Option<String> {
+    pub fn template_source(&self) -> Option<&str> {
         self.template.as_ref().map(ChatTemplate::source)
     }
 
@@ -102,6 +102,11 @@ impl PromptEncoder {
     /// Whether the model's template speaks of thoughts.
     pub fn knows_thinking(&self) -> bool {
         self.template.as_ref().is_some_and(ChatTemplate::knows_thinking)
+    }
+
+    /// Whether tools are for the template to print; otherwise they are to be written into the messages.
+    pub fn prints_tools(&self) -> bool {
+        self.template.as_ref().is_some_and(ChatTemplate::prints_tools)
     }
 
     /// The prompt of a rendered chat.

@@ -128,9 +128,9 @@ pub(super) async fn prompt(
     } = conversation;
     app.encode(n_bytes, move |encoder| {
         // A model that was not taught to call tools is told how.
-        let (messages, tools) = match encoder.call_format() {
-            Some(_) => (messages, tools),
-            None => (written_out(messages, &tools), Vec::new()),
+        let (messages, tools) = match encoder.prints_tools() {
+            true => (messages, tools),
+            false => (written_out(messages, &tools), Vec::new()),
         };
         encoder.chat(&Chat {
             messages: &messages,

@@ -41,8 +41,7 @@ impl Arguments {
     ) -> Result<[Option<Value>; N], Error> {
         let n_placed = self.placed.len();
         if n_placed > N {
-            let message = format!("{callee} takes at most {N} arguments, {n_placed} are given");
-            return Err(Error::new(ErrorKind::TooManyArguments, message));
+            return Err(too_many(callee, N, n_placed));
         }
         let mut bound = [const { None }; N];
         for (place, value) in bound.iter_mut().zip(self.placed) {
@@ -64,6 +63,21 @@ impl Arguments {
         }
         Ok(bound)
     }
+
+    /// All values by name, those by place under `names`.
+    pub(super) fn into_named(self, callee: &str, names: &[&'static str]) -> Result<Kwargs, Error> {
+        let n_placed = self.placed.len();
+        if n_placed > names.len() {
+            return Err(too_many(callee, names.len(), n_placed));
+        }
+        let placed = names.iter().map(|name| (*name).to_owned()).zip(self.placed);
+        Ok(placed.chain(self.named).collect())
+    }
+}
+
+fn too_many(callee: &str, most: usize, n_placed: usize) -> Error {
+    let message = format!("{callee} takes at most {most} arguments, {n_placed} are given");
+    Error::new(ErrorKind::TooManyArguments, message)
 }
 
 impl From<Rest<ValueOrKwargs>> for Arguments {

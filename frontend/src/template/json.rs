@@ -1,6 +1,6 @@
 //! The filter `tojson`: Python's `json.dumps`, with the arguments and defaults that Hugging Face gives it.
 
-use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
+use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
 use super::arguments::Arguments;
@@ -12,13 +12,12 @@ const MAX_INDENT: usize = 64;
 const MAX_DEPTH: usize = 512;
 
 /// `value | tojson(ensure_ascii, indent, separators, sort_keys)`.
-#[expect(clippy::needless_pass_by_value, reason = "the signature minijinja calls")]
-pub(super) fn to_json(value: Value, arguments: Rest<ValueOrKwargs>) -> Result<String, Error> {
+pub(super) fn to_json(value: &Value, arguments: Arguments) -> Result<String, Error> {
     let mut writer = Writer {
-        style: Style::new(arguments.into())?,
+        style: Style::new(arguments)?,
         output: String::new(),
     };
-    writer.value(&value, 0)?;
+    writer.value(value, 0)?;
     Ok(writer.output)
 }
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use minijinja::Value;
 use minijinja::value::{Object, ObjectRepr};
 
-/// A text that prints as it is, by `tojson` too: a number that no numeric type of a template holds, or a
-/// piece of JSON that was cut off. Nothing can be computed with it.
-#[derive(Debug)]
+/// A text that prints as it is, by `tojson` too: a number that no numeric type of a template holds, or that
+/// one of them would print otherwise than Python does, or a piece of JSON that was cut off. Nothing can be
+/// computed with it.
 pub(super) struct Verbatim(String);
 
 impl Verbatim {
@@ -17,19 +17,25 @@ impl Verbatim {
         Value::from_object(Self(text.to_owned()))
     }
 
+    pub(super) fn is_number(&self) -> bool {
+        self.0.starts_with(|c: char| c == '-' || c.is_ascii_digit())
+    }
+
     /// What it prints as.
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }
 }
 
+impl fmt::Debug for Verbatim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl Object for Verbatim {
     fn repr(self: &Arc<Self>) -> ObjectRepr {
         ObjectRepr::Plain
-    }
-
-    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 
@@ -44,6 +50,7 @@ pub(super) fn from_json(number: &serde_json::Number) -> Value {
         };
     }
     match number.as_f64() {
+        Some(float) if float_repr(float).contains('e') => Verbatim::value(&float_repr(float)),
         Some(float) => Value::from(float),
         None => Verbatim::value(text),
     }

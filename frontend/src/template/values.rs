@@ -20,11 +20,27 @@ pub(super) fn from_json(json: &Json) -> Value {
     }
 }
 
+/// What a template is shown of a message without content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NullContent {
+    /// Nothing, as in Hugging Face's library: many templates would print a `None`.
+    LeftOut,
+    /// `none`, to a template that asks for it.
+    Shown,
+}
+
 /// A message as a template sees it.
-pub(super) fn from_message(message: &Message) -> Value {
-    let role = Value::from(message.role.as_str());
-    let content = Value::from(message.content.as_deref());
-    let own = [("role", role), ("content", content)].map(|(name, value)| (Value::from(name), value));
+pub(super) fn from_message(message: &Message, null_content: NullContent) -> Value {
+    let mut members = Vec::new();
+    // Hugging Face's library gives thoughts a second name.
+    if let Some(thoughts) = message.extra.get("reasoning_content") {
+        members.push((Value::from("thinking"), from_json(thoughts)));
+    }
+    members.push((Value::from("role"), Value::from(message.role.as_str())));
+    if message.content.is_some() || null_content == NullContent::Shown {
+        let content = Value::from(message.content.as_deref());
+        members.push((Value::from("content"), content));
+    }
     let extra = message.extra.iter().map(|(name, value)| {
         let value = match (name.as_str(), value) {
             ("tool_calls", Json::Array(calls)) => calls.iter().map(from_call).collect(),
@@ -32,7 +48,7 @@ pub(super) fn from_message(message: &Message) -> Value {
         };
         (Value::from(name.as_str()), value)
     });
-    Value::from_pairs(own.into_iter().chain(extra))
+    Value::from_pairs(members.into_iter().chain(extra))
 }
 
 /// An earlier call, or the function in it. Arguments that were cut off are a text, which is shown as it is.
