@@ -199,7 +199,8 @@ def run(engine, schemas, tokenizer, wrong):
             accepted, mask_ns, advance_ns, forced = engine.walk(tokens)
             if accepted != is_valid:
                 what = "invalid accepted" if accepted else "valid refused"
-                wrong.append(dict(engine=engine.name, id=name, what=what, why=engine.why, n=len(mask_ns), text=text))
+                found = dict(engine=engine.name, id=name, what=what, why=engine.why)
+                wrong.append(found | dict(n_masks=len(mask_ns), text=text))
                 is_right = False
             n_unsound += accepted and not is_valid
             if is_timed:

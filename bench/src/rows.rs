@@ -1,6 +1,7 @@
 //! Ops that treat every row by itself, at the sizes of SmolLM2-135M: microseconds per call.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Instant;
 
 use arbora_kernels::cpu::{CpuBackend, CpuTensor, Isa};
@@ -215,6 +216,7 @@ fn logprobs(backend: &mut CpuBackend, logits: &CpuTensor, n_rows: usize) -> (&'s
             row,
             token: 7,
             n_top: 20,
+            listed: Arc::default(),
         })
         .collect();
     let mut logprobs = Vec::new();

@@ -5,6 +5,7 @@
 //! Invariant: [`Array::can_finish`] holds of every place that an output reaches.
 
 use crate::ir::NodeId;
+use crate::schema::Enforcement;
 
 /// One thing that an item may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +38,24 @@ pub(crate) struct Array {
     max: Option<u32>,
     /// When not empty: the items are distinct ones of these, at most 32.
     distinct: Vec<NodeId>,
-    /// Where `uniqueItems` stands, when items are compared as they are written.
-    unique_at: Option<Box<str>>,
+    /// When items are compared as they are written.
+    unique: Option<Box<Uniqueness>>,
     counters: Vec<Counter>,
     /// `[place][counters]`: numbers of further items that satisfy the counters; places are those of the
     /// prefix, then all others. Empty without counters.
     completions: Vec<Vec<Numbers>>,
+}
+
+/// The node that matches nothing, in the place of a distinct value that may not come.
+const GONE: NodeId = 0;
+
+/// That items are different, where the schema says so.
+#[derive(Clone, Debug)]
+pub(crate) struct Uniqueness {
+    /// JSON pointer of the schema with `uniqueItems`.
+    pub(crate) pointer: String,
+    /// Whether it may be left out.
+    pub(crate) enforcement: Enforcement,
 }
 
 /// The largest table of completions, in numbers.
@@ -57,27 +70,32 @@ impl Array {
             min,
             max,
             distinct: Vec::new(),
-            unique_at: None,
+            unique: None,
             counters: Vec::new(),
             completions: Vec::new(),
         }
     }
 
-    /// The same with items that are all different; `at` is where that is asked for.
-    pub(crate) fn with_unique_items(self, at: &str) -> Self {
+    /// The same with items that are all different.
+    pub(crate) fn with_unique_items(self, unique: Uniqueness) -> Self {
         Self {
-            unique_at: Some(at.into()),
+            unique: Some(Box::new(unique)),
             ..self
         }
     }
 
-    /// Whether items are compared with earlier ones.
-    pub(crate) fn is_unique(&self) -> bool {
-        self.unique_at.is_some()
+    /// The same with items that may be equal.
+    pub(crate) fn drop_uniqueness(&mut self) {
+        self.unique = None;
     }
 
-    pub(crate) fn unique_at(&self) -> Option<&str> {
-        self.unique_at.as_deref()
+    /// Whether items are compared with earlier ones.
+    pub(crate) fn is_unique(&self) -> bool {
+        self.unique.is_some()
+    }
+
+    pub(crate) fn uniqueness(&self) -> Option<&Uniqueness> {
+        self.unique.as_deref()
     }
 
     /// Whether items are counted by what they satisfy.
@@ -104,8 +122,8 @@ impl Array {
         &self.counters
     }
 
-    /// What items may be.
-    pub(crate) fn item_nodes(&self) -> impl Iterator<Item = NodeId> {
+    /// What its items may be, some more than once.
+    pub(crate) fn all_items(&self) -> impl Iterator<Item = NodeId> {
         let variants = self.prefix.iter().chain([&self.rest]).flatten();
         variants
             .map(|variant| variant.item)
@@ -170,6 +188,21 @@ impl Array {
         self.completions = self.tabulated(|_| true);
     }
 
+    /// The same array of those items that `fits` says yes to; distinct values keep their numbers.
+    pub(crate) fn narrowed(&self, fits: impl Fn(NodeId) -> bool) -> Self {
+        let mut narrowed = Self {
+            distinct: Vec::new(),
+            ..self.clone()
+        };
+        narrowed.finish(&fits);
+        let kept = self
+            .distinct
+            .iter()
+            .map(|value| if fits(*value) { *value } else { GONE });
+        narrowed.distinct = kept.collect();
+        narrowed
+    }
+
     /// Whether some array of productive items is complete.
     pub(crate) fn produces(&self, is_productive: impl Fn(NodeId) -> bool) -> bool {
         if self.counters.is_empty() {
@@ -202,7 +235,7 @@ impl Array {
     /// Whether `n` items with these counts can be completed.
     pub(crate) fn can_finish(&self, n: u32, used: u32) -> bool {
         if self.completions.is_empty() {
-            return self.most_items(|_| true).is_none_or(|most| n <= most);
+            return self.most_items(|item| item != GONE).is_none_or(|most| n <= most);
         }
         let place = (n as usize).min(self.prefix.len());
         self.fits(&self.completions[place][used as usize], n)
@@ -265,7 +298,7 @@ impl Array {
             .distinct
             .iter()
             .enumerate()
-            .filter(move |(i, _)| used >> i & 1 == 0);
+            .filter(move |(i, value)| used >> i & 1 == 0 && **value != GONE);
         let unused = unused.map(move |(i, value)| (*value, used | 1 << i));
         let variants = self.variants(n).iter();
         let counted = variants.filter_map(move |variant| Some((variant.item, self.add(used, *variant)?)));

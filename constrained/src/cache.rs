@@ -6,9 +6,10 @@
 
 use std::borrow::Borrow;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::determinize::Built;
+use crate::alphabet::Safe;
+use crate::dfa::Built;
 use crate::dfa::{ByteSet, Dfa};
 use crate::free_text::Split;
 use crate::hash::Map;
@@ -28,9 +29,6 @@ pub(crate) struct Known {
 pub(crate) struct Piece {
     pub(crate) inside: Known,
     pub(crate) ways: Box<[Way]>,
-    /// Steps that it took to find out; charged again to whoever finds it here, so that a limit does not
-    /// depend on what others did.
-    pub(crate) n_steps: usize,
 }
 
 /// The tokens that complete a leaf in one way.
@@ -42,7 +40,7 @@ pub(crate) struct Way {
     /// Nodes of the vocabulary's tree: what is longer goes on after the leaf.
     pub(crate) nodes: Box<[u32]>,
     /// Tokens that go on after the leaf, by what they have after it.
-    pub(crate) suffixes: Option<Trie>,
+    pub(crate) suffixes: Option<Arc<Trie>>,
     /// The leaf may be complete nearly everywhere, so that tokens that go on are not listed here.
     pub(crate) is_dense: bool,
 }
@@ -54,12 +52,16 @@ pub(crate) struct Fragment {
     id: u64,
     /// The bytes of each class of the automaton.
     pub(crate) sets: Box<[ByteSet]>,
+    /// Found out when first asked.
+    safe: OnceLock<Safe>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum FragmentKey {
-    Dfa(Arc<Dfa>),
-    Text(TextKey),
+/// A JSON string that grammars have in common.
+#[derive(Debug)]
+pub(crate) struct TextFragment {
+    /// Never used twice, for any fragment.
+    id: u64,
+    pub(crate) content: Arc<Fragment>,
 }
 
 /// Strings are equal when their contents are, and the bounds that the content depends on.
@@ -82,14 +84,11 @@ impl Hash for TextKey {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum PieceKey {
-    Leaf {
-        fragment: u64,
-        place: [u32; 4],
-    },
-    /// What is left of the only key that can come.
-    Literal(Box<[u8]>),
+/// A leaf's number and a place in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PieceKey {
+    fragment: u64,
+    place: [u32; 4],
 }
 
 /// Numbers of masks to be united, ascending, and further tokens.
@@ -157,7 +156,8 @@ pub(crate) struct Cache(Mutex<Shared>);
 #[derive(Debug)]
 struct Shared {
     n_numbers: u64,
-    fragments: Generations<FragmentKey, Arc<Fragment>>,
+    fragments: Generations<Arc<Dfa>, Arc<Fragment>>,
+    texts: Generations<TextKey, Arc<TextFragment>>,
     pieces: Generations<PieceKey, Arc<Piece>>,
     masks: Generations<Arc<TokenMask>, Known>,
     unions: Generations<Union, Arc<TokenMask>>,
@@ -175,7 +175,8 @@ impl Cache {
     pub(crate) fn new(max_bytes: usize) -> Self {
         Self(Mutex::new(Shared {
             n_numbers: 0,
-            fragments: Generations::new(max_bytes / 8),
+            fragments: Generations::new(max_bytes / 16),
+            texts: Generations::new(max_bytes / 16),
             pieces: Generations::new(max_bytes / 4),
             masks: Generations::new(max_bytes / 16 * 5),
             unions: Generations::new(max_bytes / 8),
@@ -193,6 +194,7 @@ impl Cache {
     pub(crate) fn n_bytes(&self) -> usize {
         let shared = self.lock();
         shared.fragments.n_bytes()
+            + shared.texts.n_bytes()
             + shared.pieces.n_bytes()
             + shared.masks.n_bytes()
             + shared.unions.n_bytes()
@@ -251,21 +253,21 @@ impl Cache {
     }
 
     pub(crate) fn dfa(&self, dfa: &Arc<Dfa>) -> Arc<Fragment> {
-        self.lock().fragment(FragmentKey::Dfa(dfa.clone()), dfa)
+        self.lock().fragment(dfa)
     }
 
-    pub(crate) fn text(&self, text: &Arc<TextSpec>) -> Arc<Fragment> {
-        let key = FragmentKey::Text(TextKey(text.clone()));
-        self.lock().fragment(key, text.content())
+    pub(crate) fn text(&self, text: &Arc<TextSpec>) -> Arc<TextFragment> {
+        self.lock().text(text)
     }
 
-    pub(crate) fn piece(&self, key: &PieceKey) -> Option<Arc<Piece>> {
-        self.lock().pieces.find(key)
-    }
-
-    pub(crate) fn keep_piece(&self, key: PieceKey, piece: Piece) -> Arc<Piece> {
-        let n_bytes = piece.n_bytes() + key.n_bytes();
-        let piece = Arc::new(piece);
+    /// What is known about a leaf at one place, from `make` if nothing is.
+    pub(crate) fn piece(&self, key: PieceKey, make: impl FnOnce() -> Piece) -> Arc<Piece> {
+        let known = self.lock().pieces.find(&key);
+        if let Some(known) = known {
+            return known;
+        }
+        let piece = Arc::new(make());
+        let n_bytes = piece.n_bytes() + size_of::<PieceKey>();
         self.lock().pieces.insert(key, piece.clone(), n_bytes);
         piece
     }
@@ -279,27 +281,39 @@ impl Cache {
         self.lock().unions.find(union)
     }
 
-    pub(crate) fn keep_union(&self, union: Union, mask: TokenMask) -> Arc<TokenMask> {
+    pub(crate) fn keep_union(&self, union: &Union, mask: &Arc<TokenMask>) {
         let n_bytes = size_of::<Union>() + union.parts.len() * 8 + union.extras.len() * 4 + mask.n_bytes();
-        let mut shared = self.lock();
-        let mask = shared.mask(mask).mask;
-        shared.unions.insert(union, mask.clone(), n_bytes);
-        mask
+        self.lock().unions.insert(union.clone(), mask.clone(), n_bytes);
     }
 }
 
 impl Shared {
-    fn fragment(&mut self, key: FragmentKey, dfa: &Dfa) -> Arc<Fragment> {
-        if let Some(known) = self.fragments.find(&key) {
+    fn fragment(&mut self, dfa: &Arc<Dfa>) -> Arc<Fragment> {
+        if let Some(known) = self.fragments.find(dfa) {
             return known;
         }
         self.n_numbers += 1;
         let fragment = Arc::new(Fragment {
             id: self.n_numbers,
             sets: dfa.classes().sets(),
+            safe: OnceLock::new(),
         });
-        let n_bytes = dfa.n_bytes() + fragment.sets.len() * size_of::<ByteSet>() + 128;
-        self.fragments.insert(key, fragment.clone(), n_bytes);
+        let n_own_bytes = fragment.sets.len() * size_of::<ByteSet>() + Safe::max_bytes(dfa);
+        let n_bytes = dfa.n_bytes() + n_own_bytes + 128;
+        self.fragments.insert(dfa.clone(), fragment.clone(), n_bytes);
+        fragment
+    }
+
+    fn text(&mut self, text: &Arc<TextSpec>) -> Arc<TextFragment> {
+        let key = TextKey(text.clone());
+        if let Some(known) = self.texts.find(&key) {
+            return known;
+        }
+        let content = self.fragment(text.content());
+        self.n_numbers += 1;
+        let id = self.n_numbers;
+        let fragment = Arc::new(TextFragment { id, content });
+        self.texts.insert(key, fragment.clone(), text.n_bytes() + 128);
         fragment
     }
 
@@ -319,27 +333,44 @@ impl Shared {
 }
 
 impl Fragment {
-    pub(crate) fn at(&self, place: [u32; 4]) -> PieceKey {
-        PieceKey::Leaf {
-            fragment: self.id,
-            place,
-        }
+    /// The leaf in `state`.
+    pub(crate) fn at(&self, state: u32) -> PieceKey {
+        let (fragment, place) = (self.id, [state, 0, 0, 0]);
+        PieceKey { fragment, place }
+    }
+
+    /// Of the states of `dfa`, whose fragment this is, the texts that are no dead ends.
+    pub(crate) fn safe(&self, dfa: &Dfa) -> &Safe {
+        self.safe.get_or_init(|| Safe::new(dfa))
+    }
+
+    /// The same as the content of a string, for plain tokens.
+    pub(crate) fn as_content(&self, state: u32) -> PieceKey {
+        let (fragment, place) = (self.id, [state, 1, 0, 0]);
+        PieceKey { fragment, place }
     }
 }
 
-impl PieceKey {
-    fn n_bytes(&self) -> usize {
-        match self {
-            Self::Leaf { .. } => size_of::<Self>(),
-            Self::Literal(rest) => size_of::<Self>() + rest.len(),
-        }
+impl TextFragment {
+    /// The leaf at `place`, for tokens that are not plain.
+    pub(crate) fn at(&self, place: [u32; 4]) -> PieceKey {
+        let fragment = self.id;
+        PieceKey { fragment, place }
+    }
+
+    /// The same for plain tokens.
+    pub(crate) fn at_plain(&self, [state, mode, needed, left]: [u32; 4]) -> PieceKey {
+        /// No mode has this bit.
+        const PLAIN: u32 = 1 << 31;
+        let (fragment, place) = (self.id, [state, mode | PLAIN, needed, left]);
+        PieceKey { fragment, place }
     }
 }
 
 impl Piece {
     pub(crate) fn n_bytes(&self) -> usize {
         let of_way = |way: &Way| {
-            let suffixes = way.suffixes.as_ref().map_or(0, Trie::n_bytes);
+            let suffixes = way.suffixes.as_ref().map_or(0, |suffixes| suffixes.n_bytes());
             size_of::<Way>() + (way.here.len() + way.nodes.len()) * 4 + suffixes
         };
         self.ways.iter().map(of_way).sum::<usize>() + size_of::<Self>() + self.inside.mask.n_bytes()

@@ -6,8 +6,8 @@ use crate::error::CompileError;
 use crate::free_text::{Ending, FreeSpec};
 use crate::ir::{Ir, NodeId};
 use crate::limits::Limits;
-use crate::pattern;
-use crate::schema::{self, SchemaOptions, Whitespace};
+use crate::pattern::{Pattern, Syntax};
+use crate::schema::{self, SchemaOptions, Source, Values, Whitespace};
 use crate::tags::{self, Context};
 use crate::tools::ToolSpec;
 use crate::vocabulary::Vocabulary;
@@ -22,7 +22,8 @@ pub enum Constraint<'a> {
         /// How it is read and written.
         options: SchemaOptions,
     },
-    /// What a regular expression, in Rust's syntax, matches from end to end.
+    /// What a regular expression matches from end to end: in Rust's syntax, with look-around and what else
+    /// Python's has.
     Regex(&'a str),
     /// Exactly the given texts.
     Choice(&'a [&'a str]),
@@ -71,8 +72,7 @@ impl Constraint<'_> {
     /// Bytes of source text.
     fn n_bytes(&self) -> usize {
         match self {
-            Self::JsonSchema { schema: text, .. }
-            | Self::Regex(text)
+            Self::Regex(text)
             | Self::Gbnf(text)
             | Self::Ebnf { text, .. }
             | Self::Lark(text)
@@ -80,21 +80,24 @@ impl Constraint<'_> {
             Self::Tools(spec) => spec.n_bytes(),
             Self::After { marker, .. } => marker.len(),
             Self::MaybeAfter { opening, marker, .. } => opening.len() + marker.len(),
-            // Each counts for itself.
-            Self::Either(_) => 0,
+            // Each counts for itself, and a schema where it is read.
+            Self::Either(_) | Self::JsonSchema { .. } => 0,
             Self::Choice(choices) => choices.iter().map(|choice| choice.len()).sum(),
         }
     }
 
-    /// Whitespace around JSON's punctuation; none where no JSON is written.
-    pub(crate) fn max_whitespace(&self, limits: &Limits) -> Option<usize> {
+    /// Whitespace around JSON's punctuation; `None` where no JSON is written.
+    pub(crate) fn whitespace(&self) -> Option<Whitespace> {
         match self {
             Self::JsonSchema { options, .. } | Self::StructuralTag { options, .. } => {
-                Some(max_whitespace(options, limits))
+                Some(options.whitespace)
             }
-            Self::Tools(spec) => Some(max_whitespace(&spec.options, limits)),
-            Self::After { then, .. } | Self::MaybeAfter { then, .. } => then.max_whitespace(limits),
-            Self::Either(parts) => parts.iter().filter_map(|part| part.max_whitespace(limits)).min(),
+            Self::Tools(spec) => Some(spec.options.whitespace),
+            Self::After { then, .. } | Self::MaybeAfter { then, .. } => then.whitespace(),
+            Self::Either(parts) => {
+                let found = parts.iter().filter_map(Self::whitespace);
+                found.reduce(|a, b| if a == Whitespace::None { a } else { b })
+            }
             _ => None,
         }
     }
@@ -113,7 +116,14 @@ impl Constraint<'_> {
             });
         }
         match self {
-            Self::JsonSchema { schema, options } => schema::compile(ir, schema, options, limits),
+            Self::JsonSchema { schema, options } => {
+                let source = Source {
+                    text: schema,
+                    place: "#",
+                    values: Values::All,
+                };
+                schema::compile(ir, source, options, limits)
+            }
             Self::Regex(regex) => lower_regex(ir, regex),
             Self::Choice(choices) => {
                 Ok(ir.dfa(Dfa::of_strings(choices.iter().map(|choice| choice.as_bytes()))))
@@ -178,22 +188,7 @@ fn free_text_before(
     ir.free_text(vocabulary, spec)
 }
 
-fn max_whitespace(options: &SchemaOptions, limits: &Limits) -> usize {
-    match options.whitespace {
-        Whitespace::Any => limits.max_whitespace,
-        Whitespace::None => 0,
-    }
-}
-
 pub(crate) fn lower_regex(ir: &mut Ir, regex: &str) -> Result<NodeId, CompileError> {
-    if pattern::has_large_count(regex)
-        && let Ok(root) = pattern::nodes(ir, regex)
-    {
-        return Ok(root);
-    }
-    match pattern::compile(regex, ir.bounds()) {
-        Ok(built) => Ok(ir.dfa(built.dfa)),
-        Err(CompileError::Limit { .. }) => pattern::nodes(ir, regex),
-        Err(error) => Err(error),
-    }
+    let pattern = Pattern::parse(regex, Syntax::Rust)?;
+    pattern.without_outer_anchors().node(ir)
 }

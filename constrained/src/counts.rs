@@ -1,72 +1,49 @@
-//! Counted repetitions: which counts are as good as others, so that an output that could be read with many
-//! counts has few readings.
+//! Counted repetitions: which counts are as good as others, so that states that differ in them alone have one
+//! mask.
 
-use crate::hash::Map;
 use crate::ir::{Ir, Node};
-use crate::step::{BOTTOM, Entry, Frame, Leaf, Reading, StackId, Stacks};
+use crate::stacks::{Edge, Frame, StackId, Stacks};
 
 impl Stacks {
-    /// A stack that goes on like `stack` for as long as no more than `n_bytes` bytes follow: counts that are
+    /// Stacks that go on like `set` for as long as no more than `n_bytes` bytes follow: counts that are
     /// further from their bounds are as good as others that are. Only the frames on top are looked at.
-    pub(crate) fn alike(&mut self, ir: &Ir, stack: StackId, n_bytes: u32) -> StackId {
-        const MAX_FRAMES: usize = 3;
-        let mut top: [Option<Frame>; MAX_FRAMES] = [None; MAX_FRAMES];
-        // Frames down to the last one that changes, and what is below that.
-        let (mut n_changed, mut rest) = (0, stack);
-        let mut below = stack;
-        for (idx, place) in top.iter_mut().enumerate() {
-            if below == BOTTOM {
-                break;
-            }
-            let entry = self.entries[below as usize];
-            let frame = match entry.frame {
+    pub(crate) fn alike(&mut self, ir: &Ir, set: StackId, n_bytes: u32) -> StackId {
+        const MAX_FRAMES: u32 = 3;
+        if !ir.has_counts {
+            return set;
+        }
+        self.alike_on_top(ir, set, n_bytes, MAX_FRAMES)
+    }
+
+    /// Recursion is as deep as `n_frames`.
+    fn alike_on_top(&mut self, ir: &Ir, set: StackId, n_bytes: u32, n_frames: u32) -> StackId {
+        if n_frames == 0 {
+            return set;
+        }
+        if let Some(known) = self.alike.get(&(set, n_frames)) {
+            return *known;
+        }
+        let edges: Vec<Edge> = self.edges(set).to_vec();
+        let changed = edges.iter().map(|edge| {
+            let frame = match edge.frame {
+                Frame::End => return *edge,
                 Frame::Repeat { node, n } => Frame::Repeat {
                     node,
                     n: alike_count(&ir.nodes[node as usize], n, n_bytes),
                 },
                 frame => frame,
             };
-            if frame != entry.frame {
-                (n_changed, rest) = (idx + 1, entry.below);
-            }
-            *place = Some(frame);
-            below = entry.below;
-        }
-        let changed = top[..n_changed].iter().rev().flatten();
-        changed.fold(rest, |stack, frame| self.push(*frame, stack))
-    }
-
-    /// Where a repetition that may end is on top of `stack`: the stack of all that differ in the count alone,
-    /// and the count. A smaller one can do whatever a larger one can.
-    pub(crate) fn free_count(&mut self, ir: &Ir, stack: StackId) -> Option<(StackId, u32)> {
-        let Entry { frame, below, .. } = self.entries[stack as usize];
-        let Frame::Repeat { node, n } = frame else {
-            return None;
-        };
-        let Node::Repeat { min, .. } = ir.nodes[node as usize] else {
-            unreachable!("the frame was made by a repetition");
-        };
-        (n >= min).then(|| (self.push(Frame::Repeat { node, n: min }, below), n))
-    }
-
-    /// Drops readings that can do no more than another one; they are sorted.
-    pub(crate) fn drop_repeated(&mut self, ir: &Ir, readings: &mut Vec<Reading>) {
-        if readings.windows(2).all(|pair| pair[0].leaf != pair[1].leaf) {
-            return;
-        }
-        let mut least: Map<(Leaf, StackId), u32> = Map::default();
-        for Reading { leaf, stack } in readings.iter() {
-            if let Some((shape, n)) = self.free_count(ir, *stack) {
-                least
-                    .entry((*leaf, shape))
-                    .and_modify(|least| *least = n.min(*least))
-                    .or_insert(n);
-            }
-        }
-        readings.retain(|Reading { leaf, stack }| {
-            let counted = self.free_count(ir, *stack);
-            counted.is_none_or(|(shape, n)| least[&(*leaf, shape)] == n)
+            let below = self.alike_on_top(ir, edge.below, n_bytes, n_frames - 1);
+            Edge { frame, below }
         });
+        let changed: Vec<Edge> = changed.collect();
+        let alike = if changed == edges {
+            set
+        } else {
+            self.joined(ir, changed)
+        };
+        self.alike.insert((set, n_frames), alike);
+        alike
     }
 }
 

@@ -6,8 +6,8 @@
 use std::hash::Hash;
 
 use crate::hash::Map;
-
-pub(crate) const DEAD: u32 = 0;
+pub(crate) use crate::rows::DEAD;
+use crate::rows::Rows;
 
 /// A set of bytes, byte 0 in the lowest bit of the first word.
 pub(crate) type ByteSet = [u64; 4];
@@ -93,59 +93,33 @@ impl Classes {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Dfa {
     classes: Classes,
-    table: Vec<u32>,
-    accepts: Vec<bool>,
+    /// A column for each class.
+    rows: Rows,
     /// By state, whether anything can follow.
     goes_on: Vec<bool>,
-    start: u32,
+}
+
+/// An automaton and the work of making it; a unit is about the cost of an edge.
+#[derive(Clone, Debug)]
+pub(crate) struct Built {
+    pub(crate) dfa: Dfa,
+    pub(crate) n_work: u64,
 }
 
 impl std::hash::Hash for Dfa {
     /// Samples the table: comparing two of one hash is cheaper than hashing all of each.
     fn hash<H: std::hash::Hasher>(&self, hasher: &mut H) {
         const N_SAMPLED: usize = 24;
-        let n_skipped = self.table.len().div_ceil(N_SAMPLED).max(1);
-        hasher.write_usize(self.table.len());
+        let n_skipped = self.rows.table.len().div_ceil(N_SAMPLED).max(1);
+        hasher.write_usize(self.rows.table.len());
         hasher.write_usize(self.classes.len());
         self.classes
             .members
             .iter()
             .for_each(|byte| hasher.write_u8(*byte));
-        for entry in self.table.iter().rev().step_by(n_skipped) {
+        for entry in self.rows.table.iter().rev().step_by(n_skipped) {
             hasher.write_u32(*entry);
         }
-    }
-}
-
-/// By state, the states that lead to it, in one array.
-struct Incoming {
-    /// State n's begin at `[n]` and end at `[n + 1]`.
-    begins: Vec<u32>,
-    from: Vec<u32>,
-}
-
-impl Incoming {
-    /// Of edges `(from, to)` between `n` states.
-    fn new<E: Iterator<Item = (u32, u32)>>(n: usize, edges: impl Fn() -> E) -> Self {
-        let mut begins = vec![0; n + 2];
-        for (_, to) in edges() {
-            begins[to as usize + 2] += 1;
-        }
-        for state in 2..n + 2 {
-            begins[state] += begins[state - 1];
-        }
-        let mut from = vec![0; begins[n + 1] as usize];
-        for (origin, to) in edges() {
-            let slot = &mut begins[to as usize + 1];
-            from[*slot as usize] = origin;
-            *slot += 1;
-        }
-        Self { begins, from }
-    }
-
-    fn of(&self, state: u32) -> &[u32] {
-        let state = state as usize;
-        &self.from[self.begins[state] as usize..self.begins[state + 1] as usize]
     }
 }
 
@@ -210,20 +184,30 @@ impl Dfa {
     }
 
     fn of_parts(classes: Classes, table: Vec<u32>, accepts: Vec<bool>, start: u32) -> Self {
-        let rows = table.chunks_exact(classes.len());
-        Self {
-            goes_on: rows.map(|row| row.iter().any(|next| *next != DEAD)).collect(),
+        let n_columns = classes.len();
+        Self::of_rows(
             classes,
-            table,
-            accepts,
-            start,
+            Rows {
+                n_columns,
+                table,
+                accepts,
+                start,
+            },
+        )
+    }
+
+    fn of_rows(classes: Classes, rows: Rows) -> Self {
+        let each = rows.table.chunks_exact(rows.n_columns);
+        Self {
+            goes_on: each.map(|row| row.iter().any(|next| *next != DEAD)).collect(),
+            classes,
+            rows,
         }
     }
 
-    /// The smallest automaton of the same language as the given one, of which state 0 is dead.
-    pub(crate) fn reduced(classes: Classes, table: Vec<u32>, accepts: Vec<bool>, start: u32) -> Self {
-        let raw = Self::of_parts(classes, table, accepts, start);
-        raw.trimmed(&[true; 256]).minimal()
+    /// The automaton of `rows`, in which no two states are alike and only state 0 is dead.
+    pub(crate) fn of_minimal(classes: Classes, rows: &Rows) -> Self {
+        Self::of_rows(classes, rows.renumbered(Some)).with_fewest_classes()
     }
 
     /// The automaton whose states are the values that `step` reaches from `start`, at most `max_states`.
@@ -305,7 +289,7 @@ impl Dfa {
         }
         let accepts = states.iter().map(|state| state.is_accepting).collect();
         let raw = Self::of_parts(classes, table, accepts, start);
-        raw.renumbered(Some).with_fewest_classes()
+        Self::of_minimal(raw.classes, &raw.rows)
     }
 
     /// Runs both at once.
@@ -328,112 +312,55 @@ impl Dfa {
             alive.then_some((a, b))
         };
         let classes = self.classes.refine(&other.classes);
-        Self::explore(classes, (self.start, other.start), step, is_accepting, max)
+        Self::explore(classes, (self.start(), other.start()), step, is_accepting, max)
+    }
+
+    /// What a trimmed automaton is over `usable` bytes alone: the same where there are no edges over others.
+    pub(crate) fn spelled(self, usable: &[bool; 256]) -> Self {
+        let is_usable = Classes::usable(&self.classes, usable);
+        let is_used = |class: usize| {
+            let column = self.rows.table.iter().skip(class).step_by(self.rows.n_columns);
+            !is_usable[class] && column.into_iter().any(|next| *next != DEAD)
+        };
+        if (0..self.classes.len()).any(is_used) {
+            return self.trimmed(usable);
+        }
+        self
     }
 
     /// Without the states from which no accepting state can be reached over `usable` bytes alone. Edges over
     /// other bytes stay where they lead to a state that is left.
     pub(crate) fn trimmed(self, usable: &[bool; 256]) -> Self {
-        let n = self.n_states();
-        let n_classes = self.classes.len();
         let usable = Classes::usable(&self.classes, usable);
-        let into = Incoming::new(n, || {
-            let entries = self.table.iter().enumerate();
-            entries
-                .filter(|(slot, next)| **next != DEAD && usable[slot % n_classes])
-                .map(|(slot, next)| ((slot / n_classes) as u32, *next))
-        });
-        let mut alive = self.accepts.clone();
-        let mut queue: Vec<u32> = (0..n as u32).filter(|state| alive[*state as usize]).collect();
-        while let Some(state) = queue.pop() {
-            for from in into.of(state) {
-                if !std::mem::replace(&mut alive[*from as usize], true) {
-                    queue.push(*from);
-                }
-            }
-        }
-        self.renumbered(|state| alive[state as usize].then_some(state))
-    }
-
-    /// Keeps the states reachable from the start, one for each value of `representative`; `None` is dead.
-    fn renumbered(self, representative: impl Fn(u32) -> Option<u32>) -> Self {
-        let n_classes = self.classes.len();
-        let mut ids = vec![DEAD; self.n_states()];
-        let mut order = Vec::new();
-        let mut number = |state: u32, order: &mut Vec<u32>| {
-            let Some(state) = (state != DEAD).then(|| representative(state)).flatten() else {
-                return DEAD;
-            };
-            if ids[state as usize] == DEAD {
-                order.push(state);
-                ids[state as usize] = order.len() as u32;
-            }
-            ids[state as usize]
-        };
-        let start = number(self.start, &mut order);
-        let mut table = vec![DEAD; n_classes];
-        let mut accepts = vec![false];
-        let mut at = 0;
-        while at < order.len() {
-            let state = order[at] as usize;
-            at += 1;
-            accepts.push(self.accepts[state]);
-            for class in 0..n_classes {
-                table.push(number(self.table[state * n_classes + class], &mut order));
-            }
-        }
-        Self::of_parts(self.classes, table, accepts, start)
+        let rows = self.rows.trimmed(|class| usable[class as usize]);
+        Self::of_rows(self.classes, rows)
     }
 
     /// The smallest automaton of the same language. Needs a trimmed one.
     fn minimal(self) -> Self {
-        let (n, n_classes) = (self.n_states(), self.classes.len());
-        let entries = self.table.iter().enumerate();
-        let edges: Vec<(u32, u32, u32)> = entries
-            .filter(|(_, to)| **to != DEAD)
-            .map(|(slot, to)| ((slot / n_classes) as u32, (slot % n_classes) as u32, *to))
-            .collect();
-        let block = crate::minimal::blocks(&self.accepts, &edges);
-        let mut first = vec![u32::MAX; n];
-        for state in (0..n as u32).rev() {
-            first[block[state as usize] as usize] = state;
-        }
-        self.renumbered(|state| Some(first[block[state as usize] as usize]))
-            .with_fewest_classes()
+        Self::of_rows(self.classes, self.rows.minimal()).with_fewest_classes()
     }
 
     fn with_fewest_classes(self) -> Self {
-        let n_classes = self.classes.len();
-        let column = |class: usize| -> Vec<u32> {
-            self.table
-                .iter()
-                .skip(class)
-                .step_by(n_classes)
-                .copied()
-                .collect()
-        };
-        let mut seen: Map<Vec<u32>, usize> = Map::default();
-        let merged: Vec<usize> = (0..n_classes)
-            .map(|class| {
-                let fresh = seen.len();
-                *seen.entry(column(class)).or_insert(fresh)
-            })
-            .collect();
+        let merged = self.rows.equal_columns();
+        if (0..).eq(merged.iter().copied()) {
+            return self;
+        }
         let classes = Classes::by(|byte| merged[self.classes.of(byte)]);
-        let rows = self.table.chunks_exact(n_classes);
-        let kept: Vec<usize> = classes
-            .members()
-            .iter()
-            .map(|byte| self.classes.of(*byte))
-            .collect();
+        let members = classes.members().iter();
+        let kept: Vec<usize> = members.map(|byte| self.classes.of(*byte)).collect();
+        let rows = self.rows.table.chunks_exact(self.rows.n_columns);
         let table = rows
             .flat_map(|row| kept.iter().map(|class| row[*class]))
             .collect();
-        Self {
-            classes,
-            table,
-            ..self
-        }
+        Self::of_parts(classes, table, self.rows.accepts, self.rows.start)
+    }
+
+    /// The same language without the empty text.
+    pub(crate) fn without_empty(&self) -> Self {
+        let empty = Self::of_strings([&b""[..]]);
+        let dfa = self.product(&empty, Product::FirstOnly, usize::MAX);
+        dfa.expect("no limit is set")
     }
 
     pub(crate) fn classes(&self) -> &Classes {
@@ -442,33 +369,48 @@ impl Dfa {
 
     /// States, the dead one included.
     pub(crate) fn n_states(&self) -> usize {
-        self.accepts.len()
+        self.rows.n_states()
     }
 
     /// `DEAD` when nothing is accepted.
     pub(crate) fn start(&self) -> u32 {
-        self.start
+        self.rows.start
     }
 
     pub(crate) fn step(&self, state: u32, byte: u8) -> u32 {
-        self.table[state as usize * self.classes.len() + self.classes.of(byte)]
+        self.rows.table[state as usize * self.rows.n_columns + self.classes.of(byte)]
     }
 
     pub(crate) fn is_accepting(&self, state: u32) -> bool {
-        self.accepts[state as usize]
+        self.rows.accepts[state as usize]
     }
 
     /// The bytes that lead anywhere from `state`; `sets` are those of [`Classes::sets`].
     pub(crate) fn bytes(&self, state: u32, sets: &[ByteSet]) -> ByteSet {
-        let n_classes = self.classes.len();
-        let row = &self.table[state as usize * n_classes..(state as usize + 1) * n_classes];
+        let row = self.rows.row(state);
         let alive = row.iter().zip(sets).filter(|(next, _)| **next != DEAD);
         alive.fold([0; 4], |all, (_, set)| union_of(all, *set))
     }
 
+    /// The states that one byte or more lead to from `state`, the dead one apart.
+    pub(crate) fn reached_from(&self, state: u32) -> Vec<u32> {
+        let (mut is_known, mut reached) = (vec![false; self.n_states()], Vec::new());
+        is_known[DEAD as usize] = true;
+        let mut todo = vec![state];
+        while let Some(state) = todo.pop() {
+            for next in self.rows.row(state) {
+                if !std::mem::replace(&mut is_known[*next as usize], true) {
+                    reached.push(*next);
+                    todo.push(*next);
+                }
+            }
+        }
+        reached
+    }
+
     /// Bytes of memory.
     pub(crate) fn n_bytes(&self) -> usize {
-        size_of::<Self>() + self.table.len() * 4 + 2 * self.accepts.len() + self.classes.len()
+        size_of::<Self>() + self.rows.table.len() * 4 + 2 * self.n_states() + self.classes.len()
     }
 
     /// Whether anything can follow.
@@ -480,7 +422,7 @@ impl Dfa {
     pub(crate) fn matches(&self, bytes: &[u8]) -> bool {
         let end = bytes
             .iter()
-            .fold(self.start, |state, byte| self.step(state, *byte));
+            .fold(self.start(), |state, byte| self.step(state, *byte));
         self.is_accepting(end)
     }
 }

@@ -14,7 +14,9 @@ use crate::ir::Ir;
 use crate::memory::{EMPTY, ListId, MAX_DISTINCT, NONE, TextId};
 use crate::plenty::Plenty;
 use crate::records::{Items, MembersId};
-use crate::step::{Entry, Frame, Leaf, Reading, StackId, Stacks};
+use crate::array::Array;
+use crate::stacks::{BOTTOM, Edge, Frame, StackId, Stacks};
+use crate::step::{Leaf, Reading};
 
 /// Steps of one search for a completion.
 const MAX_SEARCH_STEPS: usize = 4_096;
@@ -38,8 +40,8 @@ impl Stacks {
     ) -> StackId {
         let mut frames = Vec::new();
         let mut at = stack;
-        while self.entries[at as usize].keeps_text {
-            let Entry { frame, below, .. } = self.entries[at as usize];
+        while self.keeps_text(at) {
+            let Edge { frame, below } = self.top(at);
             frames.push(frame);
             at = below;
         }
@@ -72,9 +74,8 @@ impl Stacks {
         Some(items)
     }
 
-    /// Whether a further item may come after `items`.
-    pub(crate) fn can_go_on(&mut self, ir: &Ir, items: Items) -> bool {
-        let shape = &ir.arrays[items.array as usize];
+    /// Whether a further item may come after `items` of the array `shape`.
+    pub(crate) fn can_go_on(&mut self, ir: &Ir, shape: &Array, items: Items) -> bool {
         let mut nodes = shape.items(items.n, items.used).map(|(node, ..)| node);
         let Some(plenty) = ir.plenty.as_ref().filter(|_| shape.is_unique()) else {
             return nodes.next().is_some();
@@ -86,7 +87,7 @@ impl Stacks {
         nodes.any(|node| {
             plenty.n_values(node) > n_values || {
                 let begun = self.begin(ir, node);
-                self.finds_new(ir, begun, EMPTY, items.values)
+                self.finds_new(ir, &begun, EMPTY, items.values)
             }
         })
     }
@@ -95,15 +96,15 @@ impl Stacks {
     pub(crate) fn is_alive(&mut self, ir: &Ir, reading: &Reading) -> bool {
         let mut at = reading.stack;
         let mut n_above = 0;
-        while self.entries[at as usize].keeps_text {
-            let Entry { frame, below, .. } = self.entries[at as usize];
+        while self.keeps_text(at) {
+            let Edge { frame, below } = self.top(at);
             if let Some((list, text)) = self.kept(frame)
                 && list != 0
                 && !self.has_plenty(ir, reading, n_above, self.records.memory.n_values(list))
                 && !self.records.memory.rivals(list, text).is_empty()
             {
                 let alone = self.alone(reading, n_above);
-                if !self.finds_new(ir, vec![alone], text, list) {
+                if !self.finds_new(ir, &[alone], text, list) {
                     return false;
                 }
             }
@@ -115,11 +116,17 @@ impl Stacks {
 
     /// `reading` with the top `n_frames` frames of its stack only.
     fn alone(&mut self, reading: &Reading, n_frames: usize) -> Reading {
-        let frames = self.frames(reading.stack);
-        Reading {
-            stack: self.of_frames(&frames[..n_frames]),
-            ..*reading
+        let (mut frames, mut at) = (Vec::new(), reading.stack);
+        for _ in 0..n_frames {
+            let Edge { frame, below } = self.top(at);
+            frames.push(frame);
+            at = below;
         }
+        let stack = frames
+            .into_iter()
+            .rev()
+            .fold(BOTTOM, |stack, frame| self.push(frame, stack));
+        Reading { stack, ..*reading }
     }
 
     /// Whether what is to come of `reading`, the top `n_frames` frames of its stack included, has more than
@@ -142,7 +149,7 @@ impl Stacks {
         let mut at = reading.stack;
         of_leaf
             || (0..n_frames).any(|_| {
-                let Entry { frame, below, .. } = self.entries[at as usize];
+                let Edge { frame, below } = self.top(at);
                 at = below;
                 self.has_plenty_after(ir, plenty, frame, n)
             })
@@ -150,6 +157,7 @@ impl Stacks {
 
     fn has_plenty_after(&self, ir: &Ir, plenty: &Plenty, frame: Frame, n: u32) -> bool {
         match frame {
+            Frame::End => false,
             Frame::Then(node) => plenty.n_values(node) > n,
             Frame::Seq { .. } | Frame::Repeat { .. } => false,
             Frame::FirstKey { object } => plenty.n_objects(object) > n,
@@ -163,13 +171,7 @@ impl Stacks {
                 self.has_choice(ir, plenty, (members, key), n)
             }
             Frame::FirstItem { array } => {
-                let none = Items {
-                    array,
-                    n: 0,
-                    used: 0,
-                    values: 0,
-                };
-                plenty.has_items(ir, none, n)
+                plenty.has_items(ir, Items::none(array), n)
             }
             Frame::Item { items } | Frame::AfterItem { items, .. } => {
                 plenty.has_items(ir, self.records.items(items), n)
@@ -201,7 +203,7 @@ impl Stacks {
     }
 
     /// Whether one of `begun` can go on to complete a value that `list` lacks; `text` was written of it.
-    fn finds_new(&mut self, ir: &Ir, begun: Vec<Reading>, text: TextId, list: ListId) -> bool {
+    fn finds_new(&mut self, ir: &Ir, begun: &[Reading], text: TextId, list: ListId) -> bool {
         struct Node {
             reading: Reading,
             n_bytes: usize,
@@ -217,8 +219,8 @@ impl Stacks {
             next: 0,
         };
         let mut open: Vec<Node> = begun
-            .into_iter()
-            .map(|reading| node(reading, written.len(), None))
+            .iter()
+            .map(|reading| node(*reading, written.len(), None))
             .collect();
         let (mut n_steps, mut after) = (0, Vec::new());
         while let Some(top) = open.last_mut() {

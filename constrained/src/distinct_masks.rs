@@ -5,13 +5,14 @@
 //! are followed byte by byte. Tokens that begin and complete a further such part are looked at one by one.
 
 use crate::dfa::{ByteSet, union_of};
-use crate::fill::{Asked, Filling, Stop};
+use crate::fill::{Asked, Filling, Onward, StepTheSet};
 use crate::ir::Ir;
 use crate::mask::TokenMask;
 use crate::memory::{EMPTY, ListId, NEW, TextId, UNSEEN};
-use crate::step::{Entry, Frame, Reading, StackId, Stacks};
-use crate::sweep::{Machine, Step, TooMuchWork, sweep};
-use crate::tables::{NOTHING, StateId, TOO_MANY, Tables};
+use crate::stacks::{Edge, Frame, StackId, Stacks};
+use crate::step::Reading;
+use crate::sweep::{Found, Machine, Step, sweep_new};
+use crate::tables::{NOTHING, StateId, Tables};
 
 impl Stacks {
     /// `stack` after bytes of a token that its texts do not have.
@@ -22,17 +23,24 @@ impl Stacks {
     /// Parts of `stack` that were begun within a token.
     fn n_unseen(&self, mut stack: StackId) -> usize {
         let mut n = 0;
-        while self.entries[stack as usize].keeps_text {
-            let Entry { frame, below, .. } = self.entries[stack as usize];
+        while self.keeps_text(stack) {
+            let Edge { frame, below } = self.top(stack);
             n += usize::from(frame.text() == Some(UNSEEN));
             stack = below;
         }
         n
     }
 
+    /// Whether all that comes after `stack` depends on what a part is that the same token begins.
+    pub(crate) fn is_unsure_after(&mut self, ir: &Ir, stack: StackId) -> bool {
+        let readings = self.continuation(ir, stack);
+        let mut readings = readings.iter();
+        readings.all(|reading| self.is_unsure(ir, stack, reading))
+    }
+
     /// Whether `reading`, which goes on after `stack`, depends on what a part is that the same token begins.
     pub(crate) fn is_unsure(&mut self, ir: &Ir, stack: StackId, reading: &Reading) -> bool {
-        if !self.entries[stack as usize].keeps_text && !self.entries[reading.stack as usize].keeps_text {
+        if !self.keeps_text(stack) && !self.keeps_text(reading.stack) {
             return false;
         }
         let begins = |stacks: &Self, frame: Frame| {
@@ -40,8 +48,8 @@ impl Stacks {
         };
         let (mut at, mut n_above) = (reading.stack, 0);
         let mut is_limited = false;
-        while self.entries[at as usize].keeps_text && !is_limited {
-            let Entry { frame, below, .. } = self.entries[at as usize];
+        while self.keeps_text(at) && !is_limited {
+            let Edge { frame, below } = self.top(at);
             if begins(self, frame) {
                 let (list, _) = self.kept(frame).expect("it keeps a text");
                 let n = self.records.memory.n_values(list);
@@ -61,64 +69,45 @@ impl Tables {
         asked: Asked<'_>,
         reading: &Reading,
         filling: &mut Filling,
-    ) -> Result<(), Stop> {
-        let mut own = Filling {
-            n_entered: filling.n_entered,
-            ..Filling::default()
-        };
-        own.found.n_left = filling.found.n_left;
+    ) -> Result<(), StepTheSet> {
+        let (mut own, mut onward) = (Filling::default(), Onward::new());
+        own.n_entered = filling.n_entered;
         let taken = Reading {
             stack: self.taken_to_differ(asked, reading.stack),
             ..*reading
         };
-        let mut onward = Vec::new();
         self.fill_reading(asked, &taken, &mut own, &mut onward)?;
-        self.follow(asked, asked.vocabulary.trie(), onward, &mut own)?;
-        let state = self.state_of(asked.ir, asked.limits, vec![*reading]);
+        self.follow_all(asked, &mut onward, &mut own)?;
+        let state = self.state_of(asked.ir, vec![*reading]);
         let kept = self.kept(state);
-        self.settle_unsure(asked, state, &mut own)?;
+        self.settle_unsure(asked, state, &mut own);
         let memory = &mut self.stacks.records.memory;
         let has_rivals = |(list, text): &(ListId, TextId)| !memory.rivals(*list, *text).is_empty();
         if kept.iter().any(has_rivals) {
-            let denied = self.denied(asked, state, &mut own)?;
+            let denied = self.denied(asked, state);
             own.take_away(asked, &denied);
         }
-        filling.found.n_left = own.found.n_left;
         filling.n_entered = own.n_entered;
         filling.extras.append(&mut own.extras);
-        for part in own.parts {
-            if filling.parts.iter().all(|known| known.id != part.id) {
-                filling.parts.push(part);
-            }
-        }
+        own.parts.iter().for_each(|part| filling.add_part(part));
         Ok(())
     }
 
     /// Looks at the tokens in doubt one by one, from `state` on.
-    pub(crate) fn settle_unsure(
-        &mut self,
-        asked: Asked<'_>,
-        state: StateId,
-        filling: &mut Filling,
-    ) -> Result<(), Stop> {
-        for token in std::mem::take(&mut filling.unsure) {
-            let next = self.run(asked.ir, asked.limits, state, asked.vocabulary.token_bytes(token));
-            if next == TOO_MANY {
-                return Err(Stop::StepTheSet);
-            }
-            if next != NOTHING {
+    pub(crate) fn settle_unsure(&mut self, asked: Asked<'_>, state: StateId, filling: &mut Filling) {
+        for token in filling.unsure.drain(..) {
+            if self.run(asked.ir, state, asked.vocabulary.token_bytes(token)) != NOTHING {
                 filling.extras.push(token);
             }
         }
-        Ok(())
     }
 
     /// `stack` with texts of which only that they are new is known.
     fn taken_to_differ(&mut self, asked: Asked<'_>, stack: StackId) -> StackId {
         let mut at = stack;
         let mut texts = Vec::new();
-        while self.stacks.entries[at as usize].keeps_text {
-            let Entry { frame, below, .. } = self.stacks.entries[at as usize];
+        while self.stacks.keeps_text(at) {
+            let Edge { frame, below } = self.stacks.top(at);
             if frame.text().is_some() {
                 texts.push(self.text_taken(asked, frame));
             }
@@ -154,8 +143,8 @@ impl Tables {
         let mut kept = Vec::new();
         for reading in self.readings(state).iter() {
             let mut at = reading.stack;
-            while self.stacks.entries[at as usize].keeps_text {
-                let Entry { frame, below, .. } = self.stacks.entries[at as usize];
+            while self.stacks.keeps_text(at) {
+                let Edge { frame, below } = self.stacks.top(at);
                 kept.extend(self.stacks.kept(frame).filter(|(list, _)| *list != 0));
                 at = below;
             }
@@ -165,22 +154,16 @@ impl Tables {
 
     /// The tokens with which something in `state` would come to equal what it must differ from, and others
     /// that cannot come either.
-    fn denied(
-        &mut self,
-        asked: Asked<'_>,
-        state: StateId,
-        filling: &mut Filling,
-    ) -> Result<Vec<u32>, TooMuchWork> {
-        let trie = asked.vocabulary.trie();
+    fn denied(&mut self, asked: Asked<'_>, state: StateId) -> Vec<u32> {
+        let (trie, mut found) = (asked.vocabulary.trie(), Found::default());
         let mut machine = RivalMachine { tables: self, asked };
-        sweep(&mut machine, state, trie, None, &mut filling.found)?;
-        filling.found.ranges.clear();
+        sweep_new(&mut machine, state, trie, &mut found);
         let mut denied = Vec::new();
-        for exit in filling.found.exits.drain(..) {
+        for exit in found.exits {
             denied.extend(&trie.tokens()[trie.range_below(exit.node as usize)]);
         }
         denied.sort_unstable();
-        Ok(denied)
+        denied
     }
 }
 
@@ -198,7 +181,7 @@ impl Filling {
         for token in denied {
             words[*token as usize / 64] &= !(1 << (token % 64));
         }
-        let mask = TokenMask::from_words(&words, asked.vocabulary.n_vocab());
+        let mask = TokenMask::from_words(words, asked.vocabulary.n_vocab());
         self.parts.clear();
         self.parts.push(asked.vocabulary.cache().mask(mask));
     }
@@ -222,12 +205,11 @@ impl Machine for RivalMachine<'_, '_> {
     }
 
     fn step(&mut self, place: StateId, byte: u8) -> Step<StateId> {
-        let Asked { ir, limits, .. } = self.asked;
-        let next = self.tables.step(ir, limits, place, byte);
-        if next == NOTHING || next == TOO_MANY {
+        let next = self.tables.step(self.asked.ir, place, byte);
+        if next == NOTHING {
             return Step {
                 inside: None,
-                exit: (next == NOTHING).then_some(0),
+                exit: Some(0),
             };
         }
         // What was dropped for it had rivals, with this byte too.

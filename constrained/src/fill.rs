@@ -6,25 +6,29 @@
 //! for them.
 //!
 //! Why this is the same as stepping the whole set of readings byte by byte: steps distribute over readings,
-//! and a set never has more readings at once than leaves were entered. Where those are more than
-//! `max_readings`, or a leaf can be left nearly everywhere, the set itself is stepped.
+//! and readings that meet at a node of the tree are joined there. Where a leaf can be left nearly everywhere,
+//! or very many leaves are entered, the set itself is stepped, over those tokens that are not allowed
+//! already: each node of the tree is met once, and sets that were met before are known.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::cache::{Fragment, Known, Piece, PieceKey, Union};
-use crate::error::MatchError;
+use crate::cache::{Fragment, Known, Piece, TextFragment, Union};
+use crate::dfa::{ByteSet, union_of};
 use crate::free_text::FreeMachine;
-use crate::hash::{Map, SmallSet};
 use crate::ir::Ir;
-use crate::limits::Limits;
 use crate::mask::TokenMask;
 use crate::memory::UNSEEN;
-use crate::pieces::{only_rest, text_piece, ways};
-use crate::step::{Leaf, Reading, StackId};
+use crate::pieces::{content_piece, other_piece, plain_piece, ways};
+use crate::stacks::StackId;
+use crate::step::{Leaf, MAX_KEEPING, Reading};
 use crate::sweep::{
-    DfaMachine, Found, KeyMachine, LiteralMachine, Machine, Step, TextMachine, TooMuchWork, sweep,
+    Buffers, ContentMachine, DfaMachine, Found, Machine, Step, TextMachine, sweep, sweep_keys, sweep_new,
 };
-use crate::tables::{NOTHING, StateId, TOO_MANY, Tables};
+use crate::tables::{NOTHING, StateId, Tables};
+use crate::text::{PLAIN, Place};
 use crate::trie::Trie;
 use crate::vocabulary::Vocabulary;
 
@@ -32,50 +36,24 @@ use crate::vocabulary::Vocabulary;
 #[derive(Clone, Copy)]
 pub(crate) struct Asked<'a> {
     pub(crate) ir: &'a Ir,
-    pub(crate) limits: &'a Limits,
     pub(crate) vocabulary: &'a Vocabulary,
 }
 
-impl Asked<'_> {
-    /// Steps for one mask: once over the vocabulary is always allowed.
-    pub(crate) fn max_work(&self) -> usize {
-        self.limits.max_mask_work + self.vocabulary.trie().n_nodes()
-    }
-}
+/// Following tokens from leaf to leaf would take longer than to step the set of readings.
+pub(crate) struct StepTheSet;
 
-#[derive(Debug)]
-pub(crate) enum Stop {
-    TooMuchWork,
-    /// More leaves were entered than readings may be alive, or would have to be.
-    StepTheSet,
-}
+/// Where leaves end within a tree of tokens. The smallest comes first, so that all that go on from a node are
+/// known when it is looked at.
+pub(crate) type Onward = BinaryHeap<Reverse<Point>>;
 
-impl From<TooMuchWork> for Stop {
-    fn from(_: TooMuchWork) -> Self {
-        Self::TooMuchWork
-    }
-}
-
-/// A point to go on from: what is longer than `node` follows the leaf that ended there.
-#[derive(Clone, Copy)]
-pub(crate) struct Onward {
-    /// `None` is the root.
-    pub(crate) node: Option<u32>,
-    pub(crate) is_end: bool,
-    pub(crate) stack: StackId,
-    /// Whether what follows must be looked at again, byte by byte.
+/// A place in a tree of tokens to go on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Point {
+    /// From 1; 0 is the root.
+    pub(crate) node: u32,
+    /// Whether tokens that go on here must be looked at again, one by one.
     pub(crate) is_unsure: bool,
-}
-
-impl Onward {
-    fn root(stack: StackId) -> Self {
-        Self {
-            node: None,
-            is_end: false,
-            stack,
-            is_unsure: false,
-        }
-    }
+    pub(crate) stack: StackId,
 }
 
 /// A mask in the making; empty between masks, kept for its memory.
@@ -85,202 +63,239 @@ pub(crate) struct Filling {
     pub(crate) extras: Vec<u32>,
     /// Tokens that may come, or not.
     pub(crate) unsure: Vec<u32>,
-    pub(crate) found: Found,
+    sweeps: Sweeps,
+    onward: Onward,
+    /// Trees of what follows leaves, each with the stacks that go on there.
+    apart: Vec<(Arc<Trie>, StackId)>,
     pub(crate) n_entered: usize,
+    union: Union,
 }
 
-/// The work of one closure in steps of a sweep.
-const CLOSURE_WORK: usize = 16;
+#[derive(Debug, Default)]
+struct Sweeps {
+    found: Found,
+    dfa: Buffers<u32>,
+    text: Buffers<Place>,
+    keys: Vec<(u32, Option<usize>)>,
+}
 
 impl Tables {
     /// The mask of `state`, from its readings.
-    pub(crate) fn first_mask(
-        &mut self,
-        asked: Asked<'_>,
-        state: StateId,
-    ) -> Result<Arc<TokenMask>, MatchError> {
-        (self.stacks.is_too_deep, self.stacks.is_too_many) = (false, false);
+    pub(crate) fn first_mask(&mut self, asked: Asked<'_>, state: StateId) -> Arc<TokenMask> {
         let mut filling = std::mem::take(&mut self.filling);
-        filling.begin(asked);
-        let filled = match self.fill(asked, state, &mut filling) {
-            Err(Stop::StepTheSet) => {
-                self.stacks.is_too_many = false;
-                filling.begin(asked);
-                self.fill_by_steps(asked, state, &mut filling).map_err(Stop::from)
-            }
-            filled => filled,
-        };
-        let mask = filled.map(|()| {
-            self.add_tokens(asked, state, &mut filling);
-            if self.is_accepting(state) {
-                filling.extras.extend(asked.vocabulary.eos());
-            }
-            filling.finish(asked.vocabulary)
-        });
-        self.filling = filling;
-        let limit = |(name, limit)| MatchError::Limit { name, limit };
-        let mask = mask.map_err(|_| limit(("max_mask_work", asked.limits.max_mask_work as u64)))?;
-        // Compiling removed what leads nowhere, so only a limit can have kept everything out, now or when the
-        // transition was first taken.
-        if mask.n_allowed() == 0 || self.stacks.is_too_many {
-            return Err(limit(self.exceeded(asked.limits)));
+        filling.begin();
+        if self.fill(asked, state, &mut filling).is_err() {
+            self.fill_by_steps(asked, state, &mut filling);
         }
-        Ok(mask)
+        self.add_tokens(asked, state, &mut filling);
+        if self.is_accepting(state) {
+            filling.extras.extend(asked.vocabulary.eos());
+        }
+        let mask = filling.finish(asked.vocabulary);
+        self.filling = filling;
+        mask
     }
 
-    fn fill(&mut self, asked: Asked<'_>, state: StateId, filling: &mut Filling) -> Result<(), Stop> {
+    fn fill(&mut self, asked: Asked<'_>, state: StateId, filling: &mut Filling) -> Result<(), StepTheSet> {
+        let mut onward = std::mem::take(&mut filling.onward);
         let readings = self.readings(state);
-        filling.enter(readings.len(), asked.limits)?;
-        let mut onward = Vec::new();
-        let has_text = |leaf| !matches!(leaf, Leaf::Done | Leaf::Token { .. });
-        for reading in readings.iter().filter(|reading| has_text(reading.leaf)) {
-            if self.stacks.entries[reading.stack as usize].keeps_text {
+        filling.n_entered = readings.len();
+        for reading in readings.iter() {
+            if self.stacks.keeps_text(reading.stack) {
                 self.fill_distinct(asked, reading, filling)?;
             } else {
                 self.fill_reading(asked, reading, filling, &mut onward)?;
             }
         }
-        self.follow(asked, asked.vocabulary.trie(), onward, filling)?;
-        self.settle_unsure(asked, state, filling)
+        self.follow_all(asked, &mut onward, filling)?;
+        filling.onward = onward;
+        self.settle_unsure(asked, state, filling);
+        Ok(())
     }
 
-    /// Adds what `reading`'s leaf allows, and the points from which tokens go on after it to `onward`.
+    /// Adds what the leaf of `reading` allows, and where tokens go on after it to `onward`.
     pub(crate) fn fill_reading(
         &mut self,
         asked: Asked<'_>,
         reading: &Reading,
         filling: &mut Filling,
-        onward: &mut Vec<Onward>,
-    ) -> Result<(), Stop> {
-        let piece = self.piece(asked, reading, filling)?;
+        onward: &mut Onward,
+    ) -> Result<(), StepTheSet> {
+        let (ir, trie) = (asked.ir, asked.vocabulary.trie());
+        match reading.leaf {
+            Leaf::Done | Leaf::Token { .. } => return Ok(()),
+            Leaf::Key { .. } => {
+                self.sweep_leaf(asked, reading, (trie, None), &mut filling.sweeps);
+                self.take_found(ir, (reading, false), trie, filling, onward);
+                return Ok(());
+            }
+            Leaf::Dfa { .. } | Leaf::Text { .. } | Leaf::Free { .. } => {}
+        }
+        let piece = self.piece(asked, reading, filling);
+        filling.add_part(&piece.inside);
         for way in &piece.ways {
-            let stack = self.after_piece(asked.ir, reading, way.way);
-            let node = |node: &u32| Onward {
-                node: Some(*node),
-                ..Onward::root(stack)
-            };
-            onward.extend(way.nodes.iter().map(node));
-            if way.is_dense && self.stacks.has_leaf(asked.ir, stack) {
-                return Err(Stop::StepTheSet);
+            let stack = self.stacks.after(ir, reading, way.way);
+            if way.is_dense && self.stacks.has_leaf(ir, stack) {
+                return Err(StepTheSet);
             }
-            if way.here.is_empty() && way.suffixes.is_none() {
-                continue;
-            }
-            if !way.here.is_empty() && self.stacks.can_follow(asked.ir, stack) {
+            if !way.here.is_empty() && self.stacks.can_follow(ir, stack) {
                 filling.extras.extend(&way.here);
             }
+            let point = |node| Point {
+                node,
+                is_unsure: false,
+                stack,
+            };
+            onward.extend(way.nodes.iter().map(|node| Reverse(point(node + 1))));
             if let Some(suffixes) = &way.suffixes {
-                self.follow(asked, suffixes, vec![Onward::root(stack)], filling)?;
+                let may_join = |(known, other): &&mut (Arc<Trie>, StackId)| {
+                    Arc::ptr_eq(known, suffixes) && self.stacks.may_join(*other, stack)
+                };
+                match filling.apart.iter_mut().find(may_join) {
+                    Some((_, known)) => *known = self.stacks.union(ir, *known, stack),
+                    None => filling.apart.push((suffixes.clone(), stack)),
+                }
             }
         }
-        if filling.parts.iter().all(|part| part.id != piece.inside.id) {
-            filling.parts.push(piece.inside.clone());
+        Ok(())
+    }
+
+    /// Follows what goes on after leaves, in the vocabulary's tree and in those of what is left of tokens.
+    pub(crate) fn follow_all(
+        &mut self,
+        asked: Asked<'_>,
+        onward: &mut Onward,
+        filling: &mut Filling,
+    ) -> Result<(), StepTheSet> {
+        self.follow(asked, asked.vocabulary.trie(), onward, filling)?;
+        while let Some((suffixes, stack)) = filling.apart.pop() {
+            onward.push(Reverse(Point {
+                node: 0,
+                is_unsure: false,
+                stack,
+            }));
+            self.follow(asked, &suffixes, onward, filling)?;
         }
         Ok(())
     }
 
     /// Follows tokens of `trie` from leaf to leaf.
-    pub(crate) fn follow(
+    fn follow(
         &mut self,
         asked: Asked<'_>,
         trie: &Trie,
-        mut onward: Vec<Onward>,
+        onward: &mut Onward,
         filling: &mut Filling,
-    ) -> Result<(), Stop> {
-        let mut seen = SmallSet::new();
-        let mut least: Map<(Option<u32>, StackId), u32> = Map::default();
-        while let Some(point) = onward.pop() {
-            let Onward { node, stack, .. } = point;
-            if !seen.insert((node, stack, point.is_unsure)) {
-                continue;
-            }
-            // Whoever has repeated less can do all that the others can.
-            if let Some((shape, n)) = self.stacks.free_count(asked.ir, stack) {
-                let known = least.entry((node, shape)).or_insert(u32::MAX);
-                if *known <= n {
-                    continue;
+    ) -> Result<(), StepTheSet> {
+        /// Beyond so many leaves, sets of them are likely to have been met before.
+        const MAX_ENTERED: usize = 4_096;
+        while let Some(Reverse(mut point)) = onward.pop() {
+            while let Some(Reverse(next)) = onward.peek().copied() {
+                let is_alike = (next.node, next.is_unsure) == (point.node, point.is_unsure);
+                if !is_alike || !self.stacks.may_join(point.stack, next.stack) {
+                    break;
                 }
-                *known = n;
+                point.stack = self.stacks.union(asked.ir, point.stack, next.stack);
+                onward.pop();
             }
-            filling.found.n_left = filling.found.n_left.saturating_sub(CLOSURE_WORK);
-            let readings = self.stacks.continuation(asked.ir, stack);
-            filling.enter(readings.len(), asked.limits)?;
-            let node = node.map(|node| node as usize);
-            if point.is_end && !readings.is_empty() {
-                let mut doubts = readings.iter();
-                let is_unsure =
-                    point.is_unsure || doubts.all(|reading| self.stacks.is_unsure(asked.ir, stack, reading));
-                let node = node.expect("a leaf takes a byte");
-                filling.tokens(is_unsure).extend(trie.tokens_at(node));
+            let readings = self.stacks.continuation(asked.ir, point.stack);
+            filling.n_entered += readings.len();
+            let keeps_text = |reading: &Reading| self.stacks.keeps_text(reading.stack);
+            // Of more that keep a text, a state has not all.
+            let is_many = filling.n_entered > MAX_KEEPING && readings.iter().any(keeps_text);
+            if filling.n_entered > MAX_ENTERED || is_many {
+                return Err(StepTheSet);
             }
+            let node = (point.node as usize).checked_sub(1);
             for reading in readings.iter() {
-                let is_unsure = point.is_unsure || self.stacks.is_unsure(asked.ir, stack, reading);
-                self.sweep_leaf(asked, reading, trie, node, &mut filling.found)?;
-                let mut ranges = std::mem::take(&mut filling.found.ranges);
-                for (begin, end) in ranges.drain(..) {
-                    let tokens = &trie.tokens()[begin as usize..end as usize];
-                    filling.tokens(is_unsure).extend(tokens);
-                }
-                filling.found.ranges = ranges;
-                for exit in filling.found.exits.drain(..) {
-                    let stack = self.stacks.after(asked.ir, reading, exit.way);
-                    onward.push(Onward {
-                        node: Some(exit.node),
-                        is_end: exit.is_end,
-                        stack: self.stacks.within_token(stack),
-                        is_unsure,
-                    });
-                }
+                let is_unsure = point.is_unsure || self.stacks.is_unsure(asked.ir, point.stack, reading);
+                self.sweep_leaf(asked, reading, (trie, node), &mut filling.sweeps);
+                self.take_found(asked.ir, (reading, is_unsure), trie, filling, onward);
             }
         }
         Ok(())
     }
 
-    /// Runs the leaf of `reading` over the tokens of `trie` below `from`.
+    /// Allows what was found of the leaf of `reading` in `trie`, or is not sure of it, and notes where it ends.
+    fn take_found(
+        &mut self,
+        ir: &Ir,
+        (reading, is_unsure): (&Reading, bool),
+        trie: &Trie,
+        filling: &mut Filling,
+        onward: &mut Onward,
+    ) {
+        let Filling {
+            sweeps,
+            extras,
+            unsure,
+            ..
+        } = filling;
+        let found = &mut sweeps.found;
+        let tokens = if is_unsure { &mut *unsure } else { &mut *extras };
+        for (begin, end) in found.ranges.drain(..) {
+            tokens.extend(&trie.tokens()[begin as usize..end as usize]);
+        }
+        for exit in found.exits.drain(..) {
+            let stack = self.stacks.after(ir, reading, exit.way);
+            let stack = self.stacks.within_token(stack);
+            let node = exit.node as usize;
+            if exit.is_end && self.stacks.can_follow(ir, stack) {
+                let is_unsure = is_unsure || self.stacks.is_unsure_after(ir, stack);
+                let tokens = if is_unsure { &mut *unsure } else { &mut *extras };
+                tokens.extend(trie.tokens_at(node));
+            }
+            if !trie.is_leaf(node) {
+                onward.push(Reverse(Point {
+                    node: exit.node + 1,
+                    is_unsure,
+                    stack,
+                }));
+            }
+        }
+    }
+
+    /// Runs the leaf of `reading` over the tokens of a tree that are longer than a node of it.
     fn sweep_leaf(
         &mut self,
         asked: Asked<'_>,
         reading: &Reading,
-        trie: &Trie,
-        from: Option<usize>,
-        found: &mut Found,
-    ) -> Result<(), TooMuchWork> {
+        from: (&Trie, Option<usize>),
+        sweeps: &mut Sweeps,
+    ) {
         let ir = asked.ir;
+        let found = &mut sweeps.found;
         match reading.leaf {
-            Leaf::Done | Leaf::Token { .. } => Ok(()),
+            Leaf::Done | Leaf::Token { .. } => {}
             Leaf::Free { free, state } => {
                 let may_leave = self.may_leave(ir, reading);
                 let fragment = self.dfa_fragment(asked, ir.free_texts[free as usize].dfa);
                 let mut machine = FreeMachine::new(ir, free, &fragment.sets, may_leave);
-                sweep(&mut machine, (state, true), trie, from, found)
+                sweep(&mut machine, (state, true), from, &mut Buffers::default(), found);
             }
             Leaf::Dfa { dfa, state } => {
                 let fragment = self.dfa_fragment(asked, dfa);
                 let mut machine = DfaMachine {
                     dfa: &ir.dfas[dfa as usize],
-                    sets: &fragment.sets,
+                    fragment,
                 };
-                sweep(&mut machine, state, trie, from, found)
+                sweep(&mut machine, state, from, &mut sweeps.dfa, found);
             }
             Leaf::Text { text, place } => {
-                let fragment = self.text_fragment(asked, text);
                 let mut machine = TextMachine {
                     text: &ir.texts[text as usize],
-                    sets: &fragment.sets,
-                    plain_chars: None,
+                    sets: &self.text_fragment(asked, text).content.sets,
                 };
-                sweep(&mut machine, place, trie, from, found)
+                sweep(&mut machine, place, from, &mut sweeps.text, found);
             }
             Leaf::Key {
                 object,
                 node,
                 members,
             } => {
-                let mut machine = KeyMachine {
-                    trie: &ir.objects[object as usize].trie,
-                    allowed: &self.stacks.records.standing(members).keys,
-                };
-                sweep(&mut machine, node, trie, from, found)
+                let keys = &ir.objects[object as usize].trie;
+                let allowed = &self.stacks.records.standing(members).keys;
+                sweep_keys(keys, (node, allowed), from, &mut sweeps.keys, found);
             }
         }
     }
@@ -298,162 +313,129 @@ impl Tables {
         slot.get_or_insert_with(|| asked.vocabulary.cache().dfa(&asked.ir.dfas[dfa as usize]))
     }
 
-    fn text_fragment(&mut self, asked: Asked<'_>, text: u32) -> &Fragment {
+    fn text_fragment(&mut self, asked: Asked<'_>, text: u32) -> &TextFragment {
         let slot = &mut self.text_fragments[text as usize];
         slot.get_or_insert_with(|| asked.vocabulary.cache().text(&asked.ir.texts[text as usize]))
     }
 
-    /// What is known about the leaf of `reading`, now if not before.
-    fn piece(
-        &mut self,
-        asked: Asked<'_>,
-        reading: &Reading,
-        filling: &mut Filling,
-    ) -> Result<Arc<Piece>, Stop> {
-        let vocabulary = asked.vocabulary;
-        let key = match reading.leaf {
-            Leaf::Done | Leaf::Token { .. } => unreachable!("no byte moves it"),
-            Leaf::Free { .. } => None,
-            Leaf::Dfa { dfa, state } => Some(self.dfa_fragment(asked, dfa).at([state, 0, 0, 0])),
-            Leaf::Text { text, place } => {
-                let max_chars = vocabulary.strings().max_chars;
-                let essence = asked.ir.texts[text as usize].essence(place, max_chars);
-                Some(self.text_fragment(asked, text).at(essence))
+    /// What is known about the leaf of `reading`, now if not before. Of a JSON string only the tokens that
+    /// are not plain; the plain ones become a part.
+    fn piece(&mut self, asked: Asked<'_>, reading: &Reading, filling: &mut Filling) -> Arc<Piece> {
+        let cache = asked.vocabulary.cache();
+        match reading.leaf {
+            Leaf::Dfa { dfa, state } => {
+                let key = self.dfa_fragment(asked, dfa).at(state);
+                cache.piece(key, || self.new_piece(asked, reading))
             }
-            Leaf::Key { .. } => only_rest(asked.ir, &self.stacks.records, reading.leaf)
-                .map(|(_, rest)| PieceKey::Literal(rest.into())),
+            Leaf::Text { text, place } => {
+                let strings = asked.vocabulary.strings();
+                let spec = &asked.ir.texts[text as usize];
+                let plain = spec.essence(place, strings.max_plain_chars);
+                let plain = self.text_fragment(asked, text).at_plain(plain);
+                let plain = cache.piece(plain, || self.new_plain_piece(asked, text, place));
+                filling.add_part(&plain.inside);
+                let other = spec.essence(place, strings.max_other_chars);
+                let other = self.text_fragment(asked, text).at(other);
+                cache.piece(other, || self.new_piece(asked, reading))
+            }
+            _ => self.own_piece(asked, reading),
+        }
+    }
+
+    fn new_plain_piece(&mut self, asked: Asked<'_>, text: u32, place: Place) -> Piece {
+        let (vocabulary, spec) = (asked.vocabulary, &asked.ir.texts[text as usize]);
+        let fragment = self.text_fragment(asked, text).content.clone();
+        let content = (place.mode == PLAIN).then(|| {
+            vocabulary.cache().piece(fragment.as_content(place.state), || {
+                let machine = ContentMachine {
+                    text: spec,
+                    fragment: &fragment,
+                };
+                content_piece(machine, place.state, vocabulary)
+            })
+        });
+        let mut machine = TextMachine {
+            text: spec,
+            sets: &fragment.sets,
         };
-        let own_key = (reading.leaf, self.may_leave(asked.ir, reading));
-        let known = match &key {
-            Some(key) => vocabulary.cache().piece(key),
-            None => self.own_pieces.get(&own_key).cloned(),
-        };
-        let piece = match known {
-            Some(piece) => piece,
-            None => {
-                let piece = self.new_piece(asked, reading, &key)?;
-                match key {
-                    Some(key) => vocabulary.cache().keep_piece(key, piece),
-                    None => {
-                        let piece = Arc::new(piece);
-                        self.n_mask_bytes += piece.n_bytes();
-                        self.own_pieces.insert(own_key, piece.clone());
-                        piece
-                    }
+        let content = content.as_ref().map(|content| &*content.inside.mask);
+        plain_piece(&mut machine, place, content, vocabulary)
+    }
+
+    /// The same for a free text, which grammars rarely share.
+    fn own_piece(&mut self, asked: Asked<'_>, reading: &Reading) -> Arc<Piece> {
+        let key = (reading.leaf, self.may_leave(asked.ir, reading));
+        if let Some(known) = self.own_pieces.get(&key) {
+            return known.clone();
+        }
+        let piece = Arc::new(self.new_piece(asked, reading));
+        self.n_mask_bytes += piece.n_bytes();
+        self.own_pieces.insert(key, piece.clone());
+        piece
+    }
+
+    fn new_piece(&mut self, asked: Asked<'_>, reading: &Reading) -> Piece {
+        let vocabulary = asked.vocabulary;
+        match reading.leaf {
+            Leaf::Free { free, state } => {
+                let may_leave = self.may_leave(asked.ir, reading);
+                let fragment = self.dfa_fragment(asked, asked.ir.free_texts[free as usize].dfa);
+                let mut machine = FreeMachine::new(asked.ir, free, &fragment.sets, may_leave);
+                machine.piece(vocabulary, state)
+            }
+            Leaf::Text { text, place } => {
+                let mut machine = TextMachine {
+                    text: &asked.ir.texts[text as usize],
+                    sets: &self.text_fragment(asked, text).content.sets,
+                };
+                other_piece(&mut machine, place, vocabulary)
+            }
+            _ => {
+                let (mut sweeps, trie) = (Sweeps::default(), vocabulary.trie());
+                self.sweep_leaf(asked, reading, (trie, None), &mut sweeps);
+                Piece {
+                    inside: sweeps.found.inside(trie, vocabulary),
+                    ways: ways(vocabulary, trie, &sweeps.found, false),
                 }
             }
-        };
-        filling.found.n_left = filling.found.n_left.saturating_sub(piece.n_steps);
-        if filling.found.n_left == 0 {
-            return Err(Stop::TooMuchWork);
         }
-        Ok(piece)
     }
 
-    fn new_piece(
-        &mut self,
-        asked: Asked<'_>,
-        reading: &Reading,
-        key: &Option<PieceKey>,
-    ) -> Result<Piece, Stop> {
-        if let Leaf::Free { free, state } = reading.leaf {
-            let may_leave = self.may_leave(asked.ir, reading);
-            let fragment = self.dfa_fragment(asked, asked.ir.free_texts[free as usize].dfa);
-            let mut machine = FreeMachine::new(asked.ir, free, &fragment.sets, may_leave);
-            return Ok(machine.piece(asked, state)?);
-        }
-        if let Leaf::Text { text, place } = reading.leaf {
-            let fragment = self.text_fragment(asked, text);
-            let mut machine = TextMachine {
-                text: &asked.ir.texts[text as usize],
-                sets: &fragment.sets,
-                plain_chars: None,
-            };
-            return Ok(text_piece(&mut machine, place, asked)?);
-        }
-        let mut found = Found::with_work(asked.max_work());
-        let trie = asked.vocabulary.trie();
-        if let Some(PieceKey::Literal(rest)) = key {
-            sweep(&mut LiteralMachine { rest }, 0, trie, None, &mut found)?;
-        } else {
-            self.sweep_leaf(asked, reading, trie, None, &mut found)?;
-        }
-        let mut words = vec![0; asked.vocabulary.n_words()];
-        let inside = found.inside(trie, &mut words, asked.vocabulary);
-        Ok(Piece {
-            inside,
-            ways: ways(asked.vocabulary, trie, &found.exits, false),
-            n_steps: asked.max_work() - found.n_left,
-        })
-    }
-
-    /// As [`crate::step::Stacks::after`], where `way` is one of a piece.
-    fn after_piece(&mut self, ir: &Ir, reading: &Reading, way: u32) -> StackId {
-        let way = only_rest(ir, &self.stacks.records, reading.leaf).map_or(way, |(key, _)| key);
-        self.stacks.after(ir, reading, way)
-    }
-
-    /// The mask of `state` by stepping all its readings together.
-    fn fill_by_steps(
-        &mut self,
-        asked: Asked<'_>,
-        state: StateId,
-        filling: &mut Filling,
-    ) -> Result<(), TooMuchWork> {
-        let trie = asked.vocabulary.trie();
-        let max_state_work = self.n_state_work + asked.max_work();
+    /// Completes the mask of `state` by stepping all its readings together.
+    fn fill_by_steps(&mut self, asked: Asked<'_>, state: StateId, filling: &mut Filling) {
+        let mut found = Found::default();
         let mut machine = SetMachine {
             tables: self,
             asked,
-            max_state_work,
-            is_over: false,
-            is_too_many: false,
+            known: filling.known_places(asked.vocabulary),
         };
-        let swept = sweep(&mut machine, state, trie, None, &mut filling.found);
-        let (is_over, is_too_many) = (machine.is_over, machine.is_too_many);
-        self.stacks.is_too_many = is_too_many;
-        swept?;
-        if is_over {
-            return Err(TooMuchWork);
+        let trie = asked.vocabulary.trie();
+        sweep_new(&mut machine, state, trie, &mut found);
+        for (begin, end) in found.ranges {
+            filling
+                .extras
+                .extend(&trie.tokens()[begin as usize..end as usize]);
         }
-        let mut words = vec![0; asked.vocabulary.n_words()];
-        let inside = filling.found.inside(trie, &mut words, asked.vocabulary);
-        filling.parts.push(inside);
-        filling.found.ranges.clear();
-        Ok(())
     }
 
     /// Whether a token that begins with `bytes` and is longer may come, read from `state` after `bytes`.
     pub(crate) fn can_span(&mut self, asked: Asked<'_>, bytes: &[u8], state: StateId) -> bool {
         let trie = asked.vocabulary.trie();
-        self.stacks.is_too_many = state == TOO_MANY;
         let Some(node) = trie.find(bytes) else {
             return false;
         };
-        let readings = self.readings(state);
-        let mut filling = Filling::default();
-        filling.begin(asked);
-        let mut onward = Vec::new();
-        for reading in readings.iter() {
-            let found = &mut filling.found;
-            let swept = self.sweep_leaf(asked, reading, trie, Some(node), found);
-            if swept.is_err() || !found.ranges.is_empty() {
+        let (mut filling, mut onward) = (Filling::default(), Onward::new());
+        for reading in self.readings(state).iter() {
+            let stack = self.stacks.with_texts(reading.stack, |_, _| UNSEEN);
+            let reading = &Reading { stack, ..*reading };
+            self.sweep_leaf(asked, reading, (trie, Some(node)), &mut filling.sweeps);
+            self.take_found(asked.ir, (reading, false), trie, &mut filling, &mut onward);
+            if filling.has_some() {
                 return true;
-            }
-            for exit in found.exits.drain(..) {
-                let stack = self.stacks.after(asked.ir, reading, exit.way);
-                onward.push(Onward {
-                    node: Some(exit.node),
-                    is_end: exit.is_end,
-                    ..Onward::root(self.stacks.with_texts(stack, |_, _| UNSEEN))
-                });
             }
         }
         // Where it cannot be told, a draft is cut too short rather than too long.
-        self.follow(asked, trie, onward, &mut filling).is_err()
-            || !filling.extras.is_empty()
-            || !filling.unsure.is_empty()
-            || self.stacks.is_too_many
+        self.follow(asked, trie, &mut onward, &mut filling).is_err() || filling.has_some()
     }
 }
 
@@ -461,29 +443,25 @@ impl Tables {
 struct SetMachine<'a, 'b> {
     tables: &'a mut Tables,
     asked: Asked<'b>,
-    /// What the tables' count may become.
-    max_state_work: usize,
-    is_over: bool,
-    /// Whether a state was met of which nobody can say how it goes on.
-    is_too_many: bool,
+    /// By place in the tree: the tokens that are allowed already.
+    known: Vec<u64>,
 }
 
 impl Machine for SetMachine<'_, '_> {
     type Place = StateId;
 
-    fn bytes(&mut self, place: StateId) -> crate::dfa::ByteSet {
+    fn bytes(&mut self, place: StateId) -> ByteSet {
         self.tables.bytes(self.asked, place)
     }
 
+    fn knows_all(&self, trie: &Trie, node: usize) -> bool {
+        has_all(&self.known, trie.range_below(node))
+    }
+
     fn step(&mut self, place: StateId, byte: u8) -> Step<StateId> {
-        self.is_over |= self.tables.n_state_work > self.max_state_work;
-        let next = match self.is_over {
-            true => NOTHING,
-            false => self.tables.step(self.asked.ir, self.asked.limits, place, byte),
-        };
-        self.is_too_many |= next == TOO_MANY;
+        let next = self.tables.step(self.asked.ir, place, byte);
         Step {
-            inside: (next != NOTHING && next != TOO_MANY).then_some(next),
+            inside: (next != NOTHING).then_some(next),
             exit: None,
         }
     }
@@ -491,7 +469,7 @@ impl Machine for SetMachine<'_, '_> {
 
 impl Tables {
     /// The bytes that may lead anywhere from `state`, and maybe more.
-    pub(crate) fn bytes(&mut self, asked: Asked<'_>, state: StateId) -> crate::dfa::ByteSet {
+    pub(crate) fn bytes(&mut self, asked: Asked<'_>, state: StateId) -> ByteSet {
         let readings = self.readings(state);
         readings.iter().fold([0; 4], |all, reading| {
             let own = match reading.leaf {
@@ -506,92 +484,137 @@ impl Tables {
                     asked.ir.dfas[dfa as usize].bytes(state, &sets.sets)
                 }
                 Leaf::Text { text, place } => {
-                    let sets = self.text_fragment(asked, text);
-                    asked.ir.texts[text as usize].bytes(place, &sets.sets)
+                    let sets = &self.text_fragment(asked, text).content.sets;
+                    asked.ir.texts[text as usize].bytes(place, sets)
                 }
                 Leaf::Key { object, node, .. } => asked.ir.objects[object as usize].trie.bytes(node),
             };
-            crate::dfa::union_of(all, own)
+            union_of(all, own)
         })
     }
 }
 
 impl Filling {
-    fn begin(&mut self, asked: Asked<'_>) {
+    fn begin(&mut self) {
         self.parts.clear();
         self.extras.clear();
         self.unsure.clear();
-        self.found.ranges.clear();
-        self.found.exits.clear();
-        self.found.n_left = asked.max_work();
+        self.sweeps.found.clear();
+        self.onward.clear();
+        self.apart.clear();
         self.n_entered = 0;
     }
 
-    fn tokens(&mut self, is_unsure: bool) -> &mut Vec<u32> {
-        if is_unsure {
-            &mut self.unsure
-        } else {
-            &mut self.extras
+    fn has_some(&self) -> bool {
+        !self.extras.is_empty() || !self.unsure.is_empty()
+    }
+
+    pub(crate) fn add_part(&mut self, part: &Known) {
+        if self.parts.iter().all(|known| known.id != part.id) {
+            self.parts.push(part.clone());
         }
     }
 
-    fn enter(&mut self, n: usize, limits: &Limits) -> Result<(), Stop> {
-        self.n_entered += n;
-        if self.n_entered > limits.max_readings {
-            return Err(Stop::StepTheSet);
+    /// What is allowed so far, by place in the vocabulary's tree.
+    fn known_places(&self, vocabulary: &Vocabulary) -> Vec<u64> {
+        let mut allowed = vec![0; vocabulary.n_words()];
+        self.parts.iter().for_each(|part| part.mask.add_to(&mut allowed));
+        for token in &self.extras {
+            allowed[*token as usize / 64] |= 1 << (token % 64);
         }
-        if self.found.n_left == 0 {
-            return Err(Stop::TooMuchWork);
+        let mut places = vec![u64::MAX; vocabulary.trie().tokens().len().div_ceil(64)];
+        for (first, word) in (0..).step_by(64).zip(allowed) {
+            let mut rest = !word;
+            while rest != 0 {
+                if let Some(place) = vocabulary.place(first + rest.trailing_zeros()) {
+                    places[place as usize / 64] &= !(1 << (place % 64));
+                }
+                rest &= rest - 1;
+            }
         }
-        Ok(())
+        places
     }
 
     /// The union of parts and extras.
     fn finish(&mut self, vocabulary: &Vocabulary) -> Arc<TokenMask> {
-        /// More tokens cost less as bits than as a list.
-        const MAX_EXTRAS: usize = 2_048;
-        let Self { parts, extras, .. } = self;
-        if extras.len() > MAX_EXTRAS {
-            let mut words = vec![0; vocabulary.n_words()];
-            for token in extras.drain(..) {
-                words[token as usize / 64] |= 1 << (token % 64);
-            }
-            let mask = TokenMask::from_words(&words, vocabulary.n_vocab());
-            parts.push(vocabulary.cache().mask(mask));
-        }
-        parts.retain(|part| part.mask.n_allowed() > 0);
+        /// Of so many a list costs more than the union.
+        const MAX_LISTED: usize = 512;
+        let n_vocab = vocabulary.n_vocab();
+        let Self {
+            parts, extras, union, ..
+        } = self;
+        parts.retain(|part| !part.mask.is_empty());
+        extras.sort_unstable();
+        extras.dedup();
         extras.retain(|token| !parts.iter().any(|part| part.mask.allows(*token)));
         if let ([part], []) = (&parts[..], &extras[..]) {
             return part.mask.clone();
         }
-        extras.sort_unstable();
-        extras.dedup();
-        let n_vocab = vocabulary.n_vocab();
-        let n_most = extras.len() + parts.iter().map(|part| part.mask.n_allowed()).sum::<usize>();
-        if n_most <= TokenMask::MAX_IDS {
-            let of_parts = parts
-                .iter()
-                .flat_map(|part| part.mask.ids().expect("so few are listed"));
-            extras.extend(of_parts);
+        if parts.iter().all(|part| part.mask.ids().is_some()) {
+            let of_parts = parts.iter().filter_map(|part| part.mask.ids());
+            extras.extend(of_parts.flatten());
             extras.sort_unstable();
             extras.dedup();
-            let mask = TokenMask::from_sorted_ids(extras.clone(), n_vocab);
-            return vocabulary.cache().mask(mask).mask;
+            parts.clear();
+            if extras.len() <= TokenMask::MAX_IDS {
+                return Arc::new(TokenMask::from_sorted_ids(extras.clone(), n_vocab));
+            }
+        }
+        if extras.len() > MAX_LISTED {
+            return Arc::new(self.united(vocabulary));
         }
         parts.sort_unstable_by_key(|part| part.id);
-        let union = Union {
-            parts: parts.iter().map(|part| part.id).collect(),
-            extras: extras.clone(),
-        };
-        if let Some(mask) = vocabulary.cache().union(&union) {
+        union.parts.clear();
+        union.parts.extend(parts.iter().map(|part| part.id));
+        union.extras.clone_from(extras);
+        if let Some(mask) = vocabulary.cache().union(union) {
             return mask;
         }
-        let mut words = vec![0; vocabulary.n_words()];
-        parts.iter().for_each(|part| part.mask.add_to(&mut words));
-        for token in extras {
-            words[*token as usize / 64] |= 1 << (*token % 64);
+        let mask = Arc::new(self.united(vocabulary));
+        vocabulary.cache().keep_union(&self.union, &mask);
+        mask
+    }
+
+    fn united(&self, vocabulary: &Vocabulary) -> TokenMask {
+        let mut words = match self.parts.iter().find_map(|part| part.mask.words()) {
+            Some(words) => words.to_vec(),
+            None => vec![0; vocabulary.n_words()],
+        };
+        self.parts.iter().for_each(|part| part.mask.add_to(&mut words));
+        for token in &self.extras {
+            words[*token as usize / 64] |= 1 << (token % 64);
         }
-        let mask = TokenMask::from_words(&words, n_vocab);
-        vocabulary.cache().keep_union(union, mask)
+        TokenMask::from_words(words, vocabulary.n_vocab())
+    }
+}
+
+/// Whether all bits of `range` are set in `words`.
+fn has_all(words: &[u64], range: Range<usize>) -> bool {
+    let Range { start, end } = range;
+    let (first, last) = (start / 64, end / 64);
+    let from = u64::MAX << (start % 64);
+    let before = !(u64::MAX << (end % 64));
+    if first == last {
+        return !words.get(first).copied().unwrap_or(0) & from & before == 0;
+    }
+    !words[first] & from == 0
+        && words[first + 1..last].iter().all(|word| *word == u64::MAX)
+        && (before == 0 || !words[last] & before == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_of_bits_has_all_when_each_is_set() {
+        let words = [u64::MAX, u64::MAX << 3, u64::MAX, u64::MAX >> 5];
+        let is_set = |bit: usize| words[bit / 64] >> (bit % 64) & 1 == 1;
+        for begin in 0..256 {
+            for end in begin..=256 {
+                let expected = (begin..end).all(is_set);
+                assert_eq!(has_all(&words, begin..end), expected, "{begin}..{end}");
+            }
+        }
     }
 }

@@ -16,11 +16,10 @@ use std::sync::Arc;
 use crate::cache::Piece;
 use crate::dfa::{ByteSet, Classes, DEAD, Dfa, bytes_of};
 use crate::error::{CompileError, shorten};
-use crate::fill::Asked;
 use crate::hash::Map;
 use crate::ir::{Ir, Node, NodeId};
 use crate::pieces::ways;
-use crate::sweep::{Found, Machine, Step, TooMuchWork, sweep};
+use crate::sweep::{Found, Machine, Step, sweep_new};
 use crate::text::step_utf8;
 use crate::trie::Trie;
 use crate::vocabulary::Vocabulary;
@@ -83,11 +82,10 @@ impl FreeText {
         found.map(|(_, node)| *node)
     }
 
-    /// Whether any output can begin here.
-    pub(crate) fn produces(&self, is: impl Fn(&NodeId) -> bool) -> bool {
-        self.ending == Ending::Anywhere
-            || self.complete.values().any(&is)
-            || self.tokens.iter().any(|(_, node)| is(node))
+    /// What follows its markers.
+    pub(crate) fn nodes_after(&self) -> impl Iterator<Item = NodeId> {
+        let of_tokens = self.tokens.iter().map(|(_, node)| *node);
+        self.complete.values().copied().chain(of_tokens)
     }
 
     pub(crate) fn is_nullable(&self) -> bool {
@@ -386,18 +384,15 @@ impl<'a> FreeMachine<'a> {
     }
 
     /// What is known about `state`.
-    pub(crate) fn piece(&mut self, asked: Asked<'_>, state: u32) -> Result<Piece, TooMuchWork> {
-        let (vocabulary, max_work) = (asked.vocabulary, asked.max_work());
+    pub(crate) fn piece(&mut self, vocabulary: &Vocabulary, state: u32) -> Piece {
         let (split, trie) = (&self.free.split, vocabulary.trie());
-        let mut own = Found::with_work(max_work);
+        let mut own = Found::default();
         if !self.free.is_border[state as usize] {
-            sweep(self, (state, true), trie, None, &mut own)?;
-            let mut words = vec![0; vocabulary.n_words()];
-            return Ok(Piece {
-                inside: own.inside(trie, &mut words, vocabulary),
-                ways: ways(vocabulary, trie, &own.exits, false),
-                n_steps: max_work - own.n_left,
-            });
+            sweep_new(self, (state, true), trie, &mut own);
+            return Piece {
+                inside: own.inside(trie, vocabulary),
+                ways: ways(vocabulary, trie, &own, false),
+            };
         }
         let mut words = split.plain.clone();
         let start = self.dfa.start();
@@ -409,18 +404,16 @@ impl<'a> FreeMachine<'a> {
             }
         }
         self.first = bytes_of(apart);
-        sweep(self, (state, true), trie, None, &mut own)?;
+        sweep_new(self, (state, true), trie, &mut own);
         own.add_to(trie, &mut words);
         self.first = ALL_BYTES;
-        let mut other = Found::with_work(own.n_left);
-        sweep(self, (state, true), &split.rest, None, &mut other)?;
-        let inside = other.inside(&split.rest, &mut words, vocabulary);
-        let of_own = ways(vocabulary, trie, &own.exits, false);
-        let of_other = ways(vocabulary, &split.rest, &other.exits, true);
-        Ok(Piece {
-            inside,
+        let mut other = Found::default();
+        sweep_new(self, (state, true), &split.rest, &mut other);
+        let of_own = ways(vocabulary, trie, &own, false);
+        let of_other = ways(vocabulary, &split.rest, &other, true);
+        Piece {
+            inside: other.inside_too(&split.rest, words, vocabulary),
             ways: of_own.into_iter().chain(of_other).collect(),
-            n_steps: max_work - other.n_left,
-        })
+        }
     }
 }

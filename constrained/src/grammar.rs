@@ -8,8 +8,8 @@ use crate::fill::Asked;
 use crate::ir::Ir;
 use crate::limits::Limits;
 use crate::matcher::{Matcher, lock};
-use crate::schema::SchemaOptions;
-use crate::tables::{NOTHING, Tables};
+use crate::schema::{Relaxed, SchemaOptions, Whitespace};
+use crate::tables::Tables;
 use crate::tools::ToolSpec;
 use crate::vocabulary::Vocabulary;
 
@@ -31,7 +31,6 @@ impl Parts {
     pub(crate) fn asked(&self) -> Asked<'_> {
         Asked {
             ir: &self.ir,
-            limits: &self.limits,
             vocabulary: &self.vocabulary,
         }
     }
@@ -152,7 +151,8 @@ impl Grammar {
         constraint: &Constraint<'_>,
         limits: &Limits,
     ) -> Result<Self, CompileError> {
-        let mut ir = Ir::new(vocabulary, limits, constraint.max_whitespace(limits).unwrap_or(0));
+        let whitespace = constraint.whitespace().unwrap_or(Whitespace::None);
+        let mut ir = Ir::new(vocabulary, limits, whitespace);
         let root = constraint.lower(&mut ir, vocabulary, limits)?;
         Self::new(ir, root, vocabulary, limits)
     }
@@ -164,16 +164,15 @@ impl Grammar {
         limits: &Limits,
     ) -> Result<Self, CompileError> {
         let ir = ir.finish(root)?;
-        let mut tables = Tables::new(&ir, limits);
-        if tables.start(&ir) == NOTHING {
-            let (name, limit) = tables.exceeded(limits);
+        let depth = ir.needs[root as usize];
+        if depth > limits.max_output_depth {
             return Err(CompileError::Limit {
-                name,
-                limit,
-                place: "the beginning of the output".to_owned(),
+                name: "max_output_depth",
+                limit: u64::from(limits.max_output_depth),
+                place: format!("the grammar's shallowest output, which is {depth} deep"),
             });
         }
-        let tables = Mutex::new(Arc::new(Mutex::new(tables)));
+        let tables = Mutex::new(Arc::new(Mutex::new(Tables::new(&ir, limits))));
         Ok(Self(Arc::new(Parts {
             n_ir_bytes: ir.n_bytes(),
             ir,
@@ -201,6 +200,12 @@ impl Grammar {
         let tables = self.current().clone();
         let n_bytes = lock(&tables).n_bytes();
         self.0.n_ir_bytes + n_bytes
+    }
+
+    /// What its schemas ask for and is not enforced. Empty unless something may be left out
+    /// ([`crate::Enforcement::Relaxed`]).
+    pub fn relaxed(&self) -> &[Relaxed] {
+        &self.0.ir.relaxed
     }
 
     /// The vocabulary it was compiled for.

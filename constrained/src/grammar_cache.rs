@@ -7,7 +7,7 @@ use crate::error::CompileError;
 use crate::grammar::Grammar;
 use crate::hash::Map;
 use crate::limits::Limits;
-use crate::schema::SchemaOptions;
+use crate::schema::{Enforcement, SchemaOptions};
 use crate::tools::{CallFormat, ParallelCalls, ToolChoice};
 use crate::vocabulary::Vocabulary;
 
@@ -61,8 +61,8 @@ enum Source {
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Tools {
-    /// Names and parameters.
-    tools: Box<[(String, String)]>,
+    /// Names, parameters, and what happens to what cannot be enforced.
+    tools: Box<[(String, String, Enforcement)]>,
     format: CallFormat,
     choice: Choice,
     parallel: ParallelCalls,
@@ -205,7 +205,7 @@ impl Source {
                 tools: spec
                     .tools
                     .iter()
-                    .map(|tool| (owned(tool.name), owned(tool.parameters)))
+                    .map(|tool| (owned(tool.name), owned(tool.parameters), tool.enforcement))
                     .collect(),
                 format: spec.format,
                 choice: match spec.choice {
@@ -247,8 +247,9 @@ impl Source {
                 .map(|choice| choice.len() + size_of::<String>())
                 .sum(),
             Self::Tools(spec) => {
-                let of_tool =
-                    |(name, text): &(String, String)| name.len() + text.len() + 2 * size_of::<String>();
+                let of_tool = |(name, text, _): &(String, String, Enforcement)| {
+                    name.len() + text.len() + size_of::<(String, String, Enforcement)>()
+                };
                 spec.tools.iter().map(of_tool).sum()
             }
             Self::After { marker, then } => marker.len() + size_of::<Self>() + then.n_bytes(),
@@ -285,7 +286,7 @@ mod tests {
         };
         assert!(!Arc::ptr_eq(&first.0, &schema(&compact).0));
         let tight = Limits {
-            max_mask_work: 5_000,
+            max_forced_bytes: 5,
             ..Limits::default()
         };
         let other = cache.json_schema("{}", &options, &tight).expect("anything");
@@ -297,7 +298,13 @@ mod tests {
     #[test]
     fn every_kind_is_told_apart_by_all_that_it_says() {
         let (cache, limits) = (cache(16 << 20), Limits::default());
-        let tools = [("f", "{}"), ("g", "{}")].map(|(name, parameters)| crate::Tool { name, parameters });
+        let tool = |name, enforcement| crate::Tool {
+            name,
+            parameters: "{}",
+            enforcement,
+        };
+        let tools = [tool("f", Enforcement::Whole), tool("g", Enforcement::Whole)];
+        let relaxed = [tool("f", Enforcement::Relaxed), tool("g", Enforcement::Whole)];
         let options = SchemaOptions::default();
         let spec = |tools, choice, parallel| {
             Constraint::Tools(crate::ToolSpec {
@@ -331,6 +338,7 @@ mod tests {
             spec(&tools, ToolChoice::Named("g"), ParallelCalls::Allowed),
             spec(&tools, ToolChoice::Auto, ParallelCalls::AtMostOne),
             spec(&tools[..1], ToolChoice::Auto, ParallelCalls::Allowed),
+            spec(&relaxed, ToolChoice::Auto, ParallelCalls::Allowed),
             Constraint::After {
                 marker: "<a>",
                 then: &regex,

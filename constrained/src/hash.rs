@@ -13,12 +13,19 @@ pub(crate) struct SmallSet<T> {
     table: HashSet<T, BuildHasherDefault<WordHasher>>,
 }
 
-impl<T: Copy + Eq + Hash> SmallSet<T> {
-    pub(crate) fn new() -> Self {
+impl<T> Default for SmallSet<T> {
+    fn default() -> Self {
         Self {
             listed: Vec::new(),
             table: HashSet::default(),
         }
+    }
+}
+
+impl<T: Copy + Eq + Hash> SmallSet<T> {
+    pub(crate) fn clear(&mut self) {
+        self.listed.clear();
+        self.table.clear();
     }
 
     /// Whether `item` is new to the set.

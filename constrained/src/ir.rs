@@ -4,23 +4,26 @@
 //! arrays stay one node each, so that 300 optional properties cost 300 entries and not 2^300 paths. Rules are
 //! names for nodes and the only way to form a cycle.
 //!
-//! Invariants after [`Ir::finish`]: no rule reaches itself without consuming a byte; what `is_productive`
-//! says no to never matches anything and is never entered.
+//! Invariants after [`Ir::finish`]: no rule reaches itself without consuming a byte; what `needs` says never
+//! to matches nothing and is never entered.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 
 pub(crate) use crate::array::Array;
+use crate::beginnings::Ranks;
 use crate::cache::Cache;
-use crate::determinize::Built;
+use crate::dfa::Built;
 use crate::dfa::{Classes, Dfa};
 use crate::error::CompileError;
 use crate::free_text::FreeText;
 use crate::hash::Map;
 use crate::limits::Limits;
+use crate::nesting::{NEVER, NeedsWithin};
 pub(crate) use crate::object::{Choice, Key, Object};
-use crate::pattern::{self, Bounds};
+use crate::pattern::{Bounds, Pattern, Syntax};
 use crate::plenty::Plenty;
+use crate::schema::{Relaxed, Whitespace};
 use crate::text::TextSpec;
 use crate::tokens::TokenSet;
 use crate::vocabulary::Vocabulary;
@@ -63,6 +66,29 @@ pub(crate) struct Punctuation {
     pub(crate) colon: NodeId,
 }
 
+impl Punctuation {
+    /// All that an object needs.
+    pub(crate) fn of_objects(&self) -> [NodeId; 5] {
+        [
+            self.open_object,
+            self.close_object,
+            self.close_empty_object,
+            self.comma,
+            self.colon,
+        ]
+    }
+
+    /// All that an array needs.
+    pub(crate) fn of_arrays(&self) -> [NodeId; 4] {
+        [
+            self.open_array,
+            self.close_array,
+            self.close_empty_array,
+            self.comma,
+        ]
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Ir {
     pub(crate) nodes: Vec<Node>,
@@ -79,23 +105,33 @@ pub(crate) struct Ir {
     /// Whether any token may be taken by its number.
     pub(crate) has_tokens: bool,
     pub(crate) punctuation: Punctuation,
+    /// What is left out of the schemas.
+    pub(crate) relaxed: Vec<Relaxed>,
     pub(crate) root: NodeId,
-    pub(crate) is_productive: Vec<bool>,
+    /// By node, the least depth that completes it.
+    pub(crate) needs: Vec<u32>,
+    pub(crate) needs_within: NeedsWithin,
+    pub(crate) ranks: Ranks,
     /// How many values there are, where some must be distinct.
     pub(crate) plenty: Option<Plenty>,
+    /// Whether anything is repeated a number of times that matters.
+    pub(crate) has_counts: bool,
+    /// Rules of a grammar's text and their bodies.
+    pub(crate) rule_names: Vec<(String, NodeId)>,
     pub(crate) classes: Classes,
     is_spelled: [bool; 256],
     cache: Arc<Cache>,
     /// Any string at all.
     pub(crate) any_text: Arc<TextSpec>,
     max_nodes: usize,
+    max_readings: usize,
     bounds: Bounds,
 }
 
 impl Ir {
-    /// An empty grammar whose output is spelled with the bytes of `vocabulary`; `max_whitespace` characters
-    /// may stand around punctuation.
-    pub(crate) fn new(vocabulary: &Vocabulary, limits: &Limits, max_whitespace: usize) -> Self {
+    /// An empty grammar whose output is spelled with the bytes of `vocabulary`; `whitespace` may stand around
+    /// punctuation.
+    pub(crate) fn new(vocabulary: &Vocabulary, limits: &Limits, whitespace: Whitespace) -> Self {
         let none = Punctuation {
             open_object: 0,
             close_object: 0,
@@ -120,18 +156,24 @@ impl Ir {
             free_texts: Vec::new(),
             has_tokens: false,
             punctuation: none,
+            relaxed: Vec::new(),
             root: 0,
-            is_productive: Vec::new(),
+            needs: Vec::new(),
+            needs_within: NeedsWithin::default(),
+            ranks: Ranks::default(),
             plenty: None,
+            has_counts: false,
+            rule_names: Vec::new(),
             classes: Classes::by(|_| ()),
             is_spelled: *vocabulary.is_spelled(),
             cache: vocabulary.cache().clone(),
             any_text: vocabulary.any_text().clone(),
             max_nodes: limits.max_nodes,
+            max_readings: limits.max_readings,
             bounds: Bounds::new(limits),
         };
-        let mut mark = |before: usize, byte: u8, after: usize| {
-            let recipe = format!("punctuation {before} {byte} {after}");
+        let mut mark = |before: Option<usize>, byte: u8, after: Option<usize>| {
+            let recipe = format!("punctuation {before:?} {byte} {after:?}");
             let cache = ir.cache.clone();
             let made = cache.automaton(recipe, || {
                 let dfa = punctuation(before, byte, after).trimmed(&ir.is_spelled);
@@ -140,16 +182,19 @@ impl Ir {
             let Ok((dfa, _)) = made;
             ir.shared_dfa(dfa)
         };
-        let n = max_whitespace;
+        let run = match whitespace {
+            Whitespace::Any => Some(limits.max_indent),
+            Whitespace::None => None,
+        };
         ir.punctuation = Punctuation {
-            open_object: mark(0, b'{', n),
-            close_object: mark(n, b'}', 0),
-            close_empty_object: mark(0, b'}', 0),
-            open_array: mark(0, b'[', n),
-            close_array: mark(n, b']', 0),
-            close_empty_array: mark(0, b']', 0),
-            comma: mark(n, b',', n),
-            colon: mark(n, b':', n),
+            open_object: mark(None, b'{', run),
+            close_object: mark(run, b'}', None),
+            close_empty_object: mark(None, b'}', None),
+            open_array: mark(None, b'[', run),
+            close_array: mark(run, b']', None),
+            close_empty_array: mark(None, b']', None),
+            comma: mark(run, b',', run),
+            colon: mark(run, b':', run),
         };
         ir
     }
@@ -195,20 +240,31 @@ impl Ir {
         self.dfa(Dfa::of_strings([text.as_bytes()]))
     }
 
-    /// The texts that the ECMA-262 pattern `pattern` is found in, and the work that they take to find.
-    pub(crate) fn search(&self, pattern: &str) -> Result<(Arc<Dfa>, u64), CompileError> {
+    /// The texts that `pattern` is found in, and the work that they take to find. Patterns of one `recipe` are
+    /// equal.
+    pub(crate) fn search(&self, pattern: &Pattern, recipe: &str) -> Result<(Arc<Dfa>, u64), CompileError> {
         let bounds = self.bounds;
-        self.cache.automaton(format!("search {bounds:?} {pattern}"), || {
-            pattern::search(pattern, bounds)
+        let recipe = format!("search {bounds:?} {recipe}");
+        self.cache.automaton(recipe, || pattern.search(bounds))
+    }
+
+    /// The same for the texts that `source`, in Rust's syntax, matches from end to end.
+    pub(crate) fn pattern(&self, source: &str) -> Result<(Arc<Dfa>, u64), CompileError> {
+        let bounds = self.bounds;
+        self.cache.automaton(format!("match {bounds:?} {source}"), || {
+            Pattern::parse(source, Syntax::Rust)?.automaton(bounds)
         })
     }
 
-    /// The same for the texts that `pattern`, in Rust's notation, matches from end to end.
-    pub(crate) fn pattern(&self, pattern: &str) -> Result<(Arc<Dfa>, u64), CompileError> {
-        let bounds = self.bounds;
-        self.cache.automaton(format!("match {bounds:?} {pattern}"), || {
-            pattern::compile(pattern, bounds)
-        })
+    /// The automaton that `make` makes, always the same one, which is called `name`; and a work in proportion.
+    pub(crate) fn made(&self, name: &str, make: impl FnOnce() -> Dfa) -> (Arc<Dfa>, u64) {
+        let made = self.cache.automaton(name.to_owned(), || {
+            let dfa = make();
+            let n_work = 8 * (dfa.n_states() * dfa.classes().len()) as u64;
+            Ok::<_, Infallible>(Built { dfa, n_work })
+        });
+        let Ok(made) = made;
+        made
     }
 
     /// JSON strings whose content `content` accepts and that have `min ..= max` characters.
@@ -301,13 +357,31 @@ impl Ir {
             + self.arrays.iter().map(Array::n_bytes).sum::<usize>()
             + self.token_sets.iter().map(|set| 2 * set.n_bytes()).sum::<usize>()
             + self.free_texts.iter().map(FreeText::n_bytes).sum::<usize>()
+            + self.relaxed.iter().map(Relaxed::n_bytes).sum::<usize>()
             + self.plenty.as_ref().map_or(0, Plenty::n_bytes)
             + self.rules.len() * 4
     }
 
+    /// The fewest bodies of the repetition `node`.
+    pub(crate) fn min_of_repeat(&self, node: NodeId) -> u32 {
+        let Node::Repeat { min, .. } = self.nodes[node as usize] else {
+            unreachable!("only a repetition has frames that count");
+        };
+        min
+    }
+
     /// Refuses a grammar that has outgrown its limit.
     pub(crate) fn check_size(&self, place: &str) -> Result<(), CompileError> {
-        if self.nodes.len() <= self.max_nodes {
+        self.check_nodes(self.nodes.len(), place)
+    }
+
+    /// The same for one that leaves less than a quarter of what it may have.
+    pub(crate) fn check_room(&self, place: &str) -> Result<(), CompileError> {
+        self.check_nodes(self.nodes.len() + self.max_nodes / 4, place)
+    }
+
+    fn check_nodes(&self, n_nodes: usize, place: &str) -> Result<(), CompileError> {
+        if n_nodes <= self.max_nodes {
             return Ok(());
         }
         Err(CompileError::Limit {
@@ -322,21 +396,21 @@ impl Ir {
         self.check_size("the whole grammar")?;
         self.root = root;
         self.prepare_distinct();
-        self.is_productive = self.fixpoint(Self::produces);
+        self.needs = self.least_depths(Vec::new());
+        let is_productive = |node: NodeId| self.needs[node as usize] != NEVER;
         for object in &mut self.objects {
-            object.finish(|part| self.is_productive[part as usize]);
+            object.finish(is_productive);
         }
         for array in &mut self.arrays {
-            array.finish(|item| self.is_productive[item as usize]);
+            array.finish(is_productive);
         }
-        if !self.is_productive[root as usize] {
+        if !is_productive(root) {
             return Err(CompileError::Empty {
                 why: "the constraints contradict each other, or need bytes that no token spells".to_owned(),
             });
         }
-        let is_nullable = self.fixpoint(Self::matches_nothing);
-        self.check_repeats(&is_nullable)?;
-        self.check_left_recursion(&is_nullable)?;
+        self.needs_within = NeedsWithin::new(&self);
+        self.ranks = self.check_beginnings(self.max_readings)?;
         self.count_distinct()?;
         // Where texts are kept, no two bytes do the same.
         self.classes = match self.plenty {
@@ -344,137 +418,17 @@ impl Ir {
             Some(_) => Classes::by(|byte| byte),
         };
         self.has_tokens |= !self.token_sets.is_empty();
+        let counts =
+            |node: &Node| matches!(node, Node::Repeat { min, max, .. } if (*min).max(max.unwrap_or(0)) > 1);
+        self.has_counts = self.nodes.iter().any(counts);
         Ok(self)
     }
 
-    /// The least set of nodes closed under `holds`.
-    fn fixpoint(&self, holds: impl Fn(&Self, &Node, &[bool]) -> bool) -> Vec<bool> {
-        let mut known = vec![false; self.nodes.len()];
-        loop {
-            let mut changed = false;
-            // Parents follow their children in the array, cycles apart: one pass does nearly all.
-            for (id, node) in self.nodes.iter().enumerate() {
-                if !known[id] && holds(self, node, &known) {
-                    known[id] = true;
-                    changed = true;
-                }
-            }
-            if !changed {
-                return known;
-            }
-        }
-    }
-
-    fn produces(&self, node: &Node, known: &[bool]) -> bool {
-        let is = |id: &NodeId| known[*id as usize];
-        match node {
-            Node::Never => false,
-            Node::Empty => true,
-            Node::Dfa(dfa) => self.dfas[*dfa as usize].start() != crate::dfa::DEAD,
-            Node::Text(text) => self.texts[*text as usize].is_satisfiable(),
-            Node::Seq(parts) => parts.iter().all(is),
-            Node::Alt(parts) => parts.iter().any(is),
-            Node::Repeat { body, min, .. } => *min == 0 || is(body),
-            Node::Rule(rule) => is(&self.rules[*rule as usize]),
-            Node::Object(object) => self.objects[*object as usize].produces(|part| is(&part)),
-            Node::Array(array) => self.arrays[*array as usize].produces(|item| is(&item)),
-            Node::Token(_) => true,
-            Node::Free(free) => self.free_texts[*free as usize].produces(is),
-        }
-    }
-
-    fn matches_nothing(&self, node: &Node, known: &[bool]) -> bool {
-        let is = |id: &NodeId| known[*id as usize];
-        match node {
-            Node::Never | Node::Text(_) | Node::Object(_) | Node::Array(_) | Node::Token(_) => false,
-            Node::Empty => true,
-            Node::Dfa(dfa) => {
-                let dfa = &self.dfas[*dfa as usize];
-                dfa.is_accepting(dfa.start())
-            }
-            Node::Free(free) => self.free_texts[*free as usize].is_nullable(),
-            Node::Seq(parts) => parts.iter().all(is),
-            Node::Alt(parts) => parts.iter().any(is),
-            Node::Repeat { body, min, .. } => *min == 0 || is(body),
-            Node::Rule(rule) => is(&self.rules[*rule as usize]),
-        }
-    }
-
-    /// A counted repetition of something that may be empty would have to count nothing many times over.
-    fn check_repeats(&mut self, is_nullable: &[bool]) -> Result<(), CompileError> {
-        const MAX_EMPTY_REPEATS: u32 = 64;
-        for node in &mut self.nodes {
-            let Node::Repeat { body, min, max } = node else {
-                continue;
-            };
-            if !is_nullable[*body as usize] {
-                continue;
-            }
-            *min = 0;
-            if max.is_some_and(|max| max > MAX_EMPTY_REPEATS) {
-                return Err(CompileError::Unsupported {
-                    pointer: "#".to_owned(),
-                    keyword: "repetition".to_owned(),
-                    why: format!(
-                        "something that may be empty is repeated more than {MAX_EMPTY_REPEATS} times, counted"
-                    ),
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// What a node may begin with, without a byte in between.
-    fn left_children(&self, node: NodeId, is_nullable: &[bool]) -> Vec<NodeId> {
-        match &self.nodes[node as usize] {
-            Node::Seq(parts) => {
-                let n_empty = parts
-                    .iter()
-                    .take_while(|part| is_nullable[**part as usize])
-                    .count();
-                parts.iter().take(n_empty + 1).copied().collect()
-            }
-            Node::Alt(parts) => parts.to_vec(),
-            Node::Repeat { body, .. } => vec![*body],
-            Node::Rule(rule) => vec![self.rules[*rule as usize]],
-            _ => Vec::new(),
-        }
-    }
-
-    fn check_left_recursion(&self, is_nullable: &[bool]) -> Result<(), CompileError> {
-        #[derive(Clone, Copy, PartialEq)]
-        enum Mark {
-            New,
-            Open,
-            Done,
-        }
-        let mut marks = vec![Mark::New; self.nodes.len()];
-        for root in 0..self.nodes.len() as u32 {
-            let mut path = vec![(root, false)];
-            while let Some((node, is_exit)) = path.pop() {
-                let mark = &mut marks[node as usize];
-                if is_exit {
-                    *mark = Mark::Done;
-                    continue;
-                }
-                match *mark {
-                    Mark::Done => continue,
-                    Mark::Open => {
-                        return Err(CompileError::Unsupported {
-                            pointer: "#".to_owned(),
-                            keyword: "recursion".to_owned(),
-                            why: "something begins with itself".to_owned(),
-                        });
-                    }
-                    Mark::New => *mark = Mark::Open,
-                }
-                path.push((node, true));
-                let children = self.left_children(node, is_nullable);
-                // A node met again while open is its own ancestor; one merely waiting is not marked yet.
-                path.extend(children.into_iter().map(|child| (child, false)));
-            }
-        }
-        Ok(())
+    /// Whether a text matches `node`, whose rules are all defined.
+    pub(crate) fn is_satisfiable(&mut self, node: NodeId) -> bool {
+        let known = std::mem::take(&mut self.needs);
+        self.needs = self.least_depths(known);
+        self.needs[node as usize] != NEVER
     }
 
     fn all_classes(&self) -> Classes {
@@ -493,16 +447,44 @@ impl Ir {
     }
 }
 
-/// `byte` between up to `before` and up to `after` whitespace characters.
-fn punctuation(before: usize, byte: u8, after: usize) -> Dfa {
-    const WHITESPACE: [u8; 4] = *b" \t\r\n";
-    let classes = Classes::by(|b| (b == byte, WHITESPACE.contains(&b)));
-    let step = |(is_after, n): &(bool, usize), b: u8| {
-        if WHITESPACE.contains(&b) {
-            let max = if *is_after { after } else { before };
-            return (*n < max).then_some((*is_after, n + 1));
+/// Where a run of whitespace is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Run {
+    /// So many spaces.
+    Spaces(usize),
+    /// So many spaces and tabs after a newline.
+    Indent(usize),
+}
+
+/// Spaces of a run before its newline.
+const MAX_SPACES: usize = 2;
+
+impl Run {
+    /// After one more byte; lines begin with up to `max_indent` characters.
+    fn after(self, byte: u8, max_indent: usize) -> Option<Self> {
+        match (self, byte) {
+            (Self::Spaces(n), b' ') if n < MAX_SPACES => Some(Self::Spaces(n + 1)),
+            (Self::Spaces(_), b'\n') => Some(Self::Indent(0)),
+            (Self::Indent(n), b' ' | b'\t') if n < max_indent => Some(Self::Indent(n + 1)),
+            _ => None,
         }
-        (b == byte && !is_after).then_some((true, 0))
+    }
+}
+
+/// `byte` between two runs of whitespace, each with the longest beginning of its line, where there may be
+/// one.
+fn punctuation(before: Option<usize>, byte: u8, after: Option<usize>) -> Dfa {
+    let classes = Classes::by(|other| match other {
+        b' ' | b'\t' | b'\n' => other,
+        _ => u8::from(other == byte),
+    });
+    let step = |(is_after, run): &(bool, Run), next: u8| {
+        if next == byte {
+            return (!is_after).then_some((true, Run::Spaces(0)));
+        }
+        let max_indent = if *is_after { after } else { before };
+        Some((*is_after, run.after(next, max_indent?)?))
     };
-    Dfa::explore_unreduced(classes, (false, 0), step, |state| state.0, usize::MAX).expect("no limit is set")
+    let start = (false, Run::Spaces(0));
+    Dfa::explore_unreduced(classes, start, step, |state| state.0, usize::MAX).expect("no limit is set")
 }

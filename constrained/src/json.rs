@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::decimal::Decimal;
 use crate::error::CompileError;
 use crate::hash::Map;
-use crate::number::Decimal;
 
 pub(crate) type JsonId = u32;
 
@@ -203,6 +203,15 @@ impl Document {
         parts.push("#".to_owned());
         parts.reverse();
         parts.join("/")
+    }
+
+    /// What stands at `pointer`, which is one of [`Self::pointer`].
+    pub(crate) fn at(&self, pointer: &str) -> Option<JsonId> {
+        let parts = pointer.strip_prefix('#')?.split('/').skip(1);
+        parts.into_iter().try_fold(0, |at, part| match &self[at] {
+            Json::Array(items) => items.get(part.parse::<usize>().ok()?).copied(),
+            _ => self.member(at, &part.replace("~1", "/").replace("~0", "~")),
+        })
     }
 
     /// Whether two values are the same: numbers by value, objects in any order.

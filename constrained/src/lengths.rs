@@ -81,6 +81,11 @@ impl Lengths {
     }
 
     pub(crate) fn allow(&self, state: u32, n_chars: u32) -> bool {
+        self.alive(n_chars).is_none_or(|alive| alive[state as usize])
+    }
+
+    /// The states that can be completed after `n_chars` characters; `None` when all can.
+    pub(crate) fn alive(&self, n_chars: u32) -> Option<&[bool]> {
         let Self::Rows {
             min,
             max,
@@ -88,14 +93,14 @@ impl Lengths {
             lower,
         } = self
         else {
-            return true;
+            return None;
         };
         let (rows, below) = if n_chars >= *min {
             (upper, max.map_or(0, |max| max - n_chars))
         } else {
             (lower, min - 1 - n_chars)
         };
-        rows[rows.len().min(below as usize + 1) - 1][state as usize]
+        Some(&rows[rows.len().min(below as usize + 1) - 1])
     }
 }
 

@@ -15,6 +15,7 @@
 //! * [`Matcher`] is one output: [`Matcher::mask`], [`Matcher::advance`], [`Matcher::rollback`], and
 //!   [`Matcher::forced`] for text that must come whatever the model wants. A clone is a fork.
 //! * [`Limits`] bounds both; the error of what exceeds one names it.
+//! * [`SchemaOptions`] says how schemas are read and JSON is written.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -44,28 +45,54 @@
 //! tokens that go on after the leaf, which are followed through the stack.
 //!
 //! What the output looks like: members come in the schema's order, extra ones last; a character that can
-//! stand for itself in a string does; integers have no fraction; numbers with a bound, a divisor or values
-//! kept out have no exponent. This is a choice among spellings of a value, not a restriction of values, with
-//! these exceptions: a format may be enforced more narrowly than its standard has it; and members without a
-//! declared name could be written twice, so that only one of them counts for `minProperties`, and where one
-//! of them must be there (`not` of `additionalProperties`, say) it comes last. Where a name is written twice
-//! the last value counts.
+//! stand for itself in a string does; integers have neither point nor exponent where they are listed or the
+//! type is `integer`; other listed numbers are written as the schema writes them; zero has no sign; numbers
+//! with a bound other than zero, a divisor or values kept out have no exponent. This is a choice among
+//! spellings of a value, not a restriction of values, with these exceptions:
+//!
+//! * A number ends: it has at most 21 digits before the point, 22 behind it and 3 in the exponent, which
+//!   holds what JavaScript and Python write and every integer of 64 bits, and more where the schema's own
+//!   numbers need them. Of a divisor that needs too large an automaton, the first thousand multiples on
+//!   either side of zero are written, or those next to the bound.
+//! * A format may be enforced more narrowly than its standard has it.
+//! * Members without a declared name could be written twice, so that only one of them counts for
+//!   `minProperties`, and where one of them must be there (`not` of `additionalProperties`, say) it comes
+//!   last. Where a name is written twice the last value counts.
 //!
 //! What is refused of JSON Schema: `uniqueItems` unless the items are of one list of up to 32 values or have
 //! a type each, `minProperties` beyond the declared names and one more, `unevaluated*`, `uniqueItems` and
-//! inexact formats where they are negated, the format `regex`, and references out of the document. A dialect
+//! inexact formats where they are negated, and references out of the document. A dialect
 //! that the document does not explain is read as the drafts agree, and what some of them do not know may not
 //! be negated. `tests/suite/refused.txt` shows what that means for the official test suite.
+//!
+//! Two options change what a schema means. [`AdditionalProperties::Closed`] keeps out members that a schema
+//! which names some does not name, unless it says something of the others; schemas of one object close it
+//! together (`schema/closed.rs`). [`Enforcement::Relaxed`] leaves out what would be refused, or would exceed
+//! a limit, so that the grammar allows more and never less; [`Grammar::relaxed`] tells what
+//! (`schema/relax.rs`). Each tool says for itself whether it is relaxed.
+//!
+//! Regular expressions are read as ECMA-262 has them in schemas, as Python's in Lark, and elsewhere as Rust's
+//! with what Python has besides. All have look-ahead and look-behind, `(?P<name>…)`, flags, `\A`, `\Z`, `\b`,
+//! comments, Unicode's properties. `\d`, `\w` and `\b` are of ASCII, and so is the case that `(?i)` ignores;
+//! `\s` is ASCII's white space, in schemas ECMA-262's, which has Unicode's too. `(?u)` asks for Unicode in
+//! each. `$` and `\Z` are the end of the text, never the place before a newline at its end. Schemas search
+//! for a pattern, all others match it from end to end. Refused by name and place: back-references, recursion,
+//! conditions, atomic groups and possessive repetitions whose parts have several lengths, what two of the
+//! three syntaxes read differently, and whose automaton would exceed a limit. Of the format `regex` texts
+//! with up to four groups open at once are allowed, without names and back-references.
 //!
 //! Grammars as text, each dialect named by the caller:
 //!
 //! * GBNF ([`Grammar::compile_gbnf`]): rules, literals, classes, `.`, groups, `|`, `* + ? {m} {m,} {m,n}`,
 //!   `<token>`, `<[7]>` and their negation by `!`.
 //! * XGrammar's EBNF ([`Grammar::compile_ebnf`]): the same with its own escapes and layout, `Token`,
-//!   `ExcludeToken` and `Regex`; no look-ahead, no `TagDispatch`, no rule attributes.
+//!   `ExcludeToken` and `Regex`; no look-ahead of rules, no `TagDispatch`, no rule attributes.
 //! * Lark ([`Grammar::compile_lark`]): rules, terminals, regular expressions, ranges, `%ignore`,
 //!   `%import common.X`; no priorities, templates or other directives. There is no lexer: a text is accepted
 //!   when any way of reading it fits.
+//!
+//! A regular expression in a grammar may look around within its own text; where it would depend on what stands
+//! before or behind it, it is refused.
 //!
 //! Left recursion works in all of them. Rules that are used must be defined and derive something.
 //!
@@ -81,15 +108,18 @@
 //! per call, and what is shared behind one per vocabulary, held for single look-ups. Where the schema's text
 //! is nested, recursion is bounded by `max_source_depth`; nothing recurses over the output.
 
+mod alphabet;
 mod array;
+mod beginnings;
 mod cache;
 mod closure;
 mod constraint;
 mod counts;
-mod determinize;
+mod decimal;
 mod dfa;
 mod distinct;
 mod distinct_masks;
+mod divisor;
 mod ebnf;
 mod error;
 mod fill;
@@ -107,6 +137,7 @@ mod mask;
 mod matcher;
 mod memory;
 mod minimal;
+mod nesting;
 mod number;
 mod object;
 mod pattern;
@@ -114,7 +145,9 @@ mod pieces;
 mod plenty;
 mod portable;
 mod records;
+mod rows;
 mod schema;
+mod stacks;
 mod step;
 mod sweep;
 mod tables;
@@ -132,6 +165,8 @@ pub use grammar_cache::GrammarCache;
 pub use limits::Limits;
 pub use mask::TokenMask;
 pub use matcher::Matcher;
-pub use schema::{Draft, FormatPolicy, PropertyOrder, SchemaOptions, Whitespace};
+pub use schema::{
+    AdditionalProperties, Draft, Enforcement, FormatPolicy, PropertyOrder, Relaxed, SchemaOptions, Whitespace,
+};
 pub use tools::{CallFormat, ParallelCalls, Tool, ToolChoice, ToolSpec};
 pub use vocabulary::Vocabulary;

@@ -18,20 +18,19 @@ pub struct Limits {
     /// Units of work while compiling; one is about the cost of one automaton edge. One regular expression may
     /// take a quarter of it.
     pub max_compile_work: u64,
-    /// Containers open at once in the output.
+    /// Containers, and parts of a text grammar's rules, open at once in the output. Masks keep an output
+    /// within it, and begin nothing that could not be completed there.
     pub max_output_depth: u32,
-    /// Readings of the output that are alive at once.
+    /// Ways in which one place of the output may begin.
     pub max_readings: usize,
     /// Lazily built states kept by one grammar; beyond it the tables start anew.
     pub max_lazy_states: usize,
     /// Bytes of masks and transitions kept by one grammar; beyond it the tables start anew.
     pub max_cache_bytes: usize,
-    /// Automaton steps that one mask may take, besides one pass over the vocabulary.
-    pub max_mask_work: usize,
     /// Bytes that are looked ahead for forced text.
     pub max_forced_bytes: usize,
-    /// Whitespace characters in one run where a grammar allows any.
-    pub max_whitespace: usize,
+    /// Spaces and tabs that may begin a line of JSON.
+    pub max_indent: usize,
 }
 
 impl Default for Limits {
@@ -45,12 +44,11 @@ impl Default for Limits {
             max_branches: 256,
             max_compile_work: 18_000_000,
             max_output_depth: 256,
-            max_readings: 4_096,
+            max_readings: 16_384,
             max_lazy_states: 50_000,
             max_cache_bytes: 64 << 20,
-            max_mask_work: 100_000,
             max_forced_bytes: 512,
-            max_whitespace: 64,
+            max_indent: 128,
         }
     }
 }

@@ -13,7 +13,7 @@ pub struct TokenMask {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Set {
     Ids(Box<[u32]>),
-    Bits { words: Box<[u64]>, n_allowed: u32 },
+    Bits(Box<[u64]>),
 }
 
 impl TokenMask {
@@ -21,16 +21,16 @@ impl TokenMask {
     pub const MAX_IDS: usize = 64;
 
     /// The tokens whose bits are set in `words`.
-    pub(crate) fn from_words(words: &[u64], n_vocab: u32) -> Self {
-        let n_allowed: u32 = words.iter().map(|word| word.count_ones()).sum();
-        if n_allowed as usize > Self::MAX_IDS {
-            let words = words.into();
-            return Self {
-                n_vocab,
-                set: Set::Bits { words, n_allowed },
-            };
+    pub(crate) fn from_words(words: Vec<u64>, n_vocab: u32) -> Self {
+        let mut n_allowed = 0;
+        for word in words.iter().filter(|word| **word != 0) {
+            n_allowed += word.count_ones() as usize;
+            if n_allowed > Self::MAX_IDS {
+                let set = Set::Bits(words.into());
+                return Self { n_vocab, set };
+            }
         }
-        let mut ids = Vec::with_capacity(n_allowed as usize);
+        let mut ids = Vec::with_capacity(n_allowed);
         for (at, word) in words.iter().enumerate() {
             let mut rest = *word;
             while rest != 0 {
@@ -49,7 +49,7 @@ impl TokenMask {
                     words[*id as usize / 64] |= 1 << (id % 64);
                 }
             }
-            Set::Bits { words: own, .. } => {
+            Set::Bits(own) => {
                 for (word, own) in words.iter_mut().zip(own) {
                     *word |= own;
                 }
@@ -71,19 +71,24 @@ impl TokenMask {
         self.n_vocab
     }
 
-    /// Tokens that are allowed.
+    /// Tokens that are allowed, counted at each call.
     pub fn n_allowed(&self) -> usize {
         match &self.set {
             Set::Ids(ids) => ids.len(),
-            Set::Bits { n_allowed, .. } => *n_allowed as usize,
+            Set::Bits(words) => words.iter().map(|word| word.count_ones() as usize).sum(),
         }
+    }
+
+    /// Whether no token is allowed.
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(&self.set, Set::Ids(ids) if ids.is_empty())
     }
 
     /// Whether `token` is allowed; one outside the vocabulary never is.
     pub fn allows(&self, token: u32) -> bool {
         match &self.set {
             Set::Ids(ids) => ids.binary_search(&token).is_ok(),
-            Set::Bits { words, .. } => words
+            Set::Bits(words) => words
                 .get(token as usize / 64)
                 .is_some_and(|word| word >> (token % 64) & 1 == 1),
         }
@@ -94,7 +99,7 @@ impl TokenMask {
     pub fn ids(&self) -> Option<&[u32]> {
         match &self.set {
             Set::Ids(ids) => Some(ids),
-            Set::Bits { .. } => None,
+            Set::Bits(_) => None,
         }
     }
 
@@ -103,7 +108,7 @@ impl TokenMask {
     pub fn words(&self) -> Option<&[u64]> {
         match &self.set {
             Set::Ids(_) => None,
-            Set::Bits { words, .. } => Some(words),
+            Set::Bits(words) => Some(words),
         }
     }
 
@@ -126,7 +131,7 @@ impl TokenMask {
                     bits[*id as usize / 32] |= 1 << (id % 32);
                 }
             }
-            Set::Bits { words, .. } => {
+            Set::Bits(words) => {
                 for (pair, word) in bits.chunks_mut(2).zip(words) {
                     pair[0] = *word as u32;
                     if let Some(high) = pair.get_mut(1) {
@@ -141,22 +146,26 @@ impl TokenMask {
     pub(crate) fn n_bytes(&self) -> usize {
         match &self.set {
             Set::Ids(ids) => ids.len() * 4 + size_of::<Self>(),
-            Set::Bits { words, .. } => words.len() * 8 + size_of::<Self>(),
+            Set::Bits(words) => words.len() * 8 + size_of::<Self>(),
         }
     }
 }
 
 impl std::hash::Hash for TokenMask {
-    /// Of the bits only every eighth word: masks that differ in a few tokens mostly differ in their number
-    /// too.
+    /// Four words at a time, which do not wait for each other.
     fn hash<H: std::hash::Hasher>(&self, hasher: &mut H) {
-        match &self.set {
-            Set::Ids(ids) => ids.iter().for_each(|id| hasher.write_u32(*id)),
-            Set::Bits { words, n_allowed } => {
-                hasher.write_u32(*n_allowed);
-                words.iter().step_by(8).for_each(|word| hasher.write_u64(*word));
+        const FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;
+        let words = match &self.set {
+            Set::Ids(ids) => return ids.iter().for_each(|id| hasher.write_u32(*id)),
+            Set::Bits(words) => words,
+        };
+        let mut lanes = [0u64; 4];
+        for four in words.chunks(4) {
+            for (lane, word) in lanes.iter_mut().zip(four) {
+                *lane = (lane.rotate_left(23) ^ word).wrapping_mul(FACTOR);
             }
         }
+        lanes.into_iter().for_each(|lane| hasher.write_u64(lane));
     }
 }
 
@@ -171,7 +180,7 @@ mod tests {
             for id in 0..n {
                 words[id / 64] |= 1 << (id % 64);
             }
-            let mask = TokenMask::from_words(&words, 131);
+            let mask = TokenMask::from_words(words, 131);
             assert_eq!(mask.n_allowed(), n);
             assert_eq!(mask.ids().is_some(), n <= TokenMask::MAX_IDS);
             let mut bits = vec![u32::MAX; 5];

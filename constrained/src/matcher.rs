@@ -6,7 +6,7 @@ use crate::error::MatchError;
 use crate::grammar::Grammar;
 use crate::history::History;
 use crate::mask::TokenMask;
-use crate::tables::{NOTHING, StateId, TOO_MANY, Tables};
+use crate::tables::{NOTHING, StateId, Tables};
 
 /// Where one output stands in its grammar. Cloning it forks the output: whatever its length, that copies at
 /// most 128 numbers and shares the rest.
@@ -67,12 +67,12 @@ impl Matcher {
         let parts = &self.grammar.0;
         let mut tables = lock(&self.tables);
         if !tables.is_full(&parts.limits) {
-            return tables.mask(parts.asked(), self.state());
+            return Ok(tables.mask(parts.asked(), self.state()));
         }
         drop(tables);
         self.renew();
         let parts = &self.grammar.0;
-        lock(&self.tables).mask(parts.asked(), self.state())
+        Ok(lock(&self.tables).mask(parts.asked(), self.state()))
     }
 
     /// Takes `token`.
@@ -94,12 +94,6 @@ impl Matcher {
         drop(tables);
         if next == NOTHING {
             return Err(refused);
-        }
-        if next == TOO_MANY {
-            return Err(MatchError::Limit {
-                name: "max_readings",
-                limit: parts.limits.max_readings as u64,
-            });
         }
         self.states.push(next);
         self.tokens.push(token);
@@ -138,10 +132,7 @@ impl Matcher {
         self.states.push(state);
         for token in self.tokens.entries() {
             state = tables.advance(parts.asked(), state, token);
-            assert!(
-                state != NOTHING && state != TOO_MANY,
-                "token {token} was taken before"
-            );
+            assert!(state != NOTHING, "token {token} was taken before");
             self.states.push(state);
         }
     }
@@ -165,7 +156,7 @@ impl Matcher {
             let Some(byte) = tables.only_byte(parts.asked(), state) else {
                 break;
             };
-            state = tables.step(&parts.ir, &parts.limits, state, byte);
+            state = tables.step(&parts.ir, state, byte);
             bytes.push(byte);
         }
         (bytes, state)
@@ -220,20 +211,20 @@ impl Matcher {
         /// More than the drafts that are taken back.
         const MAX_KEPT: usize = 64;
         let parts = &self.grammar.0;
-        let exported: Vec<_> = {
+        let exported = {
             let tables = lock(&self.tables);
             if !tables.is_full(&parts.limits) {
                 return;
             }
             let states = self.states.entries();
             let kept = &states[states.len().saturating_sub(MAX_KEPT)..];
-            kept.iter().map(|state| tables.export(*state)).collect()
+            tables.export(kept)
         };
         let fresh = self.grammar.fresh_tables(&self.tables);
         let mut tables = lock(&fresh);
         self.states = History::default();
-        for state in &exported {
-            self.states.push(tables.import(&parts.ir, state));
+        for state in tables.import(&parts.ir, &exported) {
+            self.states.push(state);
         }
         drop(tables);
         self.tables = fresh;

@@ -55,6 +55,8 @@ pub(crate) struct Object {
     pub(crate) min: u32,
     pub(crate) max: Option<u32>,
     pub(crate) order: PropertyOrder,
+    /// Whether there are keys or extra members without a value.
+    pub(crate) has_gaps: bool,
     /// Whether no undeclared name may be written twice, so that members can be counted.
     pub(crate) has_distinct_names: bool,
 }
@@ -75,6 +77,18 @@ pub(crate) struct Members {
     met: u32,
     /// Names that were written and are not declared, where they must be distinct.
     pub(crate) names: ListId,
+    /// Values that need as much depth or more are out of reach, [`AMPLE`] where none is.
+    pub(crate) room: u32,
+}
+
+/// The room of an object all of whose values are within reach.
+pub(crate) const AMPLE: u32 = u32::MAX;
+
+impl Members {
+    /// The same, seen from where so much depth is left.
+    pub(crate) fn with_room(self, room: u32) -> Self {
+        Self { room, ..self }
+    }
 }
 
 /// Declared keys that may come next.
@@ -105,18 +119,15 @@ impl Allowed {
         }
     }
 
-    /// The place in `keys`, which are ascending, of the first one from place `from` on that is allowed.
-    pub(crate) fn find(&self, keys: &[u32], from: usize) -> Option<usize> {
+    /// Whether one of `keys`, which are ascending, is among them.
+    pub(crate) fn has_any(&self, keys: &[u32]) -> bool {
         match self {
-            Self::Nothing => None,
+            Self::Nothing => false,
             Self::Range(first, last) => {
-                let at = from.max(keys.partition_point(|key| key < first));
-                keys.get(at).is_some_and(|key| key <= last).then_some(at)
+                let at = keys.partition_point(|key| key < first);
+                keys.get(at).is_some_and(|key| key <= last)
             }
-            Self::Set(words) => {
-                let rest = keys.get(from..)?;
-                rest.iter().position(|key| has_bit(words, *key)).map(|n| from + n)
-            }
+            Self::Set(words) => keys.iter().any(|key| has_bit(words, *key)),
         }
     }
 }
@@ -142,7 +153,25 @@ impl Object {
         // A key that cannot be written stays where its absence meets something.
         self.keys
             .retain(|key| !key.choices.is_empty() || key.absence_meets != 0);
+        self.has_gaps = self.keys.iter().any(|key| key.choices.is_empty());
         self.trie = KeyTrie::new(self.keys.iter().map(|key| key.name.as_str()));
+    }
+
+    /// The same object of those values that `fits` says yes to. Keys and extra members keep their numbers.
+    pub(crate) fn narrowed(&self, fits: impl Fn(NodeId) -> bool) -> Self {
+        let mut narrow = self.clone();
+        let retain = |choices: &mut Vec<Choice>| choices.retain(|choice| fits(choice.value));
+        narrow.keys.iter_mut().for_each(|key| retain(&mut key.choices));
+        narrow.extras.iter_mut().for_each(|extra| retain(&mut extra.choices));
+        narrow.has_gaps = true;
+        narrow
+    }
+
+    /// What the values of members may be, some more than once.
+    pub(crate) fn values(&self) -> impl Iterator<Item = NodeId> {
+        let choices = self.keys.iter().map(|key| &key.choices);
+        let choices = choices.chain(self.extras.iter().map(|extra| &extra.choices));
+        choices.flatten().map(|choice| choice.value)
     }
 
     /// Whether some object of productive members is complete.
@@ -200,6 +229,7 @@ impl Object {
             n_extras: 0,
             met: 0,
             names: 0,
+            room: AMPLE,
         }
     }
 
@@ -298,6 +328,9 @@ impl Object {
         }
         let (mut n_required, mut n_ahead) = (0, 0u32);
         for (_, key) in self.ahead(members) {
+            if key.is_required && key.choices.is_empty() {
+                return false;
+            }
             n_required += u32::from(key.is_required);
             n_ahead += u32::from(!key.choices.is_empty());
         }
@@ -309,7 +342,8 @@ impl Object {
 
     /// Extra members that can surely still be written.
     fn n_extras_left(&self, members: &Members) -> u32 {
-        let left = self.extras.iter().map(|extra| self.n_names_left(extra, members));
+        let open = self.extras.iter().filter(|extra| !extra.choices.is_empty());
+        let left = open.map(|extra| self.n_names_left(extra, members));
         left.max().unwrap_or(0)
     }
 
@@ -320,6 +354,12 @@ impl Object {
         // What can be met so far, by the number of members.
         let mut ways = vec![(members.met, members.n)];
         for (_, key) in self.ahead(members) {
+            if key.choices.is_empty() && key.absence_meets == 0 {
+                if key.is_required {
+                    return false;
+                }
+                continue;
+            }
             let is_plain = |choice: &Choice| choice.meets == 0;
             if key.absence_meets == 0 && key.choices.iter().all(is_plain) {
                 if key.is_required {
@@ -433,13 +473,16 @@ impl Object {
     fn allowed_keys(&self, members: &Members) -> Allowed {
         let required = self.ahead(members).find(|(_, key)| key.is_required);
         let required = required.map(|(at, _)| at);
-        if self.conditions.is_empty() && self.order == PropertyOrder::Schema {
+        if self.conditions.is_empty() && self.order == PropertyOrder::Schema && !self.has_gaps {
             return self.range(members, required);
         }
         let mut words = vec![0; self.keys.len().div_ceil(64)];
         for (at, key) in self.ahead(members) {
             let may_come = |choice: &Choice| self.after(members, at, *choice).is_some();
-            let is_free = self.conditions.is_empty() && self.max.is_none() && !key.choices.is_empty();
+            let is_free = self.conditions.is_empty()
+                && self.max.is_none()
+                && !self.has_gaps
+                && !key.choices.is_empty();
             if is_free || key.choices.iter().any(may_come) {
                 words[at as usize / 64] |= 1 << (at % 64);
             }
@@ -519,7 +562,7 @@ mod tests {
     fn object(random: &mut Random, order: PropertyOrder) -> Object {
         let n_conditions = random.below(3);
         let all = 1 << n_conditions;
-        let mut choices = |random: &mut Random| -> Vec<Choice> {
+        let choices = |random: &mut Random| -> Vec<Choice> {
             let choice = |random: &mut Random| Choice {
                 value: 1,
                 meets: random.below(all) & random.below(all),
@@ -550,6 +593,7 @@ mod tests {
             min: random.below(4),
             max: random.bound(),
             order,
+            has_gaps: false,
             has_distinct_names: !extras.is_empty(),
             keys,
             extras,

@@ -1,23 +1,19 @@
 //! Pieces: what is found out about one leaf at one place, for all grammars with an equal leaf.
 
+use std::sync::Arc;
+
 use crate::cache::{Known, Piece, Way};
-use crate::fill::Asked;
-use crate::hash::SmallSet;
-use crate::ir::Ir;
 use crate::mask::TokenMask;
-use crate::records::Records;
-use crate::step::Leaf;
-use crate::sweep::{Exit, Found, TextMachine, TooMuchWork, sweep};
+use crate::sweep::{ContentMachine, Exit, Found, TextMachine, sweep_new};
 use crate::text::Place;
 use crate::trie::Trie;
 use crate::vocabulary::Vocabulary;
 
 impl Found {
-    pub(crate) fn with_work(n_left: usize) -> Self {
-        Self {
-            n_left,
-            ..Self::default()
-        }
+    pub(crate) fn clear(&mut self) {
+        self.ranges.clear();
+        self.exits.clear();
+        self.is_dense = false;
     }
 
     /// Adds the tokens found inside to `words`.
@@ -29,75 +25,128 @@ impl Found {
         }
     }
 
+    /// The mask of the tokens found inside.
+    pub(crate) fn inside(&self, trie: &Trie, vocabulary: &Vocabulary) -> Known {
+        let of_range = |(begin, end): &(u32, u32)| &trie.tokens()[*begin as usize..*end as usize];
+        let n_inside: usize = self.ranges.iter().map(|range| of_range(range).len()).sum();
+        if n_inside > TokenMask::MAX_IDS {
+            return self.inside_too(trie, vec![0; vocabulary.n_words()], vocabulary);
+        }
+        let mut ids: Vec<u32> = self.ranges.iter().flat_map(of_range).copied().collect();
+        ids.sort_unstable();
+        let mask = TokenMask::from_sorted_ids(ids, vocabulary.n_vocab());
+        vocabulary.cache().mask(mask)
+    }
+
     /// The mask of `words` and the tokens found inside.
-    pub(crate) fn inside(&self, trie: &Trie, words: &mut [u64], vocabulary: &Vocabulary) -> Known {
-        self.add_to(trie, words);
+    pub(crate) fn inside_too(&self, trie: &Trie, mut words: Vec<u64>, vocabulary: &Vocabulary) -> Known {
+        self.add_to(trie, &mut words);
         let mask = TokenMask::from_words(words, vocabulary.n_vocab());
         vocabulary.cache().mask(mask)
     }
 }
 
-/// The only key that can come, and what is left of it.
-pub(crate) fn only_rest(ir: &Ir, records: &Records, leaf: Leaf) -> Option<(u32, Vec<u8>)> {
-    let Leaf::Key {
-        object,
-        node,
-        members,
-    } = leaf
-    else {
-        return None;
+/// Of a JSON string's content: the plain tokens that may follow in a state, lengths apart.
+pub(crate) fn content_piece(mut machine: ContentMachine<'_>, state: u32, vocabulary: &Vocabulary) -> Piece {
+    let strings = vocabulary.strings();
+    let words = if machine.fragment.safe(machine.text.content()).takes_any(state) {
+        strings.up_to(u32::MAX)
+    } else {
+        let mut found = Found::default();
+        sweep_new(&mut machine, state, &strings.plain, &mut found);
+        strings.words_of(&mut found.ranges, vocabulary.n_words())
     };
-    let trie = &ir.objects[object as usize].trie;
-    let key = trie.only_key(node, &records.standing(members).keys)?;
-    Some((key, trie.rest_of(node, key)?))
+    Piece::inside(words, vocabulary)
 }
 
-/// Plain text and the rest are looked at apart: of plain text most is decided without a look.
-pub(crate) fn text_piece(
+/// Of a JSON string: the plain tokens that may follow at `place`. `content` are those of its content's state,
+/// where the place is neither before the string nor within an escape.
+pub(crate) fn plain_piece(
     machine: &mut TextMachine<'_>,
     place: Place,
-    asked: Asked<'_>,
-) -> Result<Piece, TooMuchWork> {
-    let vocabulary = asked.vocabulary;
-    let strings = vocabulary.strings();
-    let max_work = asked.max_work();
-    let mut plain = Found::with_work(max_work);
-    let n_left = machine.text.n_chars_left(place).unwrap_or(u32::MAX);
-    let mut words = if machine.text.is_open(place) {
-        strings.up_to(n_left)
-    } else {
-        machine.plain_chars = Some(strings.max_chars);
-        sweep(machine, place, &strings.plain, None, &mut plain)?;
-        machine.plain_chars = None;
-        strings.words_of(&mut plain.ranges, vocabulary.n_words())
+    content: Option<&TokenMask>,
+    vocabulary: &Vocabulary,
+) -> Piece {
+    let (strings, n_words) = (vocabulary.strings(), vocabulary.n_words());
+    let Some(content) = content else {
+        let mut found = Found::default();
+        sweep_new(machine, place, &strings.plain, &mut found);
+        return Piece::inside(strings.words_of(&mut found.ranges, n_words), vocabulary);
     };
-    let mut other = Found::with_work(plain.n_left);
-    sweep(machine, place, &strings.other, None, &mut other)?;
-    let inside = other.inside(&strings.other, &mut words, vocabulary);
-    Ok(Piece {
-        inside,
-        ways: ways(vocabulary, &strings.other, &other.exits, true),
-        n_steps: max_work - other.n_left,
-    })
+    let mut words = vec![0; n_words];
+    content.add_to(&mut words);
+    let text = machine.text;
+    let n_left = text.n_chars_left(place).unwrap_or(u32::MAX);
+    if n_left == u32::MAX && text.lengths().are_free() {
+        return Piece::inside(words, vocabulary);
+    }
+    let reached = text.content().reached_from(place.state);
+    // Longer tokens need more: of each length all, none, or those that lead to a state that can be completed.
+    let (mut kept, mut n_kept) = (vec![0; n_words], 0);
+    for n_chars in 1..=n_left.min(strings.max_plain_chars) {
+        let alive = text.lengths().alive(place.n_chars + n_chars);
+        let Some(alive) = alive.filter(|alive| !reached.iter().all(|state| alive[*state as usize])) else {
+            continue;
+        };
+        // All shorter ones since the last such length.
+        strings.add_between(n_kept, n_chars - 1, &words, &mut kept);
+        n_kept = n_chars;
+        if !reached.iter().any(|state| alive[*state as usize]) {
+            continue;
+        }
+        strings.for_each_of(n_chars, &words, |token| {
+            let bytes = vocabulary.token_bytes(token).iter();
+            let end = bytes.fold(place.state, |state, byte| text.content().step(state, *byte));
+            if alive[end as usize] {
+                kept[token as usize / 64] |= 1 << (token % 64);
+            }
+        });
+    }
+    strings.add_between(n_kept, n_left, &words, &mut kept);
+    Piece::inside(kept, vocabulary)
 }
 
-/// Sorts `exits` by their way. Small subtrees are joined to one tree of what follows the leaf; `is_foreign`
-/// subtrees, of another tree than the vocabulary's, all are.
-pub(crate) fn ways(vocabulary: &Vocabulary, trie: &Trie, exits: &[Exit], is_foreign: bool) -> Box<[Way]> {
-    /// Trees with more tokens are left in place.
+/// Of a JSON string: the tokens that are not plain.
+pub(crate) fn other_piece(machine: &mut TextMachine<'_>, place: Place, vocabulary: &Vocabulary) -> Piece {
+    let strings = vocabulary.strings();
+    let mut found = Found::default();
+    sweep_new(machine, place, &strings.other, &mut found);
+    Piece {
+        inside: found.inside(&strings.other, vocabulary),
+        ways: ways(vocabulary, &strings.other, &found, true),
+    }
+}
+
+impl Piece {
+    /// The leaf that no token leaves.
+    fn inside(words: Vec<u64>, vocabulary: &Vocabulary) -> Self {
+        let mask = TokenMask::from_words(words, vocabulary.n_vocab());
+        Self {
+            inside: vocabulary.cache().mask(mask),
+            ways: Box::default(),
+        }
+    }
+}
+
+/// Sorts where `found` says that a leaf ends by the way. Small subtrees are joined to one tree of what
+/// follows the leaf; `is_foreign` subtrees, of another tree than the vocabulary's, all are.
+pub(crate) fn ways(vocabulary: &Vocabulary, trie: &Trie, found: &Found, is_foreign: bool) -> Box<[Way]> {
+    /// Trees with more tokens are left in place, and as few trees as this.
     const MAX_JOINED: usize = 64;
-    const MAX_EXITS: usize = 4_096;
-    let is_dense = exits.len() > MAX_EXITS;
-    // Of a leaf that may end anywhere only its ways are wanted, and what ends with it.
-    let mut seen = SmallSet::new();
-    let is_wanted = |exit: &&Exit| !is_dense || exit.is_end || seen.insert(exit.way);
-    let mut exits: Vec<Exit> = exits.iter().filter(is_wanted).copied().collect();
+    const MIN_JOINED: usize = 5;
+    let mut exits = found.exits.clone();
     exits.sort_unstable_by_key(|exit| (exit.way, exit.node));
     let of_way = |exits: &[Exit]| {
-        let is_joined = |node: &u32| is_foreign || trie.range_below(*node as usize).len() <= MAX_JOINED;
+        let is_dense = found.is_dense && exits.iter().any(|exit| !exit.is_end);
         let longer = exits.iter().map(|exit| exit.node);
         let longer = longer.filter(|node| !is_dense && !trie.is_leaf(*node as usize));
-        let (joined, nodes): (Vec<u32>, Vec<u32>) = longer.partition(is_joined);
+        let mut nodes: Vec<u32> = longer.collect();
+        let is_few = nodes.len() < MIN_JOINED;
+        let is_joined = |node: &u32| match is_foreign {
+            true => true,
+            false => !is_few && trie.range_below(*node as usize).len() <= MAX_JOINED,
+        };
+        let joined: Vec<u32> = nodes.extract_if(.., |node| is_joined(node)).collect();
         let mut suffixes = Vec::new();
         for node in &joined {
             let token_bytes = |token| vocabulary.token_bytes(token);
@@ -113,7 +162,7 @@ pub(crate) fn ways(vocabulary: &Vocabulary, trie: &Trie, exits: &[Exit], is_fore
                 .copied()
                 .collect(),
             nodes: nodes.into(),
-            suffixes: (!suffixes.is_empty()).then(|| Trie::new(suffixes)),
+            suffixes: (!suffixes.is_empty()).then(|| Arc::new(Trie::new(suffixes))),
             is_dense,
         }
     };

@@ -5,11 +5,15 @@
 use crate::array::{Array, Variant};
 use crate::dfa::{DEAD, Dfa};
 use crate::error::CompileError;
+use crate::hash::Map;
 use crate::ir::{Ir, Node, NodeId};
 use crate::memory::MAX_DISTINCT;
+use crate::nesting::NEVER;
 use crate::object::Object;
 use crate::records::Items;
-use crate::text::{OPENING, PLAIN, Place, TextSpec};
+use crate::rows::Incoming;
+use crate::schema::{Enforcement, Relaxed};
+use crate::text::{OPENING, PLAIN, Place, TextSpec, step_utf8, utf8_classes};
 
 /// Values by node, object and string.
 #[derive(Debug)]
@@ -18,6 +22,8 @@ pub(crate) struct Plenty {
     objects: Vec<u32>,
     /// By state of a string's content: whether endlessly many texts can follow, lengths apart.
     endless: Vec<Box<[bool]>>,
+    /// The same: whether any text can follow, lengths apart.
+    open: Vec<Box<[bool]>>,
 }
 
 /// From so many on, exact numbers do not matter.
@@ -36,18 +42,19 @@ fn product(numbers: impl Iterator<Item = u64>) -> u64 {
 
 impl Plenty {
     pub(crate) fn new(ir: &Ir) -> Self {
+        let of_texts = |states: fn(&Dfa) -> Box<[bool]>| {
+            let texts = ir.texts.iter();
+            texts.map(|text| states(text.content())).collect()
+        };
         let mut plenty = Self {
             nodes: vec![0; ir.nodes.len()],
             objects: vec![0; ir.objects.len()],
-            endless: ir
-                .texts
-                .iter()
-                .map(|text| endless_states(text.content()))
-                .collect(),
+            endless: of_texts(endless_states),
+            open: of_texts(open_states),
         };
         for (id, node) in ir.nodes.iter().enumerate() {
             plenty.nodes[id] = match node {
-                _ if !ir.is_productive[id] => 0,
+                _ if ir.needs[id] == NEVER => 0,
                 Node::Dfa(dfa) => n_words(&ir.dfas[*dfa as usize]),
                 Node::Text(text) => n_texts(&ir.texts[*text as usize]),
                 _ => 0,
@@ -56,7 +63,7 @@ impl Plenty {
         for _ in 0..MAX_PASSES {
             let mut changed = false;
             for (id, node) in ir.nodes.iter().enumerate() {
-                if ir.is_productive[id] && plenty.nodes[id] != u32::MAX {
+                if ir.needs[id] != NEVER && plenty.nodes[id] != u32::MAX {
                     let n = plenty.of_node(ir, id as NodeId, node);
                     changed |= n > plenty.nodes[id];
                     plenty.nodes[id] = n.max(plenty.nodes[id]);
@@ -81,7 +88,7 @@ impl Plenty {
     /// Bytes of memory.
     pub(crate) fn n_bytes(&self) -> usize {
         let n_states: usize = self.endless.iter().map(|states| states.len()).sum();
-        (self.nodes.len() + self.objects.len()) * 4 + n_states
+        (self.nodes.len() + self.objects.len()) * 4 + 2 * n_states
     }
 
     fn of_node(&mut self, ir: &Ir, id: NodeId, node: &Node) -> u32 {
@@ -206,11 +213,12 @@ impl Plenty {
         let spec = &ir.texts[text as usize];
         let is_plain = place.mode == PLAIN || place.mode == OPENING;
         let is_endless = self.endless[text as usize][place.state as usize];
+        let is_open = self.open[text as usize][place.state as usize];
         match spec.n_chars_left(place) {
-            None => is_endless && (is_plain || spec.is_open_after(place.state)),
+            None => is_endless && (is_plain || is_open),
             // One more character alone has more values than are ever compared.
             Some(n_left) => {
-                spec.is_open_after(place.state)
+                is_open
                     && n_left >= if is_plain { 1 } else { 2 }
                     && n < MAX_DISTINCT * 2
             }
@@ -222,7 +230,7 @@ impl Ir {
     /// Objects that are compared with others write no name twice, and count their names.
     pub(crate) fn prepare_distinct(&mut self) {
         let unique = self.arrays.iter().filter(|array| array.is_unique());
-        let mut todo: Vec<NodeId> = unique.flat_map(Array::item_nodes).collect();
+        let mut todo: Vec<NodeId> = unique.flat_map(Array::all_items).collect();
         let mut is_seen = vec![false; self.nodes.len()];
         while let Some(node) = todo.pop() {
             if std::mem::replace(&mut is_seen[node as usize], true) {
@@ -232,7 +240,7 @@ impl Ir {
                 Node::Seq(parts) | Node::Alt(parts) => todo.extend(parts),
                 Node::Repeat { body, .. } => todo.push(*body),
                 Node::Rule(rule) => todo.push(self.rules[*rule as usize]),
-                Node::Array(array) => todo.extend(self.arrays[*array as usize].item_nodes()),
+                Node::Array(array) => todo.extend(self.arrays[*array as usize].all_items()),
                 Node::Object(object) => {
                     let object = &mut self.objects[*object as usize];
                     object.has_distinct_names |= !object.extras.is_empty();
@@ -263,17 +271,20 @@ impl Ir {
         let plenty = Plenty::new(self);
         for (id, node) in self.nodes.iter().enumerate() {
             let Node::Array(array) = node else { continue };
-            let array = &self.arrays[*array as usize];
-            if let Some(at) = array.unique_at()
-                && self.is_productive[id]
-                && !plenty.has_enough(self, array)
-            {
-                return Err(CompileError::Unsupported {
-                    pointer: at.to_owned(),
-                    keyword: "uniqueItems".to_owned(),
-                    why: "it does not show that there are as many distinct items as there must be".to_owned(),
-                });
+            let array = *array as usize;
+            let Some(unique) = self.arrays[array].uniqueness() else {
+                continue;
+            };
+            if self.needs[id] == NEVER || plenty.has_enough(self, &self.arrays[array]) {
+                continue;
             }
+            let why = "it does not show that there are as many distinct items as there must be";
+            let (pointer, keyword, why) = (unique.pointer.clone(), "uniqueItems".to_owned(), why.to_owned());
+            if unique.enforcement == Enforcement::Whole {
+                return Err(CompileError::Unsupported { pointer, keyword, why });
+            }
+            self.relaxed.push(Relaxed { pointer, keyword, why });
+            self.arrays[array].drop_uniqueness();
         }
         self.plenty = Some(plenty);
         Ok(())
@@ -335,6 +346,48 @@ fn endless_states(content: &Dfa) -> Box<[bool]> {
     is_endless.into()
 }
 
+/// By state, at a border between characters, whether no text leads to death.
+fn open_states(content: &Dfa) -> Box<[bool]> {
+    let members = content.classes().refine(&utf8_classes());
+    // Places are states and what remains of a character, in the order in which they are met.
+    let mut places = vec![(content.start(), 0u8)];
+    let mut ids: Map<(u32, u8), u32> = places.iter().map(|place| (*place, 0)).collect();
+    let (mut is_bad, mut edges) = (Vec::new(), Vec::new());
+    while let Some((state, rest)) = places.get(is_bad.len()).copied() {
+        let at = is_bad.len() as u32;
+        is_bad.push(false);
+        for byte in members.members() {
+            let Some(rest) = step_utf8(rest, *byte) else {
+                continue;
+            };
+            let next = (content.step(state, *byte), rest);
+            if next.0 == DEAD {
+                is_bad[at as usize] = true;
+                continue;
+            }
+            let to = *ids.entry(next).or_insert_with(|| {
+                places.push(next);
+                places.len() as u32 - 1
+            });
+            edges.push((at, to));
+        }
+    }
+    let into = Incoming::new(places.len(), || edges.iter().copied());
+    let mut todo: Vec<usize> = (0..places.len()).filter(|at| is_bad[*at]).collect();
+    while let Some(at) = todo.pop() {
+        for from in into.of(at as u32) {
+            if !std::mem::replace(&mut is_bad[*from as usize], true) {
+                todo.push(*from as usize);
+            }
+        }
+    }
+    let mut is_open = vec![false; content.n_states()];
+    for ((state, rest), is_bad) in places.iter().zip(is_bad) {
+        is_open[*state as usize] |= *rest == 0 && !is_bad;
+    }
+    is_open.into()
+}
+
 /// Strings that differ in their content.
 fn n_texts(text: &TextSpec) -> u32 {
     let content = text.content();
@@ -342,7 +395,7 @@ fn n_texts(text: &TextSpec) -> u32 {
     if max.is_none() && endless_states(content)[content.start() as usize] {
         return u32::MAX;
     }
-    if max.is_some_and(|max| max > 0) && text.is_open_after(content.start()) {
+    if max.is_some_and(|max| max > 0) && open_states(content)[content.start() as usize] {
         return u32::MAX;
     }
     let mut sizes = vec![0u64; content.classes().len()];

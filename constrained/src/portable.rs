@@ -6,13 +6,16 @@ use crate::ir::Ir;
 use crate::memory::{EMPTY, Memory, TextId, Value};
 use crate::object::Members;
 use crate::records::{Items, ItemsId, MembersId, Records};
-use crate::step::{Frame, Leaf, Reading};
+use crate::stacks::{Frame, PortableSets};
+use crate::step::{Leaf, Reading};
 use crate::tables::{StateId, Tables};
 
-/// A state that any tables can take in: readings with their stacks written out, and what these refer to.
-#[derive(Default)]
+/// States that any tables can take in: readings whose stacks are places among the sets, and what these refer
+/// to.
+#[derive(Debug, Default)]
 pub(crate) struct Portable {
-    readings: Vec<(Leaf, Vec<Frame>)>,
+    sets: PortableSets,
+    states: Vec<Vec<Reading>>,
     members: Vec<(MembersId, Members, Vec<Value>)>,
     items: Vec<(ItemsId, Items, Vec<Value>)>,
     texts: Vec<(TextId, Vec<u8>)>,
@@ -64,28 +67,39 @@ impl Portable {
 }
 
 impl Tables {
-    pub(crate) fn export(&self, state: StateId) -> Portable {
-        let mut portable = Portable::default();
+    pub(crate) fn export(&self, states: &[StateId]) -> Portable {
+        let readings: Vec<_> = states.iter().map(|state| self.readings(*state)).collect();
+        let all = readings.iter().flat_map(|readings| readings.iter());
+        let (sets, places) = self.stacks.export(all.clone().map(|reading| reading.stack));
+        let placed = |reading: &Reading| Reading {
+            leaf: reading.leaf,
+            stack: places[&reading.stack],
+        };
+        let states = readings
+            .iter()
+            .map(|readings| readings.iter().map(placed).collect());
+        let mut portable = Portable {
+            sets,
+            states: states.collect(),
+            ..Portable::default()
+        };
         let records = &self.stacks.records;
-        for reading in self.readings(state).iter() {
-            let frames = self.stacks.frames(reading.stack);
-            frames
-                .iter()
-                .for_each(|frame| portable.add_frame(records, *frame));
+        for frame in self.stacks.frames(&places) {
+            portable.add_frame(records, frame);
+        }
+        for reading in all {
             if let Leaf::Key { members, .. } = reading.leaf {
                 portable.add_members(records, members);
             }
-            portable.readings.push((reading.leaf, frames));
         }
         portable
     }
 
-    pub(crate) fn import(&mut self, ir: &Ir, portable: &Portable) -> StateId {
+    pub(crate) fn import(&mut self, ir: &Ir, portable: &Portable) -> Vec<StateId> {
         let records = &mut self.stacks.records;
         let list = |memory: &mut Memory, values: &[Value]| {
-            values
-                .iter()
-                .fold(0, |list, value| memory.with(list, value.clone()))
+            let values = values.iter();
+            values.fold(0, |list, value| memory.with(list, value.clone()))
         };
         let mut members: Map<MembersId, MembersId> = Map::default();
         for (id, written, names) in &portable.members {
@@ -101,40 +115,36 @@ impl Tables {
         }
         let mut texts: Map<TextId, TextId> = Map::default();
         for (id, bytes) in &portable.texts {
-            let text = bytes
-                .iter()
-                .fold(EMPTY, |text, byte| records.memory.push(text, *byte));
-            texts.insert(*id, text);
+            let push = |text, byte: &u8| records.memory.push(text, *byte);
+            texts.insert(*id, bytes.iter().fold(EMPTY, push));
         }
-        let mut readings = Vec::new();
-        for (leaf, frames) in &portable.readings {
-            let mut frames = frames.clone();
-            for frame in &mut frames {
-                if let Some(id) = frame.members() {
-                    *id = members[id];
-                }
-                if let Some(id) = frame.items() {
-                    *id = items[id];
-                }
-                if let Some(text) = frame.text() {
-                    *frame = frame.with_text(texts[&text]);
-                }
+        let here = |mut frame: Frame| {
+            if let Some(id) = frame.members() {
+                *id = members[id];
             }
-            let leaf = match *leaf {
-                Leaf::Key {
-                    object,
-                    node,
-                    members: id,
-                } => Leaf::Key {
-                    object,
-                    node,
-                    members: members[&id],
-                },
-                leaf => leaf,
-            };
-            let stack = self.stacks.of_frames(&frames);
-            readings.push(Reading { leaf, stack });
-        }
-        self.intern_sorted(ir, readings)
+            if let Some(id) = frame.items() {
+                *id = items[id];
+            }
+            match frame.text() {
+                Some(text) => frame.with_text(texts[&text]),
+                None => frame,
+            }
+        };
+        let stacks = self.stacks.import(&portable.sets, here);
+        let here = |reading: &Reading| {
+            let mut leaf = reading.leaf;
+            if let Leaf::Key { members: id, .. } = &mut leaf {
+                *id = members[id];
+            }
+            let stack = stacks[reading.stack as usize];
+            Reading { leaf, stack }
+        };
+        let states = portable.states.iter();
+        let states = states.map(|readings| {
+            let mut readings: Vec<Reading> = readings.iter().map(here).collect();
+            readings.sort_unstable();
+            self.intern(&readings, ir.classes.len())
+        });
+        states.collect()
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::hash::Map;
 use crate::ir::Ir;
 use crate::memory::{ListId, Memory};
-use crate::object::{Members, Standing};
+use crate::object::{AMPLE, Members, Object, Standing};
 
 pub(crate) type MembersId = u32;
 pub(crate) type ItemsId = u32;
@@ -22,11 +22,42 @@ pub(crate) struct Items {
     pub(crate) values: ListId,
 }
 
+impl Items {
+    /// Those of an open bracket.
+    pub(crate) fn none(array: u32) -> Self {
+        Self {
+            array,
+            n: 0,
+            used: 0,
+            values: 0,
+        }
+    }
+}
+
+/// An object, or the same one with fewer values.
+pub(crate) enum Shape<'a> {
+    Whole(&'a Object),
+    Narrow(Arc<Object>),
+}
+
+impl std::ops::Deref for Shape<'_> {
+    type Target = Object;
+
+    fn deref(&self) -> &Object {
+        match self {
+            Self::Whole(object) => object,
+            Self::Narrow(object) => object,
+        }
+    }
+}
+
 /// All objects' and arrays' progress so far.
 #[derive(Debug)]
 pub(crate) struct Records {
     members: Vec<(Members, Arc<Standing>)>,
     member_ids: Map<Members, MembersId>,
+    /// Objects of values that need less than a room, by number and room.
+    narrow: Map<(u32, u32), Arc<Object>>,
     items: Vec<Items>,
     item_ids: Map<Items, ItemsId>,
     pub(crate) memory: Memory,
@@ -37,6 +68,7 @@ impl Records {
         Self {
             members: Vec::new(),
             member_ids: Map::default(),
+            narrow: Map::default(),
             items: Vec::new(),
             item_ids: Map::default(),
             memory: Memory::new(),
@@ -53,10 +85,32 @@ impl Records {
             return *id;
         }
         let id = self.members.len() as MembersId;
-        let standing = ir.objects[members.object as usize].standing(&members);
+        let standing = self.shape(ir, &members).standing(&members);
         self.member_ids.insert(members.clone(), id);
         self.members.push((members, Arc::new(standing)));
         id
+    }
+
+    /// What was written as `id` has it, of an object in which so much depth is left.
+    pub(crate) fn with_room(&mut self, ir: &Ir, id: MembersId, room: u32) -> MembersId {
+        let members = self.members(id);
+        if members.room == room {
+            return id;
+        }
+        let members = members.clone().with_room(room);
+        self.members_id(ir, members)
+    }
+
+    /// The object of `members` with the values that are within reach.
+    pub(crate) fn shape<'a>(&mut self, ir: &'a Ir, members: &Members) -> Shape<'a> {
+        let object = &ir.objects[members.object as usize];
+        if members.room == AMPLE {
+            return Shape::Whole(object);
+        }
+        let narrow = self.narrow.entry((members.object, members.room));
+        let narrow = narrow
+            .or_insert_with(|| Arc::new(object.narrowed(|value| ir.needs[value as usize] < members.room)));
+        Shape::Narrow(narrow.clone())
     }
 
     pub(crate) fn members(&self, id: MembersId) -> &Members {

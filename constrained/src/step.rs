@@ -1,94 +1,22 @@
 //! One byte further: what each reading of the output does, and what may follow where one ends.
 //!
-//! A reading is a leaf, a place in it, and the stack of what is still to come. Stacks are shared lists, kept
-//! once each; equal stacks have equal numbers, so readings compare as plain integers.
+//! A reading is a leaf, a place in it, and the stacks of what is still to come; readings that stand at one
+//! place are one.
 
 use std::sync::Arc;
 
 use crate::closure::Closure;
 use crate::dfa::DEAD;
-use crate::hash::Map;
 use crate::ir::{Ir, NodeId};
-use crate::limits::Limits;
-use crate::memory::{NONE, TextId};
-use crate::records::{ItemsId, MembersId, Records};
+use crate::object::AMPLE;
+use crate::records::MembersId;
+use crate::stacks::{Frame, StackId, Stacks};
 use crate::text::{Moved, Place};
 
-pub(crate) type StackId = u32;
-pub(crate) const BOTTOM: StackId = 0;
+/// Readings of one state that keep a text.
+pub(crate) const MAX_KEEPING: usize = 64;
 
-/// What to do when the part above is complete.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Frame {
-    /// The sequence's part `at` and those after it.
-    Seq {
-        seq: NodeId,
-        at: u32,
-    },
-    /// `n` bodies are complete.
-    Repeat {
-        node: NodeId,
-        n: u32,
-    },
-    Then(NodeId),
-    /// The object's brace is open and nothing else was written.
-    FirstKey {
-        object: u32,
-    },
-    /// A comma was written.
-    Key {
-        members: MembersId,
-    },
-    /// The name of an extra member, which differs from earlier ones and of which `text` was written.
-    Name {
-        members: MembersId,
-        extra: u32,
-        text: TextId,
-    },
-    /// A name and its colon were written; extra members are numbered after the declared keys.
-    Value {
-        members: MembersId,
-        key: u32,
-    },
-    /// A member is complete.
-    Member {
-        members: MembersId,
-    },
-    FirstItem {
-        array: u32,
-    },
-    /// A comma was written.
-    Item {
-        items: ItemsId,
-    },
-    /// An item is complete; where items are distinct, `text` was written of it and the values are those
-    /// before it.
-    AfterItem {
-        items: ItemsId,
-        text: TextId,
-    },
-}
-
-impl Frame {
-    /// What was written of the part above, where that is kept.
-    pub(crate) fn text(self) -> Option<TextId> {
-        match self {
-            Self::Name { text, .. } | Self::AfterItem { text, .. } => Some(text).filter(|text| *text != NONE),
-            _ => None,
-        }
-    }
-
-    /// The frame with another text, where it keeps one.
-    pub(crate) fn with_text(self, text: TextId) -> Self {
-        match self {
-            Self::Name { members, extra, .. } => Self::Name { members, extra, text },
-            Self::AfterItem { items, .. } => Self::AfterItem { items, text },
-            other => other,
-        }
-    }
-}
-
-/// One way to read the output so far.
+/// One way to read the output so far, or several that differ in what is still to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Reading {
     pub(crate) leaf: Leaf,
@@ -123,100 +51,15 @@ pub(crate) enum Leaf {
     },
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry {
-    pub(crate) frame: Frame,
-    pub(crate) below: StackId,
-    pub(crate) depth: u32,
-    /// Whether this frame or one below keeps a text.
-    pub(crate) keeps_text: bool,
-}
-
-/// All stacks seen so far. Number 0 is the empty one.
-#[derive(Debug)]
-pub(crate) struct Stacks {
-    pub(crate) entries: Vec<Entry>,
-    pub(crate) records: Records,
-    ids: Map<(Frame, StackId), StackId>,
-    pub(crate) max_depth: u32,
-    /// Parts that may be entered or left between two bytes.
-    pub(crate) max_tasks: usize,
-    /// Whether readings were dropped because there were too many ways to go on.
-    pub(crate) is_too_many: bool,
-    /// Whether a reading was dropped for its depth since this was last cleared.
-    pub(crate) is_too_deep: bool,
-    continuations: Vec<Option<Arc<[Reading]>>>,
-}
-
 impl Stacks {
-    pub(crate) fn new(limits: &Limits) -> Self {
-        let bottom = Entry {
-            frame: Frame::Then(0),
-            below: BOTTOM,
-            depth: 0,
-            keeps_text: false,
-        };
-        Self {
-            entries: vec![bottom],
-            records: Records::new(),
-            ids: Map::default(),
-            max_depth: limits.max_output_depth,
-            max_tasks: limits.max_readings.saturating_mul(8),
-            is_too_many: false,
-            is_too_deep: false,
-            continuations: vec![None],
-        }
-    }
-
-    pub(crate) fn n_bytes(&self) -> usize {
-        self.entries.len() * 96 + self.records.n_bytes()
-    }
-
-    pub(crate) fn push(&mut self, frame: Frame, below: StackId) -> StackId {
-        let fresh = self.entries.len() as u32;
-        let id = *self.ids.entry((frame, below)).or_insert(fresh);
-        if id == fresh {
-            let Entry {
-                depth, keeps_text, ..
-            } = self.entries[below as usize];
-            self.entries.push(Entry {
-                frame,
-                below,
-                depth: depth + 1,
-                keeps_text: keeps_text || frame.text().is_some(),
-            });
-            self.continuations.push(None);
-        }
-        id
-    }
-
-    /// The frames of `stack`, the top first.
-    pub(crate) fn frames(&self, mut stack: StackId) -> Vec<Frame> {
-        let mut frames = Vec::new();
-        while stack != BOTTOM {
-            let entry = self.entries[stack as usize];
-            frames.push(entry.frame);
-            stack = entry.below;
-        }
-        frames
-    }
-
-    /// The stack of `frames`, the top first.
-    pub(crate) fn of_frames(&mut self, frames: &[Frame]) -> StackId {
-        frames
-            .iter()
-            .rev()
-            .fold(BOTTOM, |stack, frame| self.push(*frame, stack))
-    }
-
     /// The readings with which `node` begins, alone.
-    pub(crate) fn begin(&mut self, ir: &Ir, node: NodeId) -> Vec<Reading> {
+    pub(crate) fn begin(&mut self, ir: &Ir, node: NodeId) -> Arc<[Reading]> {
         Closure::entering(self, ir, node)
     }
 
     /// Adds to `out` what `reading` becomes after `byte`.
     pub(crate) fn step(&mut self, ir: &Ir, reading: &Reading, byte: u8, out: &mut Vec<Reading>) {
-        if self.entries[reading.stack as usize].keeps_text {
+        if self.keeps_text(reading.stack) {
             return self.step_keeping(ir, reading, byte, out);
         }
         let next = self.step_leaf(ir, reading, byte, out);
@@ -305,6 +148,7 @@ impl Stacks {
     pub(crate) fn after(&mut self, ir: &Ir, reading: &Reading, way: u32) -> StackId {
         match reading.leaf {
             Leaf::Key { members, .. } => {
+                let members = self.records.with_room(ir, members, AMPLE);
                 let value = self.push(Frame::Value { members, key: way }, reading.stack);
                 self.push(Frame::Then(ir.punctuation.colon), value)
             }
@@ -329,18 +173,50 @@ impl Stacks {
         if let Some(known) = &self.continuations[stack as usize] {
             return known.clone();
         }
-        let was_too_deep = std::mem::replace(&mut self.is_too_deep, false);
-        let was_too_many = std::mem::replace(&mut self.is_too_many, false);
         let mut readings = Closure::above(self, ir, stack);
-        readings.retain(|reading| self.is_alive(ir, reading));
-        let readings: Arc<[Reading]> = readings.into();
-        // What was cut at a limit must be cut, and noted, again.
-        if !self.is_too_deep && !self.is_too_many {
-            self.continuations[stack as usize] = Some(readings.clone());
+        if readings.iter().any(|reading| self.keeps_text(reading.stack)) {
+            let alive = readings.iter().copied().filter(|reading| self.is_alive(ir, reading));
+            readings = alive.collect();
         }
-        self.is_too_deep |= was_too_deep;
-        self.is_too_many |= was_too_many;
+        self.continuations[stack as usize] = Some(readings.clone());
         readings
+    }
+
+    /// `readings` with those of one leaf as one, in order, but for those that keep a text.
+    ///
+    /// Of very many that do the first ones are kept. Each of them can be completed by itself, so nothing leads
+    /// to a dead end; an output that only others can read is not allowed.
+    pub(crate) fn merge(&mut self, ir: &Ir, readings: &mut Vec<Reading>) {
+        readings.sort_unstable();
+        readings.dedup();
+        let mut n_keeping = 0;
+        readings.retain(|reading| {
+            n_keeping += usize::from(self.keeps_text(reading.stack));
+            n_keeping <= MAX_KEEPING || !self.keeps_text(reading.stack)
+        });
+        if readings.is_sorted_by(|a, b| a.leaf < b.leaf) {
+            return;
+        }
+        let mut merged = Vec::with_capacity(readings.len());
+        for alike in readings.chunk_by(|a, b| a.leaf == b.leaf) {
+            let is_keeping = |reading: &&Reading| self.keeps_text(reading.stack);
+            merged.extend(alike.iter().filter(is_keeping));
+            let joined: Vec<Reading> = alike.iter().filter(|reading| !is_keeping(reading)).copied().collect();
+            let stack = match joined[..] {
+                [] => continue,
+                [one] => one.stack,
+                [one, other] => self.union(ir, one.stack, other.stack),
+                _ => {
+                    let edges = joined.iter().flat_map(|reading| self.edges(reading.stack));
+                    let edges = edges.copied().collect();
+                    self.joined(ir, edges)
+                }
+            };
+            let leaf = alike[0].leaf;
+            merged.push(Reading { leaf, stack });
+        }
+        merged.sort_unstable();
+        *readings = merged;
     }
 
     /// Whether a byte may come once everything above `stack` is complete.

@@ -2,15 +2,13 @@
 //!
 //! This knows nothing of stacks, so that what it finds holds for every grammar with an equal leaf.
 
-use crate::dfa::{ByteSet, DEAD, Dfa, bytes_of};
+use crate::alphabet::Alphabets;
+use crate::cache::Fragment;
+use crate::dfa::{ByteSet, DEAD, Dfa};
 use crate::keys::KeyTrie;
 use crate::object::Allowed;
 use crate::text::{Moved, Place, TextSpec};
 use crate::trie::Trie;
-
-/// More steps than were allowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TooMuchWork;
 
 /// What one byte does to a leaf.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +32,15 @@ pub(crate) trait Machine {
     /// The bytes that may lead anywhere from `place`, and maybe more.
     fn bytes(&mut self, place: Self::Place) -> ByteSet;
     fn step(&mut self, place: Self::Place, byte: u8) -> Step<Self::Place>;
-    /// Whether everything that the tree holds below may follow `place` without leaving the leaf.
-    fn takes_all(&self, _place: Self::Place) -> bool {
+    /// Whether it matters where the leaf may be complete.
+    const ENDS: bool = true;
+    /// Alphabets of which every text of up to `n_chars` characters may follow `place` without leaving the
+    /// leaf; maybe not all of them.
+    fn safe(&self, _place: Self::Place, _n_chars: u8) -> Alphabets {
+        0
+    }
+    /// Whether nothing needs to be found out about the tokens that begin with `node`.
+    fn knows_all(&self, _trie: &Trie, _node: usize) -> bool {
         false
     }
 }
@@ -55,39 +60,54 @@ pub(crate) struct Found {
     /// Ranges of the tree's tokens that end inside.
     pub(crate) ranges: Vec<(u32, u32)>,
     pub(crate) exits: Vec<Exit>,
-    /// Steps that may still be taken.
-    pub(crate) n_left: usize,
+    /// The leaf may be complete nearly everywhere: where it may go on as well, that is not listed.
+    pub(crate) is_dense: bool,
 }
 
-/// Runs `machine` from `place` over the tokens of `trie` that are longer than `from`.
+/// Memory that sweeps use one after the other; its contents mean nothing.
+#[derive(Debug)]
+pub(crate) struct Buffers<P> {
+    /// Wide nodes to go on from.
+    open: Vec<(usize, P)>,
+    /// By depth in the current piece of the tree.
+    places: Vec<P>,
+}
+
+impl<P> Default for Buffers<P> {
+    fn default() -> Self {
+        Self {
+            open: Vec::new(),
+            places: Vec::new(),
+        }
+    }
+}
+
+/// Runs `machine` from `place` over all tokens of `trie`.
+pub(crate) fn sweep_new<M: Machine>(machine: &mut M, place: M::Place, trie: &Trie, found: &mut Found) {
+    sweep(machine, place, (trie, None), &mut Buffers::default(), found);
+}
+
+/// Runs `machine` from `place` over the tokens of a tree that are longer than a node of it.
 ///
 /// PERF: nodes lie in the order of a walk, so that subtrees without wide nodes are one pass over an array;
 /// 100,438 nodes took 2.2 ms with a stack of nodes.
 pub(crate) fn sweep<M: Machine>(
     machine: &mut M,
     place: M::Place,
-    trie: &Trie,
-    from: Option<usize>,
+    (trie, from): (&Trie, Option<usize>),
+    buffers: &mut Buffers<M::Place>,
     found: &mut Found,
-) -> Result<(), TooMuchWork> {
+) {
+    buffers.open.clear();
     let mut walk = Walk {
         machine,
         trie,
         found,
-        open: Vec::new(),
-        places: Vec::new(),
+        buffers,
     };
     walk.below(from, place);
-    while let Some((node, place)) = walk.open.pop() {
+    while let Some((node, place)) = walk.buffers.open.pop() {
         walk.below(Some(node), place);
-        if walk.found.n_left == 0 {
-            return Err(TooMuchWork);
-        }
-    }
-    if found.n_left == 0 {
-        Err(TooMuchWork)
-    } else {
-        Ok(())
     }
 }
 
@@ -95,10 +115,7 @@ struct Walk<'a, M: Machine> {
     machine: &'a mut M,
     trie: &'a Trie,
     found: &'a mut Found,
-    /// Wide nodes to go on from.
-    open: Vec<(usize, M::Place)>,
-    /// By depth in the current piece of the tree.
-    places: Vec<M::Place>,
+    buffers: &'a mut Buffers<M::Place>,
 }
 
 impl<M: Machine> Walk<'_, M> {
@@ -119,49 +136,64 @@ impl<M: Machine> Walk<'_, M> {
     /// Goes through the subtrees of the siblings from `at` up to `end`.
     fn run(&mut self, mut at: usize, end: usize, place: M::Place) {
         let nodes = self.trie.nodes();
-        self.places.clear();
-        self.places.push(place);
         let Some(first) = nodes[..end].get(at) else {
             return;
         };
-        let mut n_steps = 0;
+        let Buffers { open, places } = &mut *self.buffers;
+        places.clear();
+        places.push(place);
         while at < end {
             let node = nodes[at];
+            let skip = node.skip as usize;
+            if self.machine.knows_all(self.trie, at) {
+                at = skip;
+                continue;
+            }
             let level = usize::from(node.depth - first.depth);
-            let step = self.machine.step(self.places[level], node.byte);
-            n_steps += 1;
+            let step = self.machine.step(places[level], node.byte);
+            let is_leaf = skip == at + 1;
             if let Some(way) = step.exit {
                 let is_end = step.inside.is_none();
-                if is_end || !self.trie.is_leaf(at) {
+                if is_end || !is_leaf {
                     let node = at as u32;
-                    self.found.exits.push(Exit { way, node, is_end });
+                    self.found.add_exit(Exit { way, node, is_end });
                 }
             }
-            let skip = node.skip as usize;
             let Some(next) = step.inside else {
                 at = skip;
                 continue;
             };
-            if self.machine.takes_all(next) {
+            let may_skip = !M::ENDS || self.found.is_dense;
+            if may_skip && node.below & self.machine.safe(next, node.height) != 0 {
                 self.found.add(self.trie.range_below(at));
                 at = skip;
                 continue;
             }
             self.found.add(self.trie.own_range(at));
-            if self.trie.is_wide(Some(at)) {
-                self.open.push((at, next));
-                at = skip;
-                continue;
+            if !is_leaf {
+                if self.trie.is_wide(Some(at)) {
+                    open.push((at, next));
+                    at = skip;
+                    continue;
+                }
+                places.truncate(level + 1);
+                places.push(next);
             }
-            self.places.truncate(level + 1);
-            self.places.push(next);
             at += 1;
         }
-        self.found.n_left = self.found.n_left.saturating_sub(n_steps);
     }
 }
 
 impl Found {
+    fn add_exit(&mut self, exit: Exit) {
+        const MAX_EXITS: usize = 4_096;
+        if self.exits.len() < MAX_EXITS || exit.is_end {
+            self.exits.push(exit);
+        } else {
+            self.is_dense = true;
+        }
+    }
+
     fn add(&mut self, range: std::ops::Range<usize>) {
         let (begin, end) = (range.start as u32, range.end as u32);
         match self.ranges.last_mut() {
@@ -175,15 +207,18 @@ impl Found {
 /// A byte automaton from one of its states.
 pub(crate) struct DfaMachine<'a> {
     pub(crate) dfa: &'a Dfa,
-    /// Of its classes.
-    pub(crate) sets: &'a [ByteSet],
+    pub(crate) fragment: &'a Fragment,
 }
 
 impl Machine for DfaMachine<'_> {
     type Place = u32;
 
     fn bytes(&mut self, place: u32) -> ByteSet {
-        self.dfa.bytes(place, self.sets)
+        self.dfa.bytes(place, &self.fragment.sets)
+    }
+
+    fn safe(&self, place: u32, n_chars: u8) -> Alphabets {
+        self.fragment.safe(self.dfa).at(place, n_chars)
     }
 
     fn step(&mut self, place: u32, byte: u8) -> Step<u32> {
@@ -200,13 +235,39 @@ impl Machine for DfaMachine<'_> {
     }
 }
 
+/// The content of a JSON string, for tokens that are plain text.
+pub(crate) struct ContentMachine<'a> {
+    pub(crate) text: &'a TextSpec,
+    /// Of its content.
+    pub(crate) fragment: &'a Fragment,
+}
+
+impl Machine for ContentMachine<'_> {
+    type Place = u32;
+    const ENDS: bool = false;
+
+    fn bytes(&mut self, place: u32) -> ByteSet {
+        self.text.content().bytes(place, &self.fragment.sets)
+    }
+
+    fn step(&mut self, place: u32, byte: u8) -> Step<u32> {
+        let state = self.text.content().step(place, byte);
+        Step {
+            inside: (state != DEAD).then_some(state),
+            exit: None,
+        }
+    }
+
+    fn safe(&self, place: u32, n_chars: u8) -> Alphabets {
+        self.fragment.safe(self.text.content()).at(place, n_chars)
+    }
+}
+
 /// A JSON string.
 pub(crate) struct TextMachine<'a> {
     pub(crate) text: &'a TextSpec,
     /// Of its content's classes.
     pub(crate) sets: &'a [ByteSet],
-    /// When the tree holds plain text only: the characters of the longest token.
-    pub(crate) plain_chars: Option<u32>,
 }
 
 impl Machine for TextMachine<'_> {
@@ -229,63 +290,34 @@ impl Machine for TextMachine<'_> {
             },
         }
     }
-
-    fn takes_all(&self, place: Place) -> bool {
-        let has_room = |n_chars| {
-            self.text
-                .n_chars_left(place)
-                .is_none_or(|n_left| n_left >= n_chars)
-        };
-        self.plain_chars
-            .is_some_and(|n_chars| self.text.is_open(place) && has_room(n_chars))
-    }
 }
 
-/// One of several declared keys; the way out is the key.
-pub(crate) struct KeyMachine<'a> {
-    pub(crate) trie: &'a KeyTrie,
-    pub(crate) allowed: &'a Allowed,
-}
-
-impl Machine for KeyMachine<'_> {
-    type Place = u32;
-
-    fn bytes(&mut self, place: u32) -> ByteSet {
-        self.trie.bytes(place)
-    }
-
-    fn step(&mut self, place: u32, byte: u8) -> Step<u32> {
-        let Some(node) = self.trie.step(place, byte, self.allowed) else {
-            return Step::NONE;
-        };
-        let exit = self.trie.key_at(node);
-        Step {
-            inside: exit.is_none().then_some(node),
-            exit,
-        }
-    }
-}
-
-/// The rest of the one key that is left.
-pub(crate) struct LiteralMachine<'a> {
-    pub(crate) rest: &'a [u8],
-}
-
-impl Machine for LiteralMachine<'_> {
-    type Place = usize;
-
-    fn bytes(&mut self, place: usize) -> ByteSet {
-        bytes_of([self.rest[place]])
-    }
-
-    fn step(&mut self, place: usize, byte: u8) -> Step<usize> {
-        if self.rest[place] != byte {
-            return Step::NONE;
-        }
-        let is_end = place + 1 == self.rest.len();
-        Step {
-            inside: (!is_end).then_some(place + 1),
-            exit: is_end.then_some(0),
-        }
+/// The same for those declared keys that are `allowed`, from `place` in their tree; the way out is the key. Few tokens go along with a key: its tree is followed, not that of the tokens.
+pub(crate) fn sweep_keys(
+    keys: &KeyTrie,
+    (place, allowed): (u32, &Allowed),
+    (trie, from): (&Trie, Option<usize>),
+    open: &mut Vec<(u32, Option<usize>)>,
+    found: &mut Found,
+) {
+    open.clear();
+    open.push((place, from));
+    while let Some((place, node)) = open.pop() {
+        keys.for_each_child(place, allowed, |byte, place| {
+            let Some(child) = trie.child(node, byte) else {
+                return;
+            };
+            match keys.key_at(place) {
+                Some(key) => found.exits.push(Exit {
+                    way: key,
+                    node: child as u32,
+                    is_end: true,
+                }),
+                None => {
+                    found.add(trie.own_range(child));
+                    open.push((place, Some(child)));
+                }
+            }
+        });
     }
 }

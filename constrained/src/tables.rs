@@ -1,25 +1,23 @@
 //! States of a running grammar, built when first reached and kept: sets of readings, where each byte leads,
 //! and which tokens may come next.
 //!
-//! Invariants: states 0 and 1 have no readings and lead to themselves; otherwise equal sets have equal
-//! numbers; a row entry is `UNKNOWN` or a state.
+//! Invariants: state 0 has no readings and leads to itself; equal sets have equal numbers; no two readings of
+//! a set have one leaf, unless they keep a text; a row entry is `UNKNOWN` or a state.
 
 use std::sync::Arc;
 
-use crate::cache::{Fragment, Piece};
-use crate::error::MatchError;
+use crate::cache::{Fragment, Piece, TextFragment};
 use crate::fill::{Asked, Filling};
 use crate::hash::Map;
 use crate::ir::Ir;
 use crate::limits::Limits;
 use crate::mask::TokenMask;
-use crate::step::{Leaf, Reading, Stacks};
+use crate::stacks::Stacks;
+use crate::step::{Leaf, Reading};
 use crate::vocabulary::Vocabulary;
 
 pub(crate) type StateId = u32;
 pub(crate) const NOTHING: StateId = 0;
-/// There are too many ways to read the output: it may go on, but nobody can say how.
-pub(crate) const TOO_MANY: StateId = 1;
 const UNKNOWN: u32 = u32::MAX;
 
 #[derive(Debug)]
@@ -37,12 +35,10 @@ pub(crate) struct Tables {
     /// `n_classes` entries a state.
     rows: Vec<u32>,
     pub(crate) n_mask_bytes: usize,
-    /// Work on transitions so far, in steps of a sweep.
-    pub(crate) n_state_work: usize,
     scratch: Vec<Reading>,
     /// By automaton and by string, what other grammars know too; filled when first needed.
     pub(crate) dfa_fragments: Box<[Option<Arc<Fragment>>]>,
-    pub(crate) text_fragments: Box<[Option<Arc<Fragment>>]>,
+    pub(crate) text_fragments: Box<[Option<Arc<TextFragment>>]>,
     /// Several keys that may come, and free texts by whether more may follow; mostly no other grammar has the
     /// same.
     pub(crate) own_pieces: Map<(Leaf, bool), Arc<Piece>>,
@@ -52,12 +48,11 @@ pub(crate) struct Tables {
 impl Tables {
     pub(crate) fn new(ir: &Ir, limits: &Limits) -> Self {
         let mut tables = Self {
-            stacks: Stacks::new(limits),
+            stacks: Stacks::new(limits.max_output_depth),
             states: Vec::new(),
             ids: Map::default(),
             rows: Vec::new(),
             n_mask_bytes: 0,
-            n_state_work: 0,
             scratch: Vec::new(),
             dfa_fragments: vec![None; ir.dfas.len()].into(),
             text_fragments: vec![None; ir.texts.len()].into(),
@@ -65,11 +60,6 @@ impl Tables {
             filling: Filling::default(),
         };
         tables.intern(&[], ir.classes.len());
-        tables.states.push(State {
-            readings: Arc::new([]),
-            mask: None,
-        });
-        tables.rows.resize(2 * ir.classes.len(), TOO_MANY);
         tables
     }
 
@@ -83,26 +73,14 @@ impl Tables {
         self.states[state as usize].readings.clone()
     }
 
-    /// The limit that was in the way.
-    pub(crate) fn exceeded(&self, limits: &Limits) -> (&'static str, u64) {
-        if self.stacks.is_too_many {
-            ("max_readings", limits.max_readings as u64)
-        } else {
-            ("max_output_depth", u64::from(limits.max_output_depth))
-        }
-    }
-
     /// The state of `readings`.
-    pub(crate) fn state_of(&mut self, ir: &Ir, limits: &Limits, mut readings: Vec<Reading>) -> StateId {
-        readings.sort_unstable();
-        readings.dedup();
-        if readings.len() > limits.max_readings {
-            return TOO_MANY;
-        }
+    pub(crate) fn state_of(&mut self, ir: &Ir, mut readings: Vec<Reading>) -> StateId {
+        self.stacks.merge(ir, &mut readings);
         self.intern(&readings, ir.classes.len())
     }
 
-    fn intern(&mut self, readings: &[Reading], n_classes: usize) -> StateId {
+    /// The state of `readings`, which are merged.
+    pub(crate) fn intern(&mut self, readings: &[Reading], n_classes: usize) -> StateId {
         if let Some(id) = self.ids.get(readings) {
             return *id;
         }
@@ -132,53 +110,29 @@ impl Tables {
             + n_fragments * 8
     }
 
-    /// The state of `readings`, of which there are no more than there were at once.
-    pub(crate) fn intern_sorted(&mut self, ir: &Ir, mut readings: Vec<Reading>) -> StateId {
-        readings.sort_unstable();
-        self.intern(&readings, ir.classes.len())
-    }
-
     /// Whether the output may end here.
     pub(crate) fn is_accepting(&self, state: StateId) -> bool {
         let first = self.states[state as usize].readings.first();
         first.is_some_and(|reading| reading.leaf == Leaf::Done)
     }
 
-    pub(crate) fn step(&mut self, ir: &Ir, limits: &Limits, state: StateId, byte: u8) -> StateId {
+    pub(crate) fn step(&mut self, ir: &Ir, state: StateId, byte: u8) -> StateId {
         let slot = state as usize * ir.classes.len() + ir.classes.of(byte);
         match self.rows[slot] {
-            UNKNOWN => self.first_step(ir, limits, state, byte),
+            UNKNOWN => self.first_step(ir, state, byte),
             next => next,
         }
     }
 
-    fn first_step(&mut self, ir: &Ir, limits: &Limits, state: StateId, byte: u8) -> StateId {
-        /// Measured against a step of a sweep.
-        const READING_WORK: usize = 80;
+    fn first_step(&mut self, ir: &Ir, state: StateId, byte: u8) -> StateId {
         let readings = self.states[state as usize].readings.clone();
-        self.n_state_work += READING_WORK * (1 + readings.len());
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
-        self.stacks.is_too_many = false;
         for reading in readings.iter() {
             self.stacks.step(ir, reading, byte, &mut out);
-            // Ways that come to the same are counted too: they cost as much.
-            if out.len() > limits.max_readings.saturating_mul(16) {
-                self.stacks.is_too_many = true;
-                break;
-            }
         }
-        out.sort_unstable();
-        out.dedup();
-        self.stacks.drop_repeated(ir, &mut out);
-        if out.len() > limits.max_readings {
-            self.stacks.is_too_many = true;
-        }
-        let next = if std::mem::take(&mut self.stacks.is_too_many) {
-            TOO_MANY
-        } else {
-            self.intern(&out, ir.classes.len())
-        };
+        self.stacks.merge(ir, &mut out);
+        let next = self.intern(&out, ir.classes.len());
         self.scratch = out;
         let slot = state as usize * ir.classes.len() + ir.classes.of(byte);
         self.rows[slot] = next;
@@ -186,8 +140,8 @@ impl Tables {
     }
 
     /// The state after all of `bytes`; `NOTHING` when they cannot come.
-    pub(crate) fn run(&mut self, ir: &Ir, limits: &Limits, state: StateId, bytes: &[u8]) -> StateId {
-        let step = |state, byte: &u8| self.step(ir, limits, state, *byte);
+    pub(crate) fn run(&mut self, ir: &Ir, state: StateId, bytes: &[u8]) -> StateId {
+        let step = |state, byte: &u8| self.step(ir, state, *byte);
         bytes.iter().fold(state, step)
     }
 
@@ -202,7 +156,7 @@ impl Tables {
             while rest != 0 {
                 let byte = first + rest.trailing_zeros() as u8;
                 rest &= rest - 1;
-                if self.step(asked.ir, asked.limits, state, byte) != NOTHING && only.replace(byte).is_some() {
+                if self.step(asked.ir, state, byte) != NOTHING && only.replace(byte).is_some() {
                     return None;
                 }
             }
@@ -211,19 +165,19 @@ impl Tables {
     }
 
     /// The tokens that may come in `state`, and the tokens that end the text where it may end.
-    pub(crate) fn mask(&mut self, asked: Asked<'_>, state: StateId) -> Result<Arc<TokenMask>, MatchError> {
+    pub(crate) fn mask(&mut self, asked: Asked<'_>, state: StateId) -> Arc<TokenMask> {
         if let Some(mask) = &self.states[state as usize].mask {
-            return Ok(mask.clone());
+            return mask.clone();
         }
         let alike = self.alike(asked.ir, asked.vocabulary, state);
         let mask = match self.states[alike as usize].mask.clone() {
             Some(mask) => mask,
-            None => self.first_mask(asked, alike)?,
+            None => self.first_mask(asked, alike),
         };
         self.n_mask_bytes += mask.n_bytes();
         self.states[state as usize].mask = Some(mask.clone());
         self.states[alike as usize].mask = Some(mask.clone());
-        Ok(mask)
+        mask
     }
 
     /// A state with the same mask, the same one for many: lengths and counts whose bounds no token reaches.
@@ -243,12 +197,9 @@ impl Tables {
             }
         }
         // Most states have no count at all.
-        let Some(mut alike) = changed else {
-            return state;
-        };
-        alike.sort_unstable();
-        alike.dedup();
-        self.stacks.drop_repeated(ir, &mut alike);
-        self.intern(&alike, ir.classes.len())
+        match changed {
+            None => state,
+            Some(alike) => self.state_of(ir, alike),
+        }
     }
 }

@@ -18,12 +18,10 @@ use crate::lengths::Lengths;
 /// A constraint on a JSON string.
 #[derive(Debug)]
 pub(crate) struct TextSpec {
-    content: Dfa,
+    content: Arc<Dfa>,
     min: u32,
     max: Option<u32>,
     lengths: Lengths,
-    /// By content state at a character's border: whether every text can follow, as far as the content goes.
-    is_open: Vec<bool>,
     classes: Classes,
 }
 
@@ -115,20 +113,18 @@ impl Hex {
 impl TextSpec {
     /// Strings whose content `content` accepts and that have `min ..= max` characters.
     pub(crate) fn new(content: &Dfa, min: u32, max: Option<u32>, is_spelled: &[bool; 256]) -> Self {
-        let content = content.clone().trimmed(&spelled_content(is_spelled));
+        let content = content.clone().spelled(&spelled_content(is_spelled));
         let lengths = Lengths::new(&content, min, max);
-        let is_open = open_states(&content);
         let special = |byte: u8| {
             let is_letter = byte.is_ascii_hexdigit() || b"\"\\nrtu".contains(&byte);
             (is_letter.then_some(byte), byte < 0x20, byte >= 0x80, byte >= 0xC0)
         };
         let classes = content.classes().refine(&Classes::by(special));
         Self {
-            content,
+            content: Arc::new(content),
             min,
             max,
             lengths,
-            is_open,
             classes,
         }
     }
@@ -160,16 +156,6 @@ impl TextSpec {
         state != DEAD && self.max.is_none_or(|max| n_chars <= max) && self.lengths.allow(state, n_chars)
     }
 
-    /// Whether the content can be followed by any text, apart from its length.
-    pub(crate) fn is_open(&self, place: Place) -> bool {
-        place.mode == PLAIN && self.is_open[place.state as usize] && self.lengths.are_free()
-    }
-
-    /// Whether any text may follow where the content is in `state`, apart from its length.
-    pub(crate) fn is_open_after(&self, state: u32) -> bool {
-        self.is_open[state as usize]
-    }
-
     /// Characters that may still come; `None` without a bound.
     pub(crate) fn n_chars_left(&self, place: Place) -> Option<u32> {
         self.max.map(|max| max - place.n_chars)
@@ -189,11 +175,15 @@ impl TextSpec {
 
     /// Bytes of memory.
     pub(crate) fn n_bytes(&self) -> usize {
-        size_of::<Self>() + self.content.n_bytes() + self.is_open.len() + self.lengths.n_bytes()
+        size_of::<Self>() + self.content.n_bytes() + self.lengths.n_bytes()
     }
 
-    pub(crate) fn content(&self) -> &Dfa {
+    pub(crate) fn content(&self) -> &Arc<Dfa> {
         &self.content
+    }
+
+    pub(crate) fn lengths(&self) -> &Lengths {
+        &self.lengths
     }
 
     /// What `place` means for tokens of at most `max_chars` characters, the same for many lengths.
@@ -376,9 +366,6 @@ impl TextSpec {
         if self.max.is_some_and(|max| n_chars > max) {
             return false;
         }
-        if self.is_open[place.state as usize] && self.lengths.are_free() {
-            return !ranges.is_empty();
-        }
         // Ranges never touch the surrogates, so both ends are characters.
         let chars = ranges
             .iter()
@@ -462,7 +449,7 @@ const UTF8_CLASSES: [u8; 256] = {
     classes
 };
 
-fn utf8_classes() -> Classes {
+pub(crate) fn utf8_classes() -> Classes {
     Classes::by(|byte| UTF8_CLASSES[usize::from(byte)])
 }
 
@@ -480,49 +467,11 @@ pub(crate) fn any_content() -> Arc<Dfa> {
     Arc::new(dfa.trimmed(&[true; 256]))
 }
 
-/// The states, at a border between characters, from which no text leads to death.
-fn open_states(content: &Dfa) -> Vec<bool> {
-    let n = content.n_states();
-    let mut is_bad = vec![[false; 8]; n];
-    let mut into: Vec<Vec<(u32, u8, u8)>> = vec![Vec::new(); n];
-    let members = content.classes().refine(&utf8_classes());
-    let mut seen = vec![[false; 8]; n];
-    let mut queue = vec![(content.start(), 0u8)];
-    seen[content.start() as usize][0] = true;
-    let mut bad = Vec::new();
-    while let Some((state, rest)) = queue.pop() {
-        for byte in members.members() {
-            let Some(next_rest) = step_utf8(rest, *byte) else {
-                continue;
-            };
-            let next = content.step(state, *byte);
-            if next == DEAD {
-                is_bad[state as usize][usize::from(rest)] = true;
-                bad.push((state, rest));
-                continue;
-            }
-            into[next as usize].push((state, rest, next_rest));
-            if !std::mem::replace(&mut seen[next as usize][usize::from(next_rest)], true) {
-                queue.push((next, next_rest));
-            }
-        }
-    }
-    while let Some((state, rest)) = bad.pop() {
-        for (from, from_rest, to_rest) in &into[state as usize] {
-            let slot = &mut is_bad[*from as usize][usize::from(*from_rest)];
-            if *to_rest == rest && !std::mem::replace(slot, true) {
-                bad.push((*from, *from_rest));
-            }
-        }
-    }
-    (0..n).map(|state| seen[state][0] && !is_bad[state][0]).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::limits::Limits;
-    use crate::pattern::Bounds;
+    use crate::pattern::{Bounds, Pattern, Syntax};
 
     fn accepts(spec: &TextSpec, text: &str) -> bool {
         let mut place = spec.start();
@@ -603,8 +552,11 @@ mod tests {
         }
         assert!(!TextSpec::new(&any_content(), 2, Some(1), &[true; 256]).is_satisfiable());
         // Pairs of letters with exactly three characters: nothing.
-        let pairs = crate::pattern::compile("(?:[a-z][a-z])*", Bounds::new(&Limits::default()));
-        let pairs = pairs.expect("small").dfa;
+        let pairs = Pattern::parse("(?:[a-z][a-z])*", Syntax::Rust).expect("valid");
+        let pairs = pairs
+            .automaton(Bounds::new(&Limits::default()))
+            .expect("small")
+            .dfa;
         assert!(!TextSpec::new(&pairs, 3, Some(3), &[true; 256]).is_satisfiable());
         let four = TextSpec::new(&pairs, 3, Some(5), &[true; 256]);
         assert!(accepts(&four, "\"abcd\"") && !accepts(&four, "\"abcde"));

@@ -8,7 +8,7 @@ use crate::fill::{Asked, Filling};
 use crate::ir::{Ir, Node, NodeId};
 use crate::mask::TokenMask;
 use crate::step::Leaf;
-use crate::tables::{NOTHING, StateId, TOO_MANY, Tables};
+use crate::tables::{NOTHING, StateId, Tables};
 use crate::vocabulary::Vocabulary;
 
 /// Tokens by number, ascending. End-of-text tokens are in none.
@@ -108,12 +108,11 @@ impl Tables {
         let by_bytes = if bytes.is_empty() {
             NOTHING
         } else {
-            self.run(asked.ir, asked.limits, state, bytes)
+            self.run(asked.ir, state, bytes)
         };
-        if !asked.ir.has_tokens || by_bytes == TOO_MANY {
+        if !asked.ir.has_tokens {
             return by_bytes;
         }
-        self.stacks.is_too_many = false;
         let mut out = Vec::new();
         for reading in self.readings(state).iter() {
             let (ir, stacks) = (asked.ir, &mut self.stacks);
@@ -130,14 +129,11 @@ impl Tables {
                 _ => {}
             }
         }
-        if std::mem::take(&mut self.stacks.is_too_many) {
-            return TOO_MANY;
-        }
         if out.is_empty() {
             return by_bytes;
         }
         out.extend_from_slice(&self.readings(by_bytes));
-        self.state_of(asked.ir, asked.limits, out)
+        self.state_of(asked.ir, out)
     }
 
     /// Adds the tokens that `state` allows by number.
@@ -156,7 +152,7 @@ impl Tables {
                             for token in ids {
                                 words[*token as usize / 64] &= !(1 << (token % 64));
                             }
-                            let mask = TokenMask::from_words(&words, vocabulary.n_vocab());
+                            let mask = TokenMask::from_words(words, vocabulary.n_vocab());
                             filling.parts.push(vocabulary.cache().mask(mask));
                         }
                     }

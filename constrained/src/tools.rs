@@ -13,9 +13,8 @@ use crate::constraint::lower_regex;
 use crate::error::CompileError;
 use crate::free_text::{Ending, FreeSpec};
 use crate::ir::{Ir, Node, NodeId};
-use crate::json::{Document, Json};
 use crate::keys::{Spelling, quoted};
-use crate::schema::{self, SchemaOptions};
+use crate::schema::{self, Enforcement, SchemaOptions, Source, Values};
 use crate::tags::Context;
 
 /// A tool that may be called.
@@ -25,6 +24,8 @@ pub struct Tool<'a> {
     pub name: &'a str,
     /// The JSON Schema of its arguments.
     pub parameters: &'a str,
+    /// What happens to the parts of that schema that cannot be enforced.
+    pub enforcement: Enforcement,
 }
 
 /// How a call is written.
@@ -76,9 +77,13 @@ const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
 
 impl ToolSpec<'_> {
+    /// Bytes of source text, less that of relaxed tools, each of which is looked at on its own.
     pub(crate) fn n_bytes(&self) -> usize {
-        let tools = self.tools.iter();
-        tools.map(|tool| tool.name.len() + tool.parameters.len()).sum()
+        let of_tool = |tool: &Tool<'_>| match tool.enforcement {
+            Enforcement::Whole => tool.name.len() + tool.parameters.len(),
+            Enforcement::Relaxed => tool.name.len(),
+        };
+        self.tools.iter().map(of_tool).sum()
     }
 
     pub(crate) fn lower(&self, ir: &mut Ir, context: Context<'_>) -> Result<NodeId, CompileError> {
@@ -129,9 +134,16 @@ impl ToolSpec<'_> {
         context: Context<'_>,
     ) -> Result<NodeId, CompileError> {
         let place = format!("#/tools/{at}/parameters");
-        let schema = object_schema(tool.parameters, context, &place)?;
-        let arguments = schema::compile(ir, &schema, context.options, context.limits)
-            .map_err(|error| error.within(&place))?;
+        let source = Source {
+            text: tool.parameters,
+            place: &place,
+            values: Values::Objects,
+        };
+        let options = SchemaOptions {
+            enforcement: tool.enforcement,
+            ..*context.options
+        };
+        let arguments = schema::compile(ir, source, &options, context.limits)?;
         let member = match self.format {
             CallFormat::Hermes => "arguments",
             CallFormat::Llama3Json => "parameters",
@@ -196,32 +208,5 @@ impl ToolSpec<'_> {
         let more = ir.seq(vec![separator, call]);
         let more = ir.repeat(more, 0, None);
         ir.seq(vec![call, more])
-    }
-}
-
-/// The schema `text` for objects only.
-fn object_schema(text: &str, context: Context<'_>, place: &str) -> Result<String, CompileError> {
-    let malformed = |why: &str| {
-        Err(CompileError::Malformed {
-            pointer: place.to_owned(),
-            keyword: "type".to_owned(),
-            why: why.to_owned(),
-        })
-    };
-    let document = Document::parse(text, context.limits.max_source_depth)?;
-    let Json::Object(members) = &document[0] else {
-        return malformed("a tool's schema is an object");
-    };
-    match document.member(0, "type").map(|id| &document[id]) {
-        Some(Json::String(name)) if name == "object" => Ok(text.to_owned()),
-        Some(_) => malformed("a tool's arguments are an object; `object` is the only type"),
-        None if document.member(0, "$ref").is_some() => {
-            malformed("a tool's schema that is a reference must say `object` beside it")
-        }
-        None => {
-            let comma = if members.is_empty() { "" } else { ", " };
-            let rest = text.trim_start().strip_prefix('{').expect("it is an object");
-            Ok(format!("{{\"type\": \"object\"{comma}{rest}"))
-        }
     }
 }

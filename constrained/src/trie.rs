@@ -10,7 +10,9 @@
 //! A node with many children also lists them by byte, so that a walk which can use few bytes looks at few
 //! children.
 
+use crate::alphabet::{Alphabets, alphabets_of};
 use crate::dfa::{ByteSet, bytes_of};
+use crate::text::step_utf8;
 
 /// One node: the byte on the edge from its parent.
 #[derive(Clone, Copy, Debug)]
@@ -19,10 +21,15 @@ pub(crate) struct TrieNode {
     first_token: u32,
     /// Number of its [`Wide`] entry; `NARROW` without one.
     wide: u32,
+    /// The alphabets of all that longer tokens have after it; none where it ends within a character.
+    pub(crate) below: Alphabets,
     pub(crate) depth: u16,
     pub(crate) byte: u8,
+    /// Bytes of the longest of these, if they are less than 255.
+    pub(crate) height: u8,
 }
 
+/// Stands for no [`Wide`] entry, and for no parent.
 const NARROW: u32 = u32::MAX;
 /// Nodes with more children than this list them by byte.
 const MAX_NARROW: usize = 8;
@@ -63,8 +70,10 @@ impl Trie {
                     skip: 0,
                     first_token: trie.tokens.len() as u32,
                     wide: NARROW,
+                    below: Alphabets::MAX,
                     depth: u16::try_from(depth).expect("tokens are shorter than 65,536 bytes"),
                     byte: *byte,
+                    height: 0,
                 });
             }
             trie.tokens.push(token);
@@ -72,7 +81,35 @@ impl Trie {
         }
         trie.close(&mut path, 0);
         trie.list_children();
+        trie.note_alphabets();
         trie
+    }
+
+    fn note_alphabets(&mut self) {
+        // By node: its parent, and what remains of a character; nothing can make up for what is no UTF-8.
+        let mut places: Vec<(u32, Option<u8>)> = Vec::with_capacity(self.nodes.len());
+        let mut path: Vec<u32> = Vec::new();
+        for (at, node) in (0..).zip(&self.nodes) {
+            path.truncate(usize::from(node.depth));
+            let parent = path.last().copied();
+            let before = parent.map_or(Some(0), |parent| places[parent as usize].1);
+            let rest = before.and_then(|rest| step_utf8(rest, node.byte));
+            places.push((parent.unwrap_or(NARROW), rest));
+            path.push(at);
+        }
+        // Children come after their parents.
+        for (at, (parent, rest)) in places.into_iter().enumerate().rev() {
+            let node = &mut self.nodes[at];
+            let own = node.below & alphabets_of(node.byte);
+            let height = node.height.saturating_add(1);
+            if rest != Some(0) {
+                node.below = 0;
+            }
+            if let Some(parent) = self.nodes.get_mut(parent as usize) {
+                parent.below &= if rest.is_some() { own } else { 0 };
+                parent.height = parent.height.max(height);
+            }
+        }
     }
 
     fn close(&mut self, path: &mut Vec<u32>, depth: usize) {
@@ -102,10 +139,6 @@ impl Trie {
                 children: children.as_slice().into(),
             });
         }
-    }
-
-    pub(crate) fn n_nodes(&self) -> usize {
-        self.nodes.len()
     }
 
     /// All nodes, parents before children.
@@ -241,6 +274,31 @@ mod tests {
         assert_eq!(trie.range_below(0), 0..3);
         assert_eq!((trie.find(b"ab"), trie.find(b"ba")), (Some(1), None));
         assert!(trie.is_leaf(1) && !trie.is_leaf(0));
+    }
+
+    #[test]
+    fn nodes_know_the_alphabets_of_what_is_below() {
+        let tokens: [&[u8]; 7] = [
+            b"ab",
+            b"ab1",
+            b"aC",
+            "é".as_bytes(),
+            "éb".as_bytes(),
+            b"b\x80",
+            b"\xc3",
+        ];
+        let trie = Trie::new(tokens.into_iter().zip(0..).collect());
+        let below = |text: &[u8]| trie.nodes[trie.find(text).expect("it begins a token")].below;
+        let all = |text: &[u8]| {
+            text.iter()
+                .fold(Alphabets::MAX, |all, byte| all & alphabets_of(*byte))
+        };
+        assert_eq!(below(b"a"), all(b"b1C"));
+        assert_eq!(below(b"ab"), all(b"1"));
+        assert_eq!(below("é".as_bytes()), all(b"b"));
+        assert_eq!(below(b"aC"), Alphabets::MAX);
+        // No text goes on within a character, and none has what is no character.
+        assert_eq!((below(b"\xc3"), below(b"b")), (0, 0));
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct Vocabulary {
     with_text: Vec<u64>,
     whole_text: Vec<u64>,
     trie: Trie,
+    /// By token: its place in the tree's list; [`NOWHERE`] without text.
+    places: Vec<u32>,
     /// Bytes of the longest token.
     max_bytes: u32,
     /// Bytes that are a token by themselves: text of these bytes can be produced from anywhere.
@@ -36,6 +38,7 @@ pub struct Vocabulary {
     cache: Arc<Cache>,
 }
 
+const NOWHERE: u32 = u32::MAX;
 const DEFAULT_CACHE_BYTES: usize = 64 << 20;
 
 /// Tokens sorted by what they do inside a JSON string.
@@ -50,8 +53,11 @@ pub(crate) struct StringTokens {
     pub(crate) plain: Trie,
     /// The tokens that are not plain.
     pub(crate) other: Trie,
-    /// Characters of the longest token, whatever it is.
+    /// Characters of the longest token, whatever it is; of the longest plain one; and the most that one of
+    /// the others can have within a string.
     pub(crate) max_chars: u32,
+    pub(crate) max_plain_chars: u32,
+    pub(crate) max_other_chars: u32,
 }
 
 /// Sets of plain tokens are kept up to this many characters.
@@ -107,6 +113,10 @@ impl Vocabulary {
         let max_bytes = with_text.iter().map(|(text, _)| text.len() as u32).max();
         let max_bytes = max_bytes.unwrap_or(0);
         let trie = Trie::new(with_text);
+        let mut places = vec![NOWHERE; n];
+        for (place, token) in (0..).zip(trie.tokens()) {
+            places[*token as usize] = place;
+        }
         let mut eos = eos.to_vec();
         eos.sort_unstable();
         eos.dedup();
@@ -118,6 +128,7 @@ impl Vocabulary {
             with_text: all,
             whole_text: whole,
             trie,
+            places,
             max_bytes,
             is_spelled,
             strings,
@@ -218,6 +229,12 @@ impl Vocabulary {
         &self.trie
     }
 
+    /// Where `token` is in the list of [`Self::trie`].
+    pub(crate) fn place(&self, token: u32) -> Option<u32> {
+        let place = self.places.get(token as usize).copied();
+        place.filter(|place| *place != NOWHERE)
+    }
+
     pub(crate) fn max_bytes(&self) -> u32 {
         self.max_bytes
     }
@@ -239,15 +256,17 @@ impl StringTokens {
     fn new(tokens: &[(&[u8], u32)], n_words: usize) -> Self {
         let mut up_to = vec![vec![0u64; n_words]; MAX_SET_CHARS + 1];
         let (mut plain, mut other, mut long) = (Vec::new(), Vec::new(), Vec::new());
-        let mut max_chars = 1;
+        let (mut max_plain_chars, mut max_other_chars) = (1, 1);
         for (text, token) in tokens {
             let Some(n_chars) = plain_chars(text) else {
-                // An upper bound where the text is not whole characters: each byte may begin one.
-                max_chars = max_chars.max(text.len() as u32);
+                // An upper bound: each byte may begin a character, and no control character is within a
+                // string.
+                let n_within = text.iter().take_while(|byte| **byte >= b' ').count();
+                max_other_chars = max_other_chars.max(n_within as u32);
                 other.push((*text, *token));
                 continue;
             };
-            max_chars = max_chars.max(n_chars as u32);
+            max_plain_chars = max_plain_chars.max(n_chars as u32);
             plain.push((*text, *token));
             match up_to.get_mut(n_chars) {
                 Some(set) => set[*token as usize / 64] |= 1 << (token % 64),
@@ -265,7 +284,9 @@ impl StringTokens {
             long,
             plain: Trie::new(plain),
             other: Trie::new(other),
-            max_chars,
+            max_chars: max_plain_chars.max(max_other_chars),
+            max_plain_chars,
+            max_other_chars,
         }
     }
 
@@ -277,6 +298,37 @@ impl StringTokens {
             words[*token as usize / 64] |= 1 << (token % 64);
         }
         words
+    }
+
+    /// Adds those of `tokens` that are plain and have more than `n_least` and at most `n_most` characters.
+    pub(crate) fn add_between(&self, n_least: u32, n_most: u32, tokens: &[u64], words: &mut [u64]) {
+        if n_least >= n_most {
+            return;
+        }
+        let set = |n_chars: u32| &self.up_to[(n_chars as usize).min(MAX_SET_CHARS)];
+        let bounds = set(n_least).iter().zip(set(n_most));
+        for ((word, token), (shorter, longer)) in words.iter_mut().zip(tokens).zip(bounds) {
+            *word |= token & longer & !shorter;
+        }
+        for (n_chars, token) in &self.long {
+            let (word, bit) = (*token as usize / 64, 1 << (token % 64));
+            if n_least < *n_chars && *n_chars <= n_most && tokens[word] & bit != 0 {
+                words[word] |= bit;
+            }
+        }
+    }
+
+    /// Calls `visit` with those of `tokens` that are plain and have `n_chars` characters.
+    pub(crate) fn for_each_of(&self, n_chars: u32, tokens: &[u64], mut visit: impl FnMut(u32)) {
+        let mut of_length = vec![0; tokens.len()];
+        self.add_between(n_chars - 1, n_chars, tokens, &mut of_length);
+        for (first, word) in (0..).step_by(64).zip(of_length) {
+            let mut rest = word;
+            while rest != 0 {
+                visit(first + rest.trailing_zeros());
+                rest &= rest - 1;
+            }
+        }
     }
 
     /// The plain tokens in `ranges` of the plain tree, which are disjoint, as bits.
@@ -331,7 +383,7 @@ mod tests {
         assert_eq!(members(&strings.up_to(0)), [0u32; 0]);
         assert_eq!(members(&strings.up_to(1)), [0]);
         assert_eq!(members(&strings.up_to(u32::MAX)), [0, 1]);
-        assert_eq!(strings.other.n_nodes(), 4);
+        assert_eq!(strings.other.nodes().len(), 4);
         // In the order of their bytes: abc, then é.
         for (mut ranges, tokens) in [
             (vec![], vec![]),

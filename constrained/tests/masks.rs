@@ -95,19 +95,28 @@ fn full_tables_are_replaced_and_nothing_changes() {
 }
 
 #[test]
-fn nesting_beyond_the_limit_is_not_offered() {
+fn as_many_containers_are_open_at_once_as_the_limit_says_and_no_more() {
     let vocabulary = vocabulary();
-    let limits = Limits {
-        max_output_depth: 40,
-        ..Limits::default()
+    let compile = |schema| {
+        let options = SchemaOptions::default();
+        Grammar::compile_json_schema(&vocabulary, schema, &options, &Limits::default()).expect(schema)
     };
-    let grammar = Grammar::compile_json_schema(&vocabulary, "{}", &SchemaOptions::default(), &limits);
-    let mut matcher = grammar.expect("anything").matcher();
-    let n_open = (0..1_000)
-        .take_while(|_| matcher.advance(byte_token(b'[')).is_ok())
-        .count();
-    assert!((10..50).contains(&n_open), "{n_open} brackets");
-    assert!(matcher.mask().is_ok_and(|mask| mask.n_allowed() > 0));
+    let list = r##"{"type":"array","items":{"$ref":"#"}}"##;
+    let tree = r##"{"type":"object","properties":{"a":{"$ref":"#"}},"additionalProperties":false}"##;
+    // What opens 256 containers, what would open one more, and what closes them.
+    let closed = |text: &str, close: &str| format!("{text}{}", close.repeat(256));
+    let nested = "{\"a\":".repeat(255);
+    for (schema, open, deeper, rest) in [
+        ("{}", "[".repeat(256), "[", closed("", "]")),
+        (list, "[".repeat(256), "[", closed("", "]")),
+        (tree, format!("{nested}{{"), "\"", closed("", "}")),
+        ("{}", "{\"\":".repeat(256), "{", closed("1", "}")),
+    ] {
+        let mut matcher = compile(schema).matcher();
+        let mut take = |text: &str| text.bytes().all(|byte| matcher.advance(byte_token(byte)).is_ok());
+        assert!(take(&open) && !take(deeper) && take(&rest), "{schema}");
+        assert!(matcher.is_accepting(), "{schema}");
+    }
 }
 
 #[test]

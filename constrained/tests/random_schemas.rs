@@ -5,12 +5,15 @@
 mod bytes;
 #[path = "common/random.rs"]
 mod random;
+#[path = "common/random_json.rs"]
+mod random_json;
 
 use std::sync::Arc;
 
 use arbora_constrained::{CompileError, Draft, Grammar, Limits, PropertyOrder, SchemaOptions, Vocabulary};
 use bytes::{accepts, vocabulary};
 use random::Random;
+use random_json::{instance, output, schema_with_definitions, spellings};
 use serde_json::{Map, Value, json};
 
 const N_SCHEMAS: u64 = 3_000;
@@ -18,231 +21,6 @@ const N_INSTANCES: usize = 40;
 const N_OUTPUTS: usize = 6;
 /// Spellings tried of one instance; none has more.
 const MAX_SPELLINGS: usize = 20_000;
-
-fn pick<'a, T>(random: &mut Random, list: &'a [T]) -> &'a T {
-    &list[random.below(list.len())]
-}
-
-fn is_one_in(random: &mut Random, n: usize) -> bool {
-    random.below(n) == 0
-}
-
-const NAMES: [&str; 4] = ["a", "b", "ab", "c"];
-const TEXTS: [&str; 6] = ["", "a", "ab", "b", "bba", "1"];
-const PATTERNS: [&str; 5] = ["^a", "b$", "[0-9]", "^.?$", "^(a|b)*$"];
-const TYPES: [&str; 7] = [
-    "null", "boolean", "integer", "number", "string", "array", "object",
-];
-
-fn number(random: &mut Random) -> Value {
-    match random.below(6) {
-        0 => json!(random.below(30) as f64 / 4.0 - 2.0),
-        _ => json!(random.below(7) as i64 - 2),
-    }
-}
-
-fn instance(random: &mut Random, depth: usize) -> Value {
-    match random.below(if depth == 0 { 6 } else { 11 }) {
-        0 => Value::Null,
-        1 => json!(is_one_in(random, 2)),
-        2 | 3 => number(random),
-        4 | 5 => json!(*pick(random, &TEXTS)),
-        6 | 7 => {
-            let n = random.below(4);
-            (0..n).map(|_| instance(random, depth - 1)).collect()
-        }
-        _ => {
-            let n = random.below(4);
-            let member = |random: &mut Random| {
-                let name = (*pick(random, &NAMES)).to_owned();
-                (name, instance(random, depth - 1))
-            };
-            Value::Object((0..n).map(|_| member(random)).collect())
-        }
-    }
-}
-
-fn names(random: &mut Random) -> Value {
-    let mut names: Vec<&str> = NAMES.to_vec();
-    names.retain(|_| is_one_in(random, 2));
-    json!(names)
-}
-
-fn schemas(random: &mut Random, depth: usize) -> Value {
-    let n = 1 + random.below(3);
-    (0..n).map(|_| schema(random, depth)).collect()
-}
-
-fn schemas_by(random: &mut Random, names: &[&str], depth: usize) -> Value {
-    let mut members = Map::new();
-    for _ in 0..1 + random.below(2) {
-        members.insert((*pick(random, names)).to_owned(), schema(random, depth));
-    }
-    Value::Object(members)
-}
-
-fn schema(random: &mut Random, depth: usize) -> Value {
-    if is_one_in(random, 12) {
-        return json!(is_one_in(random, 3));
-    }
-    let mut members = Map::new();
-    for _ in 0..1 + random.below(3) {
-        let (keyword, value) = keyword(random, depth);
-        if let Some(value) = value {
-            members.insert(keyword.to_owned(), value);
-        }
-    }
-    Value::Object(members)
-}
-
-const SCALAR: [&str; 14] = [
-    "type",
-    "type",
-    "const",
-    "enum",
-    "minimum",
-    "exclusiveMaximum",
-    "multipleOf",
-    "minLength",
-    "maxLength",
-    "pattern",
-    "required",
-    "minProperties",
-    "maxProperties",
-    "maxItems",
-];
-const NESTED: [&str; 26] = [
-    "properties",
-    "properties",
-    "additionalProperties",
-    "patternProperties",
-    "propertyNames",
-    "items",
-    "prefixItems",
-    "contains",
-    "allOf",
-    "anyOf",
-    "anyOf",
-    "oneOf",
-    "oneOf",
-    "not",
-    "if",
-    "then",
-    "else",
-    "dependentRequired",
-    "dependentSchemas",
-    "unevaluatedProperties",
-    "unevaluatedItems",
-    "minContains",
-    "maxContains",
-    "uniqueItems",
-    "minItems",
-    "$ref",
-];
-
-fn keyword(random: &mut Random, depth: usize) -> (&'static str, Option<Value>) {
-    let keyword = if depth == 0 || is_one_in(random, 2) {
-        *pick(random, &SCALAR)
-    } else {
-        *pick(random, &NESTED)
-    };
-    let below = depth.saturating_sub(1);
-    let value = match keyword {
-        "type" if is_one_in(random, 3) => {
-            let at = random.below(TYPES.len());
-            json!([
-                TYPES[at],
-                TYPES[(at + 1 + random.below(TYPES.len() - 1)) % TYPES.len()]
-            ])
-        }
-        "type" => json!(pick(random, &TYPES)),
-        "const" => instance(random, 2),
-        "enum" => (0..1 + random.below(4)).map(|_| instance(random, 2)).collect(),
-        "minimum" | "exclusiveMaximum" => number(random),
-        "multipleOf" => pick(random, &[json!(1), json!(2), json!(0.5), json!(3)]).clone(),
-        "minLength" | "minProperties" | "minItems" | "minContains" => json!(random.below(3)),
-        "maxLength" | "maxProperties" | "maxItems" | "maxContains" => json!(random.below(4)),
-        "pattern" => json!(pick(random, &PATTERNS)),
-        "required" => names(random),
-        "uniqueItems" => json!(true),
-        "properties" | "dependentSchemas" => schemas_by(random, &NAMES, below),
-        "patternProperties" => schemas_by(random, &PATTERNS, below),
-        "dependentRequired" => json!({ *pick(random, &NAMES): names(random) }),
-        "prefixItems" | "allOf" | "anyOf" | "oneOf" => schemas(random, below),
-        "$ref" => json!(format!("#/$defs/{}", pick(random, &["x", "y"]))),
-        _ => schema(random, below),
-    };
-    let is_dead = value.as_array().is_some_and(Vec::is_empty) && keyword == "type";
-    (keyword, (!is_dead).then_some(value))
-}
-
-fn spellings(value: &Value) -> Vec<String> {
-    let join = |parts: &[Vec<String>], open: &str, close: &str| {
-        let mut all = vec![String::new()];
-        for part in parts {
-            let longer = |text: &String| {
-                let comma = if text.is_empty() { "" } else { "," };
-                part.iter()
-                    .map(|more| format!("{text}{comma}{more}"))
-                    .collect::<Vec<_>>()
-            };
-            all = all.iter().flat_map(longer).collect();
-        }
-        let whole = all.into_iter().map(|text| format!("{open}{text}{close}"));
-        whole.collect::<Vec<_>>()
-    };
-    match value {
-        Value::Number(number) => {
-            let text = number.to_string();
-            vec![text.strip_suffix(".0").map_or(text.clone(), str::to_owned)]
-        }
-        Value::Array(items) => join(&items.iter().map(spellings).collect::<Vec<_>>(), "[", "]"),
-        Value::Object(members) => {
-            let mut orders = vec![Vec::new()];
-            for (name, value) in members {
-                let name = Value::from(name.as_str());
-                let texts = spellings(value);
-                let member: Vec<String> = texts.iter().map(|text| format!("{name}:{text}")).collect();
-                let insert = |order: &Vec<Vec<String>>| {
-                    let at = |i| [&order[..i], std::slice::from_ref(&member), &order[i..]].concat();
-                    (0..=order.len()).map(at).collect::<Vec<_>>()
-                };
-                orders = orders.iter().flat_map(insert).collect();
-            }
-            orders.iter().flat_map(|order| join(order, "{", "}")).collect()
-        }
-        other => vec![other.to_string()],
-    }
-}
-
-/// A random output that follows the masks; `None` when it grows too long.
-fn output(grammar: &Grammar, random: &mut Random, schema: &str) -> Option<String> {
-    const LIKELY: &[u8] = b"\"}]:,{[ab01tfn.-";
-    let mut matcher = grammar.matcher();
-    let mut bytes = Vec::new();
-    for _ in 0..160 {
-        let mask = matcher.mask().expect("no limit is near");
-        let allowed: Vec<u32> = (0..=256).filter(|token| mask.allows(*token)).collect();
-        assert!(!allowed.is_empty(), "a dead end after {bytes:?} of {schema}");
-        let likely: Vec<u32> = LIKELY.iter().map(|byte| u32::from(*byte)).collect();
-        let likely: Vec<u32> = likely
-            .into_iter()
-            .filter(|token| allowed.contains(token))
-            .collect();
-        let token = match random.below(8) {
-            0 => *pick(random, &allowed),
-            1..=3 if mask.allows(256) => 256,
-            _ if !likely.is_empty() => *pick(random, &likely),
-            _ => *pick(random, &allowed),
-        };
-        matcher.advance(token).expect("the mask allows it");
-        if token == 256 {
-            return Some(String::from_utf8(bytes).expect("outputs are text"));
-        }
-        bytes.push(token as u8);
-    }
-    None
-}
 
 /// Whether every number is short enough to be exact as a floating-point number.
 fn has_exact_numbers(text: &str) -> bool {
@@ -291,11 +69,7 @@ fn in_draft_7(schema: &Value) -> Value {
 
 fn check(seed: u64, draft: Draft, vocabulary: &Arc<Vocabulary>, tally: &mut Tally) {
     let mut random = Random(seed);
-    let mut schema = schema(&mut random, 3);
-    let defs = json!({"x": self::schema(&mut random, 1), "y": self::schema(&mut random, 1)});
-    if let Value::Object(members) = &mut schema {
-        members.insert("$defs".to_owned(), defs);
-    }
+    let mut schema = schema_with_definitions(&mut random);
     if draft == Draft::Draft7 {
         schema = in_draft_7(&schema);
     }

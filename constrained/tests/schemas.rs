@@ -74,20 +74,66 @@ fn grammar(schema: &str) -> Grammar {
 }
 
 #[test]
-fn whitespace_between_tokens_of_json_comes_to_an_end() {
-    let grammar = grammar(r#"{"type": "object", "properties": {"a": {"type": "integer"}}}"#);
-    let most = Limits::default().max_whitespace;
-    let spaced = |n: usize| format!("{{{}\"a\":1}}", " ".repeat(n));
-    assert!(accepts(&grammar, &spaced(1)) && accepts(&grammar, &spaced(most)));
-    assert!(
-        !accepts(&grammar, &spaced(most + 1)),
-        "a model could go on for ever"
+fn whitespace_between_tokens_of_json_is_a_space_or_two_and_a_line_with_its_indentation() {
+    let grammar = grammar(
+        r#"{"type": "object", "properties": {"a": {"items": {"type": "integer"}, "type": "array"}}}"#,
     );
+    let most = Limits::default().max_indent;
+    let run = |run: &str| format!("{{{run}\"a\"{run}:{run}[{run}1{run},{run}2{run}]{run}}}");
+    for space in [
+        "",
+        " ",
+        "  ",
+        "\n",
+        " \n",
+        "\n\t\t",
+        "\n \t ",
+        &format!("\n{}", " ".repeat(most)),
+    ] {
+        assert!(accepts(&grammar, &run(space)), "{space:?}");
+    }
+    // Longer runs, or a second line, are where a model could go on for ever.
+    for space in [
+        "   ",
+        "\n\n",
+        "\n \n",
+        "\t",
+        "\r\n",
+        &format!("\n{}", " ".repeat(most + 1)),
+    ] {
+        for text in [
+            format!("{{{space}\"a\":[]}}"),
+            format!("{{\"a\":{space}[]}}"),
+            format!("{{\"a\":[1{space}]}}"),
+        ] {
+            assert!(!accepts(&grammar, &text), "{text:?}");
+        }
+    }
     // Nor does whitespace follow the text, where nothing else would have to come after it.
-    assert!(!accepts(
-        &grammar,
-        &format!("{{\"a\":1}}{}", " ".repeat(most + 1))
-    ));
+    assert!(!accepts(&grammar, "{\"a\":[]}\n") && !accepts(&grammar, "{\"a\":[]} "));
+}
+
+#[test]
+fn pretty_printed_json_is_accepted() {
+    fn pretty(depth: usize, unit: &str, line: &str) -> String {
+        let indent = unit.repeat(depth);
+        let inner = if depth == 12 {
+            "1".to_owned()
+        } else {
+            pretty(depth + 1, unit, line)
+        };
+        format!(
+            "{{{line}{indent}\"a\": [{line}{indent}{inner},{line}{indent}null{line}{indent}]{line}{indent}}}"
+        )
+    }
+    let grammar = grammar("{}");
+    for unit in ["", " ", "  ", "    ", "        ", "\t"] {
+        for line in ["\n", " \n"] {
+            let text = pretty(1, unit, line);
+            assert!(accepts(&grammar, &text), "{text}");
+        }
+    }
+    assert!(accepts(&grammar, r#"{ "a" : 1 , "b" : [ 1 , 2 ] }"#));
 }
 
 #[test]
@@ -101,5 +147,48 @@ fn properties_come_in_the_order_in_which_the_schema_has_them() {
     }
     for text in [r#"{"a":2,"z":1}"#, r#"{"z":1,"m":3,"a":2}"#, r#"{"z":1}"#] {
         assert!(!accepts(&grammar, text), "{text}");
+    }
+}
+
+#[test]
+fn values_whose_punctuation_no_token_spells_are_refused() {
+    let spelled = |extra: &[u8]| {
+        let letters = (b'a'..=b'z').chain(extra.iter().copied());
+        let tokens: Vec<_> = letters.map(|byte| Some(vec![byte])).chain([None]).collect();
+        let eos = tokens.len() as u32 - 1;
+        std::sync::Arc::new(arbora_constrained::Vocabulary::new(tokens, &[eos]).expect("letters"))
+    };
+    let compiles = |extra: &[u8], schema: &str| {
+        let options = SchemaOptions::default();
+        let grammar = Grammar::compile_json_schema(&spelled(extra), schema, &options, &Limits::default());
+        grammar.map(|grammar| grammar.matcher().mask().expect("something may come"))
+    };
+    let object = r#"{"type": "object"}"#;
+    let either = r#"{"type": ["object", "array", "null"]}"#;
+    for extra in [&b""[..], b"{}", b"{}:", b"{},\"", b"[],"] {
+        let error = compiles(extra, object).expect_err("no objects").to_string();
+        assert!(error.contains("no token spells"), "{error}");
+        compiles(extra, either).expect("null, at least");
+    }
+    compiles(b"{}:,\"", object).expect("objects");
+}
+
+#[test]
+fn a_largest_count_that_no_output_reaches_is_none() {
+    for (keyword, text) in [
+        ("maxLength", "\"a\""),
+        ("maxItems", "[1]"),
+        ("maxProperties", "{\"a\":1}"),
+    ] {
+        for count in ["9007199254740991", "1e30", "1073741824"] {
+            let grammar = grammar(&format!(r#"{{"{keyword}": {count}, "not": {{"{keyword}": 0}}}}"#));
+            assert!(accepts(&grammar, text), "{keyword} {count}");
+        }
+        for count in ["-1", "0.5", "\"7\""] {
+            let schema = format!(r#"{{"{keyword}": {count}}}"#);
+            let options = SchemaOptions::default();
+            let error = Grammar::compile_json_schema(&vocabulary(), &schema, &options, &Limits::default());
+            assert!(error.is_err(), "{schema}");
+        }
     }
 }

@@ -3,8 +3,8 @@
 mod walk;
 
 use arbora_constrained::{
-    CallFormat, CompileError, Constraint, Grammar, Limits, ParallelCalls, SchemaOptions, Tool, ToolChoice,
-    ToolSpec, Whitespace,
+    CallFormat, CompileError, Constraint, Enforcement, Grammar, Limits, ParallelCalls, SchemaOptions, Tool,
+    ToolChoice, ToolSpec, Whitespace,
 };
 use walk::{
     EOS, accepts, accepts_tokens, byte_token, check_masks, check_token_masks, first_special, vocabulary,
@@ -263,7 +263,7 @@ fn what_would_not_be_enforced_is_refused_by_pointer() {
             "#/format/elements/0/json_schema/properties/a: `$dynamicRef`",
         ),
         (
-            format(r#"{"type":"regex","pattern":"(?=a)"}"#),
+            format(r#"{"type":"regex","pattern":"(a)\\1"}"#),
             "#/format: `pattern` is malformed",
         ),
         (
@@ -329,14 +329,17 @@ const TOOLS: [Tool<'static>; 3] = [
     Tool {
         name: "add",
         parameters: r#"{"type":"object","properties":{"a":{"type":"integer"},"b":{"type":"integer"}},"required":["a","b"],"additionalProperties":false}"#,
+        enforcement: Enforcement::Whole,
     },
     Tool {
         name: "say \"hi\"",
         parameters: r##"{"properties":{"to":{"$ref":"#/$defs/n"}},"required":["to"],"additionalProperties":false,"$defs":{"n":{"enum":["é"]}}}"##,
+        enforcement: Enforcement::Whole,
     },
     Tool {
         name: "stop",
         parameters: "{}",
+        enforcement: Enforcement::Whole,
     },
 ];
 
@@ -469,6 +472,7 @@ fn tools_that_cannot_be_enforced_are_refused_by_number() {
     let tool = |parameters| Tool {
         name: "f",
         parameters,
+        enforcement: Enforcement::Whole,
     };
     let cases = [
         (
@@ -485,12 +489,12 @@ fn tools_that_cannot_be_enforced_are_refused_by_number() {
             "#/tools/0/parameters: `type`",
         ),
         (
-            compile(&[tool("true")], ToolChoice::Auto),
-            "a tool's schema is an object",
+            compile(&[tool("[]")], ToolChoice::Auto),
+            "#/tools/0/parameters: `schema` is malformed: it is neither an object nor a boolean",
         ),
         (
             compile(&[tool(r##"{"$ref":"#/$defs/x"}"##)], ToolChoice::Auto),
-            "that is a reference",
+            "#/tools/0/parameters: `$ref`",
         ),
         (
             compile(

@@ -2,6 +2,7 @@
 //! before anything starts. The only module that reads the environment.
 
 mod conventions;
+mod error;
 mod size;
 mod spelling;
 
@@ -18,9 +19,12 @@ use serde::Deserialize;
 
 use self::conventions::rust_log;
 pub use self::conventions::{cache_directory, hub_settings, otel_headers, otel_service_name, wants_no_color};
+pub use self::error::ConfigError;
 pub use self::size::ByteSize;
 use crate::auth::CacheSharing;
+use crate::hosts::{Addresses, AllowedHosts, Host};
 use crate::models::DEFAULT_MODEL;
+use crate::origins::AllowedOrigins;
 
 const DRAFTS: [(&str, Drafts); 4] = [
     ("auto", Drafts::Auto),
@@ -82,6 +86,25 @@ pub struct Options {
         help_heading = "Access"
     )]
     pub allow_unauthenticated: Option<bool>,
+    /// Host by which clients may ask besides localhost, NAME or NAME:PORT, * for any; may be repeated
+    #[arg(
+        long,
+        env = "ARBORA_ALLOWED_HOST",
+        value_delimiter = ',',
+        value_name = "HOST",
+        help_heading = "Access"
+    )]
+    pub allowed_host: Vec<String>,
+    /// Origin whose pages may ask in a browser (CORS), such as http://localhost:3000, * for any; may be
+    /// repeated
+    #[arg(
+        long,
+        env = "ARBORA_ALLOW_ORIGIN",
+        value_delimiter = ',',
+        value_name = "ORIGIN",
+        help_heading = "Access"
+    )]
+    pub allow_origin: Vec<String>,
     /// Name clients use for the model [default: the alias or the file's name]
     #[arg(long, env = "ARBORA_SERVED_MODEL_NAME", help_heading = "Model")]
     pub served_model_name: Option<String>,
@@ -224,6 +247,10 @@ pub struct Config {
     pub api_keys: Vec<String>,
     /// Whether keys read each other's part of the prefix cache.
     pub cache_sharing: CacheSharing,
+    /// By which names the server may be asked.
+    pub hosts: AllowedHosts,
+    /// Whose pages may ask.
+    pub origins: AllowedOrigins,
     /// Name clients use, where the operator chose one.
     pub served_model_name: Option<String>,
     /// Most tokens of prompt and output; the model's where absent.
@@ -301,59 +328,6 @@ pub enum KvSize {
     Pages(usize),
 }
 
-/// An option nobody can use.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file is no valid TOML or has an unknown key or a wrong type.
-    #[error("{}: {source}{hint}", path.display())]
-    BadFile {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
-        /// What an unknown key was probably meant to be; empty where nothing is near.
-        hint: String,
-    },
-    /// A value that is not one of the choices.
-    #[error("--{option} must be {expected}, got '{value}'")]
-    BadValue {
-        /// The option's long name.
-        option: &'static str,
-        /// What it must be.
-        expected: String,
-        /// What was given.
-        value: String,
-    },
-    /// The host has no address.
-    #[error("--host '{host}' is no address of this machine: {source}")]
-    BadHost {
-        /// As given.
-        host: String,
-        /// What the resolver said.
-        source: std::io::Error,
-    },
-    /// Open to everybody by accident.
-    #[error(
-        "--host {host} lets other machines in: set --api-key KEY (or ARBORA_API_KEY), or say \
-         --allow-unauthenticated if that is meant"
-    )]
-    Unprotected {
-        /// As given.
-        host: String,
-    },
-    /// Two ways to say how large the KV pool is.
-    #[error("--kv-memory and --kv-pages exclude each other")]
-    KvTwice,
-}
-
 impl Options {
     /// Completes flags and environment (which clap has merged) with the file they name, checks and decides.
     pub fn resolve(self) -> Result<Config, ConfigError> {
@@ -390,13 +364,11 @@ impl Options {
             load_format: self.load_format.or(under.load_format),
             host: self.host.or(under.host),
             port: self.port.or(under.port),
-            api_key: if self.api_key.is_empty() {
-                under.api_key
-            } else {
-                self.api_key
-            },
+            api_key: given(self.api_key, under.api_key),
             isolate_keys: self.isolate_keys.or(under.isolate_keys),
             allow_unauthenticated: self.allow_unauthenticated.or(under.allow_unauthenticated),
+            allowed_host: given(self.allowed_host, under.allowed_host),
+            allow_origin: given(self.allow_origin, under.allow_origin),
             served_model_name: self.served_model_name.or(under.served_model_name),
             context: self.context.or(under.context),
             kv_memory,
@@ -438,8 +410,11 @@ impl Options {
         if let Some(empty) = self.api_key.iter().find(|key| key.trim().is_empty()) {
             return Err(bad_value("api-key", "a key that is not empty", empty));
         }
+        let address = self.address()?;
         Ok(Config {
-            address: self.address()?,
+            address,
+            hosts: hosts(&self.allowed_host, address)?,
+            origins: origins(&self.allow_origin)?,
             model: self.model.unwrap_or_else(|| DEFAULT_MODEL.to_owned()),
             load_format: choice("load-format", &LoadFormat::NAMES, self.load_format)?.unwrap_or_default(),
             api_keys: self.api_key,
@@ -499,6 +474,44 @@ fn bad_value(option: &'static str, expected: impl Into<String>, value: impl ToSt
         expected: expected.into(),
         value: value.to_string(),
     }
+}
+
+/// The list, or `under` where it is empty.
+fn given<T>(list: Vec<T>, under: Vec<T>) -> Vec<T> {
+    if list.is_empty() { under } else { list }
+}
+
+/// The hosts by which a server at `address` may be asked.
+fn hosts(given: &[String], address: SocketAddr) -> Result<AllowedHosts, ConfigError> {
+    let host = |text: &String| {
+        let expected = "NAME, NAME:PORT or *";
+        Host::parse(text).ok_or_else(|| bad_value("allowed-host", expected, text))
+    };
+    let listed = given.iter().filter(|text| *text != "*");
+    let hosts = listed.map(host).collect::<Result<Vec<_>, _>>()?;
+    Ok(match hosts.len() < given.len() {
+        true => AllowedHosts::All,
+        false => AllowedHosts::Listed {
+            addresses: match address.ip().to_canonical().is_loopback() {
+                true => Addresses::Loopback,
+                false => Addresses::All,
+            },
+            hosts,
+        },
+    })
+}
+
+fn origins(given: &[String]) -> Result<AllowedOrigins, ConfigError> {
+    let listed = given.iter().filter(|origin| *origin != "*");
+    let origin = |text: &String| {
+        let expected = "an origin such as http://localhost:3000, null or *";
+        AllowedOrigins::parse(text).ok_or_else(|| bad_value("allow-origin", expected, text))
+    };
+    let origins = listed.map(origin).collect::<Result<Vec<_>, _>>()?;
+    Ok(match origins.len() < given.len() {
+        true => AllowedOrigins::All,
+        false => AllowedOrigins::Listed(origins),
+    })
 }
 
 /// `--otlp-traces-endpoint`, if requests can be sent there.
@@ -634,6 +647,18 @@ mod tests {
         assert!(refused(&|o| o.threads = Some(0)).contains("--threads"));
         assert!(refused(&|o| o.host = Some("no such host".to_owned())).contains("--host"));
         assert!(refused(&|o| o.api_key = vec![String::new()]).contains("--api-key"));
+        for host in ["", "http://a", "a/b", "*.a", "a b"] {
+            let error = refused(&|o| o.allowed_host = vec!["good".to_owned(), host.to_owned()]);
+            assert_eq!(
+                error,
+                format!("--allowed-host must be NAME, NAME:PORT or *, got '{host}'")
+            );
+        }
+        for origin in ["", "a:80", "http://a/b", "http://*"] {
+            let error = refused(&|o| o.allow_origin = vec!["null".to_owned(), origin.to_owned()]);
+            let expected = "--allow-origin must be an origin such as http://localhost:3000, null or *";
+            assert_eq!(error, format!("{expected}, got '{origin}'"));
+        }
         for url in [
             "",
             "collector:4318",
@@ -648,6 +673,51 @@ mod tests {
         }
         let both = |o: &mut Options| (o.kv_memory, o.kv_pages) = (Some(ByteSize(1)), Some(1));
         assert!(refused(&both).contains("exclude each other"));
+    }
+
+    #[test]
+    fn who_may_ask_follows_from_the_address_and_what_is_listed() {
+        let decided = |change: &dyn Fn(&mut Options)| {
+            let mut options = Options::default();
+            change(&mut options);
+            options.resolve().expect("valid")
+        };
+        let list = |items: &[&str]| -> Vec<String> { items.iter().map(|&item| item.to_owned()).collect() };
+        let listed = |addresses, items: &[&str]| AllowedHosts::Listed {
+            addresses,
+            hosts: items
+                .iter()
+                .map(|item| Host::parse(item).expect("a host"))
+                .collect(),
+        };
+        let alone = decided(&|_| {});
+        assert_eq!(alone.hosts, listed(Addresses::Loopback, &[]));
+        assert_eq!(alone.origins, AllowedOrigins::Listed(Vec::new()));
+        let open = decided(&|o| {
+            o.host = Some("0.0.0.0".to_owned());
+            o.allow_unauthenticated = Some(true);
+            o.allowed_host = list(&["gpu-box", "10.0.0.7:80"]);
+        });
+        assert_eq!(open.hosts, listed(Addresses::All, &["gpu-box", "10.0.0.7:80"]));
+        assert_eq!(
+            decided(&|o| o.allowed_host = list(&["a", "*"])).hosts,
+            AllowedHosts::All
+        );
+        let pages = decided(&|o| o.allow_origin = list(&["http://Localhost:3000/", "null"])).origins;
+        let spelled = ["http://localhost:3000", "null"].map(|origin| origin.parse().expect("a header"));
+        assert_eq!(pages, AllowedOrigins::Listed(spelled.to_vec()));
+        assert_eq!(
+            decided(&|o| o.allow_origin = list(&["null", "*"])).origins,
+            AllowedOrigins::All
+        );
+        let file = file("allowed-host = ['a']\nallow-origin = ['http://a']").expect("valid");
+        let flags = Options {
+            allowed_host: list(&["b"]),
+            ..Options::default()
+        };
+        let both = flags.over(file).decide().expect("valid");
+        assert_eq!(both.hosts, listed(Addresses::Loopback, &["b"]));
+        assert_ne!(both.origins, AllowedOrigins::Listed(Vec::new()));
     }
 
     #[test]

@@ -13,8 +13,9 @@ use crate::prompt::PromptError;
 use crate::random::random_u64;
 use crate::stream::{Choice, Generation, Opening, Submission};
 use crate::template::Chat;
-use crate::wire::chat::{Message, PromptEnding, Role};
+use crate::wire::chat::PromptEnding;
 use crate::wire::completion::Bos;
+use crate::wire::message::{Message, Role};
 
 /// Why there was no answer, or not all of it.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,7 @@ pub async fn generate(
         ..Request::new(id, prompt, max_tokens, submission.arrived, sender)
     })?;
     let choice = Choice {
+        token_bytes: Arc::clone(&started.token_bytes),
         events,
         text: TextStream::new(&options.stop),
         stop_tokens: started.stop_tokens.clone(),
@@ -78,7 +80,7 @@ pub async fn generate(
         opening: Opening::default(),
         progress: None,
     };
-    let mut generation = Generation::new(vec![choice], submission, Arc::clone(&started.token_bytes));
+    let mut generation = Generation::new(vec![choice], submission);
     while let Some(piece) = generation.next().await {
         out.write_all(piece.text.as_bytes())?;
         out.flush()?;

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arbora_constrained::{
-    CompileError, Constraint as GrammarText, Grammar, GrammarCache, Limits, Matcher, Tool, ToolChoice,
-    ToolSpec, Vocabulary, Whitespace,
+    CompileError, Constraint as GrammarText, Grammar, GrammarCache, Limits, Matcher, Relaxed, Tool,
+    ToolChoice, ToolSpec, Vocabulary,
 };
 use arbora_runtime::fair_limit::FairLimit;
 use arbora_runtime::grammar::{GrammarState, Tokenize};
@@ -39,6 +39,15 @@ const MAX_WAITING: usize = 256;
 
 /// When to come back if too many wait.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// A grammar for an output that has not begun.
+#[derive(Clone, Debug)]
+pub struct Begun {
+    /// What the output may look like.
+    pub state: GrammarState,
+    /// What was asked for and is not enforced.
+    pub relaxed: Arc<[Relaxed]>,
+}
 
 type Compiled = Result<Grammar, CompileError>;
 
@@ -87,9 +96,12 @@ impl Grammars {
     }
 
     /// An output for `tenant` that must look like `constraint` and has not begun.
-    pub async fn begin(&self, constraint: &Constraint, tenant: usize) -> Result<GrammarState, ApiError> {
+    pub async fn begin(&self, constraint: &Constraint, tenant: usize) -> Result<Begun, ApiError> {
         let grammar = self.compiled(constraint, tenant).await?;
-        Ok(GrammarState::new(&grammar, Arc::clone(&self.tokenize)))
+        Ok(Begun {
+            state: GrammarState::new(&grammar, Arc::clone(&self.tokenize)),
+            relaxed: grammar.relaxed().into(),
+        })
     }
 
     /// Refuses `format` beside `calls` if it is none, or if one of its outputs could be taken for a call.
@@ -141,7 +153,11 @@ impl Grammars {
         }
         let key = Arc::new(constraint.source.clone());
         let (kept, limits, source) = (Arc::clone(&self.kept), self.limits.clone(), Arc::clone(&key));
-        let compile = move || with_text(&source, |text| kept.compile(text, &limits));
+        let compile = move || {
+            let compiled = with_text(&source, |text| kept.compile(text, &limits));
+            compiled.iter().for_each(log_relaxed);
+            compiled
+        };
         match self.flights.join(&key, tenant, compile).await {
             Ok(Ok(grammar)) => Ok(grammar),
             Ok(Err(error)) => {
@@ -165,6 +181,18 @@ impl std::fmt::Debug for Grammars {
         f.debug_struct("Grammars")
             .field("n_kept", &self.kept.n_grammars())
             .finish_non_exhaustive()
+    }
+}
+
+/// Logs what a grammar leaves out, once for all who ask for it.
+fn log_relaxed(grammar: &Grammar) {
+    for Relaxed {
+        pointer,
+        keyword,
+        why,
+    } in grammar.relaxed()
+    {
+        tracing::info!(pointer, keyword, why, "a part of a tool's schema is not enforced");
     }
 }
 
@@ -194,9 +222,9 @@ fn lend(source: &Source, take: &mut dyn FnMut(&GrammarText<'_>)) {
         Source::Gbnf(text) => GrammarText::Gbnf(text),
         Source::Ebnf(text) => GrammarText::Ebnf { text, root: "root" },
         Source::Lark(text) => GrammarText::Lark(text),
-        Source::StructuralTag(text) => GrammarText::StructuralTag {
+        Source::StructuralTag { text, whitespace } => GrammarText::StructuralTag {
             text,
-            options: Source::schema_options(Whitespace::Any),
+            options: Source::schema_options(*whitespace),
         },
         Source::Tools(calls) => return lend_calls(calls, take),
         Source::CallsOr(calls, otherwise) => {
@@ -225,12 +253,12 @@ fn lend(source: &Source, take: &mut dyn FnMut(&GrammarText<'_>)) {
 }
 
 fn lend_calls(calls: &ToolCalls, take: &mut dyn FnMut(&GrammarText<'_>)) {
-    let tool = |(name, parameters)| Tool { name, parameters };
-    let functions = calls
-        .functions
-        .iter()
-        .map(|(name, text)| (name.as_str(), text.as_str()));
-    let tools: Vec<Tool<'_>> = functions.map(tool).collect();
+    let tools = calls.functions.iter().map(|function| Tool {
+        name: &function.name,
+        parameters: &function.parameters,
+        enforcement: function.enforcement,
+    });
+    let tools: Vec<Tool<'_>> = tools.collect();
     take(&GrammarText::Tools(ToolSpec {
         tools: &tools,
         format: calls.format,
@@ -240,7 +268,7 @@ fn lend_calls(calls: &ToolCalls, take: &mut dyn FnMut(&GrammarText<'_>)) {
             WhichTool::Named(name) => ToolChoice::Named(name),
         },
         parallel: calls.parallel,
-        options: Source::schema_options(Whitespace::Any),
+        options: Source::schema_options(calls.whitespace),
     }));
 }
 

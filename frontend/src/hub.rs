@@ -22,6 +22,7 @@ use std::time::Duration;
 use arbora_runtime::model::LoadFormat;
 use arbora_runtime::model::directory::{CONFIG_FILE, OPTIONAL_FILES, TOKENIZER_FILE};
 use arbora_runtime::model::safetensors::{INDEX_FILE, SINGLE_FILE, SafetensorsError, shard_names};
+use arbora_runtime::model::templates::is_other;
 
 use crate::progress::Progress;
 pub use cache::{CachedModel, HubCache};
@@ -341,8 +342,12 @@ fn choose(model: &HubModel, format: LoadFormat, files: &[String]) -> Result<Choi
         let beside = std::iter::once(TOKENIZER_FILE)
             .chain(OPTIONAL_FILES)
             .filter(|name| has(name));
+        let templates = files.iter().map(String::as_str).filter(|file| is_other(file));
         let weights = weights.filter(|_| !is_dummy);
-        let chosen = std::iter::once(CONFIG_FILE).chain(beside).chain(weights);
+        let chosen = std::iter::once(CONFIG_FILE)
+            .chain(beside)
+            .chain(templates)
+            .chain(weights);
         return Ok(Choice::Folder(chosen.map(str::to_owned).collect()));
     }
     let gguf: Vec<&String> = files.iter().filter(|file| file.ends_with(".gguf")).collect();

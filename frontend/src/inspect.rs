@@ -48,10 +48,12 @@ pub fn write_description(name: &str, path: &Path, out: &mut impl Write) -> Resul
         None => config.context.to_string(),
         Some(window) => format!("{window} (its sliding window)"),
     };
-    let template = if file.chat_template()?.is_some() {
-        "yes"
-    } else {
-        "no"
+    let templates = file.chat_templates()?;
+    let templates: Vec<_> = templates.iter().map(|template| template.name.as_str()).collect();
+    let template = match templates.as_slice() {
+        [] => "no".to_owned(),
+        [_] => "yes".to_owned(),
+        several => several.join(", "),
     };
     let rows = [
         ("name", name.to_owned()),
@@ -70,7 +72,7 @@ pub fn write_description(name: &str, path: &Path, out: &mut impl Write) -> Resul
         ),
         ("vocabulary", config.n_vocab.to_string()),
         ("context", context),
-        ("chat template", template.to_owned()),
+        ("chat template", template),
         ("memory, weights", size(file.weight_bytes())),
         ("memory, 1000 tokens", size(kv_bytes)),
     ];

@@ -1,18 +1,21 @@
 //! The Arbora server: command line, HTTP, wire types, chat templates and model download.
 //!
 //! ```text
-//! server ─► route ─► auth ─► api ─► wire (parse) ─► prompt ─► EngineHandle::submit
-//!                              └◄─ reply ◄─ stream ◄─ events
+//! server ─► route ─► origins, hosts, auth ─► api ─► body ─► wire (parse) ─► prompt ─► EngineHandle::submit
+//!                                              └◄─ reply ◄─ stream ◄─ events
 //! ```
 
 pub mod api;
 pub mod auth;
+pub mod body;
+pub(crate) mod calendar;
 pub mod chat;
 pub mod cli;
 pub mod config;
 pub mod flights;
 pub mod generate;
 pub mod grammars;
+pub mod hosts;
 pub mod hub;
 pub mod inspect;
 pub mod load;
@@ -21,6 +24,7 @@ pub mod memory;
 pub mod metrics;
 pub mod models;
 pub mod openapi;
+pub mod origins;
 pub mod otlp;
 pub mod page;
 mod progress;

@@ -88,9 +88,9 @@ pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> R
     });
     let ((tokenizer, grammars), decoder) = (tokenizer?, decoder?);
     let sampling = sampling(&file.sampling_defaults()?);
-    let template = match file.chat_template()? {
-        None => None,
-        Some(source) => Some(ChatTemplate::new(&source, template_tokens(&tokenizer))?),
+    let template = match file.chat_templates()? {
+        none if none.is_empty() => None,
+        templates => Some(ChatTemplate::of_model(&templates, template_tokens(&tokenizer))?),
     };
     let token_bytes = Arc::new(tokenizer.text_bytes(&thinking::MARKS));
     let stop_tokens = tokenizer.stop_token_ids().to_vec();

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! All are of the model itself, before temperature, penalties, bias or a grammar. Tokens are shown as they
-//! are spelled, control tokens too. Stop tokens are not part of an answer and are left out.
+//! are spelled, control tokens too. The stop token that ends an answer is listed in completions, whose
+//! clients count on one entry for each token that was drawn, and left out in chats.
 
 use std::sync::Arc;
 
@@ -144,7 +145,7 @@ mod tests {
     fn writer(output: usize) -> LogprobWriter {
         let wanted = LogprobsWanted {
             output: Some(output),
-            prompt: None,
+            ..LogprobsWanted::default()
         };
         LogprobWriter::new(Arc::new(Tokenizer::of_bytes(256)), wanted, 1)
     }
@@ -158,6 +159,7 @@ mod tests {
         RowLogprobs {
             token: told((token, logprob)),
             top: top.iter().copied().map(told).collect(),
+            listed: Vec::new(),
         }
     }
 

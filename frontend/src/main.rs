@@ -89,6 +89,8 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
         model: started.name,
         started: unix_seconds(),
         api_keys: ApiKeys::new(&config.api_keys, config.cache_sharing),
+        hosts: config.hosts.clone(),
+        origins: config.origins.clone(),
         body_limit: config.body_limit,
         http: arbora::metrics::HttpMetrics::default(),
         metrics_compat: config.metrics_compat,

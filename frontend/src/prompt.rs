@@ -20,8 +20,9 @@ use serde_json::Value;
 
 use crate::template::{Chat, ChatTemplate, TemplateError};
 use crate::thinking::Thinking;
-use crate::wire::chat::{Message, PromptEnding};
+use crate::wire::chat::PromptEnding;
 use crate::wire::completion::Bos;
+use crate::wire::message::Message;
 
 /// Unicode's noncharacters, never assigned and free for a program's own use.
 const MARKS: std::ops::RangeInclusive<char> = '\u{fdd0}'..='\u{fdef}';
@@ -79,6 +80,11 @@ impl PromptEncoder {
         &self.tokenizer
     }
 
+    /// The source of the model's chat template, where it has one.
+    pub fn template_source(&self) -> Option<&str> {
+        self.template.as_ref().map(ChatTemplate::source)
+    }
+
     /// The tokens of a text in which control tokens may be spelled out.
     pub fn text(&self, text: &str, bos: Bos) -> Result<Vec<u32>, PromptError> {
         let ids = self.tokenizer.encode(text, SpecialTokens::Parse)?;
@@ -91,6 +97,16 @@ impl PromptEncoder {
     /// How the model calls tools, if its template says so.
     pub fn call_format(&self) -> Option<CallFormat> {
         self.template.as_ref().and_then(ChatTemplate::call_format)
+    }
+
+    /// Whether the model's template speaks of thoughts.
+    pub fn knows_thinking(&self) -> bool {
+        self.template.as_ref().is_some_and(ChatTemplate::knows_thinking)
+    }
+
+    /// Whether tools are for the template to print; otherwise they are to be written into the messages.
+    pub fn prints_tools(&self) -> bool {
+        self.template.as_ref().is_some_and(ChatTemplate::prints_tools)
     }
 
     /// The prompt of a rendered chat.

@@ -25,6 +25,7 @@ use crate::random::random_id;
 use crate::stream::{Explain, Generation, Opening, Piece};
 use crate::tools::CallPiece;
 use crate::wire::error::ApiError;
+use crate::wire::options::StreamUsage;
 use crate::wire::response::{
     Answer, AssistantMessage, ChatChoice, ChatDelta, Delta, Head, TextChoice, TextLogprobs, ToolCall,
     UsageField,
@@ -63,6 +64,7 @@ struct Collected {
     calls: Vec<ToolCall>,
     prompt: Option<Vec<RowLogprobs>>,
     logprobs: Vec<RowLogprobs>,
+    stop_logprobs: Vec<RowLogprobs>,
     finish_reason: &'static str,
 }
 
@@ -71,6 +73,7 @@ impl Collected {
         self.reasoning.push_str(&piece.reasoning);
         self.text.push_str(&piece.text);
         self.logprobs.extend(piece.logprobs);
+        self.stop_logprobs.extend(piece.stop_logprobs);
         if piece.prompt.is_some() {
             self.prompt = piece.prompt;
         }
@@ -105,7 +108,7 @@ impl Collected {
         let first = self.opening.first_token;
         let prompt = self.prompt.unwrap_or_default();
         let repeated = if first.is_some() { prompt.as_slice() } else { &[] };
-        let rows = [repeated, &self.logprobs].concat();
+        let rows = [repeated, &self.logprobs, &self.stop_logprobs].concat();
         let prompt_logprobs = (first.is_none() && writer.awaits_prompt()).then(|| writer.prompt(&prompt));
         TextChoice {
             text: self.opening.text + &self.text,
@@ -182,8 +185,8 @@ impl Reply {
     }
 
     /// Answers with server-sent events, one per engine event, and a comment whenever nothing came for
-    /// `keep_alive`.
-    pub fn stream(self, usage: UsageField, keep_alive: Duration) -> Response {
+    /// `keep_alive`; `usage` says where tokens are counted.
+    pub fn stream(self, usage: StreamUsage, keep_alive: Duration) -> Response {
         let events = EventStream {
             reply: self,
             usage,
@@ -259,7 +262,7 @@ enum Phase {
 #[derive(Debug)]
 struct EventStream {
     reply: Reply,
-    usage: UsageField,
+    usage: StreamUsage,
     keep_alive: Duration,
     phase: Phase,
 }
@@ -283,12 +286,14 @@ impl EventStream {
     }
 
     fn open(&mut self, out: &mut Vec<u8>) {
+        // An answer that turns out to be a call has no text, not even an empty one.
+        let content = (!self.reply.generation.may_call()).then(String::new);
         for index in 0..self.reply.generation.n_choices() {
             match self.reply.format {
                 Format::Chat => {
                     let delta = Delta {
                         role: Some("assistant"),
-                        content: Some(String::new()),
+                        content: Some(content.clone()),
                         ..Delta::default()
                     };
                     self.event(chat_delta(index, delta, None), out);
@@ -341,8 +346,9 @@ impl EventStream {
         // Text may be held back longer than what is told of its tokens.
         let has_more = !deltas.is_empty() || !piece.calls.is_empty();
         if !piece.text.is_empty() || (logprobs.is_some() && !has_more) {
+            let is_told = !piece.text.is_empty() || !self.reply.generation.may_call();
             deltas.push(Delta {
-                content: Some(piece.text),
+                content: is_told.then_some(Some(piece.text)),
                 ..Delta::default()
             });
         }
@@ -367,13 +373,13 @@ impl EventStream {
         if let Some(rows) = &piece.prompt {
             self.repeat_prompt(index, rows, out);
         }
-        if piece.text.is_empty() && piece.logprobs.is_empty() && reason.is_none() {
+        let rows = [piece.logprobs, piece.stop_logprobs].concat();
+        if piece.text.is_empty() && rows.is_empty() && reason.is_none() {
             return;
         }
-        let rows = &piece.logprobs;
         let mut logprobs = None;
         if !rows.is_empty() {
-            logprobs = self.reply.logprobs.text(index, None, rows);
+            logprobs = self.reply.logprobs.text(index, None, &rows);
         }
         let told = TextChoice {
             finish_reason: reason,
@@ -383,7 +389,7 @@ impl EventStream {
     }
 
     fn close(&mut self, out: &mut Vec<u8>) {
-        if let UsageField::Null = self.usage {
+        if self.usage.at_end {
             let usage = self.reply.generation.usage(self.reply.explain);
             let head = &self.reply.head;
             let (choices, usage) = (Vec::<()>::new(), UsageField::Given(usage));
@@ -400,7 +406,12 @@ impl EventStream {
     }
 
     fn event<C: Serialize>(&self, choice: C, out: &mut Vec<u8>) {
-        let (head, usage) = (&self.reply.head, self.usage);
+        let head = &self.reply.head;
+        let usage = match self.usage {
+            StreamUsage { in_chunks: true, .. } => UsageField::Given(self.reply.generation.usage_now()),
+            StreamUsage { at_end: true, .. } => UsageField::Null,
+            _ => UsageField::Missing,
+        };
         let choices = vec![choice];
         let answer = Answer {
             head,
@@ -434,13 +445,24 @@ mod tests {
     use crate::stream::{Choice, Submission};
 
     const KEEP_ALIVE: Duration = Duration::from_secs(15);
+    const AT_END: StreamUsage = StreamUsage {
+        in_chunks: false,
+        at_end: true,
+    };
 
     fn reply(format: Format, opening: &str, n: usize) -> (Reply, Vec<mpsc::Sender<Event>>) {
+        let token_bytes = Arc::new(TokenBytes::new([
+            b"Hi".as_slice(),
+            b"!\n\"",
+            b"\xe2\x82",
+            b"\xac",
+        ]));
         let (senders, choices) = (0..n)
             .map(|_| {
                 let (sender, events) = mpsc::channel(16);
                 let choice = Choice {
                     events,
+                    token_bytes: Arc::clone(&token_bytes),
                     text: TextStream::new(&[]),
                     stop_tokens: Vec::new(),
                     thinking: None,
@@ -454,19 +476,13 @@ mod tests {
                 (sender, choice)
             })
             .unzip();
-        let token_bytes = Arc::new(TokenBytes::new([
-            b"Hi".as_slice(),
-            b"!\n\"",
-            b"\xe2\x82",
-            b"\xac",
-        ]));
         let head = Head {
             id: "id".to_owned(),
             object: "o",
             created: 7,
             model: "m".to_owned(),
         };
-        let generation = Generation::new(choices, Submission::new(n, 0), token_bytes);
+        let generation = Generation::new(choices, Submission::new(n, 0));
         let reply = Reply {
             head,
             format,
@@ -510,7 +526,7 @@ mod tests {
         senders[0]
             .try_send(finished(FinishReason::Length))
             .expect("there is room");
-        let response = reply.stream(UsageField::Null, KEEP_ALIVE);
+        let response = reply.stream(AT_END, KEEP_ALIVE);
         assert_eq!(
             response.headers()[header::CONTENT_TYPE],
             "text/event-stream; charset=utf-8"
@@ -528,6 +544,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn every_chunk_counts_tokens_where_that_is_asked_for() {
+        let (reply, senders) = reply(Format::Chat, "", 1);
+        for tokens in [vec![0], vec![1, 0]] {
+            senders[0]
+                .try_send(Event::Tokens(tokens.into()))
+                .expect("there is room");
+        }
+        senders[0]
+            .try_send(finished(FinishReason::Length))
+            .expect("there is room");
+        let usage = StreamUsage {
+            in_chunks: true,
+            at_end: false,
+        };
+        let body = body(reply.stream(usage, KEEP_ALIVE)).await;
+        let events: Vec<&str> = body.split_terminator("\n\n").collect();
+        let (done, chunks) = events.split_last().expect("events");
+        assert_eq!(*done, "data: [DONE]");
+        let counted = chunks.iter().map(|chunk| {
+            let (_, usage) = chunk.split_once(r#""completion_tokens":"#).expect("a count");
+            usage.split(',').next().expect("a number")
+        });
+        assert_eq!(counted.collect::<Vec<_>>(), ["0", "1", "3", "3"]);
+    }
+
+    #[tokio::test]
     async fn a_text_stream_has_no_opening_unless_it_echoes_and_no_usage_unless_asked() {
         for (opening, n_events) in [("", 2), ("Once", 3)] {
             let (reply, senders) = reply(Format::Text, opening, 1);
@@ -537,7 +579,7 @@ mod tests {
             senders[0]
                 .try_send(finished(FinishReason::StopToken(9)))
                 .expect("there is room");
-            let body = body(reply.stream(UsageField::Missing, KEEP_ALIVE)).await;
+            let body = body(reply.stream(StreamUsage::default(), KEEP_ALIVE)).await;
             let events: Vec<_> = body.split_terminator("\n\n").collect();
             assert_eq!(events.len(), n_events + 1, "{body}");
             assert!(!body.contains("usage"), "{body}");
@@ -552,7 +594,7 @@ mod tests {
         senders[0]
             .try_send(finished(FinishReason::Error(RequestError::EngineFailed)))
             .expect("room");
-        let body = body(reply.stream(UsageField::Null, KEEP_ALIVE)).await;
+        let body = body(reply.stream(AT_END, KEEP_ALIVE)).await;
         let last = body.split_terminator("\n\n").last().expect("there is one");
         assert!(
             last.starts_with(r#"data: {"error":{"#) && last.contains("internal_error"),
@@ -565,7 +607,7 @@ mod tests {
     async fn waiting_clients_hear_comments() {
         let (reply, senders) = reply(Format::Text, "", 1);
         let started = tokio::time::Instant::now();
-        let stream = reply.stream(UsageField::Missing, KEEP_ALIVE);
+        let stream = reply.stream(StreamUsage::default(), KEEP_ALIVE);
         let mut body = stream.into_body();
         for n in 1..=2 {
             let frame = body.frame().await.expect("a frame").expect("no error");

@@ -1,46 +1,45 @@
 //! Which handler serves which URL, and what stands before all of them.
 //!
 //! ```text
-//! request id, span, count, log  ->  panic becomes a 500  ->  API key  ->  handler
-//!                                                        ->  the page, which holds no data
+//! request id, span, count, log  ->  CORS  ->  panic becomes a 500  ->  host  ->  API key  ->  handler
+//!                                                                        ->  the page, which holds no data
 //! ```
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::FutureExt;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 
-use crate::api::{App, admin, cache, chat, completions, generate, models, tokens, worker};
+use crate::api::{App, admin, cache, chat, completions, generate, models, render, tokens, worker};
 use crate::auth::require_key;
+use crate::hosts::require_host;
 use crate::openapi;
 use crate::page;
 use crate::random::random_id;
 use crate::wire::error::ApiError;
 
-/// A body that takes longer than this to arrive is given up.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longer ids of clients are replaced.
 const MAX_REQUEST_ID: usize = 128;
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// All routes of the server.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
+    let router = Router::new()
         .route("/v1/chat/completions", post(chat::chat_completions))
+        .route("/v1/chat/completions/render", post(render::chat_completions))
         .route("/v1/completions", post(completions::completions))
+        .route("/v1/completions/render", post(render::completions))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
+        .route("/tokenizer_info", get(tokens::tokenizer_info))
         .route("/generate", post(generate::generate))
         .route("/model_info", get(worker::model_info))
         .route("/get_model_info", get(worker::model_info))
@@ -48,11 +47,14 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/get_server_info", get(worker::server_info))
         .route("/get_load", get(worker::get_load))
         .route("/v1/loads", get(worker::loads))
+        .route("/loads", get(worker::loads))
+        .route("/load", get(worker::server_load))
         .route("/health", get(admin::health))
+        .route("/health_generate", get(admin::health_generate))
         .route("/ready", get(admin::ready))
         .route("/version", get(admin::version))
         .route("/metrics", get(admin::prometheus))
-        .route("/flush_cache", post(admin::flush_cache))
+        .route("/flush_cache", get(admin::flush_cache).post(admin::flush_cache))
         .route("/cache/tree", get(cache::tree))
         .route("/cache/explain", get(cache::explain).post(cache::explain_prompt))
         .route("/openapi.json", get(openapi::document))
@@ -60,8 +62,21 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         .layer(from_fn_with_state(Arc::clone(&app), require_key))
         .merge(page::routes().method_not_allowed_fallback(async || ApiError::MethodNotAllowed))
+        .layer(from_fn_with_state(Arc::clone(&app), require_host))
+        .layer(from_fn(contain));
+    let router = match app.origins.layer() {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    router
         .layer(from_fn_with_state(Arc::clone(&app), observe))
         .with_state(app)
+}
+
+/// Keeps a panic to its exchange: it costs its client a 500 and nobody else anything.
+async fn contain(request: Request, next: Next) -> Response {
+    let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    handled.unwrap_or_else(|_| ApiError::Failed.into_response())
 }
 
 /// Names, counts, logs and traces an exchange.
@@ -77,9 +92,7 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
         request.extensions_mut().insert(span.exchange());
     }
     request.headers_mut().insert(REQUEST_ID, id.clone());
-    // A handler that panics costs its client a 500 and nobody else anything.
-    let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-    let mut response = handled.unwrap_or_else(|_| ApiError::Failed.into_response());
+    let mut response = next.run(request).await;
     let status = response.status().as_u16();
     app.http.count(status);
     tracing::debug!(%method, path, status, id = id.to_str().unwrap_or_default(), "answered");
@@ -88,32 +101,4 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
         Some(span) => span.follow(response),
         None => response,
     }
-}
-
-/// A request's body, all of it, within the limits of size and time.
-#[derive(Debug)]
-pub struct RequestBody(pub Bytes);
-
-impl FromRequest<Arc<App>> for RequestBody {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
-        let limit = app.body_limit;
-        let body = Limited::new(request.into_body(), limit);
-        match tokio::time::timeout(BODY_TIMEOUT, collect(body)).await {
-            Ok(Ok(bytes)) => Ok(RequestBody(bytes)),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge { limit }),
-            Ok(Err(_)) => Err(ApiError::Invalid {
-                param: None,
-                message: "The request body could not be read.".to_owned(),
-            }),
-            Err(_) => Err(ApiError::BodyTimeout {
-                seconds: BODY_TIMEOUT.as_secs(),
-            }),
-        }
-    }
-}
-
-async fn collect(body: Limited<Body>) -> Result<Bytes, axum::BoxError> {
-    Ok(body.collect().await?.to_bytes())
 }

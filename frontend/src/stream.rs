@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
+use arbora_constrained::Relaxed;
 use arbora_runtime::progress::Progress;
 use arbora_runtime::request::{Event, FinishReason, Finished, NewTokens, RequestError, RowLogprobs, Usage};
 use arbora_runtime::stop::TextStream;
@@ -18,13 +19,17 @@ use crate::otlp::exchange::{Ending, GenerationSpan};
 use crate::reply::finish_reason;
 use crate::thinking::{Answer, Thinking, ThinkingParser, Thoughts};
 use crate::tools::{CallParser, CallPiece, CallStyle};
-use crate::wire::response::{CompletionTokensDetails, Explanation, PromptTokensDetails, UsageBody};
+use crate::wire::response::{
+    ArboraBody, CompletionTokensDetails, Explanation, PromptTokensDetails, RelaxedBody, UsageBody,
+};
 
 /// One completion on its way.
 #[derive(Debug)]
 pub struct Choice {
     /// What the engine says.
     pub events: mpsc::Receiver<Event>,
+    /// From tokens to bytes.
+    pub token_bytes: Arc<TokenBytes>,
     /// Turns bytes into text and cuts it at stop strings.
     pub text: TextStream,
     /// Tokens that end this output; they are not part of its text.
@@ -76,10 +81,13 @@ impl Submission {
 pub struct Generation {
     choices: Vec<Choice>,
     finished: Vec<Option<Finished>>,
+    /// Tokens that came so far, stop tokens included.
+    n_tokens: Vec<usize>,
     submission: Submission,
-    token_bytes: Arc<TokenBytes>,
     /// Where thoughts go that are told from the text.
     thoughts: Thoughts,
+    /// What the request asked for and is not enforced.
+    relaxed: Vec<RelaxedBody>,
     /// Where to look first, so that a fast choice cannot hide the others.
     next: usize,
     /// Learns how it ends, where that is traced.
@@ -101,6 +109,8 @@ pub struct Piece {
     pub text: String,
     /// Log-probabilities of the tokens that came, if wanted. Text may be held back longer than they are.
     pub logprobs: Vec<RowLogprobs>,
+    /// Those of the stop token that ended it, if one did.
+    pub stop_logprobs: Vec<RowLogprobs>,
     /// New parts of tool calls.
     pub calls: Vec<CallPiece>,
     /// Why it ended, if it did.
@@ -109,7 +119,7 @@ pub struct Piece {
 
 impl Generation {
     /// `choices` are in the order of their index, `n` of each prompt.
-    pub fn new(choices: Vec<Choice>, submission: Submission, token_bytes: Arc<TokenBytes>) -> Self {
+    pub fn new(choices: Vec<Choice>, submission: Submission) -> Self {
         let n = submission.n;
         assert!(
             n > 0 && choices.len().is_multiple_of(n),
@@ -118,10 +128,11 @@ impl Generation {
         );
         Generation {
             finished: vec![None; choices.len()],
+            n_tokens: vec![0; choices.len()],
             choices,
             submission,
-            token_bytes,
             thoughts: Thoughts::default(),
+            relaxed: Vec::new(),
             next: 0,
             span: None,
         }
@@ -130,6 +141,14 @@ impl Generation {
     /// Tells `span` how it ends.
     pub(crate) fn trace(&mut self, span: GenerationSpan) {
         self.span = Some(span);
+    }
+
+    /// Has usage tell what is not enforced.
+    pub(crate) fn note_relaxed(&mut self, relaxed: Vec<Relaxed>) {
+        let told = relaxed
+            .into_iter()
+            .map(|Relaxed { pointer, keyword, .. }| RelaxedBody { pointer, keyword });
+        self.relaxed = told.collect();
     }
 
     /// Number of completions.
@@ -151,6 +170,11 @@ impl Generation {
         for choice in &mut self.choices {
             choice.calls = Some(CallParser::new(style.clone()));
         }
+    }
+
+    /// Whether completions may call tools.
+    pub fn may_call(&self) -> bool {
+        self.choices.iter().any(|choice| choice.calls.is_some())
     }
 
     /// Whether completion `idx` has called a tool.
@@ -194,7 +218,8 @@ impl Generation {
     fn take(&mut self, idx: usize, event: Option<Event>) -> Piece {
         let choice = &mut self.choices[idx];
         let mut text = String::new();
-        let (mut prompt, mut tokens, mut logprobs) = (None, Vec::new(), Vec::new());
+        let (mut prompt, mut tokens) = (None, Vec::new());
+        let (mut logprobs, mut stop_logprobs) = (Vec::new(), Vec::new());
         let finish = match event {
             Some(Event::Prompt(rows)) => {
                 prompt = Some(rows);
@@ -202,16 +227,13 @@ impl Generation {
             }
             Some(Event::Tokens(NewTokens { ids, logprobs: rows })) => {
                 let is_text = |token: &u32| !choice.stop_tokens.contains(token);
-                if let Some(span) = &mut self.span {
-                    span.note_tokens(idx, ids.len());
-                }
+                self.n_tokens[idx] += ids.len();
                 tokens = ids;
                 tokens.retain(is_text);
                 for &token in &tokens {
-                    text.push_str(choice.text.push(self.token_bytes.of(token)));
+                    text.push_str(choice.text.push(choice.token_bytes.of(token)));
                 }
-                logprobs = rows;
-                logprobs.retain(|row| is_text(&row.token.token));
+                (logprobs, stop_logprobs) = rows.into_iter().partition(|row| is_text(&row.token.token));
                 None
             }
             ended => {
@@ -256,6 +278,7 @@ impl Generation {
             reasoning,
             text,
             logprobs,
+            stop_logprobs,
             calls,
             finish,
         }
@@ -271,6 +294,18 @@ impl Generation {
             ttft_us: progress.map_or(0, Progress::ttft_us),
             total_us: u64::try_from(total_us).unwrap_or(u64::MAX),
             ..Usage::default()
+        }
+    }
+
+    /// Counts of what came so far. What was cached is known at the end.
+    pub fn usage_now(&self) -> UsageBody {
+        let prompt_tokens = self.submission.prompt_tokens;
+        let completion_tokens = self.n_tokens.iter().sum();
+        UsageBody {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            ..UsageBody::default()
         }
     }
 
@@ -304,12 +339,15 @@ impl Generation {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
-            prompt_tokens_details: PromptTokensDetails { cached_tokens },
+            prompt_tokens_details: Some(PromptTokensDetails { cached_tokens }),
             completion_tokens_details: (drafted_tokens > 0).then_some(CompletionTokensDetails {
                 accepted_prediction_tokens: accepted_tokens,
                 rejected_prediction_tokens: drafted_tokens - accepted_tokens,
             }),
-            arbora: (explain == Explain::Yes).then_some(explanation),
+            arbora: (explain == Explain::Yes || !self.relaxed.is_empty()).then(|| ArboraBody {
+                explanation: (explain == Explain::Yes).then_some(explanation),
+                relaxed: self.relaxed.clone(),
+            }),
         }
     }
 }
@@ -329,7 +367,7 @@ impl Drop for Generation {
             },
             None => Ending {
                 reason: None,
-                usage: self.usage_so_far(choice, span.n_tokens(idx)),
+                usage: self.usage_so_far(choice, self.n_tokens[idx]),
             },
         });
         let endings = endings.collect();
@@ -371,6 +409,7 @@ mod tests {
                 .for_each(|event| sender.try_send(event).expect("there is room"));
             Choice {
                 events,
+                token_bytes: Arc::new(TokenBytes::new(bytes)),
                 text: TextStream::new(&stops),
                 stop_tokens: vec![5],
                 thinking: None,
@@ -379,11 +418,7 @@ mod tests {
                 progress: None,
             }
         };
-        Generation::new(
-            scripts.into_iter().map(choice).collect(),
-            Submission::new(n, 0),
-            Arc::new(TokenBytes::new(bytes)),
-        )
+        Generation::new(scripts.into_iter().map(choice).collect(), Submission::new(n, 0))
     }
 
     async fn pieces(mut generation: Generation) -> (Vec<Piece>, Generation) {
@@ -455,8 +490,9 @@ mod tests {
             (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens),
             (20, 8, 28)
         );
-        assert_eq!(usage.prompt_tokens_details.cached_tokens, 8);
-        assert_eq!(usage.arbora.expect("asked for").computed_tokens, 12);
+        assert_eq!(usage.prompt_tokens_details.expect("all ended").cached_tokens, 8);
+        let explained = usage.arbora.and_then(|told| told.explanation).expect("asked for");
+        assert_eq!(explained.computed_tokens, 12);
         assert!(generation.usage(Explain::No).arbora.is_none());
     }
 

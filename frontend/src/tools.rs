@@ -14,7 +14,7 @@ use std::sync::Arc;
 use arbora_constrained::CallFormat;
 use serde_json::{Map, Value};
 
-use crate::wire::chat::{Message, Role};
+use crate::wire::message::{Message, Role};
 
 const OPEN: &str = "<tool_call>";
 
@@ -45,6 +45,8 @@ pub enum Besides {
     Text,
     /// Something that has a form of its own, instead of calls.
     Format,
+    /// Nothing: a call is required.
+    Nothing,
 }
 
 /// How calls look in an output.
@@ -171,6 +173,7 @@ impl CallParser {
     pub fn finish(&mut self) -> String {
         let held = std::mem::take(&mut self.held);
         let is_call = match (self.style.format, self.style.besides) {
+            (_, Besides::Nothing) => true,
             (CallFormat::Hermes, _) => held.starts_with(OPEN),
             (CallFormat::Llama3Json, Besides::Text) => held.starts_with('{'),
             (CallFormat::Llama3Json, Besides::Format) => false,
@@ -251,6 +254,11 @@ impl CallParser {
     }
 
     fn arguments(&mut self, (mut depth, mut quote): (usize, Quote), pieces: &mut Vec<CallPiece>) -> bool {
+        // Held until something is in it: arguments that end here would be neither none nor a part of some.
+        let is_start = depth == 0 && quote == Quote::Outside;
+        if is_start && matches!(self.held.trim(), "" | "{") {
+            return false;
+        }
         let mut end = None;
         for (at, byte) in self.held.bytes().enumerate() {
             (depth, quote) = match (quote, byte) {
@@ -336,10 +344,16 @@ fn written_message(message: Message) -> Message {
     for call in calls {
         let function = call.get("function").unwrap_or(call);
         let (name, arguments) = (function.get("name"), function.get("arguments"));
-        let call = serde_json::json!({"name": name, "arguments": arguments});
+        let name = name.unwrap_or(&Value::Null);
+        // A call that was cut off: what there is of its arguments is no JSON.
+        let arguments = match arguments {
+            Some(Value::String(cut_off)) => cut_off.clone(),
+            other => other.unwrap_or(&Value::Null).to_string(),
+        };
         if !text.is_empty() {
             text.push('\n');
         }
+        let call = format!("{{\"name\":{name},\"arguments\":{arguments}}}");
         text.push_str(&format!("{OPEN}\n{call}\n</tool_call>"));
     }
     Message {
@@ -445,6 +459,28 @@ mod tests {
         let cut = r#"{"name": "f", "para"#;
         let nothing = (String::new(), Vec::new());
         assert_eq!(parsed((CallFormat::Llama3Json, Besides::Text), cut, 3), nothing);
+    }
+
+    #[test]
+    fn arguments_that_have_only_begun_are_none() {
+        for cut in [
+            r#"{"name": "f", "arguments": "#,
+            r#"{"name": "f", "arguments": {"#,
+            r#"{"name": "f", "arguments": { "#,
+        ] {
+            let text = format!("<tool_call>\n{cut}");
+            for n in 1..text.len() {
+                let (content, calls) = parsed((CallFormat::Hermes, Besides::Nothing), &text, n);
+                assert_eq!(
+                    (content.as_str(), &calls[..]),
+                    ("", &[("f".to_owned(), String::new())][..])
+                );
+            }
+        }
+        for n in 1..9 {
+            let style = (CallFormat::Hermes, Besides::Nothing);
+            assert_eq!(parsed(style, "<tool_c", n), (String::new(), Vec::new()));
+        }
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub mod host;
 pub mod quant;
 pub mod reference;
 
+use std::sync::Arc;
+
 use quant::Format;
 
 /// Tokens per attention block (C2). One constant, independent of the page size; every page size divides it or
@@ -178,7 +180,7 @@ impl Adjustment {
 
 /// Asks for the log-probabilities of one row of logits as the model gave them: not restricted, not adjusted,
 /// at temperature 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogprobRow {
     /// Index of the row.
     pub row: usize,
@@ -186,6 +188,8 @@ pub struct LogprobRow {
     pub token: u32,
     /// How many of the likeliest tokens to list besides.
     pub n_top: usize,
+    /// Further tokens to look up.
+    pub listed: Arc<[u32]>,
 }
 
 /// How likely a token was.
@@ -206,6 +210,8 @@ pub struct RowLogprobs {
     pub token: TokenLogprob,
     /// The likeliest tokens, likeliest first, among equals the smaller id.
     pub top: Vec<TokenLogprob>,
+    /// Log-probabilities of the further tokens, in the order in which they were asked for.
+    pub listed: Vec<f32>,
 }
 
 /// How one row of logits becomes a token. Plain numbers: which request it belongs to is not the backend's

@@ -163,7 +163,7 @@ fn sampled(logits: &[f32], row: &SampleRow<'_>) -> Option<u32> {
 }
 
 /// The log-probabilities that one row is asked for.
-fn logprobs(logits: &[f32], asked: LogprobRow) -> Option<RowLogprobs> {
+fn logprobs(logits: &[f32], asked: &LogprobRow) -> Option<RowLogprobs> {
     let finite: Vec<(u32, f64)> = (0..)
         .zip(logits)
         .filter(|(_, logit)| logit.is_finite())
@@ -185,6 +185,7 @@ fn logprobs(logits: &[f32], asked: LogprobRow) -> Option<RowLogprobs> {
         }
     };
     let token = of(asked.token);
+    let listed = asked.listed.iter().map(|token| of(*token).logprob).collect();
     let mut order: Vec<(u32, f64)> = finite.clone();
     order.sort_by(|a, b| {
         b.1.partial_cmp(&a.1)
@@ -193,7 +194,7 @@ fn logprobs(logits: &[f32], asked: LogprobRow) -> Option<RowLogprobs> {
     });
     order.truncate(asked.n_top);
     let top = order.into_iter().map(|(token, _)| of(token)).collect();
-    Some(RowLogprobs { token, top })
+    Some(RowLogprobs { token, top, listed })
 }
 
 impl Backend for ReferenceBackend {
@@ -447,7 +448,7 @@ impl Backend for ReferenceBackend {
 
     fn logprobs(&mut self, logits: &CpuTensor, rows: &[LogprobRow], out: &mut Vec<Option<RowLogprobs>>) {
         out.clear();
-        out.extend(rows.iter().map(|asked| logprobs(logits.row(asked.row), *asked)));
+        out.extend(rows.iter().map(|asked| logprobs(logits.row(asked.row), asked)));
     }
 
     fn copy_page(&mut self, kv: &mut ReferenceKv, from: u32, to: u32) {

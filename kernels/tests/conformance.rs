@@ -708,6 +708,7 @@ fn logprobs_agree_with_the_reference() {
                 row: idx / 2 * 2,
                 token: random.below(n_vocab) as u32,
                 n_top: [0, 1, 5, 20, 70][idx % 5],
+                listed: (0..idx % 3).map(|_| random.below(n_vocab) as u32).collect(),
             })
             .collect();
         fn logprobs<B: Backend>(
@@ -737,6 +738,10 @@ fn logprobs_agree_with_the_reference() {
                     assert_eq!((a.token, a.rank), (e.token, e.rank), "{case}");
                     let is_near = a.logprob == e.logprob || (a.logprob - e.logprob).abs() < 2e-6;
                     assert!(is_near, "{case}: {} and {}", a.logprob, e.logprob);
+                }
+                assert_eq!(actual.listed.len(), asked.listed.len(), "{case}");
+                for (a, e) in actual.listed.iter().zip(&expected.listed) {
+                    assert!(a == e || (a - e).abs() < 2e-6, "{case}: {a} and {e}");
                 }
             }
         }

@@ -132,6 +132,7 @@ fn logprobs_of_a_row_do_not_depend_on_the_batch() {
                 row,
                 token: (place * 7 % n_vocab) as u32,
                 n_top: [0, 3, 20][place % 3],
+                listed: [(place * 3 % n_vocab) as u32].into(),
             };
             let rows: Vec<LogprobRow> = places.iter().enumerate().map(asked).collect();
             let mut out = Vec::new();

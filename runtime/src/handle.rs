@@ -273,6 +273,68 @@ impl EngineHandle {
         }
     }
 
+    /// Whether the engine would take `request`, were nobody else waiting.
+    pub fn check(&self, request: &Request) -> Result<(), SubmitError> {
+        let limits = &self.shared.limits;
+        let prompt_tokens = request.prompt.len();
+        let max_tokens = request.max_tokens;
+        if prompt_tokens == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        request.sampling.validate()?;
+        let out_of_range = |&token: &u32| token as usize >= limits.n_vocab;
+        if let Some(&token) = request.stop.token_ids.iter().find(|id| out_of_range(id)) {
+            let n_vocab = limits.n_vocab;
+            return Err(SubmitError::StopTokenOutOfRange { token, n_vocab });
+        }
+        if let Some(&token) = request.logprobs.listed.iter().find(|id| out_of_range(id)) {
+            let n_vocab = limits.n_vocab;
+            return Err(SubmitError::ListedOutOfRange { token, n_vocab });
+        }
+        for &(token, bias) in &request.logit_bias {
+            if out_of_range(&token) {
+                let n_vocab = limits.n_vocab;
+                return Err(SubmitError::BiasOutOfRange { token, n_vocab });
+            }
+            if !bias.is_finite() {
+                return Err(SubmitError::BadBias { token, bias });
+            }
+        }
+        if prompt_tokens.saturating_add(max_tokens) > limits.context {
+            return Err(SubmitError::ContextExceeded {
+                prompt_tokens,
+                max_tokens,
+                context: limits.context,
+            });
+        }
+        // The last output token is never fed back, so it needs no slot.
+        let needed = (prompt_tokens + max_tokens.max(1) - 1).div_ceil(limits.page_size);
+        if needed > limits.n_pages {
+            return Err(SubmitError::NeverFits {
+                prompt_tokens,
+                max_tokens,
+                needed,
+                total: limits.n_pages,
+                page_size: limits.page_size,
+            });
+        }
+        let longest = self.shared.waiting_tokens.most_of_one();
+        if prompt_tokens > longest {
+            return Err(SubmitError::LongerThanQueue {
+                prompt_tokens,
+                limit: longest,
+            });
+        }
+        match request.prompt.iter().position(out_of_range) {
+            Some(position) => Err(SubmitError::TokenOutOfRange {
+                token: request.prompt[position],
+                position,
+                n_vocab: limits.n_vocab,
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// Refuses new requests from now on. The engine finishes those it has, ends what is left after `limit`
     /// with [`crate::request::RequestError::ShuttingDown`], and then its thread returns.
     pub fn drain(&self, limit: Duration) {
@@ -360,59 +422,6 @@ impl EngineHandle {
     fn wake(&self) {
         if !self.shared.is_waking.swap(true, Ordering::SeqCst) {
             drop(self.inbox.try_send(Message::Wake));
-        }
-    }
-
-    fn check(&self, request: &Request) -> Result<(), SubmitError> {
-        let limits = &self.shared.limits;
-        let prompt_tokens = request.prompt.len();
-        let max_tokens = request.max_tokens;
-        if prompt_tokens == 0 {
-            return Err(SubmitError::EmptyPrompt);
-        }
-        request.sampling.validate()?;
-        for &(token, bias) in &request.logit_bias {
-            if token as usize >= limits.n_vocab {
-                let n_vocab = limits.n_vocab;
-                return Err(SubmitError::BiasOutOfRange { token, n_vocab });
-            }
-            if !bias.is_finite() {
-                return Err(SubmitError::BadBias { token, bias });
-            }
-        }
-        if prompt_tokens.saturating_add(max_tokens) > limits.context {
-            return Err(SubmitError::ContextExceeded {
-                prompt_tokens,
-                max_tokens,
-                context: limits.context,
-            });
-        }
-        // The last output token is never fed back, so it needs no slot.
-        let needed = (prompt_tokens + max_tokens.max(1) - 1).div_ceil(limits.page_size);
-        if needed > limits.n_pages {
-            return Err(SubmitError::NeverFits {
-                prompt_tokens,
-                max_tokens,
-                needed,
-                total: limits.n_pages,
-                page_size: limits.page_size,
-            });
-        }
-        let longest = self.shared.waiting_tokens.most_of_one();
-        if prompt_tokens > longest {
-            return Err(SubmitError::LongerThanQueue {
-                prompt_tokens,
-                limit: longest,
-            });
-        }
-        let out_of_range = |&token: &u32| token as usize >= limits.n_vocab;
-        match request.prompt.iter().position(out_of_range) {
-            Some(position) => Err(SubmitError::TokenOutOfRange {
-                token: request.prompt[position],
-                position,
-                n_vocab: limits.n_vocab,
-            }),
-            None => Ok(()),
         }
     }
 

@@ -27,6 +27,7 @@ mod scheduler;
 mod sequence;
 mod step;
 pub mod stop;
+pub mod thought_limit;
 pub mod token_bytes;
 pub mod tokenizer;
 

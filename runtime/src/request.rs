@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use crate::fair_limit::NoRoom;
 use crate::grammar::GrammarState;
 use crate::progress::Progress;
+use crate::thought_limit::ThoughtLimit;
 
 /// Identifies a request in events, logs and metrics. Unique for the life of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -143,13 +144,15 @@ pub struct StopConditions {
 }
 
 /// Which log-probabilities a request wants: of the model as it is, before anything restricts or changes it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogprobsWanted {
     /// Of each output token, with this many of the likeliest beside it.
     pub output: Option<usize>,
     /// Of each prompt token but the first, with this many of the likeliest beside it. The whole prompt is
     /// then computed, whatever the cache holds.
     pub prompt: Option<usize>,
+    /// Of these tokens too, wherever log-probabilities are told.
+    pub listed: Arc<[u32]>,
 }
 
 /// One completion to compute.
@@ -173,6 +176,8 @@ pub struct Request {
     pub stop: StopConditions,
     /// What the output must look like; `None` for free text. Made for this model's vocabulary.
     pub grammar: Option<GrammarState>,
+    /// Bounds what a model that thinks thinks before it answers; `None` for as much as it likes.
+    pub thoughts: Option<ThoughtLimit>,
     /// Added to the logits of these tokens.
     pub logit_bias: Vec<(u32, f32)>,
     /// Log-probabilities to send along.
@@ -214,6 +219,7 @@ impl Request {
             max_tokens,
             stop: StopConditions::default(),
             grammar: None,
+            thoughts: None,
             logit_bias: Vec::new(),
             logprobs: LogprobsWanted::default(),
             priority: 0,
@@ -420,6 +426,22 @@ pub enum SubmitError {
     /// A biased token outside the vocabulary.
     #[error("biased token id {token} is outside the vocabulary of {n_vocab}")]
     BiasOutOfRange {
+        /// The id.
+        token: u32,
+        /// Vocabulary size.
+        n_vocab: usize,
+    },
+    /// A token to look up the log-probability of that is outside the vocabulary.
+    #[error("token id {token} to list log-probabilities of is outside the vocabulary of {n_vocab}")]
+    ListedOutOfRange {
+        /// The id.
+        token: u32,
+        /// Vocabulary size.
+        n_vocab: usize,
+    },
+    /// A stop token outside the vocabulary.
+    #[error("stop token id {token} is outside the vocabulary of {n_vocab}")]
+    StopTokenOutOfRange {
         /// The id.
         token: u32,
         /// Vocabulary size.

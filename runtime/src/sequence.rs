@@ -15,6 +15,7 @@
 //! what is to be computed, so it goes on with the same text.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arbora_kernels::{Adjustment, Allowed, LogprobRow};
@@ -254,6 +255,9 @@ impl Sequence {
         if let Some(adjustments) = &mut self.adjustments {
             adjustments.push(token);
         }
+        if let Some(thoughts) = &mut self.request.thoughts {
+            thoughts.advance(token);
+        }
         let stop = &self.request.stop;
         let is_model_stop = heeds_eos(&self.request) && model_stops.contains(&token);
         if is_model_stop || stop.token_ids.contains(&token) {
@@ -286,6 +290,9 @@ impl Sequence {
         if let Some(adjustments) = &mut self.adjustments {
             adjustments.fill(draft);
         }
+        if let Some(thoughts) = &mut self.request.thoughts {
+            thoughts.fill(draft);
+        }
         match &mut self.request.grammar {
             Some(grammar) => Ok(grammar.fill_masks(draft)?),
             None => Ok(()),
@@ -294,6 +301,11 @@ impl Sequence {
 
     /// What may come in row `idx` of those that were prepared, and how its logits change.
     pub(crate) fn restrictions(&self, idx: usize) -> (Allowed<'_>, &[Adjustment]) {
+        let thoughts = self.request.thoughts.as_ref();
+        if let Some(forced) = thoughts.and_then(|thoughts| thoughts.forced(idx)) {
+            // Nothing can make the only token there is less likely.
+            return (forced, &[]);
+        }
         let allowed = match &self.request.grammar {
             Some(grammar) => grammar.allowed(idx),
             None => Allowed::All,
@@ -313,7 +325,7 @@ impl Sequence {
         sampled: &[Option<u32>],
         out: &mut Vec<LogprobRow>,
     ) {
-        let wanted = self.request.logprobs;
+        let wanted = &self.request.logprobs;
         if let Some(n_top) = wanted.prompt {
             let first = self.max_cached().min(self.n_prompt - 1) + 1;
             let tokens = self.tokens[first..].iter().take(n_scored).enumerate();
@@ -321,6 +333,7 @@ impl Sequence {
                 row: first_row + idx,
                 token,
                 n_top,
+                listed: Arc::clone(&wanted.listed),
             }));
         }
         if let Some(n_top) = wanted.output {
@@ -330,6 +343,7 @@ impl Sequence {
                     row: first_row + n_scored + idx,
                     token: (*token)?,
                     n_top,
+                    listed: Arc::clone(&wanted.listed),
                 })
             }));
         }

@@ -92,7 +92,7 @@ impl<'a> StepAnswers<'a> {
         let (its_own, others) = self.sampled.split_at(rows.logit_rows.len());
         self.sampled = others;
         let sampled = &its_own[rows.n_scored..];
-        let wanted = sequence.request().logprobs;
+        let wanted = &sequence.request().logprobs;
         let n_logprobs = wanted.output.map_or(0, |_| sampled.iter().flatten().count());
         SequenceAnswers {
             scores: self.logprobs.by_ref().take(rows.n_scored).collect(),

@@ -194,6 +194,7 @@ struct Parts {
     spelling: Spelling,
     bos: Option<u32>,
     eos: Option<u32>,
+    pad: Option<u32>,
     add_bos: bool,
     /// Tokens the file says end an answer.
     stop_token_ids: Vec<u32>,
@@ -234,6 +235,7 @@ pub struct Tokenizer {
     user_defined: AddedSets,
     bos: Option<u32>,
     eos: Option<u32>,
+    pad: Option<u32>,
     add_bos: bool,
     stop_token_ids: Vec<u32>,
 }
@@ -273,6 +275,7 @@ impl Tokenizer {
             spelling: Spelling::ByteLevel(Box::new(alphabet)),
             bos: None,
             eos: None,
+            pad: None,
             add_bos: false,
             stop_token_ids: Vec::new(),
         };
@@ -310,6 +313,7 @@ impl Tokenizer {
             token_bytes,
             bos: parts.bos,
             eos: parts.eos,
+            pad: parts.pad,
             add_bos: parts.add_bos,
             stop_token_ids,
         })
@@ -431,6 +435,11 @@ impl Tokenizer {
     /// The token that ends a sequence, where the file names one.
     pub fn eos(&self) -> Option<u32> {
         self.eos
+    }
+
+    /// The token that fills up rows in batches of some programs, where the file names one.
+    pub fn pad(&self) -> Option<u32> {
+        self.pad
     }
 
     /// Whether the model expects BOS before a prompt.

@@ -38,7 +38,7 @@ FLAGS = [
 class Browser:
     """Chromium and one page of it, by the DevTools protocol: JSON messages that end with a zero byte."""
 
-    def __init__(self, program, profile):
+    def __init__(self, program, profile, flags=FLAGS):
         ours, to_chromium = os.pipe()
         from_chromium, theirs = os.pipe()
 
@@ -49,7 +49,7 @@ class Browser:
             os.dup2(writing, 4)
 
         self.process = subprocess.Popen(
-            [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            [program, *flags, f"--user-data-dir={profile}", "about:blank"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

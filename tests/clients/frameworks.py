@@ -106,7 +106,14 @@ def litellm(base_url):
                                parallel_tool_calls=False).choices[0].message.tool_calls
     assert [call.function.name for call in calls] == ["plan"], calls
     Trip.model_validate_json(calls[0].function.arguments)
-    for error, given in ((litellm.BadRequestError, {"temperature": -1}), (litellm.NotFoundError, {"model": "openai/x"})):
+    too_long = [{"role": "user", "content": "a " * 20_000}]
+    for error, given in (
+        (litellm.BadRequestError, {"temperature": -1}),
+        (litellm.NotFoundError, {"model": "openai/x"}),
+        # By its words; routers then turn to a model with a longer context.
+        (litellm.ContextWindowExceededError, {"messages": too_long}),
+        (litellm.ContextWindowExceededError, {"max_tokens": 1_000_000}),
+    ):
         try:
             litellm.completion(**{**common, **given})
         except error:

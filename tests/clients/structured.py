@@ -141,7 +141,7 @@ def refusals(client):
             return error.body["message"]
         raise AssertionError(f"{body} was accepted")
 
-    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=x)y"}}}
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": r"(x)\1"}}}
     message = refused("guided_json", guided_json=schema)
     assert "#/properties/a" in message and "pattern" in message, message
     refused("regex", regex="(", )

@@ -7,6 +7,7 @@ use arbora_constrained::{Grammar, Vocabulary};
 use arbora_kernels::{Adjustment, Allowed, LogprobRow, RowLogprobs, SampleRow};
 use arbora_runtime::request::{FinishReason, Request};
 use arbora_runtime::sampler::noise;
+use arbora_runtime::thought_limit::ThoughtLimit;
 
 use crate::random::mix;
 use crate::toy::{FOLD_START, N_LAYERS, N_VOCAB, toy_logprobs, toy_sample, weight};
@@ -128,8 +129,7 @@ pub fn expected(
     let mut scores = Vec::new();
     for (idx, &token) in request.prompt.iter().enumerate() {
         if let Some(n_top) = request.logprobs.prompt.filter(|_| idx > 0) {
-            let row = 0;
-            match toy_logprobs(logits, LogprobRow { row, token, n_top }, not_finite_one_in) {
+            match toy_logprobs(logits, &logprob_row(request, token, n_top), not_finite_one_in) {
                 Some(score) => scores.push(score),
                 None => return Expected::default(),
             }
@@ -155,12 +155,18 @@ pub fn expected(
         let mask = matcher
             .as_mut()
             .map(|matcher| matcher.mask().expect("a toy grammar is within its limits"));
-        let adjustments = adjustments(request, &tokens, &ending);
+        let forced = request.thoughts.as_ref().and_then(|limit| forced(limit, &tokens));
+        let mut adjustments = adjustments(request, &tokens, &ending);
+        if forced.is_some() {
+            adjustments.clear();
+        }
         let row = SampleRow {
             adjustments: &adjustments,
-            allowed: mask.as_ref().map_or(Allowed::All, |mask| {
-                Allowed::Ids(mask.ids().expect("the vocabulary is small"))
-            }),
+            allowed: match (&forced, &mask) {
+                (Some(token), _) => Allowed::Ids(std::slice::from_ref(token)),
+                (None, Some(mask)) => Allowed::Ids(mask.ids().expect("the vocabulary is small")),
+                (None, None) => Allowed::All,
+            },
             temperature: request.sampling.temperature,
             top_k: request.sampling.top_k,
             top_p: request.sampling.top_p,
@@ -177,12 +183,8 @@ pub fn expected(
             return expected(tokens, None, logprobs);
         };
         if let Some(n_top) = request.logprobs.output {
-            let row = 0;
-            logprobs.extend(toy_logprobs(
-                logits,
-                LogprobRow { row, token, n_top },
-                not_finite_one_in,
-            ));
+            let asked = logprob_row(request, token, n_top);
+            logprobs.extend(toy_logprobs(logits, &asked, not_finite_one_in));
         }
         tokens.push(token);
         if tokens.len() > stop.min_tokens {
@@ -218,6 +220,35 @@ pub fn token_bytes(token: u32) -> Vec<u8> {
         3 => vec![0xC3],
         4 => vec![0xA9],
         _ => Vec::new(),
+    }
+}
+
+/// The token that must follow `output` where its thoughts are limited, by looking at all of it.
+fn forced(limit: &ThoughtLimit, output: &[u32]) -> Option<u32> {
+    let marks = limit.marks();
+    let text = |tokens: &[u32]| -> Vec<u8> { tokens.iter().flat_map(|token| token_bytes(*token)).collect() };
+    let opening = marks.opening.as_deref().unwrap_or_default().as_bytes();
+    let opens = |n: &usize| text(&output[..*n]).trim_ascii_start().starts_with(opening);
+    let n_before = (0..=output.len()).find(opens)?;
+    let n_thoughts = (output.len() - n_before).min(limit.max_tokens());
+    let thoughts = text(&output[..n_before + n_thoughts]);
+    let thoughts = &thoughts.trim_ascii_start()[opening.len()..];
+    let closing = marks.closing.as_bytes();
+    if n_thoughts < limit.max_tokens() || thoughts.windows(closing.len()).any(|window| window == closing) {
+        return None;
+    }
+    marks
+        .closing_tokens
+        .get(output.len() - n_before - n_thoughts)
+        .copied()
+}
+
+fn logprob_row(request: &Request, token: u32, n_top: usize) -> LogprobRow {
+    LogprobRow {
+        row: 0,
+        token,
+        n_top,
+        listed: Arc::clone(&request.logprobs.listed),
     }
 }
 

@@ -242,7 +242,7 @@ fn sample_of(n_vocab: usize, logits: u64, row: &SampleRow<'_>, not_finite_one_in
 }
 
 /// The log-probabilities that a row of logits is asked for: made up, but always the same.
-pub fn toy_logprobs(logits: u64, asked: LogprobRow, not_finite_one_in: u64) -> Option<RowLogprobs> {
+pub fn toy_logprobs(logits: u64, asked: &LogprobRow, not_finite_one_in: u64) -> Option<RowLogprobs> {
     if not_finite_one_in > 0 && logits.is_multiple_of(not_finite_one_in) {
         return None;
     }
@@ -254,6 +254,7 @@ pub fn toy_logprobs(logits: u64, asked: LogprobRow, not_finite_one_in: u64) -> O
     Some(RowLogprobs {
         token: of(asked.token),
         top: (0..asked.n_top as u32).map(of).collect(),
+        listed: asked.listed.iter().map(|token| of(*token).logprob).collect(),
     })
 }
 
@@ -413,7 +414,7 @@ impl Backend for ToyBackend {
         self.fuse.burn("logprobs");
         out.clear();
         let asked = rows.iter();
-        out.extend(asked.map(|asked| toy_logprobs(logits.rows[asked.row], *asked, self.not_finite_one_in)));
+        out.extend(asked.map(|asked| toy_logprobs(logits.rows[asked.row], asked, self.not_finite_one_in)));
     }
 
     fn copy_page(&mut self, kv: &mut ToyKv, from: u32, to: u32) {

@@ -11,6 +11,7 @@ use arbora_runtime::request::{
     Event, FinishReason, Finished, LogprobsWanted, Request, RequestId, RowLogprobs, SamplingParams,
     StopConditions, SubmitError,
 };
+use arbora_runtime::thought_limit::ThoughtLimit;
 use arbora_runtime::token_bytes::TokenBytes;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
@@ -38,6 +39,8 @@ pub struct Ask {
     pub stop: StopConditions,
     /// What the output must look like.
     pub grammar: Option<Grammar>,
+    /// Bounds its thoughts.
+    pub thoughts: Option<ThoughtLimit>,
     /// Added to logits.
     pub logit_bias: Vec<(u32, f32)>,
     /// Log-probabilities to send along.
@@ -64,6 +67,7 @@ impl Ask {
                 ..StopConditions::default()
             },
             grammar: None,
+            thoughts: None,
             logit_bias: Vec::new(),
             logprobs: LogprobsWanted::default(),
             priority: 0,
@@ -253,8 +257,9 @@ impl World {
                 .grammar
                 .as_ref()
                 .map(|grammar| GrammarState::new(grammar, Arc::new(spell))),
+            thoughts: ask.thoughts.clone(),
             logit_bias: ask.logit_bias.clone(),
-            logprobs: ask.logprobs,
+            logprobs: ask.logprobs.clone(),
             priority: ask.priority,
             queue_timeout: ask.queue_timeout,
             total_timeout: ask.total_timeout,

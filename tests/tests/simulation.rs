@@ -3,6 +3,7 @@
 
 #![expect(clippy::print_stdout, reason = "a simulation says what it covered")]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use arbora_constrained::{Grammar, Limits};
@@ -11,7 +12,9 @@ use arbora_runtime::draft::Drafters;
 use arbora_runtime::engine::{EngineConfig, SchedulePolicy, Turn};
 use arbora_runtime::metrics::Counter;
 use arbora_runtime::request::{LogprobsWanted, SamplingParams, StopConditions, SubmitError};
-use arbora_tests::oracle::vocabulary;
+use arbora_runtime::thought_limit::{ThoughtLimit, ThoughtMarks};
+use arbora_runtime::token_bytes::TokenBytes;
+use arbora_tests::oracle::{spell, token_bytes, vocabulary};
 use arbora_tests::random::Random;
 use arbora_tests::toy::N_VOCAB;
 use arbora_tests::world::{Ask, World};
@@ -72,6 +75,18 @@ impl Prompts {
     }
 }
 
+/// Short marks, which the toy model writes by itself now and then.
+fn random_thoughts(random: &mut Random) -> ThoughtLimit {
+    let texts: Vec<Vec<u8>> = (0..N_VOCAB as u32).map(token_bytes).collect();
+    let marks = ThoughtMarks {
+        opening: random.one_in(2).then(|| "a".to_owned()),
+        closing: "ab".to_owned(),
+        closing_tokens: spell(if random.one_in(2) { b"ab" } else { b"aab" as &[u8] }).into(),
+        token_bytes: Arc::new(TokenBytes::new(texts.iter().map(Vec::as_slice))),
+    };
+    ThoughtLimit::new(random.below(8), Arc::new(marks))
+}
+
 fn random_ask(random: &mut Random, prompts: &mut Prompts, grammars: &[Grammar]) -> Ask {
     let max_tokens = if random.one_in(20) {
         0
@@ -100,6 +115,9 @@ fn random_ask(random: &mut Random, prompts: &mut Prompts, grammars: &[Grammar]) 
     ask.logprobs = LogprobsWanted {
         output: random.one_in(4).then(|| random.below(4)),
         prompt: random.one_in(4).then(|| random.below(4)),
+        listed: (0..random.below(3))
+            .map(|_| random.below(N_VOCAB) as u32)
+            .collect(),
     };
     let strings = ["ab", "é", "bca", "abab", "c"];
     ask.stop = StopConditions {
@@ -118,6 +136,8 @@ fn random_ask(random: &mut Random, prompts: &mut Prompts, grammars: &[Grammar]) 
     };
     if random.one_in(3) {
         ask.grammar = Some(grammars[random.below(grammars.len())].clone());
+    } else if random.one_in(8) {
+        ask.thoughts = Some(random_thoughts(random));
     }
     ask.priority = random.below(3) as i32;
     ask.queue_timeout = random

@@ -11,7 +11,7 @@
 mod walk;
 
 use arbora_constrained::{
-    CallFormat, Constraint, Grammar, ParallelCalls, SchemaOptions, Tool, ToolChoice, ToolSpec,
+    CallFormat, Constraint, Enforcement, Grammar, ParallelCalls, SchemaOptions, Tool, ToolChoice, ToolSpec,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -29,6 +29,7 @@ fuzz_target!(|input: &[u8]| {
         tools: &[Tool {
             name: "f",
             parameters: text,
+            enforcement: Enforcement::Whole,
         }],
         format: CallFormat::Hermes,
         choice: ToolChoice::Auto,

@@ -426,7 +426,7 @@ impl Parser<'_, '_> {
         if !self.tree.source.eat(")") {
             return Err(self.error(self.tree.source.at, "`)` is missing"));
         }
-        let hir = expand::regex(&pattern).map_err(|why| self.error(at, why))?;
-        self.tree.add(Expr::Leaf(hir))
+        let leaf = expand::regex(&pattern, self.tree.bounds()).map_err(|why| self.error(at, why))?;
+        self.tree.regex(leaf)
     }
 }

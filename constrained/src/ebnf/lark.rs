@@ -2,17 +2,17 @@
 //!
 //! Supported: rules (lower case) and terminals (upper case) with `:`, `|`, `(…)`, `[…]`, `?`, `*`, `+`, `~n`,
 //! `~n..m`; `"text"`, `"text"i` (ASCII), `"a".."z"`, `/regular expression/` with the flags `i`, `m`, `s`,
-//! `u`; `%import common.NAME`, also with `->` and as a list; `%ignore`; comments from `//` or `#`. An output
-//! begins with the rule `start`. The rule marks `?` and `!` and aliases `-> name` shape Lark's tree, not its
-//! language, and are passed over. As in llguidance and XGrammar, `<[7]>` and `<text>` are one token.
+//! `u`, `x`; `%import common.NAME`, also with `->` and as a list; `%ignore`; comments from `//` or `#`. An
+//! output begins with the rule `start`. The rule marks `?` and `!` and aliases `-> name` shape Lark's tree, not
+//! its language, and are passed over. As in llguidance and XGrammar, `<[7]>` and `<text>` are one token.
 //!
 //! There is no lexer: a text is accepted when some way of reading it fits, as with Lark's Earley parser and
 //! its complete dynamic lexer. What `%ignore` names may stand after every lexeme of a rule, never within a
 //! terminal and not before the first one.
 //!
 //! Refused by name: priorities, templates, `%declare`, `%override`, `%extend`, `%json`, `%lark` and every
-//! other directive, imports from elsewhere than `common`, look-around, back-references, anchors and the
-//! flags `l` and `x` of regular expressions.
+//! other directive, imports from elsewhere than `common`; of regular expressions back-references, the flag
+//! `l`, and look-around and anchors that depend on what stands around the expression.
 
 use super::quoting::{Escapes, quoted};
 use super::source::limit;
@@ -183,8 +183,8 @@ impl Parser<'_, '_> {
         if !is_terminal(alias) {
             return Err(self.error(at, format!("`{}` is no name for a terminal", shorten(alias))));
         }
-        let hir = expand::regex(pattern).expect("the library's expressions are valid");
-        let body = self.tree.add(Expr::Leaf(hir))?;
+        let leaf = expand::regex(pattern, self.tree.bounds()).expect("the library's expressions are valid");
+        let body = self.tree.regex(leaf)?;
         let name = self.tree.name(alias, at)?;
         self.tree.define(name, at, body)
     }
@@ -435,8 +435,9 @@ impl Parser<'_, '_> {
         let pattern = &rest[..end];
         self.tree.source.at += end + 1;
         let flags = self.tree.source.take_while(|c| c.is_ascii_alphabetic());
-        let hir = expand::python_regex(pattern, flags).map_err(|why| self.error(at, why))?;
-        self.tree.add(Expr::Leaf(hir))
+        let leaf = expand::python_regex(pattern, flags, self.tree.bounds());
+        let leaf = leaf.map_err(|why| self.error(at, why))?;
+        self.tree.regex(leaf)
     }
 
     /// Refuses terminals that use themselves.

@@ -14,9 +14,11 @@
 //! are rewritten in the same way, to count the texts that are not.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::sets::{nullable, reachable};
 use super::{Expr, ExprId, Name, Tree};
+use crate::dfa::DEAD;
 use crate::error::{CompileError, shorten};
 
 const MAX_PASSES: usize = 8;
@@ -220,7 +222,9 @@ impl<'t, 'a> Splitter<'t, 'a> {
             Expr::Alt(parts) => parts.iter().any(is),
             Expr::Repeat { body, min, .. } => *min == 0 || is(body),
             // New references are to rules without their empty text, or to walks, which stand in no split.
-            Expr::Leaf(_) | Expr::NonEmptyLeaf(_) | Expr::Tokens(_) | Expr::Rule(_) => false,
+            Expr::Leaf(_) | Expr::NonEmptyLeaf(_) | Expr::Automaton(_) | Expr::Tokens(_) | Expr::Rule(_) => {
+                false
+            }
         };
         let id = self.tree.add(expr)?;
         self.may_be_empty.push(is_nullable);
@@ -315,7 +319,14 @@ impl<'t, 'a> Splitter<'t, 'a> {
                 has if has.minimum_len() == Some(0) => plain(Some(self.add(Expr::NonEmptyLeaf(hir))?)),
                 _ => plain(Some(id)),
             },
-            Expr::NonEmptyLeaf(_) | Expr::Tokens(_) => plain(Some(id)),
+            Expr::Automaton(dfa) if dfa.is_accepting(dfa.start()) => {
+                let dfa = dfa.without_empty();
+                if dfa.start() == DEAD {
+                    return Ok(Split::default());
+                }
+                plain(Some(self.add(Expr::Automaton(Arc::new(dfa)))?))
+            }
+            Expr::NonEmptyLeaf(_) | Expr::Automaton(_) | Expr::Tokens(_) => plain(Some(id)),
             Expr::Rule(rule) => {
                 let nonempty = self.nonempty_rule(rule)?;
                 let nonempty = self.add(Expr::Rule(nonempty))?;

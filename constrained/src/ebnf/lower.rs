@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use regex_syntax::hir::{self, Hir};
 
 use super::{Expr, ExprId, Name, Tree};
-use crate::dfa::{Dfa, Product};
+use crate::dfa::Dfa;
 use crate::error::{CompileError, shorten};
 use crate::ir::{Ir, Node, NodeId, RuleId};
 use crate::pattern::{self, Bounds};
@@ -50,7 +50,7 @@ pub(crate) fn lower(ir: &mut Ir, tree: &Tree<'_>, root: Name) -> Result<NodeId, 
         rules: BTreeMap::new(),
         leaves: BTreeMap::new(),
         fused: 0,
-        work: 0,
+        work: tree.work,
     };
     lowering.run(tree.body(root))
 }
@@ -93,7 +93,7 @@ fn size(tree: &Tree<'_>, expr: &Expr, sizes: &[Option<Size>]) -> Option<Size> {
             size: hir_size(hir),
             depth: 1,
         },
-        Expr::NonEmptyLeaf(_) | Expr::Tokens(_) => return None,
+        Expr::NonEmptyLeaf(_) | Expr::Automaton(_) | Expr::Tokens(_) => return None,
         Expr::Rule(name) => of(&tree.body(*name))?,
         Expr::Seq(parts) | Expr::Alt(parts) => {
             let mut whole = Size { size: 1, depth: 0 };
@@ -229,11 +229,9 @@ impl Lowering<'_, '_> {
             }
             Expr::NonEmptyLeaf(hir) => {
                 let dfa = self.compiled(hir, bounds, id)??;
-                let empty = Dfa::of_strings([&b""[..]]);
-                let dfa = dfa.product(&empty, Product::FirstOnly, bounds.max_states);
-                let dfa = dfa.expect("it has at most one state more");
-                return self.leaf(dfa, id).map(Some);
+                return self.leaf(dfa.without_empty(), id).map(Some);
             }
+            Expr::Automaton(dfa) => return self.leaf((**dfa).clone(), id).map(Some),
             // However many: a tree of texts is built in one go.
             Expr::Alt(parts) if parts.iter().all(|part| self.text(*part).is_some()) => {
                 let texts = parts.iter().filter_map(|part| self.text(*part));
@@ -305,7 +303,7 @@ impl Lowering<'_, '_> {
                 greedy: true,
                 sub: Box::new(self.hir(*body)),
             }),
-            Expr::NonEmptyLeaf(_) | Expr::Tokens(_) => unreachable!("it has no size"),
+            Expr::NonEmptyLeaf(_) | Expr::Automaton(_) | Expr::Tokens(_) => unreachable!("it has no size"),
         }
     }
 
@@ -331,7 +329,9 @@ impl Lowering<'_, '_> {
             }
             Expr::Alt(parts) => self.ir.alt(parts.iter().map(of).collect()),
             Expr::Repeat { body, min, max } => self.ir.repeat(of(body), *min, *max),
-            Expr::Leaf(_) | Expr::NonEmptyLeaf(_) => unreachable!("leaves are automata"),
+            Expr::Leaf(_) | Expr::NonEmptyLeaf(_) | Expr::Automaton(_) => {
+                unreachable!("leaves are automata")
+            }
         };
         let place = || match self.tree.rules.first() {
             Some(rule) => format!("the grammar that begins with `{}`", shorten(&rule.name)),

@@ -18,14 +18,17 @@ mod sets;
 mod source;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use regex_syntax::hir::{self, Hir};
 
 pub(crate) use gbnf::Dialect;
 
+use crate::dfa::Dfa;
 use crate::error::{CompileError, shorten};
 use crate::ir::{Ir, NodeId};
 use crate::limits::Limits;
+use crate::pattern::{Bounds, Leaf};
 use crate::tokens::TokenSet;
 use crate::vocabulary::Vocabulary;
 use source::{Source, limit};
@@ -40,6 +43,8 @@ pub(crate) enum Expr {
     Leaf(Hir),
     /// What the leaf matches, the empty text apart.
     NonEmptyLeaf(Hir),
+    /// A leaf that was made while reading.
+    Automaton(Arc<Dfa>),
     Tokens(TokenSet),
     Rule(Name),
     Seq(Vec<ExprId>),
@@ -78,6 +83,8 @@ pub(crate) struct Tree<'a> {
     names: BTreeMap<String, Name>,
     limits: &'a Limits,
     vocabulary: &'a Vocabulary,
+    /// Of the automata that were made while reading.
+    work: u64,
 }
 
 impl<'a> Tree<'a> {
@@ -89,7 +96,13 @@ impl<'a> Tree<'a> {
             names: BTreeMap::new(),
             limits,
             vocabulary,
+            work: 0,
         }
+    }
+
+    /// What making one automaton may cost.
+    fn bounds(&self) -> Bounds {
+        Bounds::new(self.limits)
     }
 
     fn add(&mut self, expr: Expr) -> Result<ExprId, CompileError> {
@@ -98,6 +111,16 @@ impl<'a> Tree<'a> {
         }
         self.exprs.push(expr);
         Ok(self.exprs.len() as ExprId - 1)
+    }
+
+    fn regex(&mut self, leaf: Leaf) -> Result<ExprId, CompileError> {
+        match leaf {
+            Leaf::Plain(hir) => self.add(Expr::Leaf(hir)),
+            Leaf::Automaton(built) => {
+                self.work += built.n_work;
+                self.add(Expr::Automaton(Arc::new(built.dfa)))
+            }
+        }
     }
 
     fn literal(&mut self, text: &str) -> Result<ExprId, CompileError> {

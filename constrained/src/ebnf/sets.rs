@@ -1,6 +1,7 @@
 //! What holds for expressions by what holds for their parts: deriving something, deriving the empty text.
 
 use super::{Expr, ExprId, Name, Tree};
+use crate::dfa::DEAD;
 use crate::error::{CompileError, shorten};
 
 /// The least set of expressions closed under the rules of a derivation, given what holds for leaves. Each
@@ -20,7 +21,9 @@ fn closure(tree: &Tree<'_>, holds: impl Fn(&Expr) -> bool) -> Vec<bool> {
             Expr::Rule(name) => users[*name as usize].push(id),
             Expr::Seq(parts) => missing[id as usize] = parts.len(),
             Expr::Repeat { min: 0, .. } | Expr::Empty => queue.push(id),
-            Expr::Leaf(_) | Expr::NonEmptyLeaf(_) | Expr::Tokens(_) if holds(expr) => queue.push(id),
+            Expr::Leaf(_) | Expr::NonEmptyLeaf(_) | Expr::Automaton(_) | Expr::Tokens(_) if holds(expr) => {
+                queue.push(id);
+            }
             _ => {}
         }
     }
@@ -52,6 +55,7 @@ fn closure(tree: &Tree<'_>, holds: impl Fn(&Expr) -> bool) -> Vec<bool> {
 pub(crate) fn nullable(tree: &Tree<'_>) -> Vec<bool> {
     closure(tree, |expr| match expr {
         Expr::Leaf(hir) => hir.properties().minimum_len() == Some(0),
+        Expr::Automaton(dfa) => dfa.is_accepting(dfa.start()),
         _ => false,
     })
 }
@@ -86,6 +90,7 @@ pub(crate) fn reachable(tree: &Tree<'_>, root: Name) -> Vec<Name> {
 pub(crate) fn check_productive(tree: &Tree<'_>, root: Name) -> Result<(), CompileError> {
     let productive = closure(tree, |expr| match expr {
         Expr::Leaf(hir) | Expr::NonEmptyLeaf(hir) => hir.properties().minimum_len().is_some(),
+        Expr::Automaton(dfa) => dfa.start() != DEAD,
         Expr::Tokens(set) => !set.is_empty(tree.vocabulary),
         _ => true,
     });

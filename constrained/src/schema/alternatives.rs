@@ -8,6 +8,7 @@ use std::rc::Rc;
 use super::choices::Choice;
 use super::facts::{Counted, Fact, Facts, Goal, Target};
 use super::keywords::{ALL, OBJECT, type_of};
+use super::relax::Blame;
 use super::{CompileError, Compiler};
 use crate::json::{Json, JsonId};
 
@@ -115,8 +116,10 @@ impl Compiler<'_> {
             forks: Vec::new(),
         };
         let (mut open, mut done) = (vec![first], Vec::new());
+        let mut last = None;
         while let Some(mut partial) = open.pop() {
             if open.len() + done.len() > self.limits.max_branches {
+                self.blame = last.map(Blame::Choice);
                 return Err(self.too_many_branches(goals));
             }
             self.spend(partial.facts.size() as u64)?;
@@ -133,7 +136,8 @@ impl Compiler<'_> {
                     partial.facts.plain.sort_unstable();
                     done.push(partial.facts);
                 }
-                Choice::Between(path, branches) => {
+                Choice::Between { kind, path, branches } => {
+                    last = kind.or(last);
                     for branch in branches.into_iter().rev() {
                         self.spend(partial.facts.size() as u64)?;
                         let mut next = partial.clone();
@@ -148,10 +152,7 @@ impl Compiler<'_> {
     }
 
     pub(super) fn too_many_branches(&self, goals: &[Goal]) -> CompileError {
-        let place = goals.first().map_or(0, |goal| match goal {
-            Goal::Holds(target) | Goal::Fails(target) => target.id,
-            Goal::Equals(value) | Goal::Differs(value) => *value,
-        });
+        let place = goals.first().map_or(0, |goal| goal.place());
         CompileError::Limit {
             name: "max_branches",
             limit: self.limits.max_branches as u64,
@@ -167,7 +168,7 @@ impl Compiler<'_> {
         partial: &mut Partial,
     ) -> Result<(), CompileError> {
         if let Some(error) = branch.refused {
-            return Err(error);
+            self.excuse_way(error)?;
         }
         partial.facts.types &= branch.types;
         partial.facts.listed.extend(branch.values);
@@ -181,7 +182,7 @@ impl Compiler<'_> {
     }
 
     pub(super) fn value_of_property(&self, id: JsonId, name: &str) -> Option<JsonId> {
-        let properties = self.document.member(id, "properties")?;
+        let properties = self.member(id, "properties")?;
         self.document.member(properties, name)
     }
 
@@ -195,11 +196,13 @@ impl Compiler<'_> {
     ) -> Result<bool, CompileError> {
         let document = self.document;
         let (target, is_wanted) = match goal {
+            Goal::Equals(value) if self.left_out.has_schema(value) => return Ok(true),
             Goal::Equals(value) => {
                 partial.facts.types &= type_of(&document[value]);
                 partial.facts.equal.push(value);
                 return Ok(partial.facts.types != 0);
             }
+            Goal::Differs(value) if self.left_out.may_hold(value) => return Ok(true),
             Goal::Differs(value) => {
                 if matches!(document[value], Json::Array(_) | Json::Object(_)) {
                     let kind = ForkKind::Differs(value);
@@ -212,6 +215,13 @@ impl Compiler<'_> {
             Goal::Holds(target) => (target, true),
             Goal::Fails(target) => (target, false),
         };
+        if self.left_out.has_schema(target.id) {
+            partial.facts.is_partial |= is_wanted;
+            return Ok(true);
+        }
+        if !is_wanted && self.left_out.may_hold(target.id) {
+            return Ok(true);
+        }
         match &document[target.id] {
             Json::Bool(holds) => return Ok(*holds == is_wanted),
             Json::Object(_) => {}
@@ -220,22 +230,7 @@ impl Compiler<'_> {
                 return Err(self.malformed(target.id, "schema", why));
             }
         }
-        let mut n_above = 0;
-        for above in paths.above(path) {
-            n_above += 1;
-            if above == goal {
-                let why = "it reaches itself without a property or item between";
-                return Err(self.unsupported(target.id, "$ref", why));
-            }
-        }
-        if n_above > self.limits.max_source_depth {
-            return Err(CompileError::Limit {
-                name: "max_source_depth",
-                limit: self.limits.max_source_depth as u64,
-                place: document.pointer(target.id),
-            });
-        }
-        self.spend(1 + n_above as u64)?;
+        self.check_path((goal, target), paths.above(path))?;
         let path = paths.push(path, goal);
         if is_wanted {
             self.expand(target, path, partial, paths)
@@ -249,6 +244,33 @@ impl Compiler<'_> {
         }
     }
 
+    /// Refuses a goal that is reached from itself or from too many others.
+    fn check_path(
+        &mut self,
+        (goal, target): (Goal, Target),
+        above: impl Iterator<Item = Goal>,
+    ) -> Result<(), CompileError> {
+        let mut above = above.peekable();
+        let nearest = above.peek().map_or(target.id, |nearest| nearest.place());
+        let mut n_above = 0;
+        for above in above {
+            n_above += 1;
+            if above == goal {
+                let why = "it reaches itself without a property or item between";
+                return Err(self.unsupported(nearest, "$ref", why));
+            }
+        }
+        if n_above > self.limits.max_source_depth {
+            self.blame = Some(Blame::Keyword(nearest, "$ref"));
+            return Err(CompileError::Limit {
+                name: "max_source_depth",
+                limit: self.limits.max_source_depth as u64,
+                place: self.document.pointer(target.id),
+            });
+        }
+        self.spend(1 + n_above as u64)
+    }
+
     /// Takes in the schema `target`, which is an object and holds; false when it cannot.
     fn expand(
         &mut self,
@@ -258,6 +280,7 @@ impl Compiler<'_> {
         paths: &Paths,
     ) -> Result<bool, CompileError> {
         let id = target.id;
+        partial.facts.is_partial |= self.left_out.hides_evaluation(id);
         // Nearest first; what a negation is about is never seen from outside of it.
         let holding = paths.above(path).map_while(|goal| match goal {
             Goal::Holds(above) => Some(above),
@@ -282,7 +305,7 @@ impl Compiler<'_> {
             }
         } else {
             self.check_keywords(id)?;
-            partial.facts.types &= self.possible_types(id);
+            partial.facts.types &= self.possible_types(id) & self.types_left(id);
             partial.facts.plain.push(target);
         }
         for part in self.all_of(id)? {
@@ -292,7 +315,7 @@ impl Compiler<'_> {
             self.note_contains(target, partial)?;
         }
         let mut fork = |kind| partial.forks.push(Fork { kind, path });
-        if let Some(not) = self.document.member(id, "not") {
+        if let Some(not) = self.member(id, "not") {
             partial.todo.push((Goal::Fails(self.within(target, not)), path));
         }
         // Only the branches that hold are seen; without an observer a condition of nothing is none.
@@ -319,7 +342,7 @@ impl Compiler<'_> {
 
     fn note_contains(&mut self, target: Target, partial: &mut Partial) -> Result<(), CompileError> {
         let (min, max) = self.contains_range(target.id)?;
-        let contained = self.document.member(target.id, "contains");
+        let contained = self.member(target.id, "contains");
         let contained = contained.expect("the caller has seen it");
         let counted = Fact::Counted(Counted {
             goal: Goal::Holds(self.within(target, contained)),
@@ -334,7 +357,7 @@ impl Compiler<'_> {
         Ok(())
     }
 
-    fn check_keywords(&self, id: JsonId) -> Result<(), CompileError> {
+    pub(super) fn check_keywords(&self, id: JsonId) -> Result<(), CompileError> {
         if !matches!(self.value(id, "enum"), None | Some(Json::Array(_))) {
             return Err(self.malformed(id, "enum", "it is not a list"));
         }

@@ -4,7 +4,8 @@ use super::dialect::Dialect;
 use super::facts::{Counted, Fact, Facts, Goal, Target};
 use super::keywords::{ALL, type_of};
 use super::{CompileError, Compiler, Json, JsonId, NodeId};
-use crate::array::{Counter, Variant};
+use crate::array::{Counter, Uniqueness, Variant};
+use crate::error::within;
 use crate::ir::Array;
 
 /// What one schema or fact says about items.
@@ -108,7 +109,11 @@ impl Compiler<'_> {
         self.spend(array.work())?;
         let array = match unique {
             Some(id) if !self.are_items_disjoint(&shape)? => {
-                array.with_unique_items(&self.document.pointer(id))
+                let pointer = within(self.source.place, self.document.pointer(id));
+                array.with_unique_items(Uniqueness {
+                    pointer,
+                    enforcement: self.enforcement,
+                })
             }
             _ => array,
         };
@@ -156,7 +161,7 @@ impl Compiler<'_> {
             self.plain_items(*target, &mut shape)?;
         }
         for target in &facts.plain {
-            if let Some(value) = self.document.member(target.id, "unevaluatedItems") {
+            if let Some(value) = self.unevaluated(facts, *target, "unevaluatedItems") {
                 let goal = Goal::Holds(self.within(*target, value));
                 self.unevaluated_items(facts, *target, goal, &mut shape)?;
             }

@@ -11,6 +11,7 @@ use super::facts::{ClauseId, Fact, Facts, Goal, Target};
 use super::keywords::{ALL, OBJECT, STRING, type_of};
 use super::lists::Parted;
 use super::objects::MAX_CONDITIONS;
+use super::relax::Blame;
 use super::view::View;
 use super::{CompileError, Compiler};
 use crate::json::Json;
@@ -23,7 +24,12 @@ pub(super) enum Choice {
     Taken,
     /// There is nothing left to choose.
     None,
-    Between(PathId, Vec<Branch>),
+    Between {
+        /// Absent where only types are told apart.
+        kind: Option<ForkKind>,
+        path: PathId,
+        branches: Vec<Branch>,
+    },
 }
 
 /// What is known of a schema.
@@ -87,7 +93,11 @@ impl Compiler<'_> {
                 if types & OBJECT != 0 && types != OBJECT {
                     partial.forks = open.into_iter().rev().map(|(fork, _)| fork).collect();
                     let parts = [OBJECT, types & !OBJECT];
-                    return Ok(Choice::Between(0, parts.map(Branch::of_types).into()));
+                    return Ok(Choice::Between {
+                        kind: None,
+                        path: 0,
+                        branches: parts.map(Branch::of_types).into(),
+                    });
                 }
                 match self.as_conditions(partial, &mut view, &mut open)? {
                     Some(choice) => return Ok(choice),
@@ -97,7 +107,11 @@ impl Compiler<'_> {
         };
         let (fork, ways) = open.remove(chosen);
         partial.forks = open.into_iter().rev().map(|(fork, _)| fork).collect();
-        Ok(Choice::Between(fork.path, ways))
+        Ok(Choice::Between {
+            kind: Some(fork.kind),
+            path: fork.path,
+            branches: ways,
+        })
     }
 
     /// Turns schemas that must fail into conditions; `None` when some are left.
@@ -349,6 +363,7 @@ impl Compiler<'_> {
         }
         // What is evaluated depends on all branches that hold, so every set of them is a way.
         if targets.len() >= 31 || 1 << targets.len() > self.limits.max_branches {
+            self.blame = Some(Blame::Choice(ForkKind::AnyOf { at, is_seen }));
             return Err(self.too_many_branches(&[Goal::Holds(at)]));
         }
         let chosen = |set: u32| {
@@ -418,7 +433,7 @@ impl Compiler<'_> {
         view: &mut View,
     ) -> Result<Vec<Branch>, CompileError> {
         let mut part = |keyword| {
-            let id = self.document.member(at.id, keyword)?;
+            let id = self.member(at.id, keyword)?;
             Some(self.within(at, id))
         };
         let (condition, then, otherwise) = (part("if"), part("then"), part("else"));

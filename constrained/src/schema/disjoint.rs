@@ -383,7 +383,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// The schemas that hold whenever `id` does, itself included.
-    fn parts(&self, id: JsonId) -> Vec<JsonId> {
+    pub(super) fn parts(&self, id: JsonId) -> Vec<JsonId> {
         let mut parts = vec![id];
         let mut at = 0;
         while let Some(id) = parts.get(at).copied() {

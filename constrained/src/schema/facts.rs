@@ -38,6 +38,16 @@ impl Goal {
     }
 }
 
+impl Goal {
+    /// Where its schema or value stands.
+    pub(super) fn place(self) -> JsonId {
+        match self {
+            Self::Holds(target) | Self::Fails(target) => target.id,
+            Self::Equals(value) | Self::Differs(value) => value,
+        }
+    }
+}
+
 /// A property name of the document.
 pub(super) type NameId = u32;
 
@@ -53,6 +63,19 @@ pub(super) enum Broken {
     MultipleOf,
     Pattern,
     Format,
+}
+
+impl Broken {
+    pub(super) fn keyword(self) -> &'static str {
+        match self {
+            Self::Integer => "type",
+            Self::Lower => "minimum",
+            Self::Upper => "maximum",
+            Self::MultipleOf => "multipleOf",
+            Self::Pattern => "pattern",
+            Self::Format => "format",
+        }
+    }
 }
 
 /// How many items from index `from` on satisfy `goal`.
@@ -103,6 +126,14 @@ pub(super) enum Fact {
 }
 
 impl Fact {
+    /// The property that it is about.
+    pub(super) fn name(&self) -> Option<NameId> {
+        match self {
+            Self::Lacks(name) | Self::Member(name, _) | Self::Value(name, _) => Some(*name),
+            _ => None,
+        }
+    }
+
     /// The type that a value with this fact has.
     pub(super) fn type_bit(self) -> u8 {
         match self {
@@ -130,6 +161,8 @@ pub(super) struct Facts {
     pub(super) listed: Vec<Rc<[JsonId]>>,
     /// Scalars that it is not.
     pub(super) different: Vec<JsonId>,
+    /// Whether something is left out of a schema that holds, so that what is evaluated is not known in full.
+    pub(super) is_partial: bool,
     /// `(a, b)`: the schema `b` holds of the same value below `a`, which has an `unevaluated` keyword.
     pub(super) evaluated: Vec<(Target, Target)>,
 }
@@ -143,6 +176,7 @@ impl Facts {
             equal: Vec::new(),
             listed: Vec::new(),
             different: Vec::new(),
+            is_partial: false,
             evaluated: Vec::new(),
         }
     }

@@ -7,8 +7,8 @@ pub(super) enum Format {
         /// Whether it matches every text of the format; what is not exact cannot be negated.
         is_exact: bool,
     },
-    /// Defined by the specification and not enforced here.
-    Refused,
+    /// Regular expressions.
+    Regex,
     Unknown,
 }
 
@@ -227,8 +227,7 @@ pub(super) fn format(name: &str) -> Format {
         "uri-template" => uri_template!(),
         "json-pointer" => json_pointer!(),
         "relative-json-pointer" => concat!("(?:0|[1-9][0-9]*)(?:#|", json_pointer!(), ")"),
-        // Balanced brackets are no regular language.
-        "regex" => return Format::Refused,
+        "regex" => return Format::Regex,
         _ => return Format::Unknown,
     };
     Format::Pattern { source, is_exact }

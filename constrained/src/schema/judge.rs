@@ -3,7 +3,7 @@
 use super::keywords::type_of;
 use super::strings::accepts;
 use super::{Compiler, Json, JsonId};
-use crate::number::Decimal;
+use crate::decimal::Decimal;
 
 /// Schemas within schemas that are looked at.
 const MAX_DEPTH: usize = 8;

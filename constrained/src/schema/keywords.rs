@@ -2,8 +2,9 @@
 
 use super::dialect::Dialect;
 use super::{CompileError, Compiler, FormatPolicy};
+use crate::decimal::Decimal;
 use crate::json::{Json, JsonId};
-use crate::number::{Bound, Decimal};
+use crate::number::Bound;
 
 pub(super) const NULL: u8 = 1;
 pub(super) const BOOLEAN: u8 = 2;
@@ -33,12 +34,11 @@ pub(super) struct Items<'a> {
 
 impl<'a> Compiler<'a> {
     pub(super) fn value(&self, id: JsonId, keyword: &str) -> Option<&'a Json> {
-        let document = self.document;
-        document.member(id, keyword).map(|value| &document[value])
+        self.member(id, keyword).map(|value| &self.document[value])
     }
 
     pub(super) fn has(&self, id: JsonId, keyword: &str) -> bool {
-        self.document.member(id, keyword).is_some()
+        self.member(id, keyword).is_some()
     }
 
     /// The rules that the schema `id` is read by.
@@ -86,7 +86,7 @@ impl<'a> Compiler<'a> {
 
     /// The types of `type`, and whether its numbers are integers.
     pub(super) fn types(&self, id: JsonId) -> Result<(u8, bool), CompileError> {
-        let names = match self.document.member(id, "type") {
+        let names = match self.member(id, "type") {
             None => return Ok((ALL, false)),
             Some(names) => match &self.document[names] {
                 Json::Array(items) => items.clone(),
@@ -184,10 +184,13 @@ impl<'a> Compiler<'a> {
         let Some(number) = self.decimal(id, keyword)? else {
             return Ok(None);
         };
-        let count = number.to_u32().filter(|count| *count < 1 << 30);
-        count
-            .map(Some)
-            .ok_or_else(|| self.malformed(id, keyword, "it is not a count below 2^30"))
+        const MAX: u32 = 1 << 30;
+        match number.to_u32().filter(|count| *count < MAX) {
+            // So many are never written.
+            None if keyword.starts_with("max") && number.is_integer() && !number.is_negative() => Ok(None),
+            None => Err(self.malformed(id, keyword, "it is not a count below 2^30")),
+            count => Ok(count),
+        }
     }
 
     /// The tighter of `minimum` and `exclusiveMinimum`, and of their counterparts.
@@ -278,7 +281,7 @@ impl<'a> Compiler<'a> {
     }
 
     pub(super) fn items(&self, id: JsonId) -> Result<Items<'a>, CompileError> {
-        let items = self.document.member(id, "items");
+        let items = self.member(id, "items");
         let has_prefix = self.has(id, "prefixItems");
         if let Some(Json::Array(list)) = items.map(|items| &self.document[items]) {
             if has_prefix {
@@ -286,7 +289,7 @@ impl<'a> Compiler<'a> {
             }
             return Ok(Items {
                 prefix: list,
-                rest: self.document.member(id, "additionalItems"),
+                rest: self.member(id, "additionalItems"),
             });
         }
         if has_prefix && items.is_some() && self.is_foreign(id, "prefixItems") {
@@ -321,7 +324,7 @@ impl<'a> Compiler<'a> {
 
     /// The values that `enum` or `const` of one schema allows; `None` where it has neither.
     pub(super) fn listed_values(&self, id: JsonId) -> Option<Vec<JsonId>> {
-        let constant = self.document.member(id, "const");
+        let constant = self.member(id, "const");
         let listed = self.value(id, "enum").map(|list| match list {
             Json::Array(items) => items.clone(),
             _ => Vec::new(),

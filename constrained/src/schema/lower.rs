@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::facts::{Broken, Fact, Facts};
 use super::keywords::{ARRAY, BOOLEAN, NULL, NUMBER, OBJECT, STRING};
 use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId};
-use crate::number::{Bound, Decimal, NumberSpec};
+use crate::decimal::Decimal;
+use crate::number::{Bound, NumberSpec};
 
 /// What the facts say about numbers and strings.
 #[derive(Default)]
@@ -127,26 +128,34 @@ impl Compiler<'_> {
             nodes.push(self.ir.dfa(words));
         }
         if facts.types & NUMBER != 0 {
-            let is_any = merged.number == NumberSpec::default();
-            let node = match self.number.filter(|_| is_any) {
-                Some(node) => node,
-                None => self.number_node(&merged.number, facts.first())?,
-            };
-            if is_any {
-                self.number = Some(node);
-            }
-            nodes.push(node);
+            nodes.push(self.lower_number(facts, merged)?);
         }
         if facts.types & STRING != 0 {
-            nodes.push(self.lower_string(facts, merged)?);
+            let node = self.lower_string(facts, merged);
+            nodes.push(node.or_else(|error| self.without_contents(&error, facts, merged))?);
         }
         if facts.types & ARRAY != 0 {
-            nodes.push(self.lower_array(facts)?);
+            let node = self.lower_array(facts);
+            nodes.push(node.inspect_err(|_| self.blame_facts(facts, ARRAY))?);
         }
         if facts.types & OBJECT != 0 {
-            nodes.push(self.lower_object(facts)?);
+            let node = self.lower_object(facts);
+            nodes.push(node.inspect_err(|_| self.blame_facts(facts, OBJECT))?);
         }
         Ok(self.ir.alt(nodes))
+    }
+
+    fn lower_number(&mut self, facts: &Facts, merged: &Merged) -> Result<NodeId, CompileError> {
+        let is_any = merged.number == NumberSpec::default();
+        if let Some(node) = self.number.filter(|_| is_any) {
+            return Ok(node);
+        }
+        let node = self.number_node(&merged.number, facts);
+        let node = node.or_else(|error| self.without_bounds(&error, facts, merged))?;
+        if is_any {
+            self.number = Some(node);
+        }
+        Ok(node)
     }
 
     /// The largest of the minima and the smallest of the maxima that the schemas state.

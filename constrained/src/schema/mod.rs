@@ -5,12 +5,14 @@
 //! `negation.rs` for schemas that fail); what can be met in several ways multiplies into alternatives, and
 //! the facts of one alternative are merged per JSON type (`lower.rs`, `arrays.rs`, `objects.rs`).
 //!
-//! Everything is exact or stricter, never looser: what cannot be enforced is refused by place and keyword.
-//! Keywords that the specification does not know are annotations and assert nothing.
+//! Everything is exact or stricter, never looser: what cannot be enforced is refused by place and keyword,
+//! or, when that is asked for, left out by them (`relax.rs`). Keywords that the specification does not know
+//! are annotations and assert nothing.
 
 mod alternatives;
 mod arrays;
 mod choices;
+mod closed;
 mod dialect;
 mod disjoint;
 mod facts;
@@ -22,6 +24,8 @@ mod lower;
 mod names;
 mod negation;
 mod objects;
+mod relax;
+mod regex_format;
 mod resources;
 mod strings;
 mod uri;
@@ -35,7 +39,9 @@ use std::sync::Arc;
 use self::alternatives::Branch;
 use self::dialect::Dialect;
 use self::facts::{ClauseId, Fact, Goal, NameId, ScopeId, Target};
-use self::keywords::ALL;
+use self::keywords::{ALL, OBJECT};
+use self::relax::{Blame, LeftOut};
+pub use self::relax::{Enforcement, Relaxed};
 use self::resources::{RECURSIVE, Resources};
 use crate::dfa::Dfa;
 use crate::error::CompileError;
@@ -47,7 +53,8 @@ use crate::limits::Limits;
 /// Which whitespace the output may have around JSON's punctuation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Whitespace {
-    /// Any, up to `max_whitespace` characters in a run.
+    /// Any that models write: between two tokens of JSON up to two spaces, then at most one newline with up
+    /// to `max_indent` spaces and tabs after it. Each run ends, as do numbers.
     #[default]
     Any,
     /// None: compact JSON.
@@ -84,6 +91,16 @@ pub enum PropertyOrder {
     Any,
 }
 
+/// Which members an object may have besides those that its schema names, where the schema does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AdditionalProperties {
+    /// Any, as the specification has it.
+    #[default]
+    Open,
+    /// None, wherever members are named at all.
+    Closed,
+}
+
 /// How a schema is read and its values are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SchemaOptions {
@@ -95,21 +112,47 @@ pub struct SchemaOptions {
     pub formats: FormatPolicy,
     /// Order of the members of objects.
     pub order: PropertyOrder,
+    /// Members that the schema does not name.
+    pub additional_properties: AdditionalProperties,
+    /// What happens to what cannot be enforced. Tools say it themselves, each for its own schema.
+    pub enforcement: Enforcement,
+}
+
+/// The text of a schema, and what is known of it from where it stands.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub(crate) text: &'a str,
+    /// A JSON pointer that those of errors begin with.
+    pub(crate) place: &'a str,
+    pub(crate) values: Values,
+}
+
+/// The values that a schema is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Values {
+    All,
+    Objects,
 }
 
 struct Compiler<'a> {
     ir: &'a mut Ir,
     document: &'a Document,
+    source: Source<'a>,
     resources: Resources,
     formats: FormatPolicy,
     order: PropertyOrder,
-    limits: &'a Limits,
-    rules: Map<Vec<Goal>, RuleId>,
-    queue: Vec<(Vec<Goal>, RuleId)>,
     /// Lists of facts of which one holds at least.
     clauses: Vec<Vec<Fact>>,
     clause_ids: Map<Vec<Fact>, ClauseId>,
     ways_to_fail: Map<Target, Rc<[Branch]>>,
+    additional_properties: AdditionalProperties,
+    enforcement: Enforcement,
+    limits: &'a Limits,
+    rules: Map<Vec<Goal>, RuleId>,
+    queue: Vec<Task>,
+    left_out: LeftOut,
+    /// What the error that is on its way came of, where that is known.
+    blame: Option<Blame>,
     /// Property names that facts speak of.
     names: Vec<String>,
     name_ids: BTreeMap<String, NameId>,
@@ -129,30 +172,92 @@ struct Compiler<'a> {
     work: u64,
 }
 
-/// Lowers the schema `text`; the result is the node that every output matches.
+/// A rule to be defined: values of `types` that meet all of `goals`.
+struct Task {
+    goals: Vec<Goal>,
+    types: u8,
+    rule: RuleId,
+}
+
+/// Lowers the schema `source`; the result is the node that every output matches. What is left out of the
+/// schema is added to the grammar's list.
 pub(crate) fn compile(
     ir: &mut Ir,
-    text: &str,
+    source: Source<'_>,
     options: &SchemaOptions,
     limits: &Limits,
 ) -> Result<NodeId, CompileError> {
-    let document = Document::parse(text, limits.max_source_depth)?;
+    let parsed = if source.text.len() <= limits.max_source_bytes {
+        Document::parse(source.text, limits.max_source_depth)
+    } else {
+        Err(CompileError::Limit {
+            name: "max_source_bytes",
+            limit: limits.max_source_bytes as u64,
+            place: "the schema".to_owned(),
+        })
+    };
+    if let Ok(document) = &parsed {
+        check_form(document).map_err(|error| error.within(source.place))?;
+    }
+    let found = parsed.and_then(|document| lower(ir, &document, source, options, limits));
+    let is_json = !matches!(found, Err(CompileError::Json { .. }));
+    match found {
+        Ok((node, left_out)) => {
+            let left_out = left_out.into_iter().map(|part| part.within(source.place));
+            ir.relaxed.extend(left_out);
+            Ok(node)
+        }
+        Err(error) if is_json && options.enforcement == Enforcement::Relaxed => {
+            ir.relaxed.push(Relaxed::whole(source.place, &error));
+            let anything = Source { text: "{}", ..source };
+            let document = Document::parse(anything.text, 1)?;
+            let (node, _) = lower(ir, &document, anything, options, limits)?;
+            Ok(node)
+        }
+        Err(error) => Err(error.within(source.place)),
+    }
+}
+
+fn check_form(document: &Document) -> Result<(), CompileError> {
+    match &document[0] {
+        Json::Object(_) | Json::Bool(_) => Ok(()),
+        _ => Err(CompileError::Malformed {
+            pointer: "#".to_owned(),
+            keyword: "schema".to_owned(),
+            why: "it is neither an object nor a boolean".to_owned(),
+        }),
+    }
+}
+
+/// The node for the schema `document`, and what is left out of it.
+fn lower(
+    ir: &mut Ir,
+    document: &Document,
+    source: Source<'_>,
+    options: &SchemaOptions,
+    limits: &Limits,
+) -> Result<(NodeId, Vec<Relaxed>), CompileError> {
     let usual = match options.draft {
         Draft::Draft7 => Dialect::Draft7,
         Draft::Draft2020 => Dialect::Draft2020,
     };
     let mut compiler = Compiler {
         ir,
-        document: &document,
-        resources: Resources::new(&document, usual),
+        document,
+        source,
+        resources: Resources::new(document, usual),
         formats: options.formats,
         order: options.order,
-        limits,
-        rules: Map::default(),
-        queue: Vec::new(),
         clauses: Vec::new(),
         clause_ids: Map::default(),
         ways_to_fail: Map::default(),
+        additional_properties: options.additional_properties,
+        enforcement: options.enforcement,
+        limits,
+        rules: Map::default(),
+        queue: Vec::new(),
+        left_out: LeftOut::default(),
+        blame: None,
         names: Vec::new(),
         name_ids: BTreeMap::new(),
         scopes: vec![Vec::new()],
@@ -164,16 +269,20 @@ pub(crate) fn compile(
         number: None,
         work: 0,
     };
-    compiler.spend(document.n_nodes() as u64)?;
-    let outside = Target { id: 0, scope: 0 };
-    let whole = compiler.within(outside, 0);
-    let root = compiler.rule(vec![Goal::Holds(whole)]);
-    while let Some((goals, rule)) = compiler.queue.pop() {
-        let node = compiler.lower(&goals)?;
-        compiler.ir.define(rule, node);
-        compiler.ir.check_size("the schema")?;
+    if let Err(error) = compiler.spend(document.n_nodes() as u64) {
+        compiler.leave_out(error, &[])?;
     }
-    Ok(root)
+    let root = compiler.root(source.values)?;
+    while let Some(task) = compiler.queue.pop() {
+        compiler.define(&task)?;
+    }
+    let left_out = compiler.left_out.into_list();
+    if options.enforcement == Enforcement::Relaxed && !ir.is_satisfiable(root) {
+        return Err(CompileError::Empty {
+            why: "the schema contradicts itself, or needs bytes that no token spells".to_owned(),
+        });
+    }
+    Ok((root, left_out))
 }
 
 impl Compiler<'_> {
@@ -203,7 +312,7 @@ impl Compiler<'_> {
 
     fn spend(&mut self, work: u64) -> Result<(), CompileError> {
         self.work = self.work.saturating_add(work);
-        if self.work <= self.limits.max_compile_work {
+        if self.work <= self.limits.max_compile_work || self.left_out.has_rest() {
             return Ok(());
         }
         Err(CompileError::Limit {
@@ -227,7 +336,11 @@ impl Compiler<'_> {
         let rule = known.unwrap_or_else(|| {
             let rule = self.ir.new_rule();
             self.rules.insert(goals.clone(), rule);
-            self.queue.push((goals, rule));
+            self.queue.push(Task {
+                goals,
+                types: ALL,
+                rule,
+            });
             rule
         });
         self.ir.rule(rule)
@@ -241,10 +354,50 @@ impl Compiler<'_> {
         }
     }
 
-    fn lower(&mut self, goals: &[Goal]) -> Result<NodeId, CompileError> {
+    /// The node for the values that the whole schema is about.
+    fn root(&mut self, values: Values) -> Result<NodeId, CompileError> {
+        let outside = Target { id: 0, scope: 0 };
+        let goals = vec![Goal::Holds(self.within(outside, 0))];
+        if values == Values::Objects && self.possible_types(0) & OBJECT == 0 {
+            let error = self.malformed(0, "type", "only objects may stand here");
+            self.leave_out(error, &goals)?;
+        }
+        if values == Values::All || self.possible_types(0) == OBJECT {
+            return Ok(self.rule(goals));
+        }
+        let rule = self.ir.new_rule();
+        self.queue.push(Task {
+            goals,
+            types: OBJECT,
+            rule,
+        });
+        Ok(self.ir.rule(rule))
+    }
+
+    fn define(&mut self, task: &Task) -> Result<(), CompileError> {
+        let node = loop {
+            if self.left_out.has_rest() && !task.goals.is_empty() {
+                self.note_goals(&task.goals);
+                break if task.types == ALL {
+                    self.rule(Vec::new())
+                } else {
+                    self.lower(&[], task.types)?
+                };
+            }
+            match self.lower(&task.goals, task.types) {
+                Ok(node) => break node,
+                Err(error) => self.leave_out(error, &task.goals)?,
+            }
+        };
+        self.ir.define(task.rule, node);
+        self.check_size()
+    }
+
+    fn lower(&mut self, goals: &[Goal], types: u8) -> Result<NodeId, CompileError> {
         let mut nodes = Vec::new();
         self.spend(500)?;
-        for facts in self.alternatives(goals, ALL)? {
+        let ways = self.alternatives(goals, types)?;
+        for facts in self.without_unnamed(ways)? {
             self.spend(facts.size() as u64 * 8)?;
             nodes.push(self.lower_facts(&facts)?);
         }

@@ -120,7 +120,7 @@ impl Compiler<'_> {
     pub(super) fn allowed_names(&mut self, facts: &Facts) -> Result<Option<Dfa>, CompileError> {
         let mut goals = Vec::new();
         for target in &facts.plain {
-            if let Some(names) = self.document.member(target.id, "propertyNames") {
+            if let Some(names) = self.member(target.id, "propertyNames") {
                 goals.push(Goal::Holds(self.within(*target, names)));
             }
         }
@@ -140,13 +140,13 @@ impl Compiler<'_> {
                 Ok(((*names).clone(), Some(goal)))
             }
             Witness::Additional { at } => {
-                let value = self.document.member(at.id, "additionalProperties");
+                let value = self.member(at.id, "additionalProperties");
                 let value = value.expect("the witness was made for it");
                 let goal = Goal::Fails(self.within(at, value));
                 Ok((self.additional_names(at)?, Some(goal)))
             }
             Witness::Name { at } => {
-                let names = self.document.member(at.id, "propertyNames");
+                let names = self.member(at.id, "propertyNames");
                 let names = names.expect("the witness was made for it");
                 let goal = Goal::Fails(self.within(at, names));
                 Ok((self.strings(&[goal], at.id)?, None))

@@ -14,7 +14,15 @@ use crate::json::{Json, JsonId};
 impl Compiler<'_> {
     /// The ways in which the schema `at`, an object, fails.
     pub(super) fn own_ways_to_fail(&mut self, at: Target) -> Result<Vec<Branch>, CompileError> {
+        let left_out = self.left_out.types(at.id);
+        if left_out == ALL {
+            return Ok(vec![Branch::of_types(ALL)]);
+        }
+        self.check_keywords(at.id)?;
         let mut ways = Vec::new();
+        if left_out != 0 {
+            ways.push(Branch::of_types(left_out));
+        }
         for referred in self.references(at)? {
             ways.push(Branch::of_goals(vec![Goal::Fails(referred)]));
         }
@@ -47,7 +55,7 @@ impl Compiler<'_> {
         if is_integer {
             ways.push(Branch::of_facts(vec![Fact::Broken(at.id, Broken::Integer)]));
         }
-        if let Some(constant) = self.document.member(at.id, "const") {
+        if let Some(constant) = self.member(at.id, "const") {
             ways.push(Branch::of_goals(vec![Goal::Differs(constant)]));
         }
         match self.value(at.id, "enum") {
@@ -90,11 +98,11 @@ impl Compiler<'_> {
                 }
             }
         }
-        if let Some(not) = self.document.member(at.id, "not") {
+        if let Some(not) = self.member(at.id, "not") {
             ways.push(Branch::of_goals(vec![Goal::Holds(self.within(at, not))]));
         }
         let mut part = |keyword| {
-            let id = self.document.member(at.id, keyword)?;
+            let id = self.member(at.id, keyword)?;
             Some(self.within(at, id))
         };
         if let Some(condition) = part("if") {
@@ -167,7 +175,7 @@ impl Compiler<'_> {
         if let Some(max) = self.count(id, "maxItems")? {
             ways.push(Branch::of_facts(vec![Fact::MinItems(max + 1)]));
         }
-        if let Some(contained) = self.document.member(id, "contains") {
+        if let Some(contained) = self.member(id, "contains") {
             let (min, max) = self.contains_range(id)?;
             let goal = Goal::Holds(self.within(at, contained));
             let counted = |min, max| {

@@ -53,6 +53,15 @@ struct Met {
     by_name: Vec<(Dfa, Option<Goal>, u32)>,
 }
 
+/// Which members without a name of their own in a schema an object may have, beside those that patterns match.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unnamed {
+    None,
+    /// Those that its conditions mention.
+    Mentioned,
+    All,
+}
+
 /// Goals that meet conditions, a bit each; without a goal every value does.
 type ByValue = Vec<(Option<Goal>, u32)>;
 
@@ -71,25 +80,51 @@ pub(super) const MAX_CONDITIONS: usize = 12;
 
 impl Compiler<'_> {
     pub(super) fn lower_object(&mut self, facts: &Facts) -> Result<NodeId, CompileError> {
-        let shape = self.shape(facts)?;
+        let mut shape = self.shape(facts)?;
+        if self.is_closed(facts) {
+            for unnamed in [Unnamed::None, Unnamed::Mentioned] {
+                let object = self.object(&mut shape, unnamed)?;
+                if object.can_finish(&object.start(0)) {
+                    return Ok(self.ir.object(object));
+                }
+            }
+        }
+        let object = self.object(&mut shape, Unnamed::All)?;
+        Ok(self.ir.object(object))
+    }
+
+    fn object(&mut self, shape: &mut Shape<'_>, unnamed: Unnamed) -> Result<Object, CompileError> {
+        let facts = shape.facts;
+        let kept_out = match unnamed {
+            Unnamed::None => self.mentioned_only(shape)?,
+            Unnamed::Mentioned | Unnamed::All => BTreeSet::new(),
+        };
         let mut keys = Vec::new();
         for name in &shape.declared {
             let absent = shape.met.by_absence.get(name).copied();
+            let choices = match kept_out.contains(name) {
+                true => Vec::new(),
+                false => self.declared_choices(shape, *name)?,
+            };
             keys.push(Key {
                 name: self.name(*name),
-                choices: self.declared_choices(&shape, *name)?,
+                choices,
                 is_required: shape.required.contains(name),
                 absence_meets: absent.unwrap_or(0),
             });
         }
         let mut extras = Vec::new();
-        if facts.equal.is_empty() {
-            for (class, by_name) in self.classes(&shape)? {
-                let goals = self.goals_of(&shape, None, &class.is_matched);
+        let has_others = unnamed == Unnamed::All || !shape.patterns.automata.is_empty();
+        if facts.equal.is_empty() && has_others {
+            for (class, by_name) in self.classes(shape)? {
+                if unnamed != Unnamed::All && !class.is_matched.contains(&true) {
+                    continue;
+                }
+                let goals = self.goals_of(shape, None, &class.is_matched);
                 let choices = self.choices(goals, 0, &by_name, facts.first())?;
                 if !choices.is_empty() {
                     extras.push(Extra {
-                        names: self.class_node(&shape, &class),
+                        names: self.class_node(shape, &class),
                         choices,
                         n_names: u32::MAX,
                     });
@@ -102,18 +137,42 @@ impl Compiler<'_> {
         let has_distinct_names = !extras.is_empty() && (is_counted || extras.iter().any(meets));
         if has_distinct_names && shape.min > MAX_DISTINCT {
             let why = format!("more than {MAX_DISTINCT} names that are not declared cannot be told apart");
-            return Err(self.unsupported(facts.first(), "minProperties", &why));
+            let id = self.holder(facts, "minProperties");
+            self.excuse(self.unsupported(id, "minProperties", &why), id, "minProperties")?;
+            shape.min = 1;
         }
-        Ok(self.ir.object(Object {
+        Ok(Object {
             keys,
             trie: KeyTrie::new(std::iter::empty()),
             extras,
-            conditions: shape.conditions,
+            conditions: shape.conditions.clone(),
             min: shape.min,
             max: shape.max,
             order: self.order,
+            has_gaps: false,
             has_distinct_names,
-        }))
+        })
+    }
+
+    /// Names that only choices mention, and no schema names.
+    fn mentioned_only(&mut self, shape: &Shape<'_>) -> Result<BTreeSet<NameId>, CompileError> {
+        let mut mentioned = BTreeSet::new();
+        for fact in &shape.facts.list {
+            match fact {
+                Fact::AnyOf(clause) => {
+                    let clause = self.clauses[*clause as usize].iter();
+                    mentioned.extend(clause.filter_map(|fact| fact.name()));
+                }
+                fact => mentioned.extend(fact.name()),
+            }
+        }
+        let mut kept_out = BTreeSet::new();
+        for name in mentioned {
+            if !shape.required.contains(&name) && !self.is_named(shape.facts, name)? {
+                kept_out.insert(name);
+            }
+        }
+        Ok(kept_out)
     }
 
     /// The names that `facts` mention, in the schema's order, and those that must be there.
@@ -146,20 +205,13 @@ impl Compiler<'_> {
             }
         }
         for fact in &facts.list {
-            match fact {
-                Fact::Lacks(name) | Fact::Value(name, _) => note(*name),
-                Fact::Member(name, _) => {
-                    required.insert(*name);
-                    note(*name);
-                }
-                Fact::AnyOf(clause) => {
-                    for fact in &self.clauses[*clause as usize] {
-                        if let Fact::Lacks(name) | Fact::Value(name, _) | Fact::Member(name, _) = fact {
-                            note(*name);
-                        }
-                    }
-                }
-                _ => {}
+            if let Fact::AnyOf(clause) = fact {
+                let clause = self.clauses[*clause as usize].iter();
+                clause.filter_map(|fact| fact.name()).for_each(&mut note);
+            }
+            fact.name().into_iter().for_each(&mut note);
+            if let Fact::Member(name, _) = fact {
+                required.insert(*name);
             }
         }
         Ok((names, required))
@@ -231,8 +283,8 @@ impl Compiler<'_> {
             layers.push(Layer {
                 target: *target,
                 patterns: own,
-                additional: self.document.member(target.id, "additionalProperties"),
-                unevaluated: self.document.member(target.id, "unevaluatedProperties"),
+                additional: self.member(target.id, "additionalProperties"),
+                unevaluated: self.unevaluated(facts, *target, "unevaluatedProperties"),
             });
         }
         self.spend(declared.len() as u64 * patterns.automata.len() as u64)?;

@@ -6,9 +6,9 @@ use super::facts::{Facts, Goal};
 use super::format::{Format, format};
 use super::keywords::STRING;
 use super::lower::Merged;
-use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId};
+use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId, regex_format};
 use crate::dfa::Product;
-use crate::pattern::{self, Counted};
+use crate::pattern::{Counted, Pattern, Syntax};
 use crate::text::{any_content, step_utf8};
 
 impl Compiler<'_> {
@@ -29,9 +29,30 @@ impl Compiler<'_> {
         if let Some(known) = self.patterns.get(source) {
             return Ok(known.clone());
         }
-        let found = self.ir.search(source);
+        let pattern = self.pattern(source, id, keyword)?;
+        self.search_of(&pattern, source, id, keyword)
+    }
+
+    /// The pattern that stands as `keyword` in the schema `id`.
+    fn pattern(&self, source: &str, id: JsonId, keyword: &str) -> Result<Pattern, CompileError> {
+        let pattern = Pattern::parse(source, Syntax::Ecma);
+        pattern.map_err(|error| self.unsupported(id, keyword, &error.to_string()))
+    }
+
+    /// The texts in which `pattern` is found, which `key` stands for.
+    fn search_of(
+        &mut self,
+        pattern: &Pattern,
+        key: &str,
+        id: JsonId,
+        keyword: &str,
+    ) -> Result<Arc<Dfa>, CompileError> {
+        if let Some(known) = self.patterns.get(key) {
+            return Ok(known.clone());
+        }
+        let found = self.ir.search(pattern, key);
         let found = found.map_err(|error| self.unsupported(id, keyword, &error.to_string()))?;
-        self.keep_pattern(source.to_owned(), found)
+        self.keep_pattern(key.to_owned(), found)
     }
 
     /// The texts of the schema's `format`; `None` when it has none or it is an annotation.
@@ -42,20 +63,16 @@ impl Compiler<'_> {
         if !self.asserts_formats(id) {
             return Ok(None);
         }
-        let source = match format(name) {
-            Format::Pattern { source, .. } => source,
-            Format::Refused => {
-                let why = format!("the format `{name}` would not be enforced");
-                return Err(self.unsupported(id, "format", &why));
-            }
-            Format::Unknown => return Ok(None),
-        };
         // No pattern begins so.
         let key = format!("(?format){name}");
         if let Some(known) = self.patterns.get(&key) {
             return Ok(Some(known.clone()));
         }
-        let found = self.ir.pattern(source)?;
+        let found = match format(name) {
+            Format::Pattern { source, .. } => self.ir.pattern(source)?,
+            Format::Regex => self.ir.made("the format regex", regex_format::automaton),
+            Format::Unknown => return Ok(None),
+        };
         self.keep_pattern(key, found).map(Some)
     }
 
@@ -74,19 +91,15 @@ impl Compiler<'_> {
         let Some(source) = self.text(id, "pattern")? else {
             return Ok(());
         };
-        let Some(Counted { content, min, max }) = pattern::counted(source) else {
-            merged.contents.push(self.search(source, id, "pattern")?);
+        let pattern = self.pattern(source, id, "pattern")?;
+        let Some(Counted { content, min, max }) = pattern.counted() else {
+            let found = self.search_of(&pattern, source, id, "pattern")?;
+            merged.contents.push(found);
             return Ok(());
         };
-        let key = format!("(?content){content}");
-        let content = match self.patterns.get(&key) {
-            Some(known) => known.clone(),
-            None => {
-                let found = self.ir.pattern(&content);
-                let found = found.map_err(|error| self.unsupported(id, "pattern", &error.to_string()))?;
-                self.keep_pattern(key, found)?
-            }
-        };
+        // No pattern begins so.
+        let key = format!("(?content){}", content.recipe());
+        let content = self.search_of(&content, &key, id, "pattern")?;
         merged.contents.push(content);
         merged.min_length = merged.min_length.max(min);
         merged.max_length = merged.max_length.into_iter().chain(max).min();
@@ -98,7 +111,7 @@ impl Compiler<'_> {
         match format(name) {
             Format::Unknown => Ok(false),
             Format::Pattern { is_exact: true, .. } => Ok(true),
-            Format::Pattern { .. } | Format::Refused => {
+            Format::Pattern { .. } | Format::Regex => {
                 let why = format!("the format `{name}` cannot be negated: not every text of it is known");
                 Err(self.unsupported(id, "format", &why))
             }

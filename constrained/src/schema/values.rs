@@ -1,14 +1,17 @@
 //! `enum` and `const`: the listed values themselves.
 
+use std::borrow::Cow;
+
 use super::facts::Facts;
 use super::keywords::{ARRAY, OBJECT, type_of};
 use super::lower::Merged;
+use super::relax::Blame;
 use super::strings::accepts;
 use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId};
-use crate::determinize::Built;
+use crate::dfa::Built;
 use crate::ir::{Array, Choice, Key, Object};
 use crate::keys::KeyTrie;
-use crate::number::{Bound, Decimal, NumberSpec, automaton, listed};
+use crate::number::{MAX_DIGITS, NumberError, NumberSpec, automaton};
 
 /// Keywords that speak of items.
 const OF_ARRAYS: [&str; 8] = [
@@ -33,7 +36,9 @@ const OF_OBJECTS: [&str; 8] = [
     "unevaluatedProperties",
 ];
 
-impl Compiler<'_> {
+pub(super) const BOUNDS: [&str; 4] = ["minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"];
+
+impl<'a> Compiler<'a> {
     /// The listed values that satisfy the other facts as well.
     pub(super) fn lower_values(
         &mut self,
@@ -42,7 +47,6 @@ impl Compiler<'_> {
         merged: &Merged,
     ) -> Result<NodeId, CompileError> {
         let (mut nodes, mut texts, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
-        let has_divisor = !merged.number.multiples.is_empty() || !merged.number.nonmultiples.is_empty();
         let mut n_compound = 0;
         let document = self.document;
         for value in values {
@@ -63,24 +67,17 @@ impl Compiler<'_> {
                     }
                 }
                 Json::Number(number) => {
-                    let within = NumberSpec {
-                        min: tighter(&merged.number.min, number, true),
-                        max: tighter(&merged.number.max, number, false),
-                        ..merged.number.clone()
-                    };
-                    if within.min.is_none() || within.max.is_none() {
-                        continue;
-                    }
-                    if has_divisor {
-                        nodes.push(self.number_node(&within, facts.first())?);
-                    } else if number.is_integer() || !within.is_integer {
-                        numbers.push(number);
+                    let text = self.number_text(*value)?;
+                    let is_in = merged.number.admits(number);
+                    if is_in.or_else(|error| self.without_divisors(error, facts))? {
+                        numbers.push(text);
                     }
                 }
                 Json::Null | Json::Bool(_) => nodes.push(self.value_node(*value)?),
                 Json::Array(_) | Json::Object(_) => {
                     n_compound += 1;
                     if n_compound > self.limits.max_readings {
+                        self.blame = Some(Blame::Keyword(self.holder(facts, "enum"), "enum"));
                         return Err(CompileError::Limit {
                             name: "max_readings",
                             limit: self.limits.max_readings as u64,
@@ -93,7 +90,7 @@ impl Compiler<'_> {
         }
         if !numbers.is_empty() {
             self.spend(numbers.len() as u64 * 200)?;
-            let listed = listed(numbers.into_iter(), merged.number.is_integer);
+            let listed = Dfa::of_strings(numbers.iter().map(|text| text.as_bytes()));
             nodes.push(self.ir.dfa(listed));
         }
         if !texts.is_empty() {
@@ -139,9 +136,9 @@ impl Compiler<'_> {
             Json::Bool(true) => self.ir.literal("true"),
             Json::Bool(false) => self.ir.literal("false"),
             Json::String(text) => self.texts_node(&Dfa::of_strings([text.as_bytes()])),
-            Json::Number(number) => {
-                let listed = listed([number].into_iter(), number.is_integer());
-                self.ir.dfa(listed)
+            Json::Number(_) => {
+                let text = self.number_text(value)?;
+                self.ir.literal(&text)
             }
             Json::Array(items) => {
                 let prefix = items
@@ -170,51 +167,75 @@ impl Compiler<'_> {
                     min: 0,
                     max: None,
                     order: self.order,
+                    has_gaps: false,
                     has_distinct_names: false,
                 })
             }
         })
     }
 
-    /// Numbers as `spec` has them; `at` is where it stands.
-    pub(super) fn number_node(&mut self, spec: &NumberSpec, at: JsonId) -> Result<NodeId, CompileError> {
+    /// How a listed number is written: an integer as one, all others as the schema writes them.
+    fn number_text(&self, value: JsonId) -> Result<Cow<'a, str>, CompileError> {
+        match &self.document[value] {
+            Json::Number(number) if number.n_whole() > MAX_DIGITS => {
+                let (id, keyword) = self.listing(value);
+                let why = format!("a number has more than {MAX_DIGITS} digits before the point");
+                Err(self.unsupported(id, keyword, &why))
+            }
+            Json::Number(number) if number.is_integer() => Ok(Cow::Owned(number.text())),
+            _ => Ok(Cow::Borrowed(self.document.text_of(value, self.source.text))),
+        }
+    }
+
+    /// The schema that lists the value, or what it is a part of, and the keyword.
+    pub(super) fn listing(&self, mut value: JsonId) -> (JsonId, &'static str) {
+        while value != 0 {
+            let parent = self.document.parent(value);
+            if self.document.member(parent, "const") == Some(value) {
+                return (parent, "const");
+            }
+            if self.document.member(parent, "enum") == Some(value) {
+                return (parent, "enum");
+            }
+            value = parent;
+        }
+        (0, "enum")
+    }
+
+    /// A schema of `facts` that has `keyword`.
+    pub(super) fn holder(&self, facts: &Facts, keyword: &str) -> JsonId {
+        let holder = facts.plain.iter().find(|target| self.has(target.id, keyword));
+        holder.map_or(facts.first(), |target| target.id)
+    }
+
+    pub(super) fn number_error(&self, error: NumberError, facts: &Facts) -> CompileError {
+        match error {
+            NumberError::TooManyStates => self.automaton_limit("the numbers", facts.first()),
+            NumberError::Divisor => {
+                let why = "a divisor is not positive, or it or the least common multiple has over 37 digits";
+                self.unsupported(self.holder(facts, "multipleOf"), "multipleOf", why)
+            }
+            NumberError::Bound => {
+                let is_there = |keyword: &&str| facts.plain.iter().any(|target| self.has(target.id, keyword));
+                let keyword = BOUNDS.into_iter().find(is_there).unwrap_or("minimum");
+                let why = format!("a bound has more than {MAX_DIGITS} digits");
+                self.unsupported(self.holder(facts, keyword), keyword, &why)
+            }
+        }
+    }
+
+    /// Numbers as `spec` has them, which is made of `facts`.
+    pub(super) fn number_node(&mut self, spec: &NumberSpec, facts: &Facts) -> Result<NodeId, CompileError> {
         self.spend(500 * (1 + spec.excluded.len() as u64).pow(2))?;
         let max = self.ir.bounds().max_states;
         let cache = self.ir.cache().clone();
         let (dfa, n_work) = cache.automaton(format!("number {max} {spec:?}"), || {
-            let dfa = automaton(spec, max).map_err(|error| match error {
-                Some(_) => CompileError::Limit {
-                    name: "max_automaton_states",
-                    limit: max as u64,
-                    place: format!("the numbers of {}", self.document.pointer(at)),
-                },
-                None => self.unsupported(
-                    at,
-                    "multipleOf",
-                    "the divisor has too many digits or is not positive",
-                ),
-            });
-            let dfa = dfa?.trimmed(self.ir.is_spelled());
+            let dfa = automaton(spec, max).map_err(|error| self.number_error(error, facts))?;
+            let dfa = dfa.trimmed(self.ir.is_spelled());
             let n_work = 16 * (dfa.n_states() * dfa.classes().len()) as u64;
             Ok(Built { dfa, n_work })
         })?;
         self.spend(n_work)?;
         Ok(self.ir.shared_dfa(dfa))
     }
-}
-
-/// `value` as a bound, unless `bound` keeps it out.
-fn tighter(bound: &Option<Bound>, value: &Decimal, is_lower: bool) -> Option<Bound> {
-    let is_out = bound.as_ref().is_some_and(|bound| {
-        let beyond = if is_lower {
-            *value < bound.value
-        } else {
-            *value > bound.value
-        };
-        beyond || bound.is_exclusive && *value == bound.value
-    });
-    (!is_out).then(|| Bound {
-        value: value.clone(),
-        is_exclusive: false,
-    })
 }

@@ -31,7 +31,7 @@ use crate::hash::Map;
 use crate::ir::{Ir, Node, NodeId};
 use crate::json::{Document, Json, JsonId};
 use crate::limits::Limits;
-use crate::schema::{self, SchemaOptions};
+use crate::schema::{self, SchemaOptions, Source, Values};
 use crate::tokens::TokenSet;
 use crate::vocabulary::Vocabulary;
 
@@ -252,9 +252,13 @@ impl Tags<'_> {
             Json::String(text) => text,
             _ => self.document.text_of(schema, self.text),
         };
-        let place = self.document.pointer(schema);
+        let source = Source {
+            text,
+            place: &self.document.pointer(schema),
+            values: Values::All,
+        };
         let Context { options, limits, .. } = self.context;
-        schema::compile(self.ir, text, options, limits).map_err(|error| error.within(&place))
+        schema::compile(self.ir, source, options, limits)
     }
 
     fn repeat(&mut self, id: JsonId, kind: &str) -> Result<NodeId, CompileError> {

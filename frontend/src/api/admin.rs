@@ -3,21 +3,30 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arbora_runtime::request::{Event, Namespace, Request, SamplingParams, SubmitError};
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use super::App;
+use crate::body::NoBody;
 use crate::config::MetricsCompat;
 use crate::metrics;
+use crate::origins::OwnPage;
 use crate::otlp::Traces;
 use crate::wire::error::ApiError;
 
 /// An engine that has work and has not finished a step for this long is taken for stuck. A step computes at
 /// most a batch of tokens, which takes well under a second on the slowest machine that makes sense.
 const STUCK: Duration = Duration::from_secs(60);
+
+/// How long `/health_generate` waits for a token.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Between looks at an engine that works for others.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// `GET /health`: 200 while the engine moves, or has nothing to do.
 pub async fn health(State(app): State<Arc<App>>) -> Response {
@@ -27,6 +36,59 @@ pub async fn health(State(app): State<Arc<App>>) -> Response {
         _ => (StatusCode::OK, "ok"),
     };
     (status, Json(json!({"status": word}))).into_response()
+}
+
+/// `GET /health_generate`: 200 where the engine gives a token within 20 seconds. A step for others proves
+/// that it does; so only an engine without work is given some, and no client waits for it.
+pub async fn health_generate(_: OwnPage, State(app): State<Arc<App>>) -> Response {
+    let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+    let (status, word) = if !app.engine.is_accepting() {
+        (unavailable, "draining")
+    } else {
+        match tokio::time::timeout(PATIENCE, gives_tokens(&app)).await {
+            Ok(true) => (StatusCode::OK, "ok"),
+            Ok(false) => (unavailable, "failing"),
+            Err(_) => (unavailable, "stuck"),
+        }
+    };
+    (status, Json(json!({"status": word}))).into_response()
+}
+
+async fn gives_tokens(app: &App) -> bool {
+    let metrics = app.engine.metrics();
+    let n_steps = metrics.steps.value();
+    loop {
+        if metrics.steps.value() > n_steps {
+            return true;
+        }
+        if app.engine.n_in_flight() == 0 {
+            match ask_for_a_token(app) {
+                Ok(mut events) => {
+                    // Its end without a token before it is a failure.
+                    return matches!(events.recv().await, Some(Event::Tokens(_)));
+                }
+                // Others came in between, and the engine works for them.
+                Err(SubmitError::QueueFull { .. }) => {}
+                Err(_) => return false,
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// The shortest request there is, in a part of the cache that no client's request reads.
+fn ask_for_a_token(app: &App) -> Result<mpsc::Receiver<Event>, SubmitError> {
+    let first = app.encoder.tokenizer().bos().unwrap_or(0);
+    let (sender, events) = mpsc::channel(Request::event_capacity(1));
+    app.engine.submit(Request {
+        namespace: Namespace {
+            salt: *b"health_generate\0",
+            ..Namespace::default()
+        },
+        sampling: SamplingParams::GREEDY,
+        ..Request::new(app.engine.next_id(), vec![first], 1, Instant::now(), sender)
+    })?;
+    Ok(events)
 }
 
 /// `GET /ready`: 200 while requests are accepted.
@@ -58,8 +120,8 @@ pub async fn prometheus(State(app): State<Arc<App>>) -> Response {
         .into_response()
 }
 
-/// `POST /flush_cache`: forgets every prefix that no running request uses.
-pub async fn flush_cache(State(app): State<Arc<App>>) -> Json<Value> {
+/// `GET /flush_cache`, `POST /flush_cache`: forgets every prefix that no running request uses.
+pub async fn flush_cache(_: OwnPage, State(app): State<Arc<App>>, _: NoBody) -> Json<Value> {
     app.engine.flush_cache();
     Json(json!({"status": "flushing"}))
 }

@@ -63,7 +63,8 @@ use tokio::sync::mpsc;
 
 use super::{App, chat, completions, unix_seconds};
 use crate::auth::CacheSharing;
-use crate::route::{REQUEST_ID, RequestBody};
+use crate::body::RequestBody;
+use crate::route::REQUEST_ID;
 use crate::wire::chat::ChatRequest;
 use crate::wire::completion::CompletionRequest;
 use crate::wire::error::ApiError;
@@ -239,7 +240,10 @@ pub async fn explain_prompt(
     let limit = app.engine.context();
     if !(1..=limit).contains(&tokens.len()) {
         let message = format!("The prompt has {} tokens, must have 1 to {limit}.", tokens.len());
-        return Err(ApiError::ContextExceeded { message });
+        return Err(ApiError::ContextExceeded {
+            param: if is_chat { "messages" } else { "prompt" }.to_owned(),
+            message,
+        });
     }
     let namespace = app.namespace(app.owner(&headers), salt);
     let _one_at_a_time = app.cache.picture.lock().await;

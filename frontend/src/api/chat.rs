@@ -7,15 +7,17 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 
 use arbora_constrained::CallFormat;
+use arbora_runtime::thought_limit::{ThoughtLimit, ThoughtMarks};
 
-use super::{App, Asked, PreparedPrompt, Traced};
+use super::{App, Asked, Job, PreparedPrompt, Traced, prompt_error};
+use crate::body::RequestBody;
 use crate::prompt::ChatPrompt;
 use crate::reply::Format;
-use crate::route::RequestBody;
 use crate::template::Chat;
 use crate::thinking::{self, Answer, Thinking, Thoughts};
 use crate::tools::{Besides, CallStyle, written_out};
-use crate::wire::chat::{ChatRequest, Conversation};
+use crate::wire::chat::{ChatRequest, Conversation, THINKING_BUDGET};
+use crate::wire::completion::Bos;
 use crate::wire::deadlines::Deadlines;
 use crate::wire::error::ApiError;
 use crate::wire::options::Options;
@@ -35,6 +37,7 @@ pub async fn chat_completions(
         conversation,
         tools,
         thoughts,
+        thinking_budget,
         mut options,
     } = request;
     let owner = app.owner(&headers);
@@ -57,9 +60,20 @@ pub async fn chat_completions(
         None => None,
     };
     options.constraint = options.constraint.map(|constraint| constraint.after(thinking));
-    let prepared = PreparedPrompt::new(prompt.tokens, None);
+    let prompt = PreparedPrompt::new(prompt.tokens, None);
     let grammar = app.grammar(&options, owner).await?;
-    let (mut generation, requests) = app.generate(vec![prepared], &options, (owner, grammar.as_ref()))?;
+    let thought_limit = match thinking_budget {
+        Some(budget) => thought_limit(&app, thinking, budget)?,
+        None => None,
+    };
+    let job = Job {
+        prompt: &prompt,
+        options: &options,
+        grammar: grammar.as_ref(),
+        thoughts: thought_limit.as_ref(),
+    };
+    let generated = app.generate(vec![job], owner);
+    let (mut generation, requests) = generated.map_err(|error| error.of_prompt_in("messages"))?;
     if thoughts != Thoughts::InText {
         generation.read_thinking(thinking, answer, thoughts);
     }
@@ -76,6 +90,30 @@ pub async fn chat_completions(
     app.answer(generation, asked).await
 }
 
+/// The limit of `budget` tokens for thoughts that a prompt leaves to the model as `thinking` says.
+fn thought_limit(app: &App, thinking: Thinking, budget: usize) -> Result<Option<ThoughtLimit>, ApiError> {
+    if !app.encoder.knows_thinking() {
+        let message = format!("'{THINKING_BUDGET}' is not supported: this model does not think.");
+        return Err(ApiError::invalid(THINKING_BUDGET, message));
+    }
+    let opening = match thinking {
+        Thinking::None => return Ok(None),
+        Thinking::Optional => Some(thinking::OPEN.to_owned()),
+        Thinking::Open => None,
+    };
+    let closing_tokens = app
+        .encoder
+        .text(thinking::CLOSE, Bos::Without)
+        .map_err(prompt_error)?;
+    let marks = ThoughtMarks {
+        opening,
+        closing: thinking::CLOSE.to_owned(),
+        closing_tokens: closing_tokens.into(),
+        token_bytes: Arc::clone(&app.token_bytes),
+    };
+    Ok(Some(ThoughtLimit::new(budget, Arc::new(marks))))
+}
+
 /// The prompt of a conversation that came in a body of `n_bytes`.
 pub(super) async fn prompt(
     app: &App,
@@ -90,9 +128,9 @@ pub(super) async fn prompt(
     } = conversation;
     app.encode(n_bytes, move |encoder| {
         // A model that was not taught to call tools is told how.
-        let (messages, tools) = match encoder.call_format() {
-            Some(_) => (messages, tools),
-            None => (written_out(messages, &tools), Vec::new()),
+        let (messages, tools) = match encoder.prints_tools() {
+            true => (messages, tools),
+            false => (written_out(messages, &tools), Vec::new()),
         };
         encoder.chat(&Chat {
             messages: &messages,
@@ -115,6 +153,7 @@ async fn ask_for_calls(
     let format = app.encoder.call_format().unwrap_or(CallFormat::Hermes);
     let otherwise = options.constraint.take();
     let besides = match otherwise {
+        _ if !tools.are_optional() => Besides::Nothing,
         Some(_) => Besides::Format,
         None => Besides::Text,
     };
@@ -125,6 +164,7 @@ async fn ask_for_calls(
         Some(form) => drop(app.grammars.begin(form, tenant).await?),
         None => {}
     }
-    options.constraint = Some(tools.constraint(format, otherwise.map(|form| form.source)));
+    options.constraint =
+        Some(tools.constraint(format, options.whitespace, otherwise.map(|form| form.source)));
     Ok(style)
 }

@@ -6,9 +6,9 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 
-use super::{App, Asked, PreparedPrompt, Traced};
+use super::{App, Asked, Job, PreparedPrompt, Traced};
+use crate::body::RequestBody;
 use crate::reply::Format;
-use crate::route::RequestBody;
 use crate::wire::completion::{CompletionRequest, Echo, Prompt};
 use crate::wire::deadlines::Deadlines;
 use crate::wire::error::ApiError;
@@ -27,13 +27,19 @@ pub async fn completions(
     } = CompletionRequest::parse(&body.0, &app.sampling)?;
     options.deadlines = Deadlines::read(&headers)?;
     app.check_model(options.model.as_deref())?;
+    let owner = app.owner(&headers);
+    let grammar = app.grammar(&options, owner).await?;
     let mut prepared = Vec::with_capacity(prompts.len());
     for prompt in prompts {
         prepared.push(prepare(&app, prompt, echo).await?);
     }
-    let owner = app.owner(&headers);
-    let grammar = app.grammar(&options, owner).await?;
-    let (generation, requests) = app.generate(prepared, &options, (owner, grammar.as_ref()))?;
+    let jobs = prepared.iter().map(|prompt| Job {
+        prompt,
+        options: &options,
+        grammar: grammar.as_ref(),
+        thoughts: None,
+    });
+    let (generation, requests) = app.generate(jobs.collect(), owner)?;
     let asked = Asked {
         format: Format::Text,
         options: &options,

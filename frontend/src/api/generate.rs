@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arbora_runtime::request::{FinishReason, RowLogprobs, TokenLogprob};
+use arbora_runtime::request::{FinishReason, LogprobsWanted, RowLogprobs, TokenLogprob};
 use arbora_runtime::tokenizer::Tokenizer;
 use axum::body::Body;
 use axum::extract::State;
@@ -20,18 +20,20 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::completions::prepare;
-use super::{App, KEEP_ALIVE, Traced, cache};
+use super::{App, Job, KEEP_ALIVE, PreparedPrompt, Traced, cache};
+use crate::body::RequestBody;
+use crate::grammars::Begun;
 use crate::logprobs::finite;
 use crate::random::random_id;
 use crate::reply::{event, event_stream};
-use crate::route::RequestBody;
 use crate::stream::{Generation, Piece};
-use crate::wire::completion::Echo;
+use crate::wire::completion::{Echo, Prompt};
 use crate::wire::deadlines::Deadlines;
 use crate::wire::error::ApiError;
 use crate::wire::generate::{
-    FinishedBy, GenerateRequest, Generated, LogprobList, LogprobShape, LogprobTuple, MetaInfo,
+    FinishedBy, GeneratePrompt, GenerateRequest, Generated, LogprobList, LogprobShape, LogprobTuple, MetaInfo,
 };
+use crate::wire::options::Options;
 
 /// Continues texts.
 pub async fn generate(
@@ -41,42 +43,35 @@ pub async fn generate(
     body: RequestBody,
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
-    let mut request = GenerateRequest::parse(&body.0, &app.sampling)?;
-    request.options.deadlines = Deadlines::read(&headers)?;
-    let mut prepared = Vec::with_capacity(request.prompts.len());
-    for prompt in request.prompts {
-        prepared.push(prepare(&app, prompt, Echo::Output).await?);
+    let request = GenerateRequest::parse(&body.0, &app.sampling)?;
+    let (deadlines, owner) = (Deadlines::read(&headers)?, app.owner(&headers));
+    let mut prompts = Vec::with_capacity(request.prompts.len());
+    for mut asked in request.prompts {
+        asked.options.deadlines = deadlines;
+        prompts.push(ReadPrompt::new(&app, asked, owner).await?);
     }
-    let options = &request.options;
-    let id = request.id.unwrap_or_else(random_id);
-    let begin = |prompt: &super::PreparedPrompt| Output {
-        prompt_tokens: prompt.tokens.len(),
-        first_token: prompt.tokens.first().copied(),
-        ..Output::default()
-    };
-    let outputs = prepared
+    let field = prompts.first().map_or("text", |prompt| prompt.field);
+    let generated = app.generate(prompts.iter().map(ReadPrompt::job).collect(), owner);
+    let (mut generation, requests) = generated.map_err(|error| error.of_prompt_in(field))?;
+    for (prompt, request) in prompts.iter().zip(requests) {
+        cache::note(&app, &prompt.told.id, &headers, vec![request]);
+    }
+    if let (Some(Extension(exchange)), Some(first)) = (exchange, prompts.first()) {
+        generation.trace(exchange.generation(&first.told.id, &first.options));
+    }
+    let outputs = prompts
         .iter()
-        .flat_map(|prompt| (0..options.n).map(move |_| begin(prompt)));
-    let outputs: Vec<Output> = outputs.collect();
-    let owner = app.owner(&headers);
-    let grammar = app.grammar(options, owner).await?;
-    let (mut generation, requests) = app.generate(prepared, options, (owner, grammar.as_ref()))?;
-    cache::note(&app, &id, &headers, requests);
-    if let Some(Extension(exchange)) = exchange {
-        generation.trace(exchange.generation(&id, options));
-    }
-    let told = Told {
-        tokenizer: Arc::clone(app.encoder.tokenizer()),
-        stops: options.stop.strings.clone(),
-        logprobs: options.logprobs.output.map(|n_top| (request.logprobs, n_top)),
-        is_list: request.is_list,
-        arrived,
-        id,
-    };
+        .enumerate()
+        .flat_map(|(idx, prompt)| prompt.outputs(idx));
     let answer = GenerateAnswer {
         generation,
-        outputs,
-        told,
+        outputs: outputs.collect(),
+        told: Told {
+            tokenizer: Arc::clone(app.encoder.tokenizer()),
+            is_list: request.is_list,
+            arrived,
+            prompts: prompts.into_iter().map(|prompt| prompt.told).collect(),
+        },
     };
     match request.stream {
         true => Ok(answer.stream()),
@@ -84,21 +79,94 @@ pub async fn generate(
     }
 }
 
+/// A prompt that is ready to be continued.
+struct ReadPrompt {
+    /// Where the client wrote it.
+    field: &'static str,
+    prompt: PreparedPrompt,
+    options: Options,
+    grammar: Option<Begun>,
+    told: PromptTold,
+}
+
+impl ReadPrompt {
+    async fn new(app: &App, asked: GeneratePrompt, owner: Option<usize>) -> Result<Self, ApiError> {
+        let GeneratePrompt {
+            prompt,
+            id,
+            logprobs,
+            options,
+        } = asked;
+        let field = match prompt {
+            Prompt::Text { .. } => "text",
+            Prompt::Tokens(_) => "input_ids",
+        };
+        let prompt = prepare(app, prompt, Echo::Output).await?;
+        let n_tokens = prompt.tokens.len();
+        if let Some(from) = logprobs.from.filter(|from| *from > n_tokens) {
+            let message = format!("'logprob_start_len' is {from}, the prompt has {n_tokens} tokens.");
+            return Err(ApiError::invalid("logprob_start_len", message));
+        }
+        let told = PromptTold {
+            id: id.unwrap_or_else(random_id),
+            stops: options.stop.strings.clone(),
+            logprobs: options.logprobs.output.map(|_| logprobs),
+            wanted: options.logprobs.clone(),
+        };
+        Ok(ReadPrompt {
+            field,
+            grammar: app.grammar(&options, owner).await?,
+            prompt,
+            options,
+            told,
+        })
+    }
+
+    fn job(&self) -> Job<'_> {
+        Job {
+            prompt: &self.prompt,
+            options: &self.options,
+            grammar: self.grammar.as_ref(),
+            thoughts: None,
+        }
+    }
+
+    /// Its outputs, none of which has begun; it is number `prompt_idx`.
+    fn outputs(&self, prompt_idx: usize) -> impl Iterator<Item = Output> {
+        let output = Output {
+            prompt_idx,
+            prompt_tokens: self.prompt.tokens.len(),
+            first_token: self.prompt.tokens.first().copied(),
+            ..Output::default()
+        };
+        std::iter::repeat_n(output, self.options.n)
+    }
+}
+
 /// What is the same for all outputs of an answer.
 #[derive(Debug)]
 struct Told {
     tokenizer: Arc<Tokenizer>,
-    stops: Vec<String>,
-    /// How log-probabilities are listed, and how many beside each token.
-    logprobs: Option<(LogprobShape, usize)>,
     is_list: bool,
     arrived: Instant,
+    prompts: Vec<PromptTold>,
+}
+
+/// What is the same for all outputs of a prompt.
+#[derive(Debug)]
+struct PromptTold {
     id: String,
+    stops: Vec<String>,
+    /// How log-probabilities are listed, if they are.
+    logprobs: Option<LogprobShape>,
+    wanted: LogprobsWanted,
 }
 
 /// One output as far as it came.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Output {
+    /// Its place among the prompts.
+    prompt_idx: usize,
     prompt_tokens: usize,
     first_token: Option<u32>,
     prompt: Vec<RowLogprobs>,
@@ -177,13 +245,14 @@ impl GenerateAnswer {
     /// Output `idx` as far as it came.
     fn output(&self, idx: usize) -> Result<Generated, ApiError> {
         let output = &self.outputs[idx];
+        let prompt = &self.told.prompts[output.prompt_idx];
         let finished = self.generation.finished(idx);
         let finish_reason = match finished {
-            Some(finished) => Some(self.told.finished_by(&finished.reason, output.tokens.len())?),
+            Some(finished) => Some(prompt.finished_by(&finished.reason, output.tokens.len())?),
             None => None,
         };
         let mut meta_info = MetaInfo {
-            id: self.told.id.clone(),
+            id: prompt.id.clone(),
             finish_reason,
             prompt_tokens: output.prompt_tokens,
             completion_tokens: finished.map_or(output.tokens.len(), |f| f.usage.completion_tokens),
@@ -191,8 +260,13 @@ impl GenerateAnswer {
             e2e_latency: finished.map(|_| self.told.arrived.elapsed().as_secs_f64()),
             ..MetaInfo::default()
         };
-        if let Some((shape, n_top)) = self.told.logprobs {
-            self.told.list_logprobs(output, (shape, n_top), &mut meta_info);
+        if let Some(shape) = prompt.logprobs {
+            let lists = Lister {
+                tokenizer: &self.told.tokenizer,
+                shape,
+                wanted: &prompt.wanted,
+            };
+            lists.list(output, &mut meta_info);
         }
         Ok(Generated {
             index: None,
@@ -203,7 +277,7 @@ impl GenerateAnswer {
     }
 }
 
-impl Told {
+impl PromptTold {
     fn finished_by(&self, reason: &FinishReason, length: usize) -> Result<FinishedBy, ApiError> {
         let stop = |matched| Ok(FinishedBy::Stop { matched });
         match reason {
@@ -217,35 +291,72 @@ impl Told {
             FinishReason::Aborted => Err(ApiError::Failed),
         }
     }
+}
 
-    fn list_logprobs(&self, output: &Output, (shape, n_top): (LogprobShape, usize), meta: &mut MetaInfo) {
-        let tuple = |token: &TokenLogprob| self.tuple((Some(token.logprob), token.token), shape);
-        let top = |row: &RowLogprobs| Some(row.top.iter().take(n_top).map(tuple).collect());
-        let rows = output.logprobs.iter();
-        let tokens = rows.clone().map(|row| tuple(&row.token)).collect();
+/// Lists the log-probabilities of outputs.
+struct Lister<'a> {
+    tokenizer: &'a Tokenizer,
+    shape: LogprobShape,
+    wanted: &'a LogprobsWanted,
+}
+
+impl Lister<'_> {
+    fn list(&self, output: &Output, meta: &mut MetaInfo) {
+        let told = output.logprobs.iter().map(|row| self.token(&row.token)).collect();
         meta.logprobs
-            .insert("output_token_logprobs", LogprobList::Tokens(tokens));
+            .insert("output_token_logprobs", LogprobList::Tokens(told));
+        let rows = output.logprobs.iter().map(Some);
+        self.list_beside(rows, ["output_top_logprobs", "output_token_ids_logprobs"], meta);
+        // Of the first token the model says nothing, but which it is.
+        let first = output.first_token.map(|token| self.tuple(None, token));
+        let others = output.prompt.iter().map(|row| self.token(&row.token));
+        let from = self.shape.from.unwrap_or(usize::MAX);
+        let told = first.into_iter().chain(others).skip(from).collect();
+        meta.logprobs
+            .insert("input_token_logprobs", LogprobList::Tokens(told));
+        let rows = std::iter::once(None)
+            .chain(output.prompt.iter().map(Some))
+            .skip(from);
+        self.list_beside(rows, ["input_top_logprobs", "input_token_ids_logprobs"], meta);
+    }
+
+    /// Lists the likeliest beside each token and those that were asked for, each where it is wanted.
+    fn list_beside<'r>(
+        &self,
+        rows: impl Iterator<Item = Option<&'r RowLogprobs>> + Clone,
+        [top, listed]: [&'static str; 2],
+        meta: &mut MetaInfo,
+    ) {
+        let n_top = self.wanted.output.unwrap_or(0);
         if n_top > 0 {
-            let listed = LogprobList::Top(rows.map(top).collect());
-            meta.logprobs.insert("output_top_logprobs", listed);
+            let of = |row: &RowLogprobs| {
+                row.top
+                    .iter()
+                    .take(n_top)
+                    .map(|token| self.token(token))
+                    .collect()
+            };
+            let several = rows.clone().map(|row| row.map(of)).collect();
+            meta.logprobs.insert(top, LogprobList::Several(several));
         }
-        let (Some(from), Some(first)) = (shape.from, output.first_token) else {
-            return;
-        };
-        // Of the first token the model says nothing.
-        let first = self.tuple((None, first), shape);
-        let tokens = std::iter::once(first).chain(output.prompt.iter().map(|row| tuple(&row.token)));
-        let tokens = LogprobList::Tokens(tokens.skip(from).collect());
-        meta.logprobs.insert("input_token_logprobs", tokens);
-        if n_top > 0 {
-            let listed = std::iter::once(None).chain(output.prompt.iter().map(top));
-            let listed = LogprobList::Top(listed.skip(from).collect());
-            meta.logprobs.insert("input_top_logprobs", listed);
+        if !self.wanted.listed.is_empty() {
+            let of = |row: &RowLogprobs| {
+                let pairs = self.wanted.listed.iter().zip(&row.listed);
+                pairs
+                    .map(|(token, logprob)| self.tuple(Some(*logprob), *token))
+                    .collect()
+            };
+            let several = rows.map(|row| row.map(of)).collect();
+            meta.logprobs.insert(listed, LogprobList::Several(several));
         }
     }
 
-    fn tuple(&self, (logprob, token): (Option<f32>, u32), shape: LogprobShape) -> LogprobTuple {
+    fn token(&self, token: &TokenLogprob) -> LogprobTuple {
+        self.tuple(Some(token.logprob), token.token)
+    }
+
+    fn tuple(&self, logprob: Option<f32>, token: u32) -> LogprobTuple {
         let text = || String::from_utf8_lossy(self.tokenizer.token_bytes(token)).into_owned();
-        (logprob.map(finite), token, shape.with_text.then(text))
+        (logprob.map(finite), token, self.shape.with_text.then(text))
     }
 }

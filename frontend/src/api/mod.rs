@@ -6,16 +6,18 @@ pub mod chat;
 pub mod completions;
 pub mod generate;
 pub mod models;
+pub mod render;
 pub mod tokens;
 pub mod worker;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use arbora_constrained::Relaxed;
 use arbora_runtime::engine::EngineHandle;
-use arbora_runtime::grammar::GrammarState;
 use arbora_runtime::request::{Namespace, Request, RequestId, SamplingParams};
 use arbora_runtime::stop::TextStream;
+use arbora_runtime::thought_limit::ThoughtLimit;
 use arbora_runtime::token_bytes::TokenBytes;
 use axum::Extension;
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -24,9 +26,11 @@ use tokio::sync::mpsc;
 
 use crate::auth::ApiKeys;
 use crate::config::MetricsCompat;
-use crate::grammars::Grammars;
+use crate::grammars::{Begun, Grammars};
+use crate::hosts::AllowedHosts;
 use crate::logprobs::LogprobWriter;
 use crate::metrics::HttpMetrics;
+use crate::origins::AllowedOrigins;
 use crate::otlp::Traces;
 use crate::otlp::exchange::Exchange;
 use crate::prompt::{PromptEncoder, PromptError};
@@ -35,8 +39,8 @@ use crate::reply::{Format, Reply};
 use crate::stream::{Choice, Explain, Generation, Opening, Submission};
 use crate::template::TemplateError;
 use crate::wire::error::ApiError;
-use crate::wire::options::{Delivery, Options};
-use crate::wire::response::{Head, UsageField};
+use crate::wire::options::{ControlTokens, Delivery, Options};
+use crate::wire::response::Head;
 
 /// Streams that have nothing to say speak up this often, so that nobody on the way gives up on them.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -67,6 +71,10 @@ pub struct App {
     pub started: u64,
     /// Who may ask.
     pub api_keys: ApiKeys,
+    /// By which names the server may be asked.
+    pub hosts: AllowedHosts,
+    /// Whose pages may ask.
+    pub origins: AllowedOrigins,
     /// Largest request body in bytes.
     pub body_limit: usize,
     /// What was answered.
@@ -102,6 +110,17 @@ impl PreparedPrompt {
         });
         PreparedPrompt { tokens, opening }
     }
+}
+
+/// One prompt to be continued.
+#[derive(Clone, Copy, Debug)]
+struct Job<'a> {
+    prompt: &'a PreparedPrompt,
+    options: &'a Options,
+    /// The beginning of what its outputs must look like.
+    grammar: Option<&'a Begun>,
+    /// Bounds their thoughts.
+    thoughts: Option<&'a ThoughtLimit>,
 }
 
 impl App {
@@ -159,76 +178,93 @@ impl App {
     }
 
     /// The beginning of what the output must look like. Waits for its compilation, and lets nobody else wait.
-    async fn grammar(
-        &self,
-        options: &Options,
-        owner: Option<usize>,
-    ) -> Result<Option<GrammarState>, ApiError> {
+    async fn grammar(&self, options: &Options, owner: Option<usize>) -> Result<Option<Begun>, ApiError> {
         match &options.constraint {
             Some(constraint) => Ok(Some(self.grammars.begin(constraint, App::tenant(owner)).await?)),
             None => Ok(None),
         }
     }
 
-    /// Submits `options.n` completions of every prompt; also returns the first request of each. If one is
-    /// refused, those before it are aborted: their channels close with the error.
+    /// Submits the completions of every prompt, `options.n` each, which is the same for all; also returns the
+    /// first request of each. If one is refused, those before it are aborted: their channels close with the
+    /// error.
     fn generate(
         &self,
-        prompts: Vec<PreparedPrompt>,
-        options: &Options,
-        (owner, grammar): (Option<usize>, Option<&GrammarState>),
+        jobs: Vec<Job<'_>>,
+        owner: Option<usize>,
     ) -> Result<(Generation, Vec<RequestId>), ApiError> {
-        let n_tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
-        let submission = Submission::new(options.n, n_tokens);
-        let mut requests = Vec::with_capacity(prompts.len());
-        let mut choices = Vec::with_capacity(prompts.len() * options.n);
-        for prompt in prompts {
-            let room = self.engine.context().saturating_sub(prompt.tokens.len()).max(1);
-            let max_tokens = options.max_tokens.unwrap_or(room);
-            if max_tokens > self.engine.context() {
-                return Err(self.context_exceeded(prompt.tokens.len(), max_tokens));
-            }
-            for choice_idx in 0..options.n {
-                let (sender, events) = mpsc::channel(Request::event_capacity(max_tokens));
-                let id = self.engine.next_id();
+        let n_tokens = jobs.iter().map(|job| job.prompt.tokens.len()).sum();
+        let n = jobs.first().map_or(1, |job| job.options.n);
+        let submission = Submission::new(n, n_tokens);
+        let relaxed = jobs.iter().filter_map(|job| job.grammar);
+        let relaxed: Vec<Relaxed> = relaxed.flat_map(|begun| begun.relaxed.to_vec()).collect();
+        let mut requests = Vec::with_capacity(jobs.len());
+        let mut choices = Vec::with_capacity(jobs.len() * n);
+        for job in jobs {
+            for choice_idx in 0..n {
+                let (id, choice) = self.submit(job, choice_idx, (owner, submission.arrived))?;
                 if choice_idx == 0 {
                     requests.push(id);
                 }
-                let progress = self.traces.as_ref().map(|_| Arc::default());
-                let request = Request {
-                    namespace: self.namespace(owner, options.salt),
-                    tenant: App::tenant(owner) as u32,
-                    sampling: options.sampling,
-                    choice_idx: choice_idx as u32,
-                    stop: options.stop.clone(),
-                    grammar: grammar.cloned(),
-                    logit_bias: options.logit_bias.clone(),
-                    logprobs: options.logprobs,
-                    priority: options.priority,
-                    queue_timeout: options.deadlines.queue,
-                    total_timeout: options.deadlines.total,
-                    progress: progress.clone(),
-                    ..Request::new(id, prompt.tokens.clone(), max_tokens, submission.arrived, sender)
-                };
-                self.engine.submit(request)?;
-                choices.push(Choice {
-                    events,
-                    text: TextStream::new(&options.stop.strings).after(options.stop.min_tokens),
-                    stop_tokens: self.ending_tokens(options),
-                    thinking: None,
-                    calls: None,
-                    opening: prompt.opening.clone(),
-                    progress,
-                });
+                choices.push(choice);
             }
         }
-        let bytes = if grammar.is_some() {
+        let mut generation = Generation::new(choices, submission);
+        generation.note_relaxed(relaxed);
+        Ok((generation, requests))
+    }
+
+    /// Submits completion `choice_idx` of a prompt.
+    fn submit(
+        &self,
+        job: Job<'_>,
+        choice_idx: usize,
+        (owner, arrived): (Option<usize>, Instant),
+    ) -> Result<(RequestId, Choice), ApiError> {
+        let (prompt, options) = (job.prompt, job.options);
+        let room = self.engine.context().saturating_sub(prompt.tokens.len()).max(1);
+        let max_tokens = options.max_tokens.unwrap_or(room);
+        if max_tokens > self.engine.context() {
+            return Err(self.context_exceeded(prompt.tokens.len(), max_tokens));
+        }
+        let (sender, events) = mpsc::channel(Request::event_capacity(max_tokens));
+        let id = self.engine.next_id();
+        let progress = self.traces.as_ref().map(|_| Arc::default());
+        let request = Request {
+            namespace: self.namespace(owner, options.salt),
+            tenant: App::tenant(owner) as u32,
+            sampling: options.sampling,
+            choice_idx: choice_idx as u32,
+            stop: options.stop.clone(),
+            grammar: job.grammar.map(|begun| begun.state.clone()),
+            thoughts: job.thoughts.cloned(),
+            logit_bias: options.logit_bias.clone(),
+            logprobs: options.logprobs.clone(),
+            priority: options.priority,
+            queue_timeout: options.deadlines.queue,
+            total_timeout: options.deadlines.total,
+            progress: progress.clone(),
+            ..Request::new(id, prompt.tokens.clone(), max_tokens, arrived, sender)
+        };
+        self.engine.submit(request)?;
+        // A grammar names the control tokens that it wants to see.
+        let spells_controls = job.grammar.is_some() || options.control_tokens == ControlTokens::Spelled;
+        let token_bytes = if spells_controls {
             &self.named_bytes
         } else {
             &self.token_bytes
         };
-        let generation = Generation::new(choices, submission, Arc::clone(bytes));
-        Ok((generation, requests))
+        let choice = Choice {
+            events,
+            token_bytes: Arc::clone(token_bytes),
+            text: TextStream::new(&options.stop.strings).after(options.stop.min_tokens),
+            stop_tokens: self.ending_tokens(options),
+            thinking: None,
+            calls: None,
+            opening: prompt.opening.clone(),
+            progress,
+        };
+        Ok((id, choice))
     }
 
     /// Refused here and not by the engine, because an event channel that large could not be made.
@@ -271,7 +307,7 @@ impl App {
             .get("x-arbora-usage")
             .is_some_and(|value| value == "1");
         let tokenizer = Arc::clone(self.encoder.tokenizer());
-        let logprobs = LogprobWriter::new(tokenizer, asked.options.logprobs, generation.n_choices());
+        let logprobs = LogprobWriter::new(tokenizer, asked.options.logprobs.clone(), generation.n_choices());
         let reply = Reply {
             head,
             format: asked.format,
@@ -281,8 +317,7 @@ impl App {
         };
         match asked.options.delivery {
             Delivery::Whole => reply.whole().await,
-            Delivery::Stream { include_usage: true } => Ok(reply.stream(UsageField::Null, KEEP_ALIVE)),
-            Delivery::Stream { include_usage: false } => Ok(reply.stream(UsageField::Missing, KEEP_ALIVE)),
+            Delivery::Stream(usage) => Ok(reply.stream(usage, KEEP_ALIVE)),
         }
     }
 }

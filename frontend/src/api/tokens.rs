@@ -1,14 +1,15 @@
-//! `POST /tokenize` and `POST /detokenize`, in vLLM's shape.
+//! `POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`, in vLLM's shape.
 
 use std::sync::Arc;
 
 use arbora_runtime::tokenizer::Tokenizer;
 use axum::Json;
 use axum::extract::State;
+use serde_json::{Value, json};
 
 use super::App;
 use super::chat;
-use crate::route::RequestBody;
+use crate::body::RequestBody;
 use crate::wire::error::ApiError;
 use crate::wire::tokens::{DetokenizeRequest, DetokenizeResponse, Text, TokenizeRequest, TokenizeResponse};
 
@@ -57,6 +58,28 @@ pub async fn detokenize(
     let bytes: Vec<u8> = bytes.collect();
     Ok(Json(DetokenizeResponse {
         prompt: String::from_utf8_lossy(&bytes).into_owned(),
+    }))
+}
+
+/// What a client without the model's files has to know of its tokenizer, by the names that they have in a
+/// `tokenizer_config.json`; besides, the ids of the tokens.
+pub async fn tokenizer_info(State(app): State<Arc<App>>) -> Json<Value> {
+    let tokenizer = app.encoder.tokenizer();
+    let name = |id: Option<u32>| id.map(|id| String::from_utf8_lossy(tokenizer.token_bytes(id)));
+    let (bos, eos, pad) = (tokenizer.bos(), tokenizer.eos(), tokenizer.pad());
+    Json(json!({
+        // The class that reads any `tokenizer.json`.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "vocab_size": tokenizer.n_vocab(),
+        "model_max_length": app.engine.context(),
+        "add_bos_token": tokenizer.add_bos(),
+        "bos_token": name(bos),
+        "bos_token_id": bos,
+        "eos_token": name(eos),
+        "eos_token_id": eos,
+        "pad_token": name(pad),
+        "pad_token_id": pad,
+        "chat_template": app.encoder.template_source(),
     }))
 }
 

@@ -8,6 +8,7 @@ use axum::extract::State;
 use serde_json::{Value, json};
 
 use super::{App, unix_seconds};
+use crate::calendar::civil_date;
 
 /// `GET /model_info`: what is served.
 pub async fn model_info(State(app): State<Arc<App>>) -> Json<Value> {
@@ -64,14 +65,19 @@ pub async fn get_load(State(app): State<Arc<App>>) -> Json<Value> {
     }]))
 }
 
-/// `GET /v1/loads`.
+/// `GET /v1/loads`, which gateways also call `/loads`.
 pub async fn loads(State(app): State<Arc<App>>) -> Json<Value> {
     Json(json!({
-        "timestamp": unix_seconds(),
+        "timestamp": iso_8601(unix_seconds()),
         "version": env!("CARGO_PKG_VERSION"),
         "dp_rank_count": 1,
         "loads": [load(&app)],
     }))
+}
+
+/// `GET /load`, in vLLM's words.
+pub async fn server_load(State(app): State<Arc<App>>) -> Json<Value> {
+    Json(json!({"server_load": app.engine.n_in_flight()}))
 }
 
 fn load(app: &App) -> Value {
@@ -98,7 +104,26 @@ fn load(app: &App) -> Value {
     })
 }
 
+/// The date and time `seconds` after 1970 began, as Python writes it.
+fn iso_8601(seconds: u64) -> String {
+    let (year, month, day) = civil_date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}+00:00")
+}
+
 /// What `n_pages` pages hold.
 fn tokens(app: &App, n_pages: u64) -> u64 {
     n_pages * app.engine.page_size() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_iso_8601_has_them() {
+        assert_eq!(iso_8601(0), "1970-01-01T00:00:00+00:00");
+        assert_eq!(iso_8601(951_827_696), "2000-02-29T12:34:56+00:00");
+        assert_eq!(iso_8601(1_796_027_220), "2026-11-30T08:27:00+00:00");
+    }
 }

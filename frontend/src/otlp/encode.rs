@@ -205,22 +205,9 @@ struct ExportResponse {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct PartialSuccess {
-    rejected_spans: Number,
+    /// A number, or the string that protobuf's mapping makes of it.
+    rejected_spans: serde_json::Value,
     error_message: String,
-}
-
-/// A number, or the string that protobuf's mapping makes of it.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Number {
-    Number(u64),
-    Text(String),
-}
-
-impl Default for Number {
-    fn default() -> Self {
-        Number::Number(0)
-    }
 }
 
 /// What a collector that answered 200 says of the spans it did not take. An answer in another language than
@@ -228,10 +215,9 @@ impl Default for Number {
 pub(super) fn read_partial_success(answer: &[u8]) -> Outcome {
     let answer: ExportResponse = serde_json::from_slice(answer).unwrap_or_default();
     let partial = answer.partial_success;
-    let n_rejected = match partial.rejected_spans {
-        Number::Number(n) => n,
-        Number::Text(digits) => digits.parse().unwrap_or(0),
-    };
+    let rejected = &partial.rejected_spans;
+    let spelled = || rejected.as_str()?.parse().ok();
+    let n_rejected = rejected.as_u64().or_else(spelled).unwrap_or(0);
     Outcome::Taken {
         n_rejected,
         message: format!("the collector rejected spans: {}", partial.error_message),

@@ -77,7 +77,6 @@ impl Exchange {
                 temperature: options.sampling.temperature,
                 top_p: options.sampling.top_p,
             },
-            n_tokens: Vec::new(),
         }
     }
 }
@@ -95,8 +94,6 @@ struct Asked {
 pub struct GenerationSpan {
     exchange: Exchange,
     asked: Asked,
-    /// Tokens that came, by completion, as far as one had any.
-    n_tokens: Vec<usize>,
 }
 
 /// How a completion ended.
@@ -109,19 +106,6 @@ pub(crate) struct Ending {
 }
 
 impl GenerationSpan {
-    /// `n` tokens of completion `idx` came.
-    pub(crate) fn note_tokens(&mut self, idx: usize, n: usize) {
-        if self.n_tokens.len() <= idx {
-            self.n_tokens.resize(idx + 1, 0);
-        }
-        self.n_tokens[idx] += n;
-    }
-
-    /// Tokens of completion `idx` that came.
-    pub(crate) fn n_tokens(&self, idx: usize) -> usize {
-        self.n_tokens.get(idx).copied().unwrap_or(0)
-    }
-
     /// The generation is over. `endings` are those of its completions, `usage` is there if each has a reason.
     pub(crate) fn end(self, submission: Submission, endings: Vec<Ending>, usage: Option<UsageBody>) {
         let generated = Generated {
@@ -222,7 +206,11 @@ impl Generated {
         ];
         let known = latencies.into_iter().filter(|(_, us)| *us > 0);
         attributes.extend(known.map(|(key, us)| attribute(key, us as f64 / 1e6)));
-        if let Some(explained) = self.usage.and_then(|usage| usage.arbora) {
+        if let Some(explained) = self
+            .usage
+            .as_ref()
+            .and_then(|usage| usage.arbora.as_ref()?.explanation)
+        {
             attributes.extend([
                 attribute("arbora.cached_tokens", explained.cached_tokens),
                 attribute("arbora.computed_tokens", explained.computed_tokens),

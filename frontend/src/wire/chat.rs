@@ -5,14 +5,17 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
-use super::options::{MAX_LOGPROBS, Options, in_range};
+use super::message::Message;
+use super::options::{MAX_LOGPROBS, Options, OutputLength, in_range};
 use super::tools::Tools;
+use super::unsupported::{self, CHAT, CONVERSATION};
 use crate::thinking::Thoughts;
 
 /// Most messages in one request.
 pub const MAX_MESSAGES: usize = 2048;
-/// Most parts of one message's content.
-pub const MAX_PARTS: usize = 256;
+
+/// Bounds a model's thoughts.
+pub(crate) const THINKING_BUDGET: &str = "thinking_token_budget";
 
 /// A chat to be continued.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +26,8 @@ pub struct ChatRequest {
     pub tools: Option<Tools>,
     /// Where the thoughts of a model that thinks go.
     pub thoughts: Thoughts,
+    /// Most tokens of its thoughts; absent for as many as it likes.
+    pub thinking_budget: Option<usize>,
     /// Everything else.
     pub options: Options,
 }
@@ -51,72 +56,28 @@ pub enum PromptEnding {
     LastMessage,
 }
 
-/// One message of a chat.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Message {
-    /// Who speaks.
-    pub role: Role,
-    /// What is said; absent only in an assistant's message that called tools.
-    pub content: Option<String>,
-    /// Fields that some templates look at and the server does not: `name`, `tool_calls`, `tool_call_id`,
-    /// `reasoning_content`.
-    pub extra: Map<String, Value>,
-}
-
-/// Who speaks. A closed set, because templates print it between control tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// The operator; OpenAI's newer `developer` is the same to a template.
-    System,
-    /// The human.
-    User,
-    /// The model.
-    Assistant,
-    /// The result of a tool call; also the older `function`.
-    Tool,
-}
-
-impl Role {
-    /// The word templates expect.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Role::System => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-            Role::Tool => "tool",
-        }
-    }
-
-    fn parse(name: &str) -> Option<Self> {
-        match name {
-            "system" | "developer" => Some(Role::System),
-            "user" => Some(Role::User),
-            "assistant" => Some(Role::Assistant),
-            "tool" | "function" => Some(Role::Tool),
-            _ => None,
-        }
-    }
-}
-
 impl ChatRequest {
     /// Reads a request body; `sampling` is what it leaves open.
     pub fn parse(body: &[u8], sampling: &SamplingParams) -> Result<Self, ApiError> {
         let mut f = Fields::parse(body)?;
         let mut tools = Tools::read(&mut f)?;
-        f.refuse_unless("echo", |v| v == &Value::Bool(false))?;
-        f.refuse_unless("audio", |_| false)?;
-        f.refuse_unless("web_search_options", |_| false)?;
-        f.refuse_unless("documents", |v| v.as_array().is_some_and(Vec::is_empty))?;
-        // What a chat begins with is its template's matter.
-        f.refuse_unless("add_special_tokens", |v| v == &Value::Bool(false))?;
-        let only_text = |v: &Value| v.as_array().is_some_and(|list| list.iter().all(|m| m == "text"));
-        f.refuse_unless("modalities", only_text)?;
+        unsupported::refuse(&mut f, &[&CHAT])?;
         let output_logprobs = output_logprobs(&mut f)?;
         let mut request = ChatRequest {
             conversation: Conversation::read(&mut f, tools.as_mut())?,
             tools,
             thoughts: thoughts(&mut f)?,
-            options: Options::read(&mut f, sampling, 1)?,
+            // -1 is how vLLM's clients say "unlimited".
+            thinking_budget: in_range(&mut f, THINKING_BUDGET, -1, i32::MAX)?
+                .and_then(|budget| usize::try_from(budget).ok()),
+            options: Options::read(
+                &mut f,
+                sampling,
+                OutputLength {
+                    fewest: 1,
+                    default: None,
+                },
+            )?,
         };
         f.finish();
         request.options.logprobs.output = output_logprobs;
@@ -127,6 +88,7 @@ impl ChatRequest {
 impl Conversation {
     /// Reads the messages and how they are to be shown to the model; takes what was listed out of `tools`.
     pub fn read(f: &mut Fields, tools: Option<&mut Tools>) -> Result<Self, ApiError> {
+        unsupported::refuse(f, &[&CONVERSATION])?;
         let messages = messages(f)?;
         let ending = ending(f)?;
         let has_text = |m: &Message| m.content.as_deref().is_some_and(|text| !text.trim().is_empty());
@@ -196,6 +158,9 @@ fn template_values(f: &mut Fields) -> Result<Map<String, Value>, ApiError> {
         None => {}
         Some(Value::Object(given)) => {
             for (name, value) in given {
+                if value.is_null() {
+                    continue;
+                }
                 let path = format!("{path}.{name}");
                 if !ALLOWED.contains(&name.as_str()) {
                     let message = format!("'{path}' is not one of {}.", ALLOWED.join(", "));
@@ -226,94 +191,8 @@ fn messages(f: &mut Fields) -> Result<Vec<Message>, ApiError> {
         ));
     }
     list.into_iter()
-        .map(|(path, value)| message(Fields::nested(value, path)?))
+        .map(|(path, value)| Message::read(Fields::nested(value, path)?))
         .collect()
-}
-
-fn message(mut f: Fields) -> Result<Message, ApiError> {
-    let name = f.required::<String>("role")?;
-    let Some(role) = Role::parse(&name) else {
-        let expected = "one of system, developer, user, assistant, tool";
-        return Err(wrong_type(&f.path_of("role"), expected, &Value::String(name)));
-    };
-    let content = content(&mut f)?;
-    let mut extra = Map::new();
-    for name in ["name", "tool_call_id", "reasoning_content"] {
-        if let Some(text) = f.optional::<String>(name)? {
-            extra.insert(name.to_owned(), text.into());
-        }
-    }
-    if let Some(calls) = f.list("tool_calls", MAX_PARTS)? {
-        let calls = calls.into_iter().map(|(path, call)| tool_call(&path, call));
-        let calls = calls.collect::<Result<_, _>>()?;
-        extra.insert("tool_calls".to_owned(), Value::Array(calls));
-    }
-    let may_be_silent = role == Role::Assistant && extra.contains_key("tool_calls");
-    if content.is_none() && !may_be_silent {
-        let path = f.path_of("content");
-        let message = format!("Missing required parameter: '{path}'.");
-        return Err(ApiError::invalid(path, message));
-    }
-    f.finish();
-    Ok(Message { role, content, extra })
-}
-
-/// An earlier call as templates want it: clients send its arguments as a string that holds JSON.
-fn tool_call(path: &str, mut call: Value) -> Result<Value, ApiError> {
-    let Value::Object(members) = &mut call else {
-        return Err(wrong_type(path, "an object", &call));
-    };
-    let function = match members.get_mut("function") {
-        None | Some(Value::Null) => return Ok(call),
-        Some(Value::Object(function)) => function,
-        Some(other) => return Err(wrong_type(&format!("{path}.function"), "an object", other)),
-    };
-    let Some(arguments) = function.get_mut("arguments") else {
-        return Ok(call);
-    };
-    let read = match &*arguments {
-        Value::String(text) => serde_json::from_str(text).ok().filter(Value::is_object),
-        Value::Object(_) | Value::Null => return Ok(call),
-        _ => None,
-    };
-    let wrong = || {
-        let expected = "a JSON object, or a string that holds one";
-        wrong_type(&format!("{path}.function.arguments"), expected, arguments)
-    };
-    *arguments = read.ok_or_else(wrong)?;
-    Ok(call)
-}
-
-fn content(f: &mut Fields) -> Result<Option<String>, ApiError> {
-    let path = f.path_of("content");
-    let parts = match f.raw("content") {
-        None => return Ok(None),
-        Some(Value::String(text)) => return Ok(Some(text)),
-        Some(Value::Array(parts)) => parts,
-        Some(other) => return Err(wrong_type(&path, "a string or an array of text parts", &other)),
-    };
-    if parts.len() > MAX_PARTS {
-        let message = format!(
-            "'{path}' has {} parts, at most {MAX_PARTS} are allowed.",
-            parts.len()
-        );
-        return Err(ApiError::invalid(path, message));
-    }
-    let mut texts = Vec::with_capacity(parts.len());
-    for (i, part) in parts.into_iter().enumerate() {
-        let mut part = Fields::nested(part, format!("{path}[{i}]"))?;
-        let kind = part.required::<String>("type")?;
-        if kind != "text" {
-            return Err(wrong_type(
-                &part.path_of("type"),
-                "\"text\"",
-                &Value::String(kind),
-            ));
-        }
-        texts.push(part.required::<String>("text")?);
-        part.finish();
-    }
-    Ok(Some(texts.join("\n")))
 }
 
 #[cfg(test)]
@@ -325,7 +204,7 @@ mod tests {
         let body = br#"{"model": "m", "messages": [
             {"role": "developer", "content": "be kind"},
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "Ann"},
-            {"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]},
+            {"role": "assistant", "content": null, "tool_calls": [{"id": "1", "function": {"name": "f"}}]},
             {"role": "tool", "content": "42", "tool_call_id": "1"}],
             "tools": [], "tool_choice": "none", "chat_template_kwargs": {"enable_thinking": false}}"#;
         let request = ChatRequest::parse(body, &SamplingParams::default()).expect("valid");
@@ -394,7 +273,7 @@ mod tests {
             (many, "messages"),
             (with(r#""tool_choice": "required""#), "tool_choice"),
             (
-                r#"{"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]}]}"#
+                r#"{"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}"#
                     .to_owned(),
                 "messages[0].tool_calls[0].function.arguments",
             ),
@@ -406,7 +285,10 @@ mod tests {
                 r#"{"messages": [{"role": "assistant", "tool_calls": [{"function": "f"}]}]}"#.to_owned(),
                 "messages[0].tool_calls[0].function",
             ),
-            (with(r#""functions": [{}]"#), "functions"),
+            (with(r#""functions": [{"name": "f"}]"#), "functions"),
+            (with(r#""tool_choice": {"type": "custom"}"#), "tool_choice.type"),
+            (with(r#""verbosity": "low""#), "verbosity"),
+            (with(r#""thinking_token_budget": -2"#), "thinking_token_budget"),
             (with(r#""parallel_tool_calls": 1"#), "parallel_tool_calls"),
             (with(r#""modalities": ["text", "audio"]"#), "modalities"),
             (
@@ -418,7 +300,7 @@ mod tests {
                     .to_owned(),
                 "continue_final_message",
             ),
-            (with(r#""documents": [{}]"#), "documents"),
+            (with(r#""documents": [{"text": "x"}]"#), "documents"),
             (with(r#""add_special_tokens": true"#), "add_special_tokens"),
             (with(r#""include_reasoning": 1"#), "include_reasoning"),
             (

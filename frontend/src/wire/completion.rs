@@ -5,8 +5,11 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::{Fields, FromJson, wrong_type};
-use super::options::{MAX_CHOICES, MAX_LOGPROBS, Options, in_range};
+use super::options::{MAX_CHOICES, MAX_LOGPROBS, Options, OutputLength, in_range};
+use super::unsupported::{self, TEXT};
 
+/// Most output tokens where a request does not say: OpenAI's number.
+const DEFAULT_MAX_TOKENS: usize = 16;
 /// Most prompts in one request.
 pub const MAX_PROMPTS: usize = 32;
 
@@ -70,16 +73,19 @@ impl CompletionRequest {
     /// Reads a request body; `sampling` is what it leaves open.
     pub fn parse(body: &[u8], sampling: &SamplingParams) -> Result<Self, ApiError> {
         let mut f = Fields::parse(body)?;
-        f.refuse_unless("suffix", |v| v == "")?;
+        unsupported::refuse(&mut f, &[&TEXT])?;
         let bos = bos(&mut f)?;
         let prompts = prompts(&mut f, bos)?;
         let echo = match f.optional("echo")? {
             Some(true) => Echo::PromptAndOutput,
             _ => Echo::Output,
         };
-        let best_of = f.optional::<usize>("best_of")?;
         let output_logprobs = in_range(&mut f, "logprobs", 0, MAX_LOGPROBS)?;
-        let mut options = Options::read(&mut f, sampling, 0)?;
+        let length = OutputLength {
+            fewest: 0,
+            default: Some(DEFAULT_MAX_TOKENS),
+        };
+        let mut options = Options::read(&mut f, sampling, length)?;
         options.logprobs.output = output_logprobs;
         if echo == Echo::PromptAndOutput && output_logprobs.is_some() {
             if options.logprobs.prompt.is_some() {
@@ -88,12 +94,6 @@ impl CompletionRequest {
             }
             // What is repeated is told about like what is new.
             options.logprobs.prompt = output_logprobs;
-        }
-        if best_of.is_some_and(|b| b != options.n) {
-            return Err(ApiError::invalid(
-                "best_of",
-                "'best_of' is only supported where it equals 'n'.",
-            ));
         }
         check_choices(prompts.len(), options.n)?;
         f.finish();

@@ -22,12 +22,29 @@ pub enum ApiError {
     /// Prompt and output do not fit.
     #[error("{message}")]
     ContextExceeded {
-        /// The numbers.
+        /// The field that holds the prompt.
+        param: String,
+        /// The numbers, in words by which clients know this error.
         message: String,
     },
     /// No or a wrong API key.
     #[error("Incorrect or missing API key: send it as 'Authorization: Bearer KEY'.")]
     Unauthorized,
+    /// A host name that is not the server's: a page may have bound it to this machine.
+    #[error(
+        "This server does not answer to the host '{host}'. Start it with '--allowed-host {host}' if that is its \
+         name, or with an API key."
+    )]
+    HostNotAllowed {
+        /// As the request has it, shortened.
+        host: String,
+    },
+    /// A page of another origin wants the server to act.
+    #[error("{}", foreign_page(origin.as_deref()))]
+    OriginNotAllowed {
+        /// The page's origin, shortened; absent where the browser does not tell it.
+        origin: Option<String>,
+    },
     /// A model that is not served here.
     #[error("The model '{model}' does not exist.")]
     ModelNotFound {
@@ -46,6 +63,21 @@ pub enum ApiError {
     /// The route exists, for other methods.
     #[error("This URL does not take this method.")]
     MethodNotAllowed,
+    /// The body is not declared to be JSON.
+    #[error(
+        "The body must be JSON. Send the header 'Content-Type: application/json', {}.",
+        got(found)
+    )]
+    UnsupportedMediaType {
+        /// The content type, shortened; empty where there is none.
+        found: String,
+    },
+    /// The body is compressed in a way that the server does not read.
+    #[error("The content coding must be one of gzip, zstd and identity, {}.", got(found))]
+    UnsupportedCoding {
+        /// The content coding, shortened.
+        found: String,
+    },
     /// The body exceeds the limit.
     #[error("The request body is larger than {limit} bytes.")]
     BodyTooLarge {
@@ -102,6 +134,8 @@ impl ApiError {
                 (StatusCode::BAD_REQUEST, REQUEST, Some("context_length_exceeded"))
             }
             ApiError::Unauthorized => (StatusCode::UNAUTHORIZED, REQUEST, Some("invalid_api_key")),
+            ApiError::HostNotAllowed { .. } => (StatusCode::FORBIDDEN, REQUEST, Some("host_not_allowed")),
+            ApiError::OriginNotAllowed { .. } => (StatusCode::FORBIDDEN, REQUEST, Some("origin_not_allowed")),
             ApiError::ModelNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("model_not_found")),
             ApiError::RequestNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("request_not_found")),
             ApiError::NotFound => (StatusCode::NOT_FOUND, REQUEST, Some("unknown_url")),
@@ -109,6 +143,16 @@ impl ApiError {
                 StatusCode::METHOD_NOT_ALLOWED,
                 REQUEST,
                 Some("method_not_supported"),
+            ),
+            ApiError::UnsupportedMediaType { .. } => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                REQUEST,
+                Some("unsupported_media_type"),
+            ),
+            ApiError::UnsupportedCoding { .. } => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                REQUEST,
+                Some("unsupported_content_encoding"),
             ),
             ApiError::BodyTooLarge { .. } => {
                 (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, Some("request_too_large"))
@@ -141,6 +185,7 @@ impl ApiError {
         let (_, kind, code) = self.kind();
         let param = match self {
             ApiError::Invalid { param, .. } => param.as_deref(),
+            ApiError::ContextExceeded { param, .. } => Some(param.as_str()),
             ApiError::ModelNotFound { .. } => Some("model"),
             ApiError::RequestNotFound { .. } => Some("id"),
             _ => None,
@@ -166,8 +211,14 @@ impl IntoResponse for ApiError {
             let seconds = wait.as_millis().div_ceil(1000).max(1) as u64;
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        if self == ApiError::Unauthorized {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        let told = match self {
+            ApiError::Unauthorized => Some((header::WWW_AUTHENTICATE, "Bearer")),
+            ApiError::UnsupportedMediaType { .. } => Some((header::ACCEPT, "application/json")),
+            ApiError::UnsupportedCoding { .. } => Some((header::ACCEPT_ENCODING, "gzip, zstd")),
+            _ => None,
+        };
+        if let Some((name, value)) = told {
+            headers.insert(name, HeaderValue::from_static(value));
         }
         if matches!(
             self,
@@ -180,22 +231,96 @@ impl IntoResponse for ApiError {
     }
 }
 
+/// The field that holds the prompt where nothing else is said.
+const PROMPT: &str = "prompt";
+
+impl ApiError {
+    /// The same error of a request whose prompt is in the field `name`.
+    #[must_use]
+    pub(crate) fn of_prompt_in(self, name: &str) -> Self {
+        match self {
+            ApiError::ContextExceeded { message, .. } => ApiError::ContextExceeded {
+                param: name.to_owned(),
+                message,
+            },
+            ApiError::Invalid {
+                param: Some(param),
+                message,
+            } if param == PROMPT => ApiError::invalid(name, message),
+            other => other,
+        }
+    }
+
+    /// `limit` tokens are possible, `prompt` and `output` were asked for. The beginning is OpenAI's, by which
+    /// clients tell this error from others.
+    fn context_exceeded(limit: usize, (prompt, output): (usize, usize), why: &str) -> Self {
+        let asked = prompt.saturating_add(output);
+        let message = format!(
+            "This model's maximum context length is {limit} tokens. However, you requested {asked} tokens \
+             ({prompt} in the prompt, {output} for the output).{why} Please shorten the prompt or ask for \
+             fewer tokens."
+        );
+        ApiError::ContextExceeded {
+            param: PROMPT.to_owned(),
+            message,
+        }
+    }
+}
+
+/// What a header held instead of what it must hold.
+fn got(found: &str) -> String {
+    match found {
+        "" => "got none".to_owned(),
+        found => format!("got '{found}'"),
+    }
+}
+
+fn foreign_page(origin: Option<&str>) -> String {
+    match origin {
+        Some(origin) => format!(
+            "Pages of '{origin}' may not do this. Start the server with '--allow-origin {origin}' if they should."
+        ),
+        None => {
+            "Pages of other origins may not do this. Start the server with '--allow-origin ORIGIN' for those \
+                 that should."
+                .to_owned()
+        }
+    }
+}
+
 impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         let message = error.to_string();
         match error {
             SubmitError::QueueFull { no_room, retry_after } => ApiError::QueueFull { no_room, retry_after },
-            SubmitError::EmptyPrompt | SubmitError::TokenOutOfRange { .. } => ApiError::Invalid {
-                param: Some("prompt".to_owned()),
-                message,
+            SubmitError::EmptyPrompt | SubmitError::TokenOutOfRange { .. } => {
+                ApiError::invalid(PROMPT, message)
+            }
+            SubmitError::ContextExceeded {
+                prompt_tokens,
+                max_tokens,
+                context,
+            } => ApiError::context_exceeded(context, (prompt_tokens, max_tokens), ""),
+            SubmitError::NeverFits {
+                prompt_tokens,
+                max_tokens,
+                total,
+                page_size,
+                ..
+            } => {
+                let why = format!(" The server's KV cache has {total} pages of {page_size} tokens.");
+                ApiError::context_exceeded(total * page_size, (prompt_tokens, max_tokens), &why)
+            }
+            SubmitError::LongerThanQueue { .. } => ApiError::ContextExceeded {
+                param: PROMPT.to_owned(),
+                message: format!("The prompt is too long: {message}."),
             },
-            SubmitError::ContextExceeded { .. }
-            | SubmitError::NeverFits { .. }
-            | SubmitError::LongerThanQueue { .. } => ApiError::ContextExceeded { message },
             SubmitError::BadParam(bad) => ApiError::invalid(bad.param, message),
             SubmitError::BadBias { .. } | SubmitError::BiasOutOfRange { .. } => {
                 ApiError::invalid("logit_bias", message)
             }
+            SubmitError::StopTokenOutOfRange { .. } => ApiError::invalid("stop_token_ids", message),
+            SubmitError::ListedOutOfRange { .. } => ApiError::invalid("token_ids_logprob", message),
             SubmitError::ShuttingDown => ApiError::ShuttingDown,
         }
     }
@@ -205,7 +330,8 @@ impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         match error {
             RequestError::TooLarge { .. } => ApiError::ContextExceeded {
-                message: error.to_string(),
+                param: PROMPT.to_owned(),
+                message: format!("The prompt is too long: {error}."),
             },
             RequestError::Grammar(_) => ApiError::Grammar {
                 message: error.to_string(),

@@ -1,19 +1,21 @@
 //! The fields chat and text completions share: sampling, lengths, stops, streaming, cache.
 
+use arbora_constrained::Whitespace;
 use arbora_runtime::request::{LogprobsWanted, SamplingParams, StopConditions};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::constraint::Constraint;
+use super::constraint::{self, Constraint};
 use super::deadlines::Deadlines;
 use super::error::ApiError;
 use super::fields::{Fields, FromJson, wrong_type};
+use super::unsupported::{self, ANYWHERE, PENALTIES, SAMPLING};
 use crate::random::random_u64;
 
 /// Most completions of one prompt.
 pub const MAX_CHOICES: usize = 8;
-/// Most stop strings.
-pub const MAX_STOPS: usize = 4;
+/// Most stop strings. OpenAI takes 4; evaluation harnesses and SGLang's front-end language send more.
+pub const MAX_STOPS: usize = 64;
 /// Most bytes of one stop string.
 pub const MAX_STOP_BYTES: usize = 1024;
 /// Most stop token ids.
@@ -42,6 +44,10 @@ pub struct Options {
     pub logprobs: LogprobsWanted,
     /// What the output must look like; absent for free text.
     pub constraint: Option<Constraint>,
+    /// Whitespace in whatever JSON the output must be, calls of tools included.
+    pub whitespace: Whitespace,
+    /// What the text says of control tokens.
+    pub control_tokens: ControlTokens,
     /// One JSON answer or a stream of chunks.
     pub delivery: Delivery,
     /// Keeps this request's cache entries apart from those of other salts; all zero is shared by all.
@@ -58,30 +64,67 @@ pub enum Delivery {
     /// All at once.
     Whole,
     /// Server-sent events.
-    Stream {
-        /// One more chunk at the end that counts tokens.
-        include_usage: bool,
-    },
+    Stream(StreamUsage),
+}
+
+/// Where a stream counts tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StreamUsage {
+    /// In every chunk.
+    pub in_chunks: bool,
+    /// In one more chunk at the end.
+    pub at_end: bool,
+}
+
+/// What becomes of control tokens in the text of an output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlTokens {
+    /// They are left out.
+    LeftOut,
+    /// They are spelled by their names.
+    Spelled,
+}
+
+/// What an API says of the length of an output.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OutputLength {
+    /// The smallest `max_tokens`: 0 where a request may only score its prompt.
+    pub fewest: usize,
+    /// `max_tokens` where a request does not say; absent for what fits the context.
+    pub default: Option<usize>,
 }
 
 impl Options {
     /// Reads the shared fields; `defaults` are the model's own, for what the client leaves open.
-    /// An output has at least `fewest_tokens`: some can do without any.
-    pub fn read(f: &mut Fields, defaults: &SamplingParams, fewest_tokens: usize) -> Result<Self, ApiError> {
-        refuse_unenforced(f)?;
-        let max_tokens = max_tokens(f, fewest_tokens)?;
+    pub fn read(f: &mut Fields, defaults: &SamplingParams, length: OutputLength) -> Result<Self, ApiError> {
+        unsupported::refuse(f, &[&ANYWHERE, &SAMPLING])?;
+        let max_tokens = max_tokens(f, length)?;
+        let whitespace = constraint::whitespace(f)?;
+        let n = in_range(f, "n", 1, MAX_CHOICES)?.unwrap_or(1);
+        if f.optional::<usize>("best_of")?
+            .is_some_and(|best_of| best_of != n)
+        {
+            let path = f.path_of("best_of");
+            let message = format!("'{path}' is only supported where it equals 'n'.");
+            return Err(ApiError::invalid(path, message));
+        }
         let options = Options {
             model: f.optional("model")?,
             max_tokens,
-            n: in_range(f, "n", 1, MAX_CHOICES)?.unwrap_or(1),
+            n,
             sampling: sampling(f, defaults)?,
             stop: stop(f, max_tokens)?,
             logit_bias: logit_bias(f)?,
             logprobs: LogprobsWanted {
-                output: None,
                 prompt: in_range(f, "prompt_logprobs", 0, MAX_LOGPROBS)?,
+                ..LogprobsWanted::default()
             },
-            constraint: Constraint::read(f)?,
+            constraint: Constraint::read(f, whitespace)?,
+            whitespace,
+            control_tokens: match f.optional("skip_special_tokens")? {
+                Some(false) => ControlTokens::Spelled,
+                _ => ControlTokens::LeftOut,
+            },
             delivery: delivery(f)?,
             salt: salt(f)?,
             priority: f.optional("priority")?.unwrap_or(0),
@@ -99,34 +142,6 @@ impl Options {
     }
 }
 
-fn refuse_unenforced(f: &mut Fields) -> Result<(), ApiError> {
-    const NEVER: [&str; 8] = [
-        "bad_words",
-        "allowed_token_ids",
-        "logits_processors",
-        "chat_template",
-        "stop_regex",
-        "truncate_prompt_tokens",
-        "prompt_embeds",
-        "lora_path",
-    ];
-    const ONLY_FALSE: [&str; 6] = [
-        "use_beam_search",
-        "include_stop_str_in_output",
-        "no_stop_trim",
-        "return_tokens_as_token_ids",
-        "return_token_ids",
-        "return_hidden_states",
-    ];
-    for name in NEVER {
-        f.refuse_unless(name, |_| false)?;
-    }
-    for name in ONLY_FALSE {
-        f.refuse_unless(name, |v| v == &Value::Bool(false))?;
-    }
-    f.refuse_unless("skip_special_tokens", |v| v == &Value::Bool(true))
-}
-
 /// An integer field that must lie in `low..=high`.
 pub fn in_range<T>(f: &mut Fields, name: &str, low: T, high: T) -> Result<Option<T>, ApiError>
 where
@@ -142,12 +157,12 @@ where
     }
 }
 
-fn max_tokens(f: &mut Fields, fewest: usize) -> Result<Option<usize>, ApiError> {
+fn max_tokens(f: &mut Fields, length: OutputLength) -> Result<Option<usize>, ApiError> {
     // The engine knows the context and refuses what exceeds it; this bound only keeps sums from overflowing.
     let limit = u32::MAX as usize;
-    let old = in_range(f, "max_tokens", fewest, limit)?;
+    let old = in_range(f, "max_tokens", length.fewest, limit)?;
     let new = in_range(f, "max_completion_tokens", 1, limit)?;
-    Ok(new.or(old))
+    Ok(new.or(old).or(length.default))
 }
 
 /// `{"token id": bias}`, as OpenAI has it.
@@ -207,12 +222,21 @@ fn sampling(f: &mut Fields, defaults: &SamplingParams) -> Result<SamplingParams,
     sampling
         .validate()
         .map_err(|bad| ApiError::invalid(bad.param, format!("{bad}.")))?;
+    let penalties = (
+        sampling.presence_penalty,
+        sampling.frequency_penalty,
+        sampling.repetition_penalty,
+    );
+    if penalties != (0.0, 0.0, 1.0) {
+        unsupported::refuse(f, &[&PENALTIES])?;
+    }
     Ok(sampling)
 }
 
 fn stop(f: &mut Fields, max_tokens: Option<usize>) -> Result<StopConditions, ApiError> {
     let elements = match f.raw("stop") {
         None => Vec::new(),
+        Some(Value::String(text)) if text.is_empty() => Vec::new(),
         Some(Value::Array(elements)) => elements,
         Some(single @ Value::String(_)) => vec![single],
         Some(other) => return Err(wrong_type("stop", "a string or an array of strings", &other)),
@@ -255,33 +279,40 @@ fn stop(f: &mut Fields, max_tokens: Option<usize>) -> Result<StopConditions, Api
 }
 
 fn delivery(f: &mut Fields) -> Result<Delivery, ApiError> {
-    let stream = f.optional::<bool>("stream")?.unwrap_or(false);
-    let Some(mut options) = f.object("stream_options")? else {
-        return Ok(if stream {
-            Delivery::Stream { include_usage: false }
-        } else {
-            Delivery::Whole
-        });
-    };
-    let include_usage = options.optional("include_usage")?.unwrap_or(false);
-    options.finish();
-    if !stream {
-        let message = "'stream_options' is only allowed when 'stream' is true.";
-        return Err(ApiError::invalid("stream_options", message));
+    let is_stream = f.optional::<bool>("stream")?.unwrap_or(false);
+    let mut usage = StreamUsage::default();
+    if let Some(mut options) = f.object("stream_options")? {
+        usage.at_end = options.optional("include_usage")?.unwrap_or(false);
+        usage.in_chunks = options.optional("continuous_usage_stats")?.unwrap_or(false);
+        options.finish();
+        if !is_stream && usage != StreamUsage::default() {
+            let message = "'stream_options' is only allowed when 'stream' is true.";
+            return Err(ApiError::invalid("stream_options", message));
+        }
     }
-    Ok(Delivery::Stream { include_usage })
+    Ok(if is_stream {
+        Delivery::Stream(usage)
+    } else {
+        Delivery::Whole
+    })
 }
 
 /// The server derives what the tree sees, so that no client can write a namespace that is not its own.
 fn salt(f: &mut Fields) -> Result<[u8; 16], ApiError> {
-    let Some(text) = f.optional::<String>("cache_salt")? else {
-        return Ok([0; 16]);
-    };
-    let mut hash = Sha256::new();
-    hash.update(b"arbora cache_salt\0");
-    hash.update(text.as_bytes());
-    let digest = hash.finalize();
-    Ok(digest[..16].try_into().expect("SHA-256 has 32 bytes"))
+    let mut salt = [0; 16];
+    // SGLang has two such keys; a request with both shares its entries with those that have the same two.
+    for name in ["cache_salt", "extra_key"] {
+        let text = f.optional::<String>(name)?.filter(|text| !text.is_empty());
+        if let Some(text) = text {
+            let mut hash = Sha256::new();
+            hash.update(format!("arbora {name}\0"));
+            hash.update(salt);
+            hash.update(text.as_bytes());
+            let digest = hash.finalize();
+            salt = digest[..16].try_into().expect("SHA-256 has 32 bytes");
+        }
+    }
+    Ok(salt)
 }
 
 #[cfg(test)]
@@ -290,7 +321,7 @@ mod tests {
 
     fn read(json: &str) -> Result<Options, ApiError> {
         let mut fields = Fields::parse(json.as_bytes())?;
-        Options::read(&mut fields, &SamplingParams::default(), 0)
+        Options::read(&mut fields, &SamplingParams::default(), OutputLength::default())
     }
 
     #[test]
@@ -335,13 +366,31 @@ mod tests {
             (o.stop.token_ids.as_slice(), o.stop.ignore_eos),
             ([1, 2].as_slice(), true)
         );
-        assert_eq!(o.delivery, Delivery::Stream { include_usage: true });
+        assert_eq!(
+            o.delivery,
+            Delivery::Stream(StreamUsage {
+                in_chunks: false,
+                at_end: true
+            })
+        );
         assert_ne!(o.salt, [0; 16]);
         assert_eq!(read(r#"{"stop": "x"}"#).expect("valid").stop.strings, ["x"]);
+        let nothing = r#"{"stop": "", "bad_words": [], "logits_processors": [], "stop_regex": [], "typical_p": 1,
+            "repeat_last_n": 64, "best_of": 1, "stream_options": {"include_usage": false}}"#;
+        assert_eq!(read(nothing).expect("valid").stop.strings, [""; 0]);
+        let stops = format!(r#"{{"stop": {:?}}}"#, vec!["x"; MAX_STOPS]);
+        assert_eq!(read(&stops).expect("valid").stop.strings.len(), MAX_STOPS);
+        assert_ne!(
+            read(r#"{"cache_salt": "x", "extra_key": "y"}"#)
+                .expect("valid")
+                .salt,
+            read(r#"{"cache_salt": "x"}"#).expect("valid").salt
+        );
     }
 
     #[test]
     fn every_bad_value_names_its_field() {
+        let many_stops = format!(r#"{{"stop": {:?}}}"#, vec!["x"; MAX_STOPS + 1]);
         let long_stop = format!(r#"{{"stop": "{}"}}"#, "x".repeat(MAX_STOP_BYTES + 1));
         let cases = [
             (r#"{"model": 5}"#, "model"),
@@ -374,7 +423,7 @@ mod tests {
             (r#"{"seed": "x"}"#, "seed"),
             (r#"{"seed": 0.5}"#, "seed"),
             (r#"{"stop": 5}"#, "stop"),
-            (r#"{"stop": ["1", "2", "3", "4", "5"]}"#, "stop"),
+            (many_stops.as_str(), "stop"),
             (r#"{"stop": ["a", ""]}"#, "stop[1]"),
             (r#"{"stop": ["a", null]}"#, "stop[1]"),
             (long_stop.as_str(), "stop[0]"),
@@ -389,6 +438,10 @@ mod tests {
             ),
             (r#"{"cache_salt": 1}"#, "cache_salt"),
             (r#"{"priority": 1e12}"#, "priority"),
+            (r#"{"best_of": 2}"#, "best_of"),
+            (r#"{"allowed_token_ids": [1]}"#, "allowed_token_ids"),
+            (r#"{"typical_p": 0.5}"#, "typical_p"),
+            (r#"{"repeat_last_n": 64, "presence_penalty": 1}"#, "repeat_last_n"),
             (r#"{"user": 1}"#, "user"),
             (r#"{"ignore_eos": 1}"#, "ignore_eos"),
         ];
@@ -418,28 +471,5 @@ mod tests {
             "repetition_penalty": 10}"#;
         assert_eq!(read(least).expect("valid").sampling.top_p, 0.0);
         assert_eq!(read(most).expect("valid").sampling.top_p, 1.0);
-    }
-
-    #[test]
-    fn a_constraint_that_is_not_enforced_is_refused_by_name() {
-        let cases = [
-            r#"{"bad_words": ["x"]}"#,
-            r#"{"allowed_token_ids": [1]}"#,
-            r#"{"chat_template": "x"}"#,
-            r#"{"stop_regex": "x"}"#,
-            r#"{"truncate_prompt_tokens": 5}"#,
-            r#"{"skip_special_tokens": false}"#,
-            r#"{"no_stop_trim": true}"#,
-            r#"{"return_token_ids": true}"#,
-        ];
-        for json in cases {
-            let name = json[2..].split('"').next().expect("a name");
-            match read(json).expect_err(json) {
-                ApiError::Invalid {
-                    param: Some(param), ..
-                } => assert_eq!(param, name, "{json}"),
-                other => panic!("{json}: {other:?}"),
-            }
-        }
     }
 }

@@ -34,7 +34,7 @@ pub struct Answer<'a, C> {
 }
 
 /// The three states of `usage` in a stream.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum UsageField {
     /// The client did not ask: no such key.
     Missing,
@@ -60,7 +60,7 @@ impl Serialize for UsageField {
 }
 
 /// Token counts.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct UsageBody {
     /// Tokens of all prompts, each counted once however many completions it got.
     pub prompt_tokens: usize,
@@ -68,14 +68,35 @@ pub struct UsageBody {
     pub completion_tokens: usize,
     /// Their sum.
     pub total_tokens: usize,
-    /// How many of the prompt tokens were cheap.
-    pub prompt_tokens_details: PromptTokensDetails,
+    /// How many of the prompt tokens were cheap; missing while the answer goes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_tokens_details: Option<PromptTokensDetails>,
     /// How drafts did, where there were any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_tokens_details: Option<CompletionTokensDetails>,
-    /// What happened inside, for those who asked.
+    /// What only this server tells.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub arbora: Option<Explanation>,
+    pub arbora: Option<ArboraBody>,
+}
+
+/// The extension object `arbora` in `usage`.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ArboraBody {
+    /// What happened inside, for those who asked.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Explanation>,
+    /// What was asked for and is not enforced.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub relaxed: Vec<RelaxedBody>,
+}
+
+/// A part of a schema that is not enforced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RelaxedBody {
+    /// JSON pointer of the schema that holds it, as a URI fragment.
+    pub pointer: String,
+    /// The keyword.
+    pub keyword: String,
 }
 
 /// Part of [`UsageBody`].
@@ -94,7 +115,7 @@ pub struct CompletionTokensDetails {
     pub rejected_prediction_tokens: usize,
 }
 
-/// The extension object `arbora` in `usage`; times are those of the first completion.
+/// What happened inside; times are those of the first completion.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Explanation {
     /// Prompt tokens found in the cache.
@@ -275,9 +296,9 @@ pub struct Delta {
     /// In the first piece only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
-    /// New text.
+    /// New text; `null` in the first piece of an answer that may be a call.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub content: Option<String>,
+    pub content: Option<Option<String>>,
     /// New thoughts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
@@ -359,8 +380,12 @@ mod tests {
         let start = r#"{"id":"cmpl-1","object":"text_completion","created":1,"model":"m","choices":[{"text":"a","index":0,"logprobs":null,"finish_reason":null}]"#;
         assert_eq!(shown(UsageField::Missing), format!("{start}}}"));
         assert_eq!(shown(UsageField::Null), format!("{start},\"usage\":null}}"));
+        let ended = UsageBody {
+            prompt_tokens_details: Some(PromptTokensDetails { cached_tokens: 0 }),
+            ..UsageBody::default()
+        };
         assert_eq!(
-            shown(UsageField::Given(UsageBody::default())),
+            shown(UsageField::Given(ended)),
             format!(
                 "{start},\"usage\":{{\"prompt_tokens\":0,\"completion_tokens\":0,\"total_tokens\":0,\
                  \"prompt_tokens_details\":{{\"cached_tokens\":0}}}}}}"

@@ -1,9 +1,9 @@
 //! Tools that a chat offers to the model, and whether it must call one.
 
-use arbora_constrained::{CallFormat, ParallelCalls};
+use arbora_constrained::{CallFormat, Enforcement, ParallelCalls, Whitespace};
 use serde_json::Value;
 
-use super::constraint::{Constraint, Source, ToolCalls, WhichTool};
+use super::constraint::{Constraint, Source, ToolCalls, ToolFunction, WhichTool};
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use super::strict;
@@ -18,8 +18,7 @@ pub const MAX_NAME_BYTES: usize = 64;
 pub struct Tools {
     /// At least one, as the client wrote them; templates print them.
     pub listed: Vec<Value>,
-    /// Name and JSON Schema of each.
-    functions: Vec<(String, String)>,
+    functions: Vec<ToolFunction>,
     which: WhichTool,
     parallel: ParallelCalls,
 }
@@ -33,16 +32,13 @@ impl Tools {
             Some(false) => ParallelCalls::AtMostOne,
             _ => ParallelCalls::Allowed,
         };
-        let is_empty = |v: &Value| v.as_array().is_some_and(Vec::is_empty);
-        f.refuse_unless("functions", is_empty)?;
-        f.refuse_unless("function_call", |v| v == "none" || v == "auto")?;
         let mut listed = Vec::new();
-        let mut functions: Vec<(String, String)> = Vec::new();
+        let mut functions: Vec<ToolFunction> = Vec::new();
         for (path, value) in f.list("tools", MAX_TOOLS)?.unwrap_or_default() {
             listed.push(value.clone());
             let function = function(Fields::nested(value, path.clone())?)?;
-            if functions.iter().any(|(name, _)| *name == function.0) {
-                let message = format!("'{path}' has the name '{}' of another tool.", function.0);
+            if functions.iter().any(|known| known.name == function.name) {
+                let message = format!("'{path}' has the name '{}' of another tool.", function.name);
                 return Err(ApiError::invalid(path, message));
             }
             functions.push(function);
@@ -68,7 +64,7 @@ impl Tools {
             };
         }
         if let WhichTool::Named(name) = &which
-            && functions.iter().all(|(known, _)| known != name)
+            && functions.iter().all(|known| known.name != *name)
         {
             let message = format!("'tool_choice' names '{name}', which is not among 'tools'.");
             return Err(ApiError::invalid(choice_path, message));
@@ -83,12 +79,18 @@ impl Tools {
 
     /// What an output that calls these tools in `format` looks like. Where it need not call any, `otherwise`
     /// says how it looks without.
-    pub fn constraint(&self, format: CallFormat, otherwise: Option<Source>) -> Constraint {
+    pub fn constraint(
+        &self,
+        format: CallFormat,
+        whitespace: Whitespace,
+        otherwise: Option<Source>,
+    ) -> Constraint {
         let mut calls = ToolCalls {
             functions: self.functions.clone(),
             format,
             which: self.which.clone(),
             parallel: self.parallel,
+            whitespace,
         };
         let source = match (&self.which, otherwise) {
             (WhichTool::Auto, Some(otherwise)) => {
@@ -105,7 +107,7 @@ impl Tools {
 
     /// Names of the tools.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.functions.iter().map(|(name, _)| name.as_str())
+        self.functions.iter().map(|function| function.name.as_str())
     }
 
     /// Whether an output may do without a call.
@@ -114,8 +116,9 @@ impl Tools {
     }
 }
 
-/// Name and schema of one tool.
-fn function(mut tool: Fields) -> Result<(String, String), ApiError> {
+/// One tool. What of its schema cannot be enforced is refused where it is strict and left out where it is
+/// not.
+fn function(mut tool: Fields) -> Result<ToolFunction, ApiError> {
     let kind = tool.required::<String>("type")?;
     if kind != "function" {
         return Err(wrong_type(
@@ -147,29 +150,46 @@ fn function(mut tool: Fields) -> Result<(String, String), ApiError> {
         Some(schema @ Value::Object(_)) => schema,
         Some(other) => return Err(wrong_type(&path, "a JSON Schema", &other)),
     };
-    if function.optional::<bool>("strict")?.unwrap_or(false) {
+    let is_strict = function.optional::<bool>("strict")?.unwrap_or(false);
+    if is_strict {
         strict::check(&parameters, &path)?;
     }
     function.finish();
-    Ok((name, parameters.to_string()))
+    Ok(ToolFunction {
+        name,
+        parameters: parameters.to_string(),
+        enforcement: if is_strict {
+            Enforcement::Whole
+        } else {
+            Enforcement::Relaxed
+        },
+    })
 }
 
+/// `{type: function, function: {name}}`; some clients leave the type out, or the function's object.
 fn named_choice(choice: Value, path: &str) -> Result<String, ApiError> {
     let mut choice = Fields::nested(choice, path.to_owned())?;
-    let kind = choice.required::<String>("type")?;
-    if kind != "function" {
+    let kind = choice.optional::<String>("type")?;
+    if let Some(kind) = kind.filter(|kind| kind != "function") {
         return Err(wrong_type(
             &choice.path_of("type"),
             "\"function\"",
             &Value::String(kind),
         ));
     }
-    let path = choice.path_of("function");
-    let Some(mut function) = choice.object("function")? else {
-        let message = format!("Missing required parameter: '{path}'.");
-        return Err(ApiError::invalid(path, message));
+    let name = match choice.object("function")? {
+        Some(mut function) => {
+            let name = function.required("name")?;
+            function.finish_strictly()?;
+            name
+        }
+        None => choice.optional("name")?.ok_or_else(|| {
+            let path = choice.path_of("function");
+            ApiError::invalid(&path, format!("Missing required parameter: '{path}'."))
+        })?,
     };
-    function.required("name")
+    choice.finish_strictly()?;
+    Ok(name)
 }
 
 #[cfg(test)]
@@ -188,8 +208,8 @@ mod tests {
         let with = |rest: &str| read(&format!(r#"{{"tools": [{WEATHER}]{rest}}}"#)).expect(rest);
         let tools = with("").expect("tools");
         assert_eq!(tools.which, WhichTool::Auto);
-        assert_eq!(tools.functions[0].0, "weather");
-        assert!(tools.functions[0].1.contains("city"));
+        assert_eq!(tools.functions[0].name, "weather");
+        assert!(tools.functions[0].parameters.contains("city"));
         assert_eq!(with(r#", "tool_choice": "none""#), None);
         assert_eq!(
             with(r#", "tool_choice": "required""#).expect("tools").which,
@@ -247,7 +267,6 @@ mod tests {
                 ),
                 "tool_choice",
             ),
-            (r#"{"functions": [{}]}"#.to_owned(), "functions"),
         ];
         for (json, expected) in cases {
             match read(&json).expect_err(&json) {

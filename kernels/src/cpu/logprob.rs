@@ -11,7 +11,7 @@ use crate::{LogprobRow, RowLogprobs, TokenLogprob};
 /// What `asked` asks of its row, or `None` where no logit is finite.
 pub(crate) fn logprobs_row(
     logits: &[f32],
-    asked: LogprobRow,
+    asked: &LogprobRow,
     kernels: SampleKernels,
     space: &mut SampleSpace,
 ) -> Option<RowLogprobs> {
@@ -57,6 +57,7 @@ pub(crate) fn logprobs_row(
     } else {
         f32::NEG_INFINITY
     };
+    let listed = asked.listed.iter();
     Some(RowLogprobs {
         token: TokenLogprob {
             token: asked.token,
@@ -64,6 +65,7 @@ pub(crate) fn logprobs_row(
             rank: n_larger(from) + 1,
         },
         top,
+        listed: listed.map(|token| logprob(logits[*token as usize])).collect(),
     })
 }
 

@@ -197,7 +197,7 @@ impl RowKernels {
         out.clear();
         out.resize(rows.len(), None);
         in_spaces(pool, (spaces, out), |idx, space| {
-            logprobs_row(logits.row(rows[idx].row), rows[idx], self.sample, space)
+            logprobs_row(logits.row(rows[idx].row), &rows[idx], self.sample, space)
         });
     }
 }

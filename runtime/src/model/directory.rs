@@ -5,7 +5,7 @@
 //! model.safetensors        weights (or shards and an index)   required unless weights are made up
 //! tokenizer.json           vocabulary, merges, splitting      required unless weights are made up
 //! tokenizer_config.json    names of BOS and EOS, template     optional
-//! chat_template.jinja      the template                       optional, wins over the one above
+//! chat_template.jinja      the template; see `templates.rs`   optional
 //! generation_config.json   end tokens, sampling defaults      optional
 //! ```
 
@@ -16,9 +16,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value as Json};
 
 use super::metadata::{KeyError, Metadata, Strings, Value};
+use super::templates::{self, NamedTemplate};
 
 /// Most bytes of a JSON file of settings.
-const MAX_SETTINGS_BYTES: u64 = 4 << 20;
+pub(super) const MAX_SETTINGS_BYTES: u64 = 4 << 20;
 /// Most bytes of `tokenizer.json`: the largest vocabularies take 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 
@@ -30,8 +31,8 @@ pub const TOKENIZER_FILE: &str = "tokenizer.json";
 pub const OPTIONAL_FILES: [&str; 4] = [
     "tokenizer_config.json",
     "generation_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
+    templates::FILE,
+    templates::LEGACY_FILE,
 ];
 
 /// Why a folder is not a usable model.
@@ -137,26 +138,9 @@ impl Directory {
         token_ids(&flatten(&self.config)).map_err(|source| self.key_error(source, ""))
     }
 
-    /// The chat template: a file of its own, else `default` (or the only one) of the tokenizer's settings.
-    pub fn chat_template(&self) -> Result<Option<String>, DirectoryError> {
-        let path = self.path.join("chat_template.jinja");
-        if let Some(bytes) = read_optional(&path, MAX_SETTINGS_BYTES)? {
-            let text = String::from_utf8(bytes).map_err(|_| DirectoryError::Io {
-                path,
-                source: std::io::Error::other("it is not UTF-8"),
-            })?;
-            return Ok(Some(text));
-        }
-        let file = read_object(&self.path.join("chat_template.json"))?;
-        let found = self
-            .tokenizer
-            .get("chat_template")
-            .or_else(|| file.as_ref()?.get("chat_template"));
-        Ok(match found {
-            Some(Json::String(text)) => Some(text.clone()),
-            Some(Json::Array(named)) => default_template(named),
-            _ => None,
-        })
+    /// The chat templates.
+    pub fn chat_templates(&self) -> Result<Vec<NamedTemplate>, DirectoryError> {
+        templates::from_folder(&self.path, &self.tokenizer)
     }
 
     /// What `generation_config.json` recommends. A value no sampler accepts is an error.
@@ -194,18 +178,6 @@ impl Directory {
     }
 }
 
-fn default_template(named: &[Json]) -> Option<String> {
-    let name = |entry: &Json| entry.get("name")?.as_str().map(str::to_owned);
-    let default = named
-        .iter()
-        .find(|entry| name(entry).as_deref() == Some("default"));
-    let chosen = default.or(match named {
-        [only] => Some(only),
-        _ => None,
-    })?;
-    chosen.get("template")?.as_str().map(str::to_owned)
-}
-
 /// `eos_token_id`: a number or a list of them.
 fn token_ids(metadata: &Metadata) -> Result<Vec<u32>, KeyError> {
     let key = "eos_token_id";
@@ -234,7 +206,7 @@ pub(super) fn read_bounded(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> 
     Ok(bytes)
 }
 
-fn read_optional(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, DirectoryError> {
+pub(super) fn read_optional(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, DirectoryError> {
     match read_bounded(path, limit) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -245,7 +217,7 @@ fn read_optional(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, DirectoryEr
     }
 }
 
-fn read_object(path: &Path) -> Result<Option<Map<String, Json>>, DirectoryError> {
+pub(super) fn read_object(path: &Path) -> Result<Option<Map<String, Json>>, DirectoryError> {
     let Some(bytes) = read_optional(path, MAX_SETTINGS_BYTES)? else {
         return Ok(None);
     };

@@ -13,6 +13,7 @@ use super::directory::{CONFIG_FILE, Directory, DirectoryError, SamplingDefaults,
 use super::gguf::{Gguf, GgufError};
 use super::metadata::{KeyError, Metadata};
 use super::safetensors::{Safetensors, SafetensorsError};
+use super::templates::{self, NamedTemplate};
 use super::tensors::{TensorTable, TensorType};
 use super::weights::{Data, HUGGING_FACE_HEAD, Names, WeightSource};
 use crate::tokenizer::{JsonSettings, Tokenizer, TokenizerError};
@@ -246,17 +247,18 @@ impl ModelFile {
         Ok(JsonSettings {
             bos: directory.special_token("bos_token"),
             eos: directory.special_token("eos_token"),
+            pad: directory.special_token("pad_token"),
             add_bos: directory.add_bos(),
             eos_token_ids: directory.eos_token_ids()?,
             n_vocab: self.config.n_vocab,
         })
     }
 
-    /// The chat template (Jinja), where there is one.
-    pub fn chat_template(&self) -> Result<Option<String>, LoadError> {
+    /// The chat templates, none or several.
+    pub fn chat_templates(&self) -> Result<Vec<NamedTemplate>, LoadError> {
         Ok(match &self.description {
-            Description::Gguf(metadata) => metadata.text("tokenizer.chat_template")?.map(str::to_owned),
-            Description::Directory(directory) => directory.chat_template()?,
+            Description::Gguf(metadata) => templates::from_metadata(metadata)?,
+            Description::Directory(directory) => directory.chat_templates()?,
         })
     }
 

@@ -10,6 +10,7 @@ pub mod gguf;
 pub mod metadata;
 mod rope;
 pub mod safetensors;
+pub mod templates;
 pub mod tensors;
 #[cfg(test)]
 mod testing;

@@ -20,6 +20,7 @@ const ADD_BOS_KEY: &str = "tokenizer.ggml.add_bos_token";
 const ADD_BLANK_KEY: &str = "tokenizer.ggml.add_space_prefix";
 const BOS_KEY: &str = "tokenizer.ggml.bos_token_id";
 const EOS_KEY: &str = "tokenizer.ggml.eos_token_id";
+const PAD_KEY: &str = "tokenizer.ggml.padding_token_id";
 
 /// Metadata keys of tokens that end an answer: end of sequence, of turn, of message.
 const STOP_KEYS: [&str; 3] = [
@@ -71,6 +72,8 @@ impl Tokenizer {
             spelling: scheme.spelling,
             bos: token_id(metadata, BOS_KEY, tokens.len())?,
             eos: token_id(metadata, EOS_KEY, tokens.len())?,
+            // It is told to clients and never used: files that name one outside the vocabulary serve well.
+            pad: token_id(metadata, PAD_KEY, tokens.len()).unwrap_or_default(),
             add_bos: metadata.flag(ADD_BOS_KEY)?.unwrap_or(scheme.add_bos),
             stop_token_ids,
             tokens: tokens.clone(),
@@ -214,5 +217,32 @@ fn token_id(metadata: &Metadata, key: &str, n_tokens: usize) -> Result<Option<u3
             limit: format!("below the vocabulary of {n_tokens}"),
         }),
         id => Ok(id.map(|id| id as u32)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::metadata::Value;
+
+    #[test]
+    fn a_pad_token_is_one_of_the_vocabulary_or_none() {
+        let pad = |id: Option<Value>| {
+            let text = |text: &str| Value::Text(text.to_owned());
+            let metadata = Metadata::default()
+                .with(MODEL_KEY, text("gpt2"))
+                .with(PRE_KEY, text("smollm"))
+                .with(TOKENS_KEY, Value::Strings(["<pad>", "a"].into_iter().collect()))
+                .with(TYPES_KEY, Value::Integers(vec![3, 1]))
+                .with(MERGES_KEY, Value::Strings(Strings::default()));
+            let metadata = match id {
+                Some(id) => metadata.with(PAD_KEY, id),
+                None => metadata,
+            };
+            Tokenizer::from_metadata(&metadata).expect("a vocabulary").pad()
+        };
+        assert_eq!(pad(Some(Value::Unsigned(0))), Some(0));
+        assert_eq!(pad(Some(Value::Unsigned(2))), None, "the model does well without");
+        assert_eq!(pad(None), None);
     }
 }

@@ -22,6 +22,8 @@ pub struct JsonSettings<'a> {
     pub bos: Option<&'a str>,
     /// Name of the token that ends one.
     pub eos: Option<&'a str>,
+    /// Name of the token that fills up rows; one that the vocabulary has not is no token.
+    pub pad: Option<&'a str>,
     /// Whether a prompt starts with BOS; where absent, `tokenizer.json` says.
     pub add_bos: Option<bool>,
     /// Tokens that end an answer.
@@ -219,6 +221,9 @@ impl Tokenizer {
             spelling,
             bos,
             eos,
+            pad: settings
+                .pad
+                .and_then(|name| special_id(&tokens, &kinds, name).ok()),
             add_bos: settings.add_bos.unwrap_or(first_token.is_some()),
             stop_token_ids,
             tokens,
@@ -477,6 +482,7 @@ mod tests {
     const SETTINGS: JsonSettings<'static> = JsonSettings {
         bos: None,
         eos: None,
+        pad: None,
         add_bos: None,
         eos_token_ids: Vec::new(),
         n_vocab: 400,
@@ -656,6 +662,18 @@ mod tests {
         let error =
             Tokenizer::from_json(byte_level().to_string().as_bytes(), &unknown).expect_err("no such token");
         assert!(error.to_string().contains("</s>"), "{error}");
+    }
+
+    #[test]
+    fn a_pad_token_is_one_of_the_vocabulary_or_none() {
+        let pad = |pad| {
+            let settings = JsonSettings { pad, ..SETTINGS };
+            let tokenizer = Tokenizer::from_json(byte_level().to_string().as_bytes(), &settings);
+            tokenizer.expect("good").pad()
+        };
+        assert_eq!(pad(Some("<|end|>")), Some(261));
+        assert_eq!(pad(Some("<pad>")), None, "the model does well without");
+        assert_eq!(pad(None), None);
     }
 
     #[test]

@@ -86,8 +86,8 @@ fn settings_beside_the_weights_are_read() {
             (has_bos, has_bos),
             "{name}"
         );
-        let template = file.chat_template().expect("readable").expect("there is one");
-        assert!(template.contains("m.content"));
+        let templates = file.chat_templates().expect("readable");
+        assert!(matches!(&templates[..], [only] if only.source.contains("m.content")));
         let sampling = file.sampling_defaults().expect("good");
         assert_eq!((sampling.temperature, sampling.top_p), (Some(0.6), Some(0.9)));
         let windows = (file.config().window, file.config().context);

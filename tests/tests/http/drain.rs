@@ -71,5 +71,10 @@ fn a_server_that_stops_says_so_to_probes_and_takes_nothing_more() {
     assert_eq!(refused.status, 503, "{}", refused.body);
     assert_eq!(site.get("/ready").status, 503);
     assert_eq!(site.get("/health").status, 200, "it still moves");
+    let answer = site.get("/health_generate");
+    assert_eq!(
+        (answer.status, answer.json()),
+        (503, json!({"status": "draining"}))
+    );
     drop(running);
 }

@@ -116,7 +116,6 @@ fn bodies_that_are_no_json_are_refused() {
         r#"{"prompt": "a", "temperature": NaN}"#,
         r#"{"prompt": "a", "temperature": Infinity}"#,
         r#"{"prompt": "a", "temperature": -Infinity}"#,
-        r#"{"prompt": "a", "max_tokens": 1e999}"#,
         r#"{"prompt": "\ud800"}"#,
         nested.as_str(),
         objects.as_str(),
@@ -143,8 +142,7 @@ fn bodies_that_are_no_json_are_refused() {
 fn a_body_beyond_the_limit_is_a_413_before_all_of_it_came() {
     let site = Site::new();
     let mut stream = site.connect();
-    let head =
-        "POST /v1/completions HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 10000000\r\n\r\n";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 10000000\r\n\r\n";
     stream.write_all(head.as_bytes()).expect("the server reads");
     // The server may close before it has seen everything.
     let _ = stream.write_all(&vec![b' '; 1_000_000]);
@@ -171,7 +169,7 @@ fn raw(site: &Site, bytes: &[u8]) -> String {
 #[test]
 fn what_is_no_http_gets_a_4xx_or_nothing() {
     let site = Site::new();
-    let post = "POST /v1/completions HTTP/1.1\r\nhost: a\r\n";
+    let post = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     let many: String = (0..10_000).map(|i| format!("x-{i}: 1\r\n")).collect();
     let long = format!("x: {}\r\n", "a".repeat(1_000_000));
     let cases = [
@@ -212,7 +210,7 @@ fn who_leaves_at_any_point_leaves_nothing_behind_and_disturbs_nobody() {
     let (_, _, text) = site.output("somebody else", 40);
     let body = endless();
     let whole = format!(
-        "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}",
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
     let at = |n: usize| whole.as_bytes()[..n].to_vec();
@@ -247,7 +245,7 @@ fn who_leaves_at_any_point_leaves_nothing_behind_and_disturbs_nobody() {
 #[test]
 fn requests_in_one_piece_are_answered_one_after_the_other() {
     let site = Site::new();
-    let one = |path: &str, more: &str| format!("GET {path} HTTP/1.1\r\nhost: a\r\n{more}\r\n");
+    let one = |path: &str, more: &str| format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{more}\r\n");
     let both = one("/health", "") + &one("/version", "") + &one("/nowhere", "connection: close\r\n");
     let mut stream: TcpStream = site.connect();
     stream.write_all(both.as_bytes()).expect("the server reads");

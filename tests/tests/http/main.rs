@@ -1,13 +1,17 @@
 //! The server over real sockets, on the toy model: what it says is compared with the plain evaluation, byte
 //! by byte where clients look at bytes.
 
+mod bodies;
+mod browsers;
 mod cache;
+mod clients;
 mod constrained;
 mod drain;
 mod hostile;
 mod openapi;
 mod operators;
 mod page;
+mod render;
 mod sampling;
 mod site;
 mod stream;
@@ -153,7 +157,7 @@ fn errors_have_their_status_their_field_and_all_four_keys() {
             chat_path,
             chat("a", &json!({"max_tokens": 1_000_000})).to_string(),
             400,
-            Json::Null,
+            json!("messages"),
             json!("context_length_exceeded"),
         ),
         (

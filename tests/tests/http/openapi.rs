@@ -193,6 +193,11 @@ fn everything_else_and_errors_are_as_the_document_says() {
         "/version",
         "/get_load",
         "/v1/loads",
+        "/loads",
+        "/load",
+        "/health_generate",
+        "/flush_cache",
+        "/tokenizer_info",
         "/model_info",
         "/server_info",
         "/get_server_info",
@@ -214,6 +219,13 @@ fn everything_else_and_errors_are_as_the_document_says() {
         ),
         ("/tokenize", json!({}), 400),
         ("/detokenize", json!({"tokens": [1, 2]}), 200),
+        ("/v1/chat/completions/render", asked.clone(), 200),
+        (
+            "/v1/completions/render",
+            json!({"prompt": ["a", [1, 2]], "stop": "x"}),
+            200,
+        ),
+        ("/v1/completions/render", json!({}), 400),
         ("/cache/explain", asked, 200),
         ("/flush_cache", json!({}), 200),
         ("/v1/chat/completions", json!({"messages": []}), 400),
@@ -225,6 +237,25 @@ fn everything_else_and_errors_are_as_the_document_says() {
         assert_eq!(answer.status, status, "{path}: {}", answer.body);
         check(
             &document.validator(("post", path), status, "application/json"),
+            &answer.json(),
+        );
+    }
+    for (target, headers, status) in [
+        ("get /health", "host: pages.example\r\n", 403),
+        ("get /flush_cache", "host: localhost\r\norigin: null\r\n", 403),
+        (
+            "post /flush_cache",
+            "host: localhost\r\ncontent-type: text/plain\r\n",
+            415,
+        ),
+        ("post /tokenize", "host: localhost\r\n", 415),
+    ] {
+        let (method, path) = target.split_once(' ').expect("two words");
+        let line = format!("{} {path}", method.to_uppercase());
+        let answer = Answer::read(site.send_bytes(&line, headers, b"x"));
+        assert_eq!(answer.status, status, "{target}: {}", answer.body);
+        check(
+            &document.validator((method, path), status, "application/json"),
             &answer.json(),
         );
     }

@@ -138,6 +138,7 @@ fn a_prompt_is_scored_the_same_cold_cached_and_streamed() {
     request.logprobs = LogprobsWanted {
         output: Some(1),
         prompt: Some(1),
+        ..LogprobsWanted::default()
     };
     let expected = site.expected(&request);
     let ask = completion(&json!({"max_tokens": 0, "echo": true, "logprobs": 1}));
@@ -171,6 +172,30 @@ fn a_prompt_is_scored_the_same_cold_cached_and_streamed() {
         (&cold["choices"][0]["text"], told)
     );
     site.wait_until_quiet();
+}
+
+#[test]
+fn a_stop_token_is_listed_after_the_tokens_of_its_text() {
+    let site = Site::new();
+    let tokens = site.expected(&site.request(PROMPT, 1)).tokens;
+    let stop = site.text_of(&tokens);
+    let more = json!({"max_tokens": 1, "echo": true, "logprobs": 1, "stop_token_ids": tokens});
+    let ask = completion(&more);
+    let answer = site.post("/v1/completions", &ask).json();
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "stop");
+    assert_eq!(choice["text"], PROMPT);
+    let n_prompt = answer["usage"]["prompt_tokens"].as_u64().expect("a count") as usize;
+    let told = &choice["logprobs"];
+    for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(told[list].as_array().map(Vec::len), Some(n_prompt + 1), "{list}");
+    }
+    assert_eq!(told["tokens"][n_prompt], stop.as_str());
+    let mut streamed = ask;
+    streamed["stream"] = true.into();
+    let body = site.post("/v1/completions", &streamed).body;
+    let listed = format!("\"tokens\":[{}]", Json::from(stop));
+    assert!(body.contains(&listed), "{body}");
 }
 
 #[test]

@@ -9,6 +9,8 @@ use arbora::api::App;
 use arbora::auth::{ApiKeys, CacheSharing};
 use arbora::config::MetricsCompat;
 use arbora::grammars::Grammars;
+use arbora::hosts::{Addresses, AllowedHosts};
+use arbora::origins::AllowedOrigins;
 use arbora::otlp::Traces;
 use arbora::prompt::PromptEncoder;
 use arbora::server::Server;
@@ -53,12 +55,13 @@ pub(crate) fn json_tokenizer_with(controls: &[&str], words: &[&str]) -> Tokenize
     tokenizer_of([&controls, words], &tokens, &MERGES)
 }
 
-/// Letters, and a first token that prompts begin with.
+/// Letters, a first token that prompts begin with, and a last one that fills up rows.
 pub(crate) fn bos_tokenizer() -> Tokenizer {
     let letters: Vec<String> = ('a'..='z').map(String::from).collect();
     let metadata = vocabulary([&TURNS, &[]], &letters, &[])
         .with("tokenizer.ggml.bos_token_id", Value::Unsigned(0))
-        .with("tokenizer.ggml.add_bos_token", Value::Bool(true));
+        .with("tokenizer.ggml.add_bos_token", Value::Bool(true))
+        .with("tokenizer.ggml.padding_token_id", Value::Unsigned(27));
     Tokenizer::from_metadata(&metadata).expect("a vocabulary")
 }
 
@@ -92,6 +95,8 @@ fn vocabulary([controls, words]: [&[&str]; 2], texts: &[String], merges: &[&str]
 /// What a server is made of.
 pub(crate) struct Setup {
     pub(crate) api_keys: Vec<String>,
+    pub(crate) hosts: AllowedHosts,
+    pub(crate) origins: AllowedOrigins,
     pub(crate) metrics_compat: MetricsCompat,
     pub(crate) traces: Option<Traces>,
     pub(crate) cache_sharing: CacheSharing,
@@ -105,6 +110,11 @@ impl Setup {
     pub(crate) fn new(tokenizer: Tokenizer) -> Setup {
         Setup {
             api_keys: Vec::new(),
+            hosts: AllowedHosts::Listed {
+                addresses: Addresses::Loopback,
+                hosts: Vec::new(),
+            },
+            origins: AllowedOrigins::Listed(Vec::new()),
             metrics_compat: MetricsCompat::default(),
             traces: None,
             cache_sharing: CacheSharing::default(),
@@ -141,6 +151,8 @@ impl Setup {
             model: "toy".to_owned(),
             started: 7,
             api_keys: ApiKeys::new(&self.api_keys, self.cache_sharing),
+            hosts: self.hosts,
+            origins: self.origins,
             body_limit: 100_000,
             http: arbora::metrics::HttpMetrics::default(),
             metrics_compat: self.metrics_compat,
@@ -211,15 +223,26 @@ impl Site {
         stream
     }
 
-    /// Sends a request whose connection ends with the answer.
+    /// Sends a request whose connection ends with the answer; a POST says that its body is JSON.
     pub(crate) fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
+        let kind = match method {
+            "POST" => "content-type: application/json\r\n",
+            _ => "",
+        };
+        let headers = format!("host: localhost\r\n{kind}{headers}");
+        self.send_bytes(&format!("{method} {path}"), &headers, body.as_bytes())
+    }
+
+    /// Sends a request with these headers and no others but its length and the end of the connection.
+    pub(crate) fn send_bytes(&self, method_and_path: &str, headers: &str, body: &[u8]) -> TcpStream {
         let mut stream = self.connect();
         let n = body.len();
-        let head =
-            format!("{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {n}\r\n");
-        stream
-            .write_all(format!("{head}{headers}\r\n{body}").as_bytes())
-            .expect("the server reads");
+        let head = format!(
+            "{method_and_path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {n}\r\n{headers}\r\n"
+        );
+        stream.write_all(head.as_bytes()).expect("the server reads");
+        // One that has seen enough closes, and what is still to be sent fails.
+        let _ = stream.write_all(body);
         stream
     }
 

@@ -146,6 +146,43 @@ fn thoughts_that_are_cut_off_are_no_answer() {
 }
 
 #[test]
+fn thoughts_have_at_most_as_many_tokens_as_their_budget() {
+    for template in [OPENED, LEFT_TO_IT] {
+        for site in sites(template) {
+            let mut n_cut = 0;
+            for prompt in 0..12 {
+                let ask = |budget: Json| {
+                    let mut body = chat(&format!("prompt {prompt}"), &json!({"choice": ["yes", "no"]}));
+                    body["max_tokens"] = 1500.into();
+                    body["thinking_token_budget"] = budget;
+                    both(&site, &body)["choices"][0].take()
+                };
+                let free = ask(json!(-1));
+                assert_eq!(free, ask(Json::Null));
+                for budget in [0, 1, 5] {
+                    let bounded = ask(json!(budget));
+                    let told = thoughts(&bounded["message"]);
+                    assert!(told.len() <= budget * "</tool_call>".len(), "{budget}: {bounded}");
+                    let words = ["yes", "no"];
+                    assert!(words.contains(&content(&bounded["message"])), "{bounded}");
+                    let whole = thoughts(&free["message"]);
+                    assert!(whole.starts_with(told), "{bounded} {free}");
+                    n_cut += usize::from(whole.len() > told.len());
+                }
+            }
+            assert!(n_cut > 6, "{n_cut} thoughts were cut");
+        }
+    }
+    let site = Setup::new(json_tokenizer(&[])).start();
+    let answer = site.post(
+        "/v1/chat/completions",
+        &chat("hi", &json!({"thinking_token_budget": 1})),
+    );
+    assert_eq!(answer.status, 400, "{}", answer.body);
+    assert_eq!(answer.json()["error"]["param"], "thinking_token_budget");
+}
+
+#[test]
 fn thoughts_go_where_a_client_wants_them() {
     for site in sites(OPENED) {
         let mut n_answered = 0;

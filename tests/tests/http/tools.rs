@@ -5,6 +5,7 @@ use serde_json::{Value as Json, json};
 
 use crate::constrained::{judge, messages, person};
 use crate::site::{Setup, Site, TEMPLATE, chat, json_tokenizer, json_tokenizer_with};
+use crate::stream::both;
 
 /// Knows tools as Qwen's do.
 const HERMES: &str = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<tool_call><|im_end|>\n{% endif %}\
@@ -170,10 +171,90 @@ fn beside_a_format_an_output_is_calls_or_the_format() {
 }
 
 #[test]
+fn the_first_delta_of_a_call_has_no_text() {
+    for site in sites() {
+        let mut body = chat(
+            "hello",
+            &json!({"tools": tools(), "tool_choice": "required", "stream": true}),
+        );
+        body["logprobs"] = true.into();
+        let answer = site.post("/v1/chat/completions", &body);
+        let deltas: Vec<Json> = answer
+            .body
+            .split_terminator("\n\n")
+            .filter_map(|event| serde_json::from_str(event.strip_prefix("data: ")?).ok())
+            .map(|chunk: Json| chunk["choices"][0]["delta"].clone())
+            .collect();
+        assert_eq!(deltas[0], json!({"role": "assistant", "content": null}));
+        assert!(deltas.len() > 3, "{}", answer.body);
+        for delta in &deltas[1..] {
+            assert!(delta.get("content").is_none(), "{delta}");
+        }
+    }
+}
+
+#[test]
+fn required_calls_that_are_cut_off_leave_no_markup_in_the_text() {
+    for site in sites() {
+        for choice in [json!("required"), json!({"function": {"name": "weather"}})] {
+            let format = json!({"json": person()});
+            for more in [json!({}), json!({"structured_outputs": format})] {
+                for max_tokens in 1..60 {
+                    let mut body = chat("hello", &more);
+                    body["tools"] = tools();
+                    body["tool_choice"] = choice.clone();
+                    body["max_tokens"] = max_tokens.into();
+                    let message = both(&site, &body)["choices"][0]["message"].take();
+                    let content = message["content"].as_str().unwrap_or_default();
+                    assert_eq!(content, "", "after {max_tokens} tokens: {message}");
+                    let calls = message["tool_calls"].as_array().map_or(&[][..], Vec::as_slice);
+                    // It could not be sent back otherwise.
+                    assert!(
+                        calls.iter().all(|call| call["function"]["arguments"] != "{"),
+                        "{message}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// No automaton finds what was found before.
+fn back_reference() -> Json {
+    json!({"type": "object", "properties": {"a": {"type": "string", "pattern": "^(['\"]).{1,3}\\1$"}},
+        "required": ["a"], "additionalProperties": false})
+}
+
+#[test]
+fn what_cannot_be_enforced_of_a_tool_that_is_not_strict_is_left_out_and_named() {
+    let site = Setup::new(json_tokenizer(&[])).start();
+    let loose = json!([{"type": "function", "function": {"name": "f"}},
+        {"type": "function", "function": {"name": "g", "parameters": back_reference()}}]);
+    let choice = json!({"function": {"name": "g"}});
+    let more = json!({"tools": loose, "tool_choice": choice, "max_tokens": 200});
+    let mut body = chat("hello", &more);
+    let answer = site.post("/v1/chat/completions", &body);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let answer = answer.json();
+    let relaxed = json!([{"pointer": "#/tools/1/parameters/properties/a", "keyword": "pattern"}]);
+    assert_eq!(answer["usage"]["arbora"], json!({"relaxed": relaxed}));
+    let call = &answer["choices"][0]["message"]["tool_calls"][0]["function"];
+    assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls", "{answer}");
+    let mut enforced = back_reference();
+    enforced["properties"]["a"] = json!({"type": "string"});
+    judge(call["arguments"].as_str().expect("a text"), &enforced);
+    body["stream"] = true.into();
+    body["stream_options"] = json!({"include_usage": true});
+    let streamed = site.post("/v1/chat/completions", &body).body;
+    assert!(streamed.contains(&format!("\"relaxed\":{relaxed}")), "{streamed}");
+}
+
+#[test]
 fn what_cannot_be_enforced_names_the_tools_or_the_format() {
     let site = Setup::new(json_tokenizer(&[])).start();
-    let bad = json!({"type": "object", "properties": {"a": {"type": "array", "uniqueItems": true}}});
-    let bad_tool = json!([{"type": "function", "function": {"name": "f", "parameters": bad}}]);
+    let bad = back_reference();
+    let bad_tool =
+        json!([{"type": "function", "function": {"name": "f", "parameters": bad, "strict": true}}]);
     let good = json!([{"type": "function", "function": {"name": "f"}}]);
     let cases = [
         (

@@ -1,8 +1,11 @@
 //! What routers in front of several servers use.
 
+use std::io::Read;
+
+use arbora_tests::toy::N_VOCAB;
 use serde_json::{Value as Json, json};
 
-use crate::site::{Answer, Site, rendered};
+use crate::site::{Answer, Setup, Site, TEMPLATE, bos_tokenizer, rendered};
 
 const PROMPT: &str = "once upon a time";
 
@@ -83,6 +86,71 @@ fn generate_lists_log_probabilities_as_tuples() {
 }
 
 #[test]
+fn generate_lists_what_a_prompt_asks_for_and_always_the_tokens_of_both_sides() {
+    let site = Site::new();
+    let n_prompt = site.request(PROMPT, 1).prompt.len();
+    let params = json!({"max_new_tokens": 2, "temperature": 0, "ignore_eos": true});
+    let ask = json!({"text": [PROMPT, PROMPT], "return_logprob": true, "sampling_params": params,
+        "logprob_start_len": [n_prompt - 1, -1], "token_ids_logprob": [[7, 3], null], "rid": ["a", "b"],
+        "return_text_in_logprobs": true});
+    let list = site.post("/generate", &ask).json();
+    let (a, b) = (&list[0]["meta_info"], &list[1]["meta_info"]);
+    assert_eq!((&a["id"], &b["id"]), (&json!("a"), &json!("b")));
+    assert_eq!(a["input_token_logprobs"].as_array().map(Vec::len), Some(1));
+    assert_eq!(b["input_token_logprobs"], json!([]));
+    for (name, n_rows) in [("input_token_ids_logprobs", 1), ("output_token_ids_logprobs", 2)] {
+        let rows = a[name].as_array().expect("a list");
+        assert_eq!(rows.len(), n_rows, "{name}");
+        for row in rows {
+            assert_eq!((&row[0][1], &row[1][1]), (&json!(7), &json!(3)), "{name}");
+            assert!(row[0][0].is_number() && row[0][2].is_string(), "{row}");
+        }
+        assert!(b.get(name).is_none());
+    }
+    // What a listed token is told to have is what it has where it comes.
+    let came = a["output_token_logprobs"][0].clone();
+    let again = json!({"text": PROMPT, "return_logprob": true, "sampling_params": params,
+        "token_ids_logprob": [came[1]]});
+    let again = site.post("/generate", &again).json()["meta_info"].take();
+    assert_eq!(again["output_token_ids_logprobs"][0][0][0], came[0]);
+    // A prompt that is only scored is scored whole.
+    let scored = json!({"text": PROMPT, "return_logprob": true, "sampling_params": {"max_new_tokens": 0}});
+    let scored = site.post("/generate", &scored).json()["meta_info"].take();
+    assert_eq!(
+        scored["input_token_logprobs"].as_array().map(Vec::len),
+        Some(n_prompt)
+    );
+    assert_eq!(scored["output_token_logprobs"], json!([]));
+    let beyond = json!({"text": PROMPT, "return_logprob": true, "logprob_start_len": n_prompt + 1});
+    assert_eq!(
+        site.post("/generate", &beyond).json()["error"]["param"],
+        "logprob_start_len"
+    );
+}
+
+#[test]
+fn prompts_of_one_request_may_differ_in_every_parameter() {
+    let site = Site::new();
+    let params = [
+        json!({"max_new_tokens": 5, "temperature": 0, "ignore_eos": true}),
+        json!({"max_new_tokens": 3, "temperature": 0, "regex": "[ab]{7}"}),
+    ];
+    let ask = json!({"text": [PROMPT, PROMPT], "sampling_params": params});
+    let list = site.post("/generate", &ask).json();
+    for (idx, params) in params.iter().enumerate() {
+        let alone = site
+            .post("/generate", &json!({"text": PROMPT, "sampling_params": params}))
+            .json();
+        assert_eq!(list[idx]["text"], alone["text"]);
+        assert_eq!(
+            list[idx]["meta_info"]["finish_reason"],
+            alone["meta_info"]["finish_reason"]
+        );
+    }
+    assert_ne!(list[0]["text"], list[1]["text"]);
+}
+
+#[test]
 fn generates_errors_name_the_parameter_as_it_was_spelled() {
     let site = Site::new();
     let ask = json!({"text": PROMPT, "sampling_params": {"max_new_tokens": -1}});
@@ -112,6 +180,7 @@ fn a_worker_tells_its_model_limits_and_load() {
         assert_eq!(info["max_total_num_tokens"], 13_000 * 16);
         assert_eq!(info["context_length"], site.engine.context());
     }
+    assert_eq!(site.get("/load").json(), json!({"server_load": 0}));
     let load = site.get("/get_load").json();
     assert_eq!(
         load,
@@ -124,12 +193,23 @@ fn a_worker_tells_its_model_limits_and_load() {
         &json!({"text": PROMPT, "sampling_params": {"max_new_tokens": 190_000, "ignore_eos": true}})
             .to_string(),
     );
-    let is_seen = || {
-        let loads = Answer::json(&site.get("/v1/loads"));
+    let is_seen = |path: &str| {
+        let loads = Answer::json(&site.get(path));
+        let timestamp = loads["timestamp"].as_str().expect("gateways read a text");
+        assert!(
+            timestamp.starts_with("20") && timestamp.ends_with("+00:00"),
+            "{timestamp}"
+        );
         let load = &loads["loads"][0];
         load["num_running_reqs"] == 1 && load["num_used_tokens"].as_u64() > Some(0)
     };
-    assert!((0..10_000).any(|_| is_seen()), "a running request is seen");
+    for path in ["/v1/loads", "/loads"] {
+        assert!(
+            (0..10_000).any(|_| is_seen(path)),
+            "{path}: a running request is seen"
+        );
+    }
+    assert_eq!(site.get("/load").json(), json!({"server_load": 1}));
 }
 
 #[test]
@@ -162,6 +242,98 @@ fn a_worker_tells_how_many_tokens_a_step_with_a_draft_gave() {
     assert!(
         page.contains("arbora_drafts_total{source=\"grammar\"} 2\n"),
         "{page}"
+    );
+}
+
+#[test]
+fn the_cache_is_flushed_by_get_and_by_post() {
+    for method in ["GET", "POST"] {
+        let site = Site::new();
+        let ask = || {
+            let body = json!({"prompt": PROMPT, "max_tokens": 1, "temperature": 0});
+            let answer = site.post("/v1/completions", &body).json();
+            answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64()
+        };
+        let n_prompt = site.request(PROMPT, 1).prompt.len() as u64;
+        assert_eq!((ask(), ask()), (Some(0), Some(n_prompt - 1)));
+        site.wait_until_quiet();
+        let answer = Answer::read(site.send(method, "/flush_cache", "", ""));
+        assert_eq!(
+            (answer.status, answer.json()),
+            (200, json!({"status": "flushing"}))
+        );
+        assert_eq!(ask(), Some(0), "{method}");
+    }
+}
+
+#[test]
+fn health_generate_runs_one_token_where_nobody_else_runs_any() {
+    let site = Site::new();
+    let metrics = site.engine.metrics();
+    let healthy = || {
+        let answer = site.get("/health_generate");
+        assert_eq!((answer.status, answer.json()), (200, json!({"status": "ok"})));
+    };
+    healthy();
+    site.wait_until_quiet();
+    assert_eq!(metrics.requests_accepted.value(), 1);
+    assert_eq!(metrics.generated_tokens.value(), 1);
+    // It leaves nothing that a client's prompt finds.
+    let first = json!({"prompt": [0, 5, 6], "max_tokens": 1});
+    let usage = site.post("/v1/completions", &first).json()["usage"].clone();
+    assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], 0);
+    let body = json!({"prompt": PROMPT, "max_tokens": 190_000, "ignore_eos": true, "stream": true});
+    let mut running = site.send("POST", "/v1/completions", "", &body.to_string());
+    running.read_exact(&mut [0; 512]).expect("a beginning");
+    let n_accepted = metrics.requests_accepted.value();
+    healthy();
+    assert_eq!(
+        metrics.requests_accepted.value(),
+        n_accepted,
+        "steps for others are proof enough"
+    );
+    drop(running);
+    site.wait_until_quiet();
+    healthy();
+}
+
+#[test]
+fn health_generate_fails_with_the_engine() {
+    let site = Site::new();
+    site.fuse.light(1);
+    let answer = site.get("/health_generate");
+    assert_eq!(
+        (answer.status, answer.json()),
+        (503, json!({"status": "failing"}))
+    );
+    assert_eq!(site.get("/health_generate").status, 200, "it was that step only");
+}
+
+#[test]
+fn a_client_without_the_models_files_is_told_of_the_tokenizer() {
+    let site = Site::new();
+    let info = site.get("/tokenizer_info").json();
+    assert_eq!(
+        info,
+        json!({
+            "tokenizer_class": "PreTrainedTokenizerFast", "vocab_size": N_VOCAB,
+            "model_max_length": site.engine.context(), "add_bos_token": false,
+            "bos_token": null, "bos_token_id": null, "eos_token": "<|im_end|>", "eos_token_id": 1,
+            "pad_token": null, "pad_token_id": null, "chat_template": TEMPLATE,
+        })
+    );
+    // As lm-eval finds the id of a token.
+    let body = json!({"prompt": info["eos_token"], "add_special_tokens": false});
+    assert_eq!(site.post("/tokenize", &body).json()["tokens"], json!([1]));
+    let info = Setup::new(bos_tokenizer()).start().get("/tokenizer_info").json();
+    assert_eq!(info["add_bos_token"], true);
+    assert_eq!(
+        (&info["bos_token"], &info["bos_token_id"]),
+        (&json!("<|im_start|>"), &json!(0))
+    );
+    assert_eq!(
+        (&info["pad_token"], &info["pad_token_id"]),
+        (&json!("z"), &json!(27))
     );
 }
 

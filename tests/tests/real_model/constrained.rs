@@ -106,6 +106,7 @@ fn begin(grammars: &Grammars, text: &str, whitespace: Whitespace) -> GrammarStat
     runtime
         .block_on(grammars.begin(&constraint, 0))
         .expect("the schema compiles")
+        .state
 }
 
 /// Greedy and seeded requests over all schemas.

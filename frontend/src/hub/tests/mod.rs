@@ -146,6 +146,8 @@ fn a_folder_is_what_loading_needs_and_no_more() {
         ("model.safetensors.index.json", index),
         ("model-1.safetensors", b"one".to_vec()),
         ("model-2.safetensors", b"two".to_vec()),
+        ("additional_chat_templates/tool_use.jinja", b"tools".to_vec()),
+        ("additional_chat_templates/old/tool_use.jinja", b"never".to_vec()),
         ("pytorch_model.bin", b"never".to_vec()),
         ("extra/model-3.safetensors", b"never".to_vec()),
     ]);
@@ -153,6 +155,7 @@ fn a_folder_is_what_loading_needs_and_no_more() {
     let mut files = HubCache::new(PathBuf::new()).files(&path);
     files.sort();
     let expected = [
+        "additional_chat_templates/tool_use.jinja",
         "config.json",
         "generation_config.json",
         "model-1.safetensors",
