@@ -10,11 +10,11 @@
 //! The search goes through completions in one order whatever was written, and finds what it found a byte
 //! before; so what it gives up on was never offered.
 
+use crate::array::Array;
 use crate::ir::Ir;
 use crate::memory::{EMPTY, ListId, MAX_DISTINCT, NONE, TextId};
 use crate::plenty::Plenty;
 use crate::records::{Items, MembersId};
-use crate::array::Array;
 use crate::stacks::{BOTTOM, Edge, Frame, StackId, Stacks};
 use crate::step::{Leaf, Reading};
 
@@ -170,9 +170,7 @@ impl Stacks {
                 let key = ir.objects[object as usize].n_keys() + extra;
                 self.has_choice(ir, plenty, (members, key), n)
             }
-            Frame::FirstItem { array } => {
-                plenty.has_items(ir, Items::none(array), n)
-            }
+            Frame::FirstItem { array } => plenty.has_items(ir, Items::none(array), n),
             Frame::Item { items } | Frame::AfterItem { items, .. } => {
                 plenty.has_items(ir, self.records.items(items), n)
             }

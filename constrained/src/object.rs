@@ -162,7 +162,10 @@ impl Object {
         let mut narrow = self.clone();
         let retain = |choices: &mut Vec<Choice>| choices.retain(|choice| fits(choice.value));
         narrow.keys.iter_mut().for_each(|key| retain(&mut key.choices));
-        narrow.extras.iter_mut().for_each(|extra| retain(&mut extra.choices));
+        narrow
+            .extras
+            .iter_mut()
+            .for_each(|extra| retain(&mut extra.choices));
         narrow.has_gaps = true;
         narrow
     }
@@ -479,10 +482,8 @@ impl Object {
         let mut words = vec![0; self.keys.len().div_ceil(64)];
         for (at, key) in self.ahead(members) {
             let may_come = |choice: &Choice| self.after(members, at, *choice).is_some();
-            let is_free = self.conditions.is_empty()
-                && self.max.is_none()
-                && !self.has_gaps
-                && !key.choices.is_empty();
+            let is_free =
+                self.conditions.is_empty() && self.max.is_none() && !self.has_gaps && !key.choices.is_empty();
             if is_free || key.choices.iter().any(may_come) {
                 words[at as usize / 64] |= 1 << (at % 64);
             }

@@ -217,11 +217,7 @@ impl Plenty {
         match spec.n_chars_left(place) {
             None => is_endless && (is_plain || is_open),
             // One more character alone has more values than are ever compared.
-            Some(n_left) => {
-                is_open
-                    && n_left >= if is_plain { 1 } else { 2 }
-                    && n < MAX_DISTINCT * 2
-            }
+            Some(n_left) => is_open && n_left >= if is_plain { 1 } else { 2 } && n < MAX_DISTINCT * 2,
         }
     }
 }
@@ -281,9 +277,17 @@ impl Ir {
             let why = "it does not show that there are as many distinct items as there must be";
             let (pointer, keyword, why) = (unique.pointer.clone(), "uniqueItems".to_owned(), why.to_owned());
             if unique.enforcement == Enforcement::Whole {
-                return Err(CompileError::Unsupported { pointer, keyword, why });
+                return Err(CompileError::Unsupported {
+                    pointer,
+                    keyword,
+                    why,
+                });
             }
-            self.relaxed.push(Relaxed { pointer, keyword, why });
+            self.relaxed.push(Relaxed {
+                pointer,
+                keyword,
+                why,
+            });
             self.arrays[array].drop_uniqueness();
         }
         self.plenty = Some(plenty);

@@ -185,7 +185,9 @@ impl Stacks {
         /// A set's entries here and in the table that finds it.
         const SET_BYTES: usize = 80;
         let n_pairs = self.unions.len() + self.shallow.len() + self.alike.len();
-        self.sets.len() * SET_BYTES + self.edges.len() * 2 * size_of::<Edge>() + n_pairs * 24
+        self.sets.len() * SET_BYTES
+            + self.edges.len() * 2 * size_of::<Edge>()
+            + n_pairs * 24
             + self.records.n_bytes()
     }
 

@@ -175,7 +175,10 @@ impl Stacks {
         }
         let mut readings = Closure::above(self, ir, stack);
         if readings.iter().any(|reading| self.keeps_text(reading.stack)) {
-            let alive = readings.iter().copied().filter(|reading| self.is_alive(ir, reading));
+            let alive = readings
+                .iter()
+                .copied()
+                .filter(|reading| self.is_alive(ir, reading));
             readings = alive.collect();
         }
         self.continuations[stack as usize] = Some(readings.clone());
@@ -201,7 +204,11 @@ impl Stacks {
         for alike in readings.chunk_by(|a, b| a.leaf == b.leaf) {
             let is_keeping = |reading: &&Reading| self.keeps_text(reading.stack);
             merged.extend(alike.iter().filter(is_keeping));
-            let joined: Vec<Reading> = alike.iter().filter(|reading| !is_keeping(reading)).copied().collect();
+            let joined: Vec<Reading> = alike
+                .iter()
+                .filter(|reading| !is_keeping(reading))
+                .copied()
+                .collect();
             let stack = match joined[..] {
                 [] => continue,
                 [one] => one.stack,

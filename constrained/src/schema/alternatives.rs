@@ -64,6 +64,8 @@ pub(super) struct Branch {
     pub(super) goals: Vec<Goal>,
     /// Values of which it is one.
     pub(super) values: Option<Rc<[JsonId]>>,
+    /// Whether it is only there because something is left out: whether it holds is not known.
+    pub(super) is_excuse: bool,
     /// Why this way cannot be expressed; an error unless it is impossible anyway.
     pub(super) refused: Option<CompileError>,
 }
@@ -75,7 +77,16 @@ impl Branch {
             facts: Vec::new(),
             goals: Vec::new(),
             values: None,
+            is_excuse: false,
             refused: None,
+        }
+    }
+
+    /// Values of `types`, any of which may fail by what is left out.
+    pub(super) fn excuse(types: u8) -> Self {
+        Self {
+            is_excuse: true,
+            ..Self::of_types(types)
         }
     }
 

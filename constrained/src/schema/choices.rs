@@ -305,7 +305,7 @@ impl Compiler<'_> {
                 return Ok(false);
             }
         }
-        Ok(way.refused.is_none() && way.values.is_none())
+        Ok(way.refused.is_none() && way.values.is_none() && !way.is_excuse)
     }
 
     /// Whether the schema `target` holds or fails for sure.

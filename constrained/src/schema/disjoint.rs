@@ -143,7 +143,7 @@ impl<'a> Compiler<'a> {
         if a == b || self.is_met_by_all(Goal::Holds(b)) {
             return Ok(true);
         }
-        if a.scope != b.scope {
+        if a.scope != b.scope || self.document[b.id] == Json::Bool(false) {
             return Ok(false);
         }
         self.spend(8)?;

@@ -16,12 +16,12 @@ impl Compiler<'_> {
     pub(super) fn own_ways_to_fail(&mut self, at: Target) -> Result<Vec<Branch>, CompileError> {
         let left_out = self.left_out.types(at.id);
         if left_out == ALL {
-            return Ok(vec![Branch::of_types(ALL)]);
+            return Ok(vec![Branch::excuse(ALL)]);
         }
         self.check_keywords(at.id)?;
         let mut ways = Vec::new();
         if left_out != 0 {
-            ways.push(Branch::of_types(left_out));
+            ways.push(Branch::excuse(left_out));
         }
         for referred in self.references(at)? {
             ways.push(Branch::of_goals(vec![Goal::Fails(referred)]));
