@@ -13,6 +13,10 @@ use arbora_constrained::{
 };
 use serde_json::{Value, json};
 
+/// The server's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Of the cache that repeated schemas are found in.
 const CACHE_BYTES: usize = 256 << 20;
 /// Bytes of one request line.
