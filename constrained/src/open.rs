@@ -3,7 +3,7 @@
 //! They differ from a string of any content only in where it may end. So what is known of the tokens in such a
 //! string mostly holds for all of them.
 
-use crate::dfa::{DEAD, Dfa};
+use crate::dfa::{ByteSet, DEAD, Dfa, bytes_of, union_of};
 use crate::hash::Map;
 use crate::rows::Incoming;
 use crate::text::{Moved, PLAIN, Place, TextSpec, step_utf8, utf8_classes};
@@ -35,27 +35,43 @@ impl Open {
     }
 
     /// Whether the tokens of `trie` lead to the same from `place` in `text` as in a string of any content.
-    /// The place is within the content, in one of these states, and lengths do not matter.
-    pub(crate) fn is_like_any(&self, text: &TextSpec, place: Place, trie: &Trie) -> bool {
-        let nodes = trie.nodes();
-        let mut todo = vec![(0, nodes.len(), place)];
-        while let Some((begin, end, place)) = todo.pop() {
+    /// The place is within the content, in one of these states, and lengths do not matter; `sets` are those
+    /// of the content's classes.
+    pub(crate) fn is_like_any(&self, text: &TextSpec, sets: &[ByteSet], place: Place, trie: &Trie) -> bool {
+        let content = text.content();
+        let (mut todo, mut is_like) = (vec![(None, place)], true);
+        while let Some((node, place)) = todo.pop() {
             if place.mode == PLAIN && place.state == self.anything {
                 continue;
             }
-            let mut at = begin;
-            while at < end {
-                let (byte, skip) = (nodes[at].byte, nodes[at].skip as usize);
-                match text.step(place, byte) {
-                    // Nothing else is a dead end in these states only.
-                    Moved::Dead if place.mode == PLAIN && byte == b'"' => return false,
-                    Moved::To(next) if skip > at + 1 => todo.push((at + 1, skip, next)),
-                    Moved::Dead | Moved::End | Moved::To(_) => {}
+            // Bytes that do not lead to where anything may come, and those that stand for something.
+            let bytes = match place.mode {
+                PLAIN => union_of(self.bytes(content, sets, place.state), bytes_of(*b"\"\\")),
+                _ => [u64::MAX; 4],
+            };
+            trie.for_each_child(node, bytes, |child| {
+                let byte = trie.nodes()[child].byte;
+                let is_end = place.mode == PLAIN && byte == b'"';
+                if is_end {
+                    is_like &= content.is_accepting(place.state);
+                } else if !trie.is_leaf(child)
+                    && let Moved::To(next) = text.step(place, byte)
+                {
+                    todo.push((Some(child), next));
                 }
-                at = skip;
+            });
+            if !is_like {
+                return false;
             }
         }
         true
+    }
+
+    /// The bytes that lead from `state` elsewhere than to all texts.
+    fn bytes(&self, content: &Dfa, sets: &[ByteSet], state: u32) -> ByteSet {
+        let members = content.classes().members().iter().zip(sets);
+        let others = members.filter(|(byte, _)| content.step(state, **byte) != self.anything);
+        others.fold([0; 4], |all, (_, set)| union_of(all, *set))
     }
 }
 
@@ -142,7 +158,7 @@ mod tests {
     #[test]
     fn tokens_do_the_same_unless_one_ends_a_name() {
         let text = all_but(&["name", "né"]);
-        let open = Open::new(text.content());
+        let (open, sets) = (Open::new(text.content()), text.content().classes().sets());
         let tokens = ["e\"", "me\": ", "\"", "\"a", "\\n", "\\u00e9\"", "me\\", "x\""];
         let token = |token: &str| {
             let tokens = tokens.iter().filter(|other| **other == token);
@@ -167,7 +183,7 @@ mod tests {
             });
             assert!(open.has(place.state), "{begun}");
             for other in tokens {
-                let is_like_any = open.is_like_any(&text, place, &token(other));
+                let is_like_any = open.is_like_any(&text, &sets, place, &token(other));
                 assert_eq!(is_like_any, !unlike.contains(&other), "{other} after {begun}");
             }
         }

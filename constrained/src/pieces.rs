@@ -76,7 +76,8 @@ impl<'a> StringLeaf<'a> {
 
     /// Whether the string may then also end with the same tokens as one of any content.
     pub(crate) fn is_like_any(self, strings: &StringTokens) -> bool {
-        self.open().is_like_any(self.spec, self.place, &strings.other)
+        let sets = &self.fragment.content.sets;
+        self.open().is_like_any(self.spec, sets, self.place, &strings.other)
     }
 
     fn open(self) -> &'a Open {
