@@ -141,6 +141,7 @@ mod minimal;
 mod nesting;
 mod number;
 mod object;
+mod parting;
 mod pattern;
 mod pieces;
 mod plenty;
