@@ -73,13 +73,14 @@
 //!
 //! Regular expressions are read as ECMA-262 has them in schemas, as Python's in Lark, and elsewhere as Rust's
 //! with what Python has besides. All have look-ahead and look-behind, `(?P<name>…)`, flags, `\A`, `\Z`, `\b`,
-//! comments, Unicode's properties. `\d`, `\w` and `\b` are of ASCII, and so is the case that `(?i)` ignores;
-//! `\s` is ASCII's white space, in schemas ECMA-262's, which has Unicode's too. `(?u)` asks for Unicode in
-//! each. `$` and `\Z` are the end of the text, never the place before a newline at its end. Schemas search
-//! for a pattern, all others match it from end to end. Refused by name and place: back-references, recursion,
-//! conditions, atomic groups and possessive repetitions whose parts have several lengths, what two of the
-//! three syntaxes read differently, and whose automaton would exceed a limit. Of the format `regex` texts
-//! with up to four groups open at once are allowed, without names and back-references.
+//! comments, Unicode's properties. `\d`, `\w` and `\b` are of ASCII; `\s` is ASCII's white space, in schemas
+//! ECMA-262's, which has Unicode's too. `(?u)` asks for Unicode in each. `(?i)` ignores the case of all letters
+//! by Unicode's simple case folding, and as in ECMA-262 only with `(?u)` takes a letter of ASCII for one beyond
+//! (`k` and the Kelvin sign). `$` and `\Z` are the end of the text, never the place before a newline at its
+//! end. Schemas search for a pattern, all others match it from end to end. Refused by name and place:
+//! back-references, recursion, conditions, atomic groups and possessive repetitions whose parts have several
+//! lengths, what two of the three syntaxes read differently, and whose automaton would exceed a limit. Of the
+//! format `regex` texts with up to four groups open at once are allowed, without names and back-references.
 //!
 //! Grammars as text, each dialect named by the caller:
 //!
@@ -141,6 +142,7 @@ mod nesting;
 mod number;
 mod object;
 mod open;
+mod parting;
 mod pattern;
 mod pieces;
 mod plenty;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::facts::{Facts, Goal, NameId, Target, Witness};
 use super::strings::accepts;
 use super::{CompileError, Compiler, Dfa, Json, JsonId};
-use crate::dfa::{DEAD, Product};
+use crate::dfa::Product;
+use crate::parting::Parting;
 use crate::text::{any_content, step_utf8};
 
 /// The `patternProperties` of all schemas of an object, each pattern once.
@@ -84,34 +85,31 @@ impl Compiler<'_> {
                 Some(names) => self.product(&names, allowed, Product::Both, WHAT, at)?,
             });
         }
-        let mut classes = vec![NameClass {
-            names,
-            is_matched: Vec::new(),
-        }];
-        for pattern in &patterns.automata {
-            let mut parted = Vec::new();
-            for class in classes {
-                let all = class.names.unwrap_or_else(|| (*any_content()).clone());
-                for (rule, is_match) in [(Product::Both, true), (Product::FirstOnly, false)] {
-                    let names = self.product(&all, pattern, rule, WHAT, at)?;
-                    if names.start() != DEAD {
-                        let mut is_matched = class.is_matched.clone();
-                        is_matched.push(is_match);
-                        parted.push(NameClass {
-                            names: Some(names),
-                            is_matched,
-                        });
-                    }
-                }
-            }
-            if parted.len() > self.limits.max_branches {
-                return Err(CompileError::Limit {
-                    name: "max_branches",
-                    limit: self.limits.max_branches as u64,
-                    place: format!("the `patternProperties` of {}", self.document.pointer(at)),
-                });
-            }
-            classes = parted;
+        if patterns.automata.is_empty() {
+            let is_matched = Vec::new();
+            return Ok(vec![NameClass { names, is_matched }]);
+        }
+        let names = names.unwrap_or_else(|| (*any_content()).clone());
+        let parting = Parting::new(&names, &patterns.automata, self.ir.bounds().max_states);
+        let mut parting = parting.map_err(|_| self.automaton_limit(WHAT, at))?;
+        let answers = parting.answers();
+        if answers.len() > self.limits.max_branches {
+            return Err(CompileError::Limit {
+                name: "max_branches",
+                limit: self.limits.max_branches as u64,
+                place: format!("the `patternProperties` of {}", self.document.pointer(at)),
+            });
+        }
+        let n_states = parting.n_states() as u64;
+        self.spend(1_000 + n_states * 100)?;
+        let mut classes = Vec::with_capacity(answers.len());
+        for is_matched in answers {
+            let names = parting.part(&is_matched);
+            self.spend(1_000 + names.n_states() as u64 * 100 + n_states)?;
+            classes.push(NameClass {
+                names: Some(names),
+                is_matched,
+            });
         }
         Ok(classes)
     }
