@@ -54,16 +54,19 @@ impl Compiler<'_> {
         let n_bytes: usize = declared.iter().map(|name| self.names[*name as usize].len()).sum();
         self.spend(1_000 + n_bytes as u64 * 100)?;
         let names = declared.iter().map(|name| self.names[*name as usize].as_bytes());
-        let declared = Dfa::of_strings(names);
+        let declared = Dfa::of_strings_unreduced(names);
         let any = any_content();
         let classes = any.classes().refine(declared.classes());
-        let step = |(inside, rest): &(u32, u8), byte: u8| {
-            let rest = step_utf8(*rest, byte)?;
-            Some((declared.step(*inside, byte), rest))
+        /// Numbers for what remains of a character.
+        const N_RESTS: usize = 8;
+        let step = |(inside, rest): &(u32, u32), byte: u8| {
+            let rest = step_utf8(*rest as u8, byte)?;
+            Some((declared.step(*inside, byte), u32::from(rest)))
         };
-        let accept = |(inside, rest): &(u32, u8)| *rest == 0 && !declared.is_accepting(*inside);
+        let accept = |(inside, rest): &(u32, u32)| *rest == 0 && !declared.is_accepting(*inside);
         // Every text can go on to become another name, so there are no dead ends.
-        let names = Dfa::explore_unreduced(classes, (declared.start(), 0), step, accept, usize::MAX);
+        let bounds = (declared.n_states(), N_RESTS);
+        let names = Dfa::explore_pairs(classes, (declared.start(), 0), bounds, step, accept, usize::MAX);
         Ok(names.expect("no limit is set"))
     }
 
