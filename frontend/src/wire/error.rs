@@ -311,10 +311,10 @@ impl From<SubmitError> for ApiError {
                 let why = format!(" The server's KV cache has {total} pages of {page_size} tokens.");
                 ApiError::context_exceeded(total * page_size, (prompt_tokens, max_tokens), &why)
             }
-            SubmitError::LongerThanQueue { .. } => ApiError::ContextExceeded {
-                param: PROMPT.to_owned(),
-                message: format!("The prompt is too long: {message}."),
-            },
+            SubmitError::LongerThanQueue { prompt_tokens, limit } => {
+                let why = " That is what one client's requests may have waiting (max_waiting_tokens).";
+                ApiError::context_exceeded(limit, (prompt_tokens, 0), why)
+            }
             SubmitError::BadParam(bad) => ApiError::invalid(bad.param, message),
             SubmitError::BadBias { .. } | SubmitError::BiasOutOfRange { .. } => {
                 ApiError::invalid("logit_bias", message)
