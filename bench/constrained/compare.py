@@ -1,12 +1,13 @@
 """Arbora, llguidance and XGrammar on the same schemas and tokens, one after the other; prints a table.
 
-    python compare.py CONSTRAINED_BENCH FOLDER SCHEMAS [--wrong FILE] [--engines NAME,NAME]
+    python compare.py CONSTRAINED_BENCH FOLDER SCHEMAS [--wrong FILE] [--engines NAME,NAME] [--order any|schema]
 
 FOLDER is what vocabulary.py wrote. SCHEMAS has either a schema a line with its instances (`schema`, `valid`,
 `invalid`; each instance is tried as `json.dumps` writes it with and without escapes for what is not ASCII) or
 an instance a line (`id`, `schema`, `valid`, `text`), lines of a schema together; `.xz` is unpacked. A schema
 is right when it compiles, its valid instances are accepted and its invalid ones are not. `--wrong` lists the
-schemas that are not, with the reason.
+schemas that are not, with the reason. Members come in any order, as JSON Schema has it, or with
+`--order schema` in the schema's, as the server has a model write them; the peers only know that one.
 
 Needs the packages tokenizers and numpy, and for the peers llguidance and xgrammar; a peer that cannot be
 imported is left out.
@@ -39,7 +40,8 @@ def resident(process):
 class Arbora:
     name = "arbora"
 
-    def __init__(self, program, folder, n_vocab):
+    def __init__(self, program, folder, n_vocab, order):
+        self.options = {"order": order}
         self.process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         paths = {"tokenizer": f"{folder}/tokenizer.json", "vocab": f"{folder}/vocab.jsonl"}
         print(self.ask(op="init", n_vocab=n_vocab, eos=EOS, options={}, **paths), file=sys.stderr)
@@ -49,13 +51,13 @@ class Arbora:
         return json.loads(self.process.stdout.readline())
 
     def compile(self, schema):
-        reply = self.ask(op="compile", id="", schema=schema, options={})
+        reply = self.ask(op="compile", id="", schema=schema, options=self.options)
         self.why = None if reply["ok"] else reply["error"]
         return reply["compile_us"] if reply["ok"] else None
 
     def again(self, schema):
         """Microseconds to the first mask of a schema that was compiled and used before."""
-        reply = self.ask(op="compile", id="", schema=schema, options={}, again=True)
+        reply = self.ask(op="compile", id="", schema=schema, options=self.options, again=True)
         return reply["again_us"] if reply["ok"] else None
 
     def n_resident(self):
@@ -233,6 +235,7 @@ def main():
     parser.add_argument("folder")
     parser.add_argument("schemas")
     parser.add_argument("--wrong")
+    parser.add_argument("--order", default="any", choices=["any", "schema"])
     parser.add_argument("--engines", default="arbora,llguidance,xgrammar")
     asked = parser.parse_args()
     program, folder = asked.program, asked.folder
@@ -244,7 +247,7 @@ def main():
           " advance p99 | repeated first mask p50 | right | unsound | jumped | grammar kB p50 / max | resident MB grown |")
     print("|" + "---|" * 18)
     makers = {
-        "arbora": lambda: Arbora(program, folder, n_vocab),
+        "arbora": lambda: Arbora(program, folder, n_vocab, asked.order),
         "llguidance": lambda: Llguidance(folder, n_vocab),
         "xgrammar": lambda: Xgrammar(folder, n_vocab),
     }

@@ -5,6 +5,7 @@
 //! Invariant: [`Array::can_finish`] holds of every place that an output reaches.
 
 use crate::ir::NodeId;
+use crate::schema::Enforcement;
 
 /// One thing that an item may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub(crate) struct Array {
     max: Option<u32>,
     /// When not empty: the items are distinct ones of these, at most 32.
     distinct: Vec<NodeId>,
+    /// When items are compared as they are written.
+    unique: Option<Box<Uniqueness>>,
     counters: Vec<Counter>,
     /// `[place][counters]`: numbers of further items that satisfy the counters; places are those of the
     /// prefix, then all others. Empty without counters.
@@ -45,6 +48,15 @@ pub(crate) struct Array {
 
 /// The node that matches nothing, in the place of a distinct value that may not come.
 const GONE: NodeId = 0;
+
+/// That items are different, where the schema says so.
+#[derive(Clone, Debug)]
+pub(crate) struct Uniqueness {
+    /// JSON pointer of the schema with `uniqueItems`.
+    pub(crate) pointer: String,
+    /// Whether it may be left out.
+    pub(crate) enforcement: Enforcement,
+}
 
 /// The largest table of completions, in numbers.
 const MAX_COMPLETIONS: u64 = 1 << 20;
@@ -58,14 +70,61 @@ impl Array {
             min,
             max,
             distinct: Vec::new(),
+            unique: None,
             counters: Vec::new(),
             completions: Vec::new(),
         }
     }
 
+    /// The same with items that are all different.
+    pub(crate) fn with_unique_items(self, unique: Uniqueness) -> Self {
+        Self {
+            unique: Some(Box::new(unique)),
+            ..self
+        }
+    }
+
+    /// The same with items that may be equal.
+    pub(crate) fn drop_uniqueness(&mut self) {
+        self.unique = None;
+    }
+
+    /// Whether items are compared with earlier ones.
+    pub(crate) fn is_unique(&self) -> bool {
+        self.unique.is_some()
+    }
+
+    pub(crate) fn uniqueness(&self) -> Option<&Uniqueness> {
+        self.unique.as_deref()
+    }
+
+    /// Whether items are counted by what they satisfy.
+    pub(crate) fn is_counted(&self) -> bool {
+        !self.counters.is_empty()
+    }
+
+    /// Whether the number of items alone makes endlessly many arrays.
+    pub(crate) fn is_endless(&self) -> bool {
+        self.max.is_none() && !self.rest.is_empty() && self.distinct.is_empty() && self.counters.is_empty()
+    }
+
+    /// What item `at` may be, distinct values apart.
+    pub(crate) fn variants(&self, at: u32) -> &[Variant] {
+        self.prefix.get(at as usize).unwrap_or(&self.rest)
+    }
+
+    /// First items that have a constraint of their own.
+    pub(crate) fn n_prefix(&self) -> u32 {
+        self.prefix.len() as u32
+    }
+
+    pub(crate) fn counters(&self) -> &[Counter] {
+        &self.counters
+    }
+
     /// What its items may be, some more than once.
     pub(crate) fn all_items(&self) -> impl Iterator<Item = NodeId> {
-        let variants = self.prefix.iter().flatten().chain(&self.rest);
+        let variants = self.prefix.iter().chain([&self.rest]).flatten();
         variants
             .map(|variant| variant.item)
             .chain(self.distinct.iter().copied())
@@ -241,7 +300,7 @@ impl Array {
             .enumerate()
             .filter(move |(i, value)| used >> i & 1 == 0 && **value != GONE);
         let unused = unused.map(move |(i, value)| (*value, used | 1 << i));
-        let variants = self.prefix.get(n as usize).unwrap_or(&self.rest).iter();
+        let variants = self.variants(n).iter();
         let counted = variants.filter_map(move |variant| Some((variant.item, self.add(used, *variant)?)));
         let can = move |(_, used): &(NodeId, u32)| self.can_finish(n + 1, *used);
         unused

@@ -76,15 +76,21 @@ pub enum CompileError {
 impl CompileError {
     /// The same error of a schema that stands at `place` in something larger.
     pub(crate) fn within(mut self, place: &str) -> Self {
-        if let Self::Unsupported { pointer, .. } | Self::Malformed { pointer, .. } = &mut self
-            && let Some(rest) = pointer.strip_prefix('#')
-        {
-            *pointer = format!("{place}{rest}");
+        if let Self::Unsupported { pointer, .. } | Self::Malformed { pointer, .. } = &mut self {
+            *pointer = within(place, std::mem::take(pointer));
         }
         if let Self::Limit { place: inner, .. } = &mut self {
             *inner = format!("{place}: {inner}");
         }
         self
+    }
+}
+
+/// The JSON pointer `pointer` of a schema that stands at `place` in something larger.
+pub(crate) fn within(place: &str, pointer: String) -> String {
+    match pointer.strip_prefix('#') {
+        Some(rest) => format!("{place}{rest}"),
+        None => pointer,
     }
 }
 

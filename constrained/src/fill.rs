@@ -20,9 +20,10 @@ use crate::dfa::{ByteSet, union_of};
 use crate::free_text::FreeMachine;
 use crate::ir::Ir;
 use crate::mask::TokenMask;
+use crate::memory::UNSEEN;
 use crate::pieces::{content_piece, other_piece, plain_piece, ways};
 use crate::stacks::StackId;
-use crate::step::{Leaf, Reading};
+use crate::step::{Leaf, MAX_KEEPING, Reading};
 use crate::sweep::{
     Buffers, ContentMachine, DfaMachine, Found, Machine, Step, TextMachine, sweep, sweep_keys, sweep_new,
 };
@@ -39,22 +40,34 @@ pub(crate) struct Asked<'a> {
 }
 
 /// Following tokens from leaf to leaf would take longer than to step the set of readings.
-struct StepTheSet;
+pub(crate) struct StepTheSet;
 
-/// Where leaves end within a tree of tokens, and which stacks go on there. Nodes are numbered from 1, 0 is
-/// the root; the smallest comes first, so that all that go on from a node are known when it is looked at.
-pub(crate) type Onward = BinaryHeap<Reverse<(u32, StackId)>>;
+/// Where leaves end within a tree of tokens. The smallest comes first, so that all that go on from a node are
+/// known when it is looked at.
+pub(crate) type Onward = BinaryHeap<Reverse<Point>>;
+
+/// A place in a tree of tokens to go on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Point {
+    /// From 1; 0 is the root.
+    pub(crate) node: u32,
+    /// Whether tokens that go on here must be looked at again, one by one.
+    pub(crate) is_unsure: bool,
+    pub(crate) stack: StackId,
+}
 
 /// A mask in the making; empty between masks, kept for its memory.
 #[derive(Debug, Default)]
 pub(crate) struct Filling {
     pub(crate) parts: Vec<Known>,
     pub(crate) extras: Vec<u32>,
+    /// Tokens that may come, or not.
+    pub(crate) unsure: Vec<u32>,
     sweeps: Sweeps,
     onward: Onward,
     /// Trees of what follows leaves, each with the stacks that go on there.
     apart: Vec<(Arc<Trie>, StackId)>,
-    n_entered: usize,
+    pub(crate) n_entered: usize,
     union: Union,
 }
 
@@ -84,44 +97,85 @@ impl Tables {
     }
 
     fn fill(&mut self, asked: Asked<'_>, state: StateId, filling: &mut Filling) -> Result<(), StepTheSet> {
-        let (ir, trie) = (asked.ir, asked.vocabulary.trie());
         let mut onward = std::mem::take(&mut filling.onward);
-        for reading in self.readings(state).iter() {
-            match reading.leaf {
-                Leaf::Done | Leaf::Token { .. } => continue,
-                Leaf::Key { .. } => {
-                    self.sweep_leaf(asked, reading, (trie, None), &mut filling.sweeps);
-                    self.take_found(ir, reading, trie, filling, &mut onward);
-                    continue;
-                }
-                Leaf::Dfa { .. } | Leaf::Text { .. } | Leaf::Free { .. } => {}
-            }
-            let piece = self.piece(asked, reading, filling);
-            filling.add_part(&piece.inside);
-            for way in &piece.ways {
-                let stack = self.stacks.after(ir, reading, way.way);
-                if way.is_dense && self.stacks.has_leaf(ir, stack) {
-                    return Err(StepTheSet);
-                }
-                if !way.here.is_empty() && self.stacks.can_follow(ir, stack) {
-                    filling.extras.extend(&way.here);
-                }
-                onward.extend(way.nodes.iter().map(|node| Reverse((node + 1, stack))));
-                if let Some(suffixes) = &way.suffixes {
-                    let is_known = |(known, _): &&mut (Arc<Trie>, StackId)| Arc::ptr_eq(known, suffixes);
-                    match filling.apart.iter_mut().find(is_known) {
-                        Some((_, known)) => *known = self.stacks.union(ir, *known, stack),
-                        None => filling.apart.push((suffixes.clone(), stack)),
-                    }
-                }
+        let readings = self.readings(state);
+        filling.n_entered = readings.len();
+        for reading in readings.iter() {
+            if self.stacks.keeps_text(reading.stack) {
+                self.fill_distinct(asked, reading, filling)?;
+            } else {
+                self.fill_reading(asked, reading, filling, &mut onward)?;
             }
         }
-        self.follow(asked, trie, &mut onward, filling)?;
-        while let Some((suffixes, stack)) = filling.apart.pop() {
-            onward.push(Reverse((0, stack)));
-            self.follow(asked, &suffixes, &mut onward, filling)?;
-        }
+        self.follow_all(asked, &mut onward, filling)?;
         filling.onward = onward;
+        self.settle_unsure(asked, state, filling);
+        Ok(())
+    }
+
+    /// Adds what the leaf of `reading` allows, and where tokens go on after it to `onward`.
+    pub(crate) fn fill_reading(
+        &mut self,
+        asked: Asked<'_>,
+        reading: &Reading,
+        filling: &mut Filling,
+        onward: &mut Onward,
+    ) -> Result<(), StepTheSet> {
+        let (ir, trie) = (asked.ir, asked.vocabulary.trie());
+        match reading.leaf {
+            Leaf::Done | Leaf::Token { .. } => return Ok(()),
+            Leaf::Key { .. } => {
+                self.sweep_leaf(asked, reading, (trie, None), &mut filling.sweeps);
+                self.take_found(ir, (reading, false), trie, filling, onward);
+                return Ok(());
+            }
+            Leaf::Dfa { .. } | Leaf::Text { .. } | Leaf::Free { .. } => {}
+        }
+        let piece = self.piece(asked, reading, filling);
+        filling.add_part(&piece.inside);
+        for way in &piece.ways {
+            let stack = self.stacks.after(ir, reading, way.way);
+            if way.is_dense && self.stacks.has_leaf(ir, stack) {
+                return Err(StepTheSet);
+            }
+            if !way.here.is_empty() && self.stacks.can_follow(ir, stack) {
+                filling.extras.extend(&way.here);
+            }
+            let point = |node| Point {
+                node,
+                is_unsure: false,
+                stack,
+            };
+            onward.extend(way.nodes.iter().map(|node| Reverse(point(node + 1))));
+            if let Some(suffixes) = &way.suffixes {
+                let may_join = |(known, other): &&mut (Arc<Trie>, StackId)| {
+                    Arc::ptr_eq(known, suffixes) && self.stacks.may_join(*other, stack)
+                };
+                match filling.apart.iter_mut().find(may_join) {
+                    Some((_, known)) => *known = self.stacks.union(ir, *known, stack),
+                    None => filling.apart.push((suffixes.clone(), stack)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Follows what goes on after leaves, in the vocabulary's tree and in those of what is left of tokens.
+    pub(crate) fn follow_all(
+        &mut self,
+        asked: Asked<'_>,
+        onward: &mut Onward,
+        filling: &mut Filling,
+    ) -> Result<(), StepTheSet> {
+        self.follow(asked, asked.vocabulary.trie(), onward, filling)?;
+        while let Some((suffixes, stack)) = filling.apart.pop() {
+            onward.push(Reverse(Point {
+                node: 0,
+                is_unsure: false,
+                stack,
+            }));
+            self.follow(asked, &suffixes, onward, filling)?;
+        }
         Ok(())
     }
 
@@ -135,47 +189,68 @@ impl Tables {
     ) -> Result<(), StepTheSet> {
         /// Beyond so many leaves, sets of them are likely to have been met before.
         const MAX_ENTERED: usize = 4_096;
-        while let Some(Reverse((node, mut stack))) = onward.pop() {
-            while let Some(Reverse((_, other))) = onward.peek().filter(|next| next.0.0 == node) {
-                stack = self.stacks.union(asked.ir, stack, *other);
+        while let Some(Reverse(mut point)) = onward.pop() {
+            while let Some(Reverse(next)) = onward.peek().copied() {
+                let is_alike = (next.node, next.is_unsure) == (point.node, point.is_unsure);
+                if !is_alike || !self.stacks.may_join(point.stack, next.stack) {
+                    break;
+                }
+                point.stack = self.stacks.union(asked.ir, point.stack, next.stack);
                 onward.pop();
             }
-            let readings = self.stacks.continuation(asked.ir, stack);
+            let readings = self.stacks.continuation(asked.ir, point.stack);
             filling.n_entered += readings.len();
-            if filling.n_entered > MAX_ENTERED {
+            let keeps_text = |reading: &Reading| self.stacks.keeps_text(reading.stack);
+            // Of more that keep a text, a state has not all.
+            let is_many = filling.n_entered > MAX_KEEPING && readings.iter().any(keeps_text);
+            if filling.n_entered > MAX_ENTERED || is_many {
                 return Err(StepTheSet);
             }
-            let node = (node as usize).checked_sub(1);
+            let node = (point.node as usize).checked_sub(1);
             for reading in readings.iter() {
+                let is_unsure = point.is_unsure || self.stacks.is_unsure(asked.ir, point.stack, reading);
                 self.sweep_leaf(asked, reading, (trie, node), &mut filling.sweeps);
-                self.take_found(asked.ir, reading, trie, filling, onward);
+                self.take_found(asked.ir, (reading, is_unsure), trie, filling, onward);
             }
         }
         Ok(())
     }
 
-    /// Allows what was found of the leaf of `reading` in `trie`, and notes where it ends.
+    /// Allows what was found of the leaf of `reading` in `trie`, or is not sure of it, and notes where it ends.
     fn take_found(
         &mut self,
         ir: &Ir,
-        reading: &Reading,
+        (reading, is_unsure): (&Reading, bool),
         trie: &Trie,
         filling: &mut Filling,
         onward: &mut Onward,
     ) {
-        let Filling { sweeps, extras, .. } = filling;
+        let Filling {
+            sweeps,
+            extras,
+            unsure,
+            ..
+        } = filling;
         let found = &mut sweeps.found;
+        let tokens = if is_unsure { &mut *unsure } else { &mut *extras };
         for (begin, end) in found.ranges.drain(..) {
-            extras.extend(&trie.tokens()[begin as usize..end as usize]);
+            tokens.extend(&trie.tokens()[begin as usize..end as usize]);
         }
         for exit in found.exits.drain(..) {
             let stack = self.stacks.after(ir, reading, exit.way);
+            let stack = self.stacks.within_token(stack);
             let node = exit.node as usize;
             if exit.is_end && self.stacks.can_follow(ir, stack) {
-                extras.extend(trie.tokens_at(node));
+                let is_unsure = is_unsure || self.stacks.is_unsure_after(ir, stack);
+                let tokens = if is_unsure { &mut *unsure } else { &mut *extras };
+                tokens.extend(trie.tokens_at(node));
             }
             if !trie.is_leaf(node) {
-                onward.push(Reverse((exit.node + 1, stack)));
+                onward.push(Reverse(Point {
+                    node: exit.node + 1,
+                    is_unsure,
+                    stack,
+                }));
             }
         }
     }
@@ -216,12 +291,11 @@ impl Tables {
             Leaf::Key {
                 object,
                 node,
-                first,
-                last,
-                ..
+                members,
             } => {
                 let keys = &ir.objects[object as usize].trie;
-                sweep_keys(keys, (node, first, last), from, &mut sweeps.keys, found);
+                let allowed = &self.stacks.records.standing(members).keys;
+                sweep_keys(keys, (node, allowed), from, &mut sweeps.keys, found);
             }
         }
     }
@@ -352,14 +426,16 @@ impl Tables {
         };
         let (mut filling, mut onward) = (Filling::default(), Onward::new());
         for reading in self.readings(state).iter() {
+            let stack = self.stacks.with_texts(reading.stack, |_, _| UNSEEN);
+            let reading = &Reading { stack, ..*reading };
             self.sweep_leaf(asked, reading, (trie, Some(node)), &mut filling.sweeps);
-            self.take_found(asked.ir, reading, trie, &mut filling, &mut onward);
-            if !filling.extras.is_empty() {
+            self.take_found(asked.ir, (reading, false), trie, &mut filling, &mut onward);
+            if filling.has_some() {
                 return true;
             }
         }
         // Where it cannot be told, a draft is cut too short rather than too long.
-        self.follow(asked, trie, &mut onward, &mut filling).is_err() || !filling.extras.is_empty()
+        self.follow(asked, trie, &mut onward, &mut filling).is_err() || filling.has_some()
     }
 }
 
@@ -422,13 +498,18 @@ impl Filling {
     fn begin(&mut self) {
         self.parts.clear();
         self.extras.clear();
+        self.unsure.clear();
         self.sweeps.found.clear();
         self.onward.clear();
         self.apart.clear();
         self.n_entered = 0;
     }
 
-    fn add_part(&mut self, part: &Known) {
+    fn has_some(&self) -> bool {
+        !self.extras.is_empty() || !self.unsure.is_empty()
+    }
+
+    pub(crate) fn add_part(&mut self, part: &Known) {
         if self.parts.iter().all(|known| known.id != part.id) {
             self.parts.push(part.clone());
         }

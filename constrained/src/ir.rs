@@ -18,10 +18,11 @@ use crate::dfa::{Classes, Dfa};
 use crate::error::CompileError;
 use crate::free_text::FreeText;
 use crate::hash::Map;
-use crate::keys::KeyTrie;
 use crate::limits::Limits;
 use crate::nesting::{NEVER, NeedsWithin};
+pub(crate) use crate::object::{Choice, Key, Object};
 use crate::pattern::{Bounds, Pattern, Syntax};
+use crate::plenty::Plenty;
 use crate::schema::{Relaxed, Whitespace};
 use crate::text::TextSpec;
 use crate::tokens::TokenSet;
@@ -50,28 +51,6 @@ pub(crate) enum Node {
     /// One token, by its number.
     Token(u32),
     Free(u32),
-}
-
-/// One declared property.
-#[derive(Clone, Debug)]
-pub(crate) struct Key {
-    pub(crate) name: String,
-    pub(crate) value: NodeId,
-    pub(crate) is_required: bool,
-}
-
-/// An object: its declared keys in order, then any number of extra ones.
-#[derive(Clone, Debug)]
-pub(crate) struct Object {
-    pub(crate) keys: Vec<Key>,
-    pub(crate) trie: KeyTrie,
-    /// Texts of further keys, disjoint from the declared ones, and their values.
-    pub(crate) extras: Vec<(NodeId, NodeId)>,
-    /// When given: the object's last member must be one of these. Of a name written twice the last value
-    /// counts, so this one does.
-    pub(crate) closing: Option<Vec<(NodeId, NodeId)>>,
-    pub(crate) min: u32,
-    pub(crate) max: Option<u32>,
 }
 
 /// Punctuation with the whitespace that may surround it.
@@ -133,6 +112,8 @@ pub(crate) struct Ir {
     pub(crate) needs: Vec<u32>,
     pub(crate) needs_within: NeedsWithin,
     pub(crate) ranks: Ranks,
+    /// How many values there are, where some must be distinct.
+    pub(crate) plenty: Option<Plenty>,
     /// Whether anything is repeated a number of times that matters.
     pub(crate) has_counts: bool,
     /// Rules of a grammar's text and their bodies.
@@ -180,6 +161,7 @@ impl Ir {
             needs: Vec::new(),
             needs_within: NeedsWithin::default(),
             ranks: Ranks::default(),
+            plenty: None,
             has_counts: false,
             rule_names: Vec::new(),
             classes: Classes::by(|_| ()),
@@ -368,23 +350,15 @@ impl Ir {
             Node::Seq(parts) | Node::Alt(parts) => 2 * (size_of::<Node>() + parts.len() * 4),
             _ => 2 * size_of::<Node>(),
         };
-        let of_object = |object: &Object| {
-            let closing = object.closing.as_ref().map_or(0, Vec::len);
-            let names: usize = object.keys.iter().map(|key| key.name.len()).sum();
-            names
-                + object.keys.len() * size_of::<Key>()
-                + object.trie.n_bytes()
-                + (object.extras.len() + closing) * 8
-        };
         self.nodes.iter().map(of_node).sum::<usize>()
             + self.dfas.iter().map(|dfa| dfa.n_bytes()).sum::<usize>()
             + self.texts.iter().map(|text| text.n_bytes()).sum::<usize>()
-            + self.objects.iter().map(of_object).sum::<usize>()
+            + self.objects.iter().map(Object::n_bytes).sum::<usize>()
             + self.arrays.iter().map(Array::n_bytes).sum::<usize>()
             + self.token_sets.iter().map(|set| 2 * set.n_bytes()).sum::<usize>()
             + self.free_texts.iter().map(FreeText::n_bytes).sum::<usize>()
             + self.relaxed.iter().map(Relaxed::n_bytes).sum::<usize>()
-            + self.objects.len() * size_of::<Object>()
+            + self.plenty.as_ref().map_or(0, Plenty::n_bytes)
             + self.rules.len() * 4
     }
 
@@ -421,17 +395,11 @@ impl Ir {
     pub(crate) fn finish(mut self, root: NodeId) -> Result<Self, CompileError> {
         self.check_size("the whole grammar")?;
         self.root = root;
+        self.prepare_distinct();
         self.needs = self.least_depths(Vec::new());
         let is_productive = |node: NodeId| self.needs[node as usize] != NEVER;
         for object in &mut self.objects {
-            let is_open = |(key, value): &(NodeId, NodeId)| is_productive(*key) && is_productive(*value);
-            object.extras.retain(is_open);
-            object
-                .closing
-                .iter_mut()
-                .for_each(|closing| closing.retain(is_open));
-            object.keys.retain(|key| is_productive(key.value));
-            object.trie = KeyTrie::new(object.keys.iter().map(|key| key.name.as_str()));
+            object.finish(is_productive);
         }
         for array in &mut self.arrays {
             array.finish(is_productive);
@@ -443,7 +411,12 @@ impl Ir {
         }
         self.needs_within = NeedsWithin::new(&self);
         self.ranks = self.check_beginnings(self.max_readings)?;
-        self.classes = self.all_classes();
+        self.count_distinct()?;
+        // Where texts are kept, no two bytes do the same.
+        self.classes = match self.plenty {
+            None => self.all_classes(),
+            Some(_) => Classes::by(|byte| byte),
+        };
         self.has_tokens |= !self.token_sets.is_empty();
         let counts =
             |node: &Node| matches!(node, Node::Repeat { min, max, .. } if (*min).max(max.unwrap_or(0)) > 1);
@@ -471,33 +444,6 @@ impl Ir {
             object.trie.mark_bytes(&mut is_alone);
         }
         classes.refine(&Classes::by(|byte| is_alone[usize::from(byte)].then_some(byte)))
-    }
-}
-
-impl Object {
-    /// Values of the members that may come.
-    pub(crate) fn values(&self) -> impl Iterator<Item = NodeId> {
-        let unnamed = self.extras.iter().chain(self.closing.iter().flatten());
-        let unnamed = unnamed.map(|(_, value)| *value);
-        self.keys.iter().map(|key| key.value).chain(unnamed)
-    }
-
-    /// Whether some object is complete whose members are of nodes that `is` says yes to.
-    pub(crate) fn produces(&self, is: impl Fn(&NodeId) -> bool) -> bool {
-        let n_required = self.keys.iter().filter(|key| key.is_required).count();
-        let n_possible = self.keys.iter().filter(|key| is(&key.value)).count();
-        let is_any =
-            |members: &Vec<(NodeId, NodeId)>| members.iter().any(|(key, value)| is(key) && is(value));
-        let n_last = u32::from(self.closing.is_some());
-        let is_open = n_last == 1 || is_any(&self.extras);
-        let all_required = self.keys.iter().all(|key| !key.is_required || is(&key.value));
-        let most = n_possible + usize::from(is_open);
-        all_required
-            && self.closing.as_ref().is_none_or(is_any)
-            && self
-                .max
-                .is_none_or(|max| n_required + n_last as usize <= max as usize && self.min <= max)
-            && most >= self.min as usize
     }
 }
 

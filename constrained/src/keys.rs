@@ -1,11 +1,11 @@
 //! The declared keys of one object as a prefix tree over their JSON spelling, quotes included.
 //!
-//! Keys are written in the schema's order. What may come next is therefore a range of key numbers, and every
-//! node knows the numbers below it.
+//! What may come next is a set of key numbers, and every node knows the numbers below it.
 
 use std::fmt::Write;
 
 use crate::dfa::{ByteSet, bytes_of};
+use crate::object::Allowed;
 
 #[derive(Clone, Debug, Default)]
 struct KeyNode {
@@ -53,11 +53,12 @@ impl KeyTrie {
         self.nodes[at].key = Some(key);
     }
 
-    /// The node after `byte`, when a key of number `first ..= last` lies below it.
-    pub(crate) fn step(&self, node: u32, byte: u8, first: u32, last: u32) -> Option<u32> {
+    /// The node after `byte`, when a key that is `allowed` lies below it.
+    pub(crate) fn step(&self, node: u32, byte: u8, allowed: &Allowed) -> Option<u32> {
         let children = &self.nodes[node as usize].children;
         let (_, child) = children.iter().find(|(edge, _)| *edge == byte)?;
-        self.leads_to(*child, first, last).then_some(*child)
+        let keys = &self.nodes[*child as usize].keys;
+        allowed.has_any(keys).then_some(*child)
     }
 
     /// The bytes on the edges below `node`.
@@ -65,20 +66,19 @@ impl KeyTrie {
         bytes_of(self.nodes[node as usize].children.iter().map(|(byte, _)| *byte))
     }
 
-    /// Calls `visit` with the bytes after `node` and the nodes they lead to, as far as a key of number `first
-    /// ..= last` lies below.
-    pub(crate) fn for_each_child(&self, node: u32, first: u32, last: u32, mut visit: impl FnMut(u8, u32)) {
+    /// Numbers of the keys below `node` and at it, ascending.
+    pub(crate) fn keys(&self, node: u32) -> &[u32] {
+        &self.nodes[node as usize].keys
+    }
+
+    /// Calls `visit` with the bytes after `node` and the nodes they lead to, as far as a key that is `allowed`
+    /// lies below.
+    pub(crate) fn for_each_child(&self, node: u32, allowed: &Allowed, mut visit: impl FnMut(u8, u32)) {
         for (byte, child) in &self.nodes[node as usize].children {
-            if self.leads_to(*child, first, last) {
+            if allowed.has_any(&self.nodes[*child as usize].keys) {
                 visit(*byte, *child);
             }
         }
-    }
-
-    fn leads_to(&self, node: u32, first: u32, last: u32) -> bool {
-        let keys = &self.nodes[node as usize].keys;
-        let at = keys.partition_point(|key| *key < first);
-        keys.get(at).is_some_and(|key| *key <= last)
     }
 
     /// Bytes of memory.
@@ -146,15 +146,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_keys_in_range_are_reachable() {
+    fn only_keys_that_are_allowed_are_reachable() {
         let trie = KeyTrie::new(["ab", "ac", "b"].into_iter());
-        let walk = |text: &str, first, last| {
+        let walk = |text: &str, allowed: &Allowed| {
             text.bytes()
-                .try_fold(0, |node, byte| trie.step(node, byte, first, last))
+                .try_fold(0, |node, byte| trie.step(node, byte, allowed))
         };
-        assert_eq!(walk("\"ac\"", 0, 2).and_then(|node| trie.key_at(node)), Some(1));
-        assert!(walk("\"a", 2, 2).is_none() && walk("\"ab", 1, 2).is_none());
-        assert!(walk("\"b\"", 2, 2).is_some());
+        for allowed in [
+            Allowed::Range(0, 2),
+            Allowed::Range(1, 1),
+            Allowed::Set([0b110].into()),
+            Allowed::Set([0b010].into()),
+        ] {
+            assert_eq!(
+                walk("\"ac\"", &allowed).and_then(|node| trie.key_at(node)),
+                Some(1)
+            );
+        }
+        for allowed in [Allowed::Range(2, 2), Allowed::Set([0b100].into())] {
+            assert!(walk("\"a", &allowed).is_none() && walk("\"b\"", &allowed).is_some());
+        }
+        assert!(walk("\"", &Allowed::Nothing).is_none());
     }
 
     #[test]

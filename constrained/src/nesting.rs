@@ -84,7 +84,7 @@ impl Ir {
             Node::Object(object) => {
                 let object = &self.objects[*object as usize];
                 least_bound(object.values().map(|value| of(&value)), |bound| {
-                    object.produces(|id| of(id) <= bound)
+                    object.produces(|id| of(&id) <= bound)
                 })
             }
             Node::Array(_) if !self.punctuation.of_arrays().iter().all(|mark| of(mark) == 0) => NEVER,

@@ -12,14 +12,18 @@
 //!
 //! Invariants: a set is never empty; its edges are sorted and differ; below an edge is a set with a smaller
 //! number, so that no set reaches itself; equal lists of edges have equal numbers. Set 0 holds the empty
-//! stack alone, whose only edge is [`Frame::End`]; below that edge there is nothing.
+//! stack alone, whose only edge is [`Frame::End`]; below that edge there is nothing. A stack with a frame that
+//! keeps a text is never joined with another: down to that frame each set has one edge.
 
 use std::sync::Arc;
 
 use crate::array::Array;
+use crate::closure::Scratch;
 use crate::hash::Map;
 use crate::ir::{Ir, NodeId};
-use crate::step::{Reading, Scratch};
+use crate::memory::{NONE, TextId};
+use crate::records::{ItemsId, MembersId, Records};
+use crate::step::Reading;
 
 /// The number of a set of stacks.
 pub(crate) type StackId = u32;
@@ -45,31 +49,37 @@ pub(crate) enum Frame {
     FirstKey {
         object: u32,
     },
-    /// A comma was written; keys from `at` on may follow.
+    /// A comma was written.
     Key {
-        object: u32,
-        at: u32,
-        n: u32,
+        members: MembersId,
+    },
+    /// The name of an extra member, which differs from earlier ones and of which `text` was written.
+    Name {
+        members: MembersId,
+        extra: u32,
+        text: TextId,
+    },
+    /// A name and its colon were written; extra members are numbered after the declared keys.
+    Value {
+        members: MembersId,
+        key: u32,
     },
     /// A member is complete.
     Member {
-        object: u32,
-        at: u32,
-        n: u32,
+        members: MembersId,
     },
     FirstItem {
         array: u32,
     },
+    /// A comma was written.
     Item {
-        array: u32,
-        n: u32,
-        used: u32,
+        items: ItemsId,
     },
-    /// An item is complete; `used` are the distinct values written so far.
+    /// An item is complete; where items are distinct, `text` was written of it and the values are those
+    /// before it.
     AfterItem {
-        array: u32,
-        n: u32,
-        used: u32,
+        items: ItemsId,
+        text: TextId,
     },
 }
 
@@ -78,6 +88,23 @@ impl Frame {
     /// frames say what comes of it.
     fn depth(self) -> u32 {
         u32::from(!matches!(self, Self::End | Self::Then(_)))
+    }
+
+    /// What was written of the part above, where that is kept.
+    pub(crate) fn text(self) -> Option<TextId> {
+        match self {
+            Self::Name { text, .. } | Self::AfterItem { text, .. } => Some(text).filter(|text| *text != NONE),
+            _ => None,
+        }
+    }
+
+    /// The frame with another text, where it keeps one.
+    pub(crate) fn with_text(self, text: TextId) -> Self {
+        match self {
+            Self::Name { members, extra, .. } => Self::Name { members, extra, text },
+            Self::AfterItem { items, .. } => Self::AfterItem { items, text },
+            other => other,
+        }
     }
 }
 
@@ -96,6 +123,8 @@ struct Set {
     /// Depths of its shallowest and its deepest stack.
     least: u32,
     most: u32,
+    /// Whether a frame of its stacks keeps a text.
+    keeps_text: bool,
 }
 
 /// Sets of one grammar, from one table to be taken into another.
@@ -118,6 +147,7 @@ pub(crate) struct Stacks {
     pub(crate) continuations: Vec<Option<Arc<[Reading]>>>,
     /// By array and depth that is left: the same array of items that are no deeper.
     pub(crate) shallow_arrays: Map<(u32, u32), Arc<Array>>,
+    pub(crate) records: Records,
     pub(crate) alike: Map<(StackId, u32), StackId>,
     pub(crate) scratch: Scratch,
 }
@@ -133,6 +163,7 @@ impl Stacks {
             end: 1,
             least: 0,
             most: 0,
+            keeps_text: false,
         };
         Self {
             edges: vec![end],
@@ -144,6 +175,7 @@ impl Stacks {
             max_depth,
             continuations: vec![None],
             shallow_arrays: Map::default(),
+            records: Records::new(),
             alike: Map::default(),
             scratch: Scratch::default(),
         }
@@ -153,12 +185,33 @@ impl Stacks {
         /// A set's entries here and in the table that finds it.
         const SET_BYTES: usize = 80;
         let n_pairs = self.unions.len() + self.shallow.len() + self.alike.len();
-        self.sets.len() * SET_BYTES + self.edges.len() * 2 * size_of::<Edge>() + n_pairs * 24
+        self.sets.len() * SET_BYTES
+            + self.edges.len() * 2 * size_of::<Edge>()
+            + n_pairs * 24
+            + self.records.n_bytes()
     }
 
     pub(crate) fn edges(&self, set: StackId) -> &[Edge] {
         let Set { begin, end, .. } = self.sets[set as usize];
         &self.edges[begin as usize..end as usize]
+    }
+
+    /// Whether a frame of the stacks of `set`, of which there is one then, keeps a text.
+    pub(crate) fn keeps_text(&self, set: StackId) -> bool {
+        self.sets[set as usize].keeps_text
+    }
+
+    /// Whether the stacks of both may become one set.
+    pub(crate) fn may_join(&self, a: StackId, b: StackId) -> bool {
+        a == b || !self.keeps_text(a) && !self.keeps_text(b)
+    }
+
+    /// The top of the only stack of `set`.
+    pub(crate) fn top(&self, set: StackId) -> Edge {
+        let [edge] = self.edges(set) else {
+            unreachable!("a stack that keeps a text is alone down to there");
+        };
+        *edge
     }
 
     /// `below` with `frame` on top of each of its stacks.
@@ -199,7 +252,11 @@ impl Stacks {
             end: (self.edges.len() + edges.len()) as u32,
             least: depths(|set| set.least).min().expect("a set has an edge"),
             most: depths(|set| set.most).max().expect("a set has an edge"),
+            keeps_text: edges
+                .iter()
+                .any(|edge| edge.frame.text().is_some() || self.keeps_text(edge.below)),
         };
+        debug_assert!(edges.len() == 1 || !set.keeps_text);
         self.edges.extend_from_slice(edges);
         self.sets.push(set);
         self.continuations.push(None);
@@ -371,17 +428,23 @@ impl Stacks {
         (PortableSets(sets.collect()), places)
     }
 
-    /// The numbers here of `sets`, by place.
-    pub(crate) fn import(&mut self, sets: &PortableSets) -> Vec<StackId> {
+    /// The frames of the sets that `places` has.
+    pub(crate) fn frames<'a>(&'a self, places: &'a Map<StackId, u32>) -> impl Iterator<Item = Frame> + 'a {
+        let edges = places.keys().flat_map(|set| self.edges(*set));
+        edges.map(|edge| edge.frame)
+    }
+
+    /// The numbers here of `sets`, by place; `here` is a frame with this table's numbers.
+    pub(crate) fn import(&mut self, sets: &PortableSets, here: impl Fn(Frame) -> Frame) -> Vec<StackId> {
         let mut ids: Vec<StackId> = vec![BOTTOM];
         for edges in sets.0.iter().skip(1) {
-            let here = edges.iter().map(|edge| Edge {
-                frame: edge.frame,
+            let edges = edges.iter().map(|edge| Edge {
+                frame: here(edge.frame),
                 below: ids[edge.below as usize],
             });
-            let mut here: Vec<Edge> = here.collect();
-            here.sort_unstable();
-            ids.push(self.of_edges(&here));
+            let mut edges: Vec<Edge> = edges.collect();
+            edges.sort_unstable();
+            ids.push(self.of_edges(&edges));
         }
         ids
     }
@@ -488,7 +551,7 @@ mod tests {
             }
             let (portable, places) = stacks.export(sets.iter().map(|(set, _)| *set));
             let mut others = Stacks::new(99);
-            let ids = others.import(&portable);
+            let ids = others.import(&portable, |frame| frame);
             for (set, list) in &sets {
                 assert_eq!(listed(&others, ids[places[set] as usize]), *list, "seed {seed}");
             }

@@ -6,6 +6,7 @@ use crate::alphabet::Alphabets;
 use crate::cache::Fragment;
 use crate::dfa::{ByteSet, DEAD, Dfa};
 use crate::keys::KeyTrie;
+use crate::object::Allowed;
 use crate::text::{Moved, Place, TextSpec};
 use crate::trie::Trie;
 
@@ -291,11 +292,10 @@ impl Machine for TextMachine<'_> {
     }
 }
 
-/// The same for the declared keys of number `first ..= last`, from `place` in their tree; the way out is the
-/// key. Few tokens go along with a key: its tree is followed, not that of the tokens.
+/// The same for those declared keys that are `allowed`, from `place` in their tree; the way out is the key. Few tokens go along with a key: its tree is followed, not that of the tokens.
 pub(crate) fn sweep_keys(
     keys: &KeyTrie,
-    (place, first, last): (u32, u32, u32),
+    (place, allowed): (u32, &Allowed),
     (trie, from): (&Trie, Option<usize>),
     open: &mut Vec<(u32, Option<usize>)>,
     found: &mut Found,
@@ -303,7 +303,7 @@ pub(crate) fn sweep_keys(
     open.clear();
     open.push((place, from));
     while let Some((place, node)) = open.pop() {
-        keys.for_each_child(place, first, last, |byte, place| {
+        keys.for_each_child(place, allowed, |byte, place| {
             let Some(child) = trie.child(node, byte) else {
                 return;
             };

@@ -2,7 +2,7 @@
 //! and which tokens may come next.
 //!
 //! Invariants: state 0 has no readings and leads to itself; equal sets have equal numbers; no two readings of
-//! a set have one leaf; a row entry is `UNKNOWN` or a state.
+//! a set have one leaf, unless they keep a text; a row entry is `UNKNOWN` or a state.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::hash::Map;
 use crate::ir::Ir;
 use crate::limits::Limits;
 use crate::mask::TokenMask;
-use crate::stacks::{PortableSets, Stacks};
+use crate::stacks::Stacks;
 use crate::step::{Leaf, Reading};
 use crate::vocabulary::Vocabulary;
 
@@ -45,13 +45,6 @@ pub(crate) struct Tables {
     pub(crate) filling: Filling,
 }
 
-/// States that any tables can take in: readings whose stacks are places among the sets.
-#[derive(Debug)]
-pub(crate) struct Portable {
-    sets: PortableSets,
-    states: Vec<Vec<Reading>>,
-}
-
 impl Tables {
     pub(crate) fn new(ir: &Ir, limits: &Limits) -> Self {
         let mut tables = Self {
@@ -72,7 +65,7 @@ impl Tables {
 
     /// The state in which every output begins.
     pub(crate) fn start(&mut self, ir: &Ir) -> StateId {
-        let readings = self.stacks.start(ir);
+        let readings = self.stacks.begin(ir, ir.root);
         self.intern(&readings, ir.classes.len())
     }
 
@@ -86,7 +79,8 @@ impl Tables {
         self.intern(&readings, ir.classes.len())
     }
 
-    fn intern(&mut self, readings: &[Reading], n_classes: usize) -> StateId {
+    /// The state of `readings`, which are merged.
+    pub(crate) fn intern(&mut self, readings: &[Reading], n_classes: usize) -> StateId {
         if let Some(id) = self.ids.get(readings) {
             return *id;
         }
@@ -114,36 +108,6 @@ impl Tables {
             + self.states.len() * STATE_BYTES
             + self.stacks.n_bytes()
             + n_fragments * 8
-    }
-
-    pub(crate) fn export(&self, states: &[StateId]) -> Portable {
-        let readings = |state: &StateId| &self.states[*state as usize].readings;
-        let stacks = states.iter().flat_map(|state| readings(state).iter());
-        let (sets, places) = self.stacks.export(stacks.map(|reading| reading.stack));
-        let placed = |reading: &Reading| Reading {
-            leaf: reading.leaf,
-            stack: places[&reading.stack],
-        };
-        let states = states.iter();
-        let states = states.map(|state| readings(state).iter().map(placed).collect());
-        Portable {
-            sets,
-            states: states.collect(),
-        }
-    }
-
-    pub(crate) fn import(&mut self, ir: &Ir, portable: &Portable) -> Vec<StateId> {
-        let stacks = self.stacks.import(&portable.sets);
-        let here = |reading: &Reading| Reading {
-            leaf: reading.leaf,
-            stack: stacks[reading.stack as usize],
-        };
-        let states = portable.states.iter();
-        let states = states.map(|readings| {
-            let readings: Vec<Reading> = readings.iter().map(here).collect();
-            self.intern(&readings, ir.classes.len())
-        });
-        states.collect()
     }
 
     /// Whether the output may end here.

@@ -146,7 +146,13 @@ impl TextSpec {
         }
     }
 
-    fn is_alive(&self, state: u32, n_chars: u32) -> bool {
+    /// The fewest and the most characters.
+    pub(crate) fn bounds(&self) -> (u32, Option<u32>) {
+        (self.min, self.max)
+    }
+
+    /// Whether the string can be completed after `n_chars` characters that led the content to `state`.
+    pub(crate) fn is_alive(&self, state: u32, n_chars: u32) -> bool {
         state != DEAD && self.max.is_none_or(|max| n_chars <= max) && self.lengths.allow(state, n_chars)
     }
 

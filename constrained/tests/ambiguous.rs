@@ -94,6 +94,10 @@ fn cases() -> Vec<(&'static str, Grammar)> {
         r##"{"$defs":{"a":{"properties":{"a":{"$ref":"#/$defs/a"},"ab":{"type":"string"}}},
             "b":{"properties":{"a":{"$ref":"#/$defs/b"},"ab":{"type":"integer"}}}},
             "anyOf":[{"$ref":"#/$defs/a"},{"$ref":"#/$defs/b"}],"type":"object"}"##,
+        r##"{"anyOf":[{"type":"array","items":{"$ref":"#"},"uniqueItems":true},
+            {"type":"array","items":{"$ref":"#"},"uniqueItems":true,"maxItems":2},{"type":"boolean"}]}"##,
+        r##"{"type":"array","uniqueItems":true,"items":{"anyOf":[{"type":"string","pattern":"a"},
+            {"type":"string","maxLength":3},{"type":"array","uniqueItems":true,"items":{"enum":["a","b",1]}}]}}"##,
     ];
     cases.extend(schemas.map(|schema| {
         let options = SchemaOptions::default();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arbora_constrained::{Grammar, Limits, MatchError, SchemaOptions, Vocabulary, Whitespace};
 use common::{EOS, byte_token, check, vocabulary};
 
-const SCHEMAS: [&str; 23] = [
+const SCHEMAS: [&str; 36] = [
     r#"{"type":"array","items":{"enum":["a","ab",1,1.0,null]},"uniqueItems":true,"minItems":2}"#,
     "{}",
     r#"{"type":"object","properties":{"name":{"type":"string"},"a":{"type":"integer"}},"required":["a"],"additionalProperties":false}"#,
@@ -31,6 +31,19 @@ const SCHEMAS: [&str; 23] = [
     r#"{"oneOf":[{"type":"integer","multipleOf":2},{"type":"integer","minimum":10},{"type":"string","maxLength":2}]}"#,
     r#"{"type":"object","properties":{"a":{"enum":[1,2]}},"if":{"properties":{"a":{"const":1}}},"then":{"required":["b"]},"else":{"maxProperties":1}}"#,
     r#"{"type":"object","anyOf":[{"properties":{"a":{"const":1}},"required":["a"]},{"properties":{"ab":{"const":2}}}],"unevaluatedProperties":false}"#,
+    r#"{"type":"array","items":{"type":"string","maxLength":2},"uniqueItems":true}"#,
+    r#"{"type":"array","items":{"pattern":"^(a|b|ab[0-9]*)$","type":"string"},"uniqueItems":true,"minItems":2}"#,
+    r#"{"type":"array","items":{"type":"integer","minimum":-1,"maximum":40},"uniqueItems":true,"minItems":20}"#,
+    r#"{"type":"array","items":{"type":"number"},"uniqueItems":true,"minItems":2}"#,
+    r#"{"type":"array","items":{},"uniqueItems":true,"minItems":2}"#,
+    r#"{"type":"array","items":{"type":"object","properties":{"a":{"type":"string"},"ab":{"type":"boolean"}},"required":["ab"],"additionalProperties":false},"uniqueItems":true,"minItems":3}"#,
+    r#"{"type":"array","items":{"type":"object","properties":{"a":{"enum":[1,12]},"ab":{"type":"boolean"}},"additionalProperties":false},"uniqueItems":true,"minItems":4}"#,
+    r#"{"type":"array","items":{"type":"array","items":{"enum":["a","ab","abc"]},"uniqueItems":true},"uniqueItems":true,"minItems":1}"#,
+    r#"{"type":"array","prefixItems":[{"enum":["a","ab"]},{"type":["string","null"]}],"items":{"type":"string","maxLength":1},"uniqueItems":true,"minItems":2}"#,
+    r#"{"type":"array","items":{"anyOf":[{"enum":["a","ab","abc"]},{"type":"integer","minimum":0,"maximum":1}]},"uniqueItems":true,"minItems":5}"#,
+    r#"{"type":"array","items":{"type":"string"},"contains":{"const":"ab"},"uniqueItems":true}"#,
+    r#"{"type":"object","additionalProperties":{"type":"integer"},"minProperties":3}"#,
+    r#"{"type":"object","patternProperties":{"^(a|ab|abc)$":{"enum":[1]}},"additionalProperties":false,"minProperties":2}"#,
 ];
 
 #[test]
@@ -178,7 +191,10 @@ fn what_cannot_be_spelled_or_satisfied_is_refused_when_compiling() {
     let error = Grammar::compile_choice(&vocabulary, &["a1"], &Limits::default()).expect_err("there is no 1");
     assert!(error.to_string().contains("no output"), "{error}");
     let refused = [
-        (r#"{"items":{"type":"string"},"uniqueItems":true}"#, "uniqueItems"),
+        (
+            r#"{"properties":{"a":{"items":{"type":"integer","minimum":1,"maximum":40},"uniqueItems":true,"minItems":41}}}"#,
+            "#/properties/a: `uniqueItems`",
+        ),
         (
             r#"{"properties":{"a/b":{"not":{"uniqueItems":true}}}}"#,
             "#/properties/a~1b/not: `uniqueItems`",

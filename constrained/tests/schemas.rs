@@ -33,7 +33,7 @@ fn parts(text: &str) -> Vec<&str> {
 }
 
 /// Arrays of distinct items of endlessly many values.
-const REFUSED: [&str; 5] = ["s022", "s037", "s148", "s248", "s312"];
+const REFUSED: [&str; 0] = [];
 
 #[test]
 fn the_schemas_of_the_bench_are_judged_right() {

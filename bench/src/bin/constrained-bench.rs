@@ -8,9 +8,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arbora_constrained::{
-    Constraint, Grammar, GrammarCache, Limits, SchemaOptions, TokenMask, Vocabulary, Whitespace,
+    Constraint, Grammar, GrammarCache, Limits, PropertyOrder, SchemaOptions, TokenMask, Vocabulary,
+    Whitespace,
 };
 use serde_json::{Value, json};
+
+/// The server's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Of the cache that repeated schemas are found in.
 const CACHE_BYTES: usize = 256 << 20;
@@ -114,6 +119,7 @@ impl State {
         let schema = request["schema"].as_str().ok_or("`schema` is missing")?;
         let options = SchemaOptions {
             whitespace: whitespace(&request["options"], self.whitespace),
+            order: order(&request["options"])?,
             ..SchemaOptions::default()
         };
         let constraint = match request["kind"].as_str() {
@@ -261,6 +267,15 @@ impl State {
             at = end;
         }
         n_forced
+    }
+}
+
+/// Any order of members, as JSON Schema has it, unless the options say `"order": "schema"`.
+fn order(options: &Value) -> Result<PropertyOrder, String> {
+    match options["order"].as_str() {
+        None | Some("any") => Ok(PropertyOrder::Any),
+        Some("schema") => Ok(PropertyOrder::Schema),
+        Some(other) => Err(format!("`order` is `{other}`, not `any` or `schema`")),
     }
 }
 

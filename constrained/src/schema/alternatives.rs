@@ -1,8 +1,11 @@
 //! Goals taken apart: references and `allOf` are followed, and what can hold in several ways multiplies out.
 //!
 //! Everything without a choice is taken first, so that a choice is made knowing it and what contradicts it
-//! is dropped at once. The number of alternatives is bounded by `max_branches`.
+//! is dropped at once (`choices.rs`). The number of alternatives is bounded by `max_branches`.
 
+use std::rc::Rc;
+
+use super::choices::Choice;
 use super::facts::{Counted, Fact, Facts, Goal, Target};
 use super::keywords::{ALL, OBJECT, type_of};
 use super::relax::Blame;
@@ -10,7 +13,7 @@ use super::{CompileError, Compiler};
 use crate::json::{Json, JsonId};
 
 /// Where a goal was reached from: a place in [`Paths`].
-type PathId = u32;
+pub(super) type PathId = u32;
 const START: PathId = 0;
 
 /// Chains of goals that are about the same value.
@@ -36,7 +39,7 @@ impl Paths {
 #[derive(Clone, Copy)]
 pub(super) struct Fork {
     pub(super) kind: ForkKind,
-    path: PathId,
+    pub(super) path: PathId,
 }
 
 #[derive(Clone, Copy)]
@@ -54,10 +57,15 @@ pub(super) enum ForkKind {
 }
 
 /// One way to settle a choice.
+#[derive(Clone)]
 pub(super) struct Branch {
     pub(super) types: u8,
     pub(super) facts: Vec<Fact>,
     pub(super) goals: Vec<Goal>,
+    /// Values of which it is one.
+    pub(super) values: Option<Rc<[JsonId]>>,
+    /// Whether it is only there because something is left out: whether it holds is not known.
+    pub(super) is_excuse: bool,
     /// Why this way cannot be expressed; an error unless it is impossible anyway.
     pub(super) refused: Option<CompileError>,
 }
@@ -68,7 +76,17 @@ impl Branch {
             types,
             facts: Vec::new(),
             goals: Vec::new(),
+            values: None,
+            is_excuse: false,
             refused: None,
+        }
+    }
+
+    /// Values of `types`, any of which may fail by what is left out.
+    pub(super) fn excuse(types: u8) -> Self {
+        Self {
+            is_excuse: true,
+            ..Self::of_types(types)
         }
     }
 
@@ -89,11 +107,12 @@ impl Branch {
     }
 }
 
+/// What is known of one alternative, and what is left to be settled.
 #[derive(Clone)]
-struct Partial {
-    facts: Facts,
-    todo: Vec<(Goal, PathId)>,
-    forks: Vec<Fork>,
+pub(super) struct Partial {
+    pub(super) facts: Facts,
+    pub(super) todo: Vec<(Goal, PathId)>,
+    pub(super) forks: Vec<Fork>,
 }
 
 pub(super) const DEPENDENT: [&str; 3] = ["dependentRequired", "dependentSchemas", "dependencies"];
@@ -119,19 +138,31 @@ impl Compiler<'_> {
                 if self.settle(goal, path, &mut partial, &mut paths)? {
                     open.push(partial);
                 }
-            } else if let Some(fork) = partial.forks.pop() {
-                last = Some(fork.kind);
-                self.choose(fork, &partial, &mut open)?;
-            } else {
-                partial.facts.plain.sort_unstable();
-                done.push(partial.facts);
+                continue;
+            }
+            match self.next_choice(&mut partial)? {
+                Choice::Never => {}
+                Choice::Taken => open.push(partial),
+                Choice::None => {
+                    partial.facts.plain.sort_unstable();
+                    done.push(partial.facts);
+                }
+                Choice::Between { kind, path, branches } => {
+                    last = kind.or(last);
+                    for branch in branches.into_iter().rev() {
+                        self.spend(partial.facts.size() as u64)?;
+                        let mut next = partial.clone();
+                        self.take(branch, path, &mut next)?;
+                        open.push(next);
+                    }
+                }
             }
         }
         done.reverse();
         Ok(done)
     }
 
-    fn too_many_branches(&self, goals: &[Goal]) -> CompileError {
+    pub(super) fn too_many_branches(&self, goals: &[Goal]) -> CompileError {
         let place = goals.first().map_or(0, |goal| goal.place());
         CompileError::Limit {
             name: "max_branches",
@@ -140,68 +171,25 @@ impl Compiler<'_> {
         }
     }
 
-    fn choose(&mut self, fork: Fork, partial: &Partial, open: &mut Vec<Partial>) -> Result<(), CompileError> {
-        let mut branches = self.branches(fork.kind)?;
-        branches.reverse();
-        for branch in branches {
-            if partial.facts.types & branch.types == 0 {
-                continue;
-            }
-            self.spend(partial.facts.size() as u64)?;
-            let mut next = partial.clone();
-            next.facts.types &= branch.types;
-            for fact in &branch.facts {
-                if !next.facts.list.contains(fact) {
-                    next.facts.list.push(*fact);
-                }
-            }
-            if self.is_contradiction(&next.facts, &branch.facts)? {
-                next.facts.types &= !OBJECT;
-                if next.facts.types == 0 {
-                    continue;
-                }
-            }
-            if let Some(error) = branch.refused {
-                self.excuse_way(error)?;
-            }
-            next.todo
-                .extend(branch.goals.iter().map(|goal| (*goal, fork.path)));
-            open.push(next);
+    /// Settles a choice of `partial` with `branch`.
+    pub(super) fn take(
+        &mut self,
+        branch: Branch,
+        path: PathId,
+        partial: &mut Partial,
+    ) -> Result<(), CompileError> {
+        if let Some(error) = branch.refused {
+            self.excuse_way(error)?;
         }
+        partial.facts.types &= branch.types;
+        partial.facts.listed.extend(branch.values);
+        for fact in &branch.facts {
+            if !partial.facts.list.contains(fact) {
+                partial.facts.list.push(*fact);
+            }
+        }
+        partial.todo.extend(branch.goals.iter().map(|goal| (*goal, path)));
         Ok(())
-    }
-
-    /// Whether one of the facts `new` contradicts what is known of objects; not every contradiction is seen.
-    fn is_contradiction(&mut self, facts: &Facts, new: &[Fact]) -> Result<bool, CompileError> {
-        for fact in new {
-            let (name, is_lacking) = match fact {
-                Fact::Lacks(name) => (*name, true),
-                Fact::Member(name, _) => (*name, false),
-                _ => continue,
-            };
-            let is_opposite = |other: &Fact| match other {
-                Fact::Lacks(other) => !is_lacking && *other == name,
-                Fact::Member(other, _) => is_lacking && *other == name,
-                _ => false,
-            };
-            if facts.list.iter().any(is_opposite) {
-                return Ok(true);
-            }
-            let name = self.name(name);
-            for target in &facts.plain {
-                if is_lacking && self.required(target.id)?.contains(&name.as_str()) {
-                    return Ok(true);
-                }
-                let own = self.value_of_property(target.id, &name);
-                if let (Some(own), Fact::Member(_, Some(Goal::Fails(failing)))) = (own, fact) {
-                    self.spend(4)?;
-                    if failing.scope == target.scope && self.document.is_equal(own, failing.id) {
-                        return Ok(true);
-                    }
-                }
-            }
-        }
-        Ok(false)
     }
 
     pub(super) fn value_of_property(&self, id: JsonId, name: &str) -> Option<JsonId> {
@@ -388,75 +376,13 @@ impl Compiler<'_> {
         self.types(id).map(|_| ())
     }
 
-    /// The ways to settle the choice `kind`.
-    fn branches(&mut self, kind: ForkKind) -> Result<Vec<Branch>, CompileError> {
-        match kind {
-            ForkKind::Fails(target) => self.ways_to_fail(target),
-            ForkKind::Differs(value) => Ok(self.ways_to_differ(value)),
-            ForkKind::AnyOf { at, is_seen } => self.any_of(at, is_seen),
-            ForkKind::OneOf(at) => self.one_of(at),
-            ForkKind::If(at) => Ok(self.conditional(at)),
-            ForkKind::Depends(at, keyword, n) => self.dependent(at, keyword, n),
-        }
-    }
-
-    fn any_of(&mut self, at: Target, is_seen: bool) -> Result<Vec<Branch>, CompileError> {
-        let parts = self.list(at.id, "anyOf")?;
-        let goals: Vec<Goal> = parts
-            .iter()
-            .map(|part| Goal::Holds(self.within(at, *part)))
-            .collect();
-        if !is_seen {
-            return Ok(goals
-                .into_iter()
-                .map(|goal| Branch::of_goals(vec![goal]))
-                .collect());
-        }
-        // What is evaluated depends on all branches that hold, so every set of them is a way.
-        if goals.len() >= 31 || 1 << goals.len() > self.limits.max_branches {
-            self.blame = Some(Blame::Choice(ForkKind::AnyOf { at, is_seen }));
-            return Err(self.too_many_branches(&[Goal::Holds(at)]));
-        }
-        let chosen = |set: u32| {
-            let is_in = |(i, goal): (usize, &Goal)| (set >> i & 1 == 1).then_some(*goal);
-            goals.iter().enumerate().filter_map(is_in).collect()
-        };
-        let sets = 1..1u32 << goals.len();
-        Ok(sets.map(|set| Branch::of_goals(chosen(set))).collect())
-    }
-
-    fn one_of(&mut self, at: Target) -> Result<Vec<Branch>, CompileError> {
-        let parts = self.list(at.id, "oneOf")?;
-        let mut branches = Vec::new();
-        for (i, part) in parts.iter().enumerate() {
-            let mut goals = vec![Goal::Holds(self.within(at, *part))];
-            for (j, other) in parts.iter().enumerate() {
-                if i != j && !self.are_disjoint(*part, *other)? {
-                    goals.push(Goal::Fails(self.within(at, *other)));
-                }
-            }
-            branches.push(Branch::of_goals(goals));
-        }
-        Ok(branches)
-    }
-
-    fn conditional(&mut self, at: Target) -> Vec<Branch> {
-        let mut part = |keyword| {
-            let id = self.member(at.id, keyword)?;
-            Some(self.within(at, id))
-        };
-        let (condition, then, otherwise) = (part("if"), part("then"), part("else"));
-        let condition = condition.expect("the fork was made for it");
-        let with = |first: Goal, second: Option<Target>| {
-            Branch::of_goals([first].into_iter().chain(second.map(Goal::Holds)).collect())
-        };
-        vec![
-            with(Goal::Holds(condition), then),
-            with(Goal::Fails(condition), otherwise),
-        ]
-    }
-
-    fn dependent(&mut self, at: Target, keyword: &str, n: usize) -> Result<Vec<Branch>, CompileError> {
+    /// The ways to settle what the presence of a property asks for.
+    pub(super) fn dependent(
+        &mut self,
+        at: Target,
+        keyword: &str,
+        n: usize,
+    ) -> Result<Vec<Branch>, CompileError> {
         let (name, value) = &self.members(at.id, keyword)?[n];
         let name = self.name_id(name);
         // Values of other types fall under the first way, so the second is about objects.

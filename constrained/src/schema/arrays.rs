@@ -4,7 +4,8 @@ use super::dialect::Dialect;
 use super::facts::{Counted, Fact, Facts, Goal, Target};
 use super::keywords::{ALL, type_of};
 use super::{CompileError, Compiler, Json, JsonId, NodeId};
-use crate::array::{Counter, Variant};
+use crate::array::{Counter, Uniqueness, Variant};
+use crate::error::within;
 use crate::ir::Array;
 
 /// What one schema or fact says about items.
@@ -87,15 +88,11 @@ impl Compiler<'_> {
         }
         let n_items = (n_prefix as u64 + 1) << shape.counted.len();
         self.spend(n_items * (shape.layers.len() as u64 + 1))?;
-        if let Some(id) = shape.unique.filter(|_| shape.max.is_none_or(|max| max > 1)) {
-            if let Some(distinct) = self.distinct(&shape)? {
-                return Ok(self.ir.array(Array::of_distinct(distinct, shape.min, shape.max)));
-            }
-            if !self.are_items_disjoint(&shape)? {
-                let why = "the items can only be kept distinct where they are all of one list of up to 32 \
-                           values, or of different types";
-                return Err(self.unsupported(id, "uniqueItems", why));
-            }
+        let unique = shape.unique.filter(|_| shape.max.is_none_or(|max| max > 1));
+        if unique.is_some()
+            && let Some(distinct) = self.distinct(&shape)?
+        {
+            return Ok(self.ir.array(Array::of_distinct(distinct, shape.min, shape.max)));
         }
         let prefix = (0..n_prefix).map(|at| self.variants(&shape, at)).collect();
         let rest = self.variants(&shape, n_prefix);
@@ -110,6 +107,16 @@ impl Compiler<'_> {
             place: format!("counted items of {}", self.document.pointer(facts.first())),
         })?;
         self.spend(array.work())?;
+        let array = match unique {
+            Some(id) if !self.are_items_disjoint(&shape)? => {
+                let pointer = within(self.source.place, self.document.pointer(id));
+                array.with_unique_items(Uniqueness {
+                    pointer,
+                    enforcement: self.enforcement,
+                })
+            }
+            _ => array,
+        };
         Ok(self.ir.array(array))
     }
 

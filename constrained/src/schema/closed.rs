@@ -80,7 +80,7 @@ impl Compiler<'_> {
         Ok(false)
     }
 
-    fn is_named(&mut self, facts: &Facts, name: NameId) -> Result<bool, CompileError> {
+    pub(super) fn is_named(&mut self, facts: &Facts, name: NameId) -> Result<bool, CompileError> {
         let name = self.name(name);
         for target in &facts.plain {
             let id = target.id;

@@ -3,6 +3,8 @@
 //! A goal is a whole schema or a whole value, wanted or not. Facts are what can be lowered without a choice;
 //! one [`Facts`] is one way in which all goals of a rule hold.
 
+use std::rc::Rc;
+
 use super::keywords::{ARRAY, NUMBER, OBJECT, STRING};
 use crate::json::JsonId;
 
@@ -49,8 +51,11 @@ impl Goal {
 /// A property name of the document.
 pub(super) type NameId = u32;
 
+/// A list of facts that the compiler keeps.
+pub(super) type ClauseId = u32;
+
 /// A keyword of scalars that is violated, by a value of the type it speaks of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Broken {
     Integer,
     Lower,
@@ -74,7 +79,7 @@ impl Broken {
 }
 
 /// How many items from index `from` on satisfy `goal`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Counted {
     pub(super) goal: Goal,
     pub(super) from: u32,
@@ -85,7 +90,7 @@ pub(super) struct Counted {
 }
 
 /// A member that must be there, known by what its name is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Witness {
     /// A name that the `n`th of the schema's `patternProperties` matches; its schema fails.
     Pattern { at: Target, n: u32 },
@@ -97,13 +102,17 @@ pub(super) enum Witness {
     Other { value: JsonId },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Fact {
     Broken(JsonId, Broken),
     /// The object lacks the property.
     Lacks(NameId),
     /// The object has the property, and its value satisfies the goal.
     Member(NameId, Option<Goal>),
+    /// If the object has the property, its value satisfies the goal.
+    Value(NameId, Goal),
+    /// At least one of some facts about an object holds.
+    AnyOf(ClauseId),
     Witness(Witness),
     MinProperties(u32),
     MaxProperties(u32),
@@ -117,12 +126,21 @@ pub(super) enum Fact {
 }
 
 impl Fact {
+    /// The property that it is about.
+    pub(super) fn name(&self) -> Option<NameId> {
+        match self {
+            Self::Lacks(name) | Self::Member(name, _) | Self::Value(name, _) => Some(*name),
+            _ => None,
+        }
+    }
+
     /// The type that a value with this fact has.
     pub(super) fn type_bit(self) -> u8 {
         match self {
             Self::Broken(_, Broken::Pattern | Broken::Format) => STRING,
             Self::Broken(..) => NUMBER,
-            Self::Lacks(_) | Self::Member(..) | Self::Witness(_) => OBJECT,
+            Self::Lacks(_) | Self::Member(..) | Self::Value(..) => OBJECT,
+            Self::Witness(_) | Self::AnyOf(_) => OBJECT,
             Self::MinProperties(_) | Self::MaxProperties(_) => OBJECT,
             Self::MinItems(_) | Self::MaxItems(_) | Self::ItemAt(..) | Self::Counted(_) => ARRAY,
             Self::MinLength(_) | Self::MaxLength(_) => STRING,
@@ -139,6 +157,8 @@ pub(super) struct Facts {
     pub(super) list: Vec<Fact>,
     /// Values that the value is equal to.
     pub(super) equal: Vec<JsonId>,
+    /// Lists that each have the value.
+    pub(super) listed: Vec<Rc<[JsonId]>>,
     /// Scalars that it is not.
     pub(super) different: Vec<JsonId>,
     /// Whether something is left out of a schema that holds, so that what is evaluated is not known in full.
@@ -154,20 +174,15 @@ impl Facts {
             plain: Vec::new(),
             list: Vec::new(),
             equal: Vec::new(),
+            listed: Vec::new(),
             different: Vec::new(),
             is_partial: false,
             evaluated: Vec::new(),
         }
     }
 
-    pub(super) fn with(&self, fact: Fact) -> Self {
-        let mut facts = self.clone();
-        facts.list.push(fact);
-        facts
-    }
-
     pub(super) fn size(&self) -> usize {
-        let n_values = self.equal.len() + self.different.len();
+        let n_values = self.equal.len() + self.listed.len() + self.different.len();
         4 + self.plain.len() + self.list.len() + n_values + self.evaluated.len()
     }
 
@@ -182,10 +197,12 @@ impl Facts {
             plain,
             list,
             equal,
+            listed,
             different,
             ..
         } = self;
-        plain.is_empty() && list.is_empty() && equal.is_empty() && different.is_empty()
+        let has_no_values = equal.is_empty() && listed.is_empty() && different.is_empty();
+        plain.is_empty() && list.is_empty() && has_no_values
     }
 
     /// Schemas that hold below `owner`, itself included.

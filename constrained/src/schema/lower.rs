@@ -36,6 +36,7 @@ impl Compiler<'_> {
             .filter_map(|target| self.listed_values(target.id));
         let lists: Vec<Vec<JsonId>> = listed
             .chain(facts.equal.iter().map(|value| vec![*value]))
+            .chain(facts.listed.iter().map(|values| values.to_vec()))
             .collect();
         let Some((values, others)) = lists.split_first() else {
             return Ok(None);

@@ -11,12 +11,15 @@
 
 mod alternatives;
 mod arrays;
+mod choices;
 mod closed;
 mod dialect;
 mod disjoint;
 mod facts;
 mod format;
+mod judge;
 mod keywords;
+mod lists;
 mod lower;
 mod names;
 mod negation;
@@ -27,12 +30,15 @@ mod resources;
 mod strings;
 mod uri;
 mod values;
+mod view;
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
+use self::alternatives::Branch;
 use self::dialect::Dialect;
-use self::facts::{Goal, NameId, ScopeId, Target};
+use self::facts::{ClauseId, Fact, Goal, NameId, ScopeId, Target};
 use self::keywords::{ALL, OBJECT};
 use self::relax::{Blame, LeftOut};
 pub use self::relax::{Enforcement, Relaxed};
@@ -75,6 +81,16 @@ pub enum FormatPolicy {
     Annotate,
 }
 
+/// In which order the members of an object are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum PropertyOrder {
+    /// As the schema has them, members without a declared name last.
+    #[default]
+    Schema,
+    /// Any: every spelling of an object. Less text is forced.
+    Any,
+}
+
 /// Which members an object may have besides those that its schema names, where the schema does not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum AdditionalProperties {
@@ -94,6 +110,8 @@ pub struct SchemaOptions {
     pub draft: Draft,
     /// Meaning of `format`.
     pub formats: FormatPolicy,
+    /// Order of the members of objects.
+    pub order: PropertyOrder,
     /// Members that the schema does not name.
     pub additional_properties: AdditionalProperties,
     /// What happens to what cannot be enforced. Tools say it themselves, each for its own schema.
@@ -119,10 +137,14 @@ pub(crate) enum Values {
 struct Compiler<'a> {
     ir: &'a mut Ir,
     document: &'a Document,
-    /// What the document was read from.
-    text: &'a str,
+    source: Source<'a>,
     resources: Resources,
     formats: FormatPolicy,
+    order: PropertyOrder,
+    /// Lists of facts of which one holds at least.
+    clauses: Vec<Vec<Fact>>,
+    clause_ids: Map<Vec<Fact>, ClauseId>,
+    ways_to_fail: Map<Target, Rc<[Branch]>>,
     additional_properties: AdditionalProperties,
     enforcement: Enforcement,
     limits: &'a Limits,
@@ -142,6 +164,8 @@ struct Compiler<'a> {
     other_name_nodes: BTreeMap<Vec<NameId>, NodeId>,
     /// What is known of pairs of branches.
     disjoint_pairs: Map<(JsonId, JsonId), bool>,
+    /// Of a schema's own keywords and another schema.
+    apart: Map<(JsonId, JsonId), bool>,
     /// Strings of one pattern or format, by its place in memory, which `patterns` keeps, and the lengths.
     text_nodes: BTreeMap<(usize, u32, Option<u32>), NodeId>,
     number: Option<NodeId>,
@@ -220,9 +244,13 @@ fn lower(
     let mut compiler = Compiler {
         ir,
         document,
-        text: source.text,
+        source,
         resources: Resources::new(document, usual),
         formats: options.formats,
+        order: options.order,
+        clauses: Vec::new(),
+        clause_ids: Map::default(),
+        ways_to_fail: Map::default(),
         additional_properties: options.additional_properties,
         enforcement: options.enforcement,
         limits,
@@ -236,6 +264,7 @@ fn lower(
         patterns: BTreeMap::new(),
         other_name_nodes: BTreeMap::new(),
         disjoint_pairs: Map::default(),
+        apart: Map::default(),
         text_nodes: BTreeMap::new(),
         number: None,
         work: 0,

@@ -7,20 +7,21 @@ use super::alternatives::{Branch, DEPENDENT};
 use super::dialect::Dialect;
 use super::facts::{Broken, Counted, Fact, Goal, Target, Witness};
 use super::keywords::{ALL, ARRAY, OBJECT, STRING};
+use super::lists::Parted;
 use super::{CompileError, Compiler};
 use crate::json::{Json, JsonId};
 
 impl Compiler<'_> {
     /// The ways in which the schema `at`, an object, fails.
-    pub(super) fn ways_to_fail(&mut self, at: Target) -> Result<Vec<Branch>, CompileError> {
+    pub(super) fn own_ways_to_fail(&mut self, at: Target) -> Result<Vec<Branch>, CompileError> {
         let left_out = self.left_out.types(at.id);
         if left_out == ALL {
-            return Ok(vec![Branch::of_types(ALL)]);
+            return Ok(vec![Branch::excuse(ALL)]);
         }
         self.check_keywords(at.id)?;
         let mut ways = Vec::new();
         if left_out != 0 {
-            ways.push(Branch::of_types(left_out));
+            ways.push(Branch::excuse(left_out));
         }
         for referred in self.references(at)? {
             ways.push(Branch::of_goals(vec![Goal::Fails(referred)]));
@@ -84,12 +85,16 @@ impl Compiler<'_> {
         if !parts.is_empty() {
             ways.push(all_fail(self, parts));
         }
-        for (i, a) in parts.iter().enumerate() {
-            for b in &parts[i + 1..] {
+        let targets = parts.iter().map(|part| self.within(at, *part)).collect();
+        let Parted { lists, others } = self.part_lists(targets);
+        ways.extend(self.listed_twice(&lists)?);
+        for (i, a) in others.iter().enumerate() {
+            let may_be_text = self.possible_types(a.id) & STRING != 0;
+            let lists = lists.iter().filter(|_| may_be_text);
+            for b in others[i + 1..].iter().chain(lists) {
                 self.spend(8)?;
-                if !self.are_disjoint(*a, *b)? {
-                    let both = [*a, *b].map(|part| Goal::Holds(self.within(at, part)));
-                    ways.push(Branch::of_goals(both.into()));
+                if !self.are_disjoint(a.id, b.id)? {
+                    ways.push(Branch::of_goals(vec![Goal::Holds(*a), Goal::Holds(*b)]));
                 }
             }
         }

@@ -1,17 +1,21 @@
 //! Objects: what all schemas together say about each declared property and about all others.
 //!
-//! Members without a declared name could be written twice, and then the last one counts. So where one of
-//! them must be there, it is the object's last member.
+//! A condition (a list of facts of which one must hold at least) becomes a bit: each value that a property may
+//! have, its absence, and each kind of names tell which conditions they meet. So conditions on different
+//! properties add up and do not multiply.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::facts::{Fact, Facts, Goal, NameId, Target, Witness};
+use super::facts::{Fact, Facts, Goal, NameId, Target};
 use super::names::{NameClass, Patterns};
 use super::strings::accepts;
 use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId};
 use crate::dfa::{DEAD, Product};
-use crate::ir::{Key, Object};
+use crate::ir::{Choice, Key, Object};
 use crate::keys::KeyTrie;
+use crate::memory::MAX_DISTINCT;
+use crate::object::{Condition, Extra};
+use crate::text::any_content;
 
 /// What one schema says about members.
 struct Layer {
@@ -34,79 +38,141 @@ struct Shape<'f> {
     required: BTreeSet<NameId>,
     min: u32,
     max: Option<u32>,
+    conditions: Vec<Condition>,
+    met: Met,
 }
 
-/// The name and value of the member that must come last.
-type Closing = (Dfa, Option<Goal>);
+/// What meets conditions, each a bit.
+#[derive(Default)]
+struct Met {
+    by_absence: BTreeMap<NameId, u32>,
+    by_presence: BTreeMap<NameId, u32>,
+    /// By a value that satisfies the goal.
+    by_value: BTreeMap<NameId, Vec<(Goal, u32)>>,
+    /// By any member with one of these names whose value satisfies the goal.
+    by_name: Vec<(Dfa, Option<Goal>, u32)>,
+}
+
+/// Which members without a name of their own in a schema an object may have, beside those that patterns match.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unnamed {
+    None,
+    /// Those that its conditions mention.
+    Mentioned,
+    All,
+}
+
+/// Goals that meet conditions, a bit each; without a goal every value does.
+type ByValue = Vec<(Option<Goal>, u32)>;
+
+impl Met {
+    fn add_value(&mut self, name: NameId, goal: Goal, bit: u32) {
+        let known = self.by_value.entry(name).or_default();
+        match known.iter_mut().find(|(other, _)| *other == goal) {
+            Some((_, bits)) => *bits |= bit,
+            None => known.push((goal, bit)),
+        }
+    }
+}
+
+/// Conditions of one object.
+pub(super) const MAX_CONDITIONS: usize = 12;
 
 impl Compiler<'_> {
     pub(super) fn lower_object(&mut self, facts: &Facts) -> Result<NodeId, CompileError> {
-        let is_witness = |fact: &&Fact| matches!(fact, Fact::Witness(_));
-        let witnesses: Vec<Fact> = facts.list.iter().filter(is_witness).copied().collect();
-        if witnesses.is_empty() {
-            return self.object(facts, None);
+        let mut shape = self.shape(facts)?;
+        if self.is_closed(facts) {
+            for unnamed in [Unnamed::None, Unnamed::Mentioned] {
+                let object = self.object(&mut shape, unnamed)?;
+                if object.can_finish(&object.start(0)) {
+                    return Ok(self.ir.object(object));
+                }
+            }
         }
-        let mut base = facts.clone();
-        base.list.retain(|fact| !is_witness(&fact));
-        let (declared, _) = self.declared(&base)?;
-        let mut ways: Vec<(Facts, Option<Closing>)> = vec![(base, None)];
-        for witness in witnesses {
-            let Fact::Witness(witness) = witness else {
-                unreachable!("only witnesses were kept");
-            };
-            ways = self.with_witness(witness, &declared, ways)?;
-        }
-        let mut nodes = Vec::new();
-        for (facts, closing) in ways {
-            self.spend(facts.size() as u64 * 8)?;
-            nodes.push(self.object(&facts, closing.as_ref())?);
-        }
-        Ok(self.ir.alt(nodes))
+        let object = self.object(&mut shape, Unnamed::All)?;
+        Ok(self.ir.object(object))
     }
 
-    /// Each of `ways` with `witness` as one of the declared properties, or as the last member.
-    fn with_witness(
-        &mut self,
-        witness: Witness,
-        declared: &[NameId],
-        ways: Vec<(Facts, Option<Closing>)>,
-    ) -> Result<Vec<(Facts, Option<Closing>)>, CompileError> {
-        let (names, goal) = self.witness_names(witness)?;
-        let is_possible = |name: &&NameId| accepts(&names, &self.names[**name as usize]);
-        let possible: Vec<NameId> = declared.iter().filter(is_possible).copied().collect();
-        let (id, keyword) = match witness {
-            Witness::Pattern { at, .. } => (at.id, "patternProperties"),
-            Witness::Additional { at } => (at.id, "additionalProperties"),
-            Witness::Name { at } => (at.id, "propertyNames"),
-            Witness::Other { value } => self.listing(value),
+    fn object(&mut self, shape: &mut Shape<'_>, unnamed: Unnamed) -> Result<Object, CompileError> {
+        let facts = shape.facts;
+        let kept_out = match unnamed {
+            Unnamed::None => self.mentioned_only(shape)?,
+            Unnamed::Mentioned | Unnamed::All => BTreeSet::new(),
         };
-        if ways.len() * (possible.len() + 1) > self.limits.max_branches {
-            let error = CompileError::Limit {
-                name: "max_branches",
-                limit: self.limits.max_branches as u64,
-                place: format!("the properties of {}", self.document.pointer(ways[0].0.first())),
+        let mut keys = Vec::new();
+        for name in &shape.declared {
+            let absent = shape.met.by_absence.get(name).copied();
+            let choices = match kept_out.contains(name) {
+                true => Vec::new(),
+                false => self.declared_choices(shape, *name)?,
             };
-            self.excuse(error, id, keyword)?;
-            return Ok(ways);
+            keys.push(Key {
+                name: self.name(*name),
+                choices,
+                is_required: shape.required.contains(name),
+                absence_meets: absent.unwrap_or(0),
+            });
         }
-        let mut longer = Vec::new();
-        for (facts, closing) in ways {
-            for name in &possible {
-                self.spend(facts.size() as u64)?;
-                longer.push((facts.with(Fact::Member(*name, goal)), closing.clone()));
-            }
-            if closing.is_some() {
-                let why = "two properties without declared names would have to be there";
-                self.excuse(self.unsupported(id, keyword, why), id, keyword)?;
-                longer.push((facts, closing));
-                continue;
-            }
-            // A closed object has a member without a declared name only where nothing else is possible.
-            if possible.is_empty() || !self.is_closed(&facts) {
-                longer.push((facts, Some((names.clone(), goal))));
+        let mut extras = Vec::new();
+        let has_others = unnamed == Unnamed::All || !shape.patterns.automata.is_empty();
+        if facts.equal.is_empty() && has_others {
+            for (class, by_name) in self.classes(shape)? {
+                if unnamed != Unnamed::All && !class.is_matched.contains(&true) {
+                    continue;
+                }
+                let goals = self.goals_of(shape, None, &class.is_matched);
+                let choices = self.choices(goals, 0, &by_name, facts.first())?;
+                if !choices.is_empty() {
+                    extras.push(Extra {
+                        names: self.class_node(shape, &class),
+                        choices,
+                        n_names: u32::MAX,
+                    });
+                }
             }
         }
-        Ok(longer)
+        let counts = |condition: &Condition| *condition != Condition::default();
+        let is_counted = shape.min > 1 || shape.conditions.iter().any(counts);
+        let meets = |extra: &Extra| extra.choices.iter().any(|choice| choice.meets != 0);
+        let has_distinct_names = !extras.is_empty() && (is_counted || extras.iter().any(meets));
+        if has_distinct_names && shape.min > MAX_DISTINCT {
+            let why = format!("more than {MAX_DISTINCT} names that are not declared cannot be told apart");
+            let id = self.holder(facts, "minProperties");
+            self.excuse(self.unsupported(id, "minProperties", &why), id, "minProperties")?;
+            shape.min = 1;
+        }
+        Ok(Object {
+            keys,
+            trie: KeyTrie::new(std::iter::empty()),
+            extras,
+            conditions: shape.conditions.clone(),
+            min: shape.min,
+            max: shape.max,
+            order: self.order,
+            has_gaps: false,
+            has_distinct_names,
+        })
+    }
+
+    /// Names that only choices mention, and no schema names.
+    fn mentioned_only(&mut self, shape: &Shape<'_>) -> Result<BTreeSet<NameId>, CompileError> {
+        let mut mentioned = BTreeSet::new();
+        for fact in &shape.facts.list {
+            match fact {
+                Fact::AnyOf(clause) => {
+                    let clause = self.clauses[*clause as usize].iter();
+                    mentioned.extend(clause.filter_map(|fact| fact.name()));
+                }
+                fact => mentioned.extend(fact.name()),
+            }
+        }
+        let mut kept_out = BTreeSet::new();
+        for name in mentioned {
+            if !shape.required.contains(&name) && !self.is_named(shape.facts, name)? {
+                kept_out.insert(name);
+            }
+        }
+        Ok(kept_out)
     }
 
     /// The names that `facts` mention, in the schema's order, and those that must be there.
@@ -139,16 +205,60 @@ impl Compiler<'_> {
             }
         }
         for fact in &facts.list {
-            match fact {
-                Fact::Lacks(name) => note(*name),
-                Fact::Member(name, _) => {
-                    required.insert(*name);
-                    note(*name);
-                }
-                _ => {}
+            if let Fact::AnyOf(clause) = fact {
+                let clause = self.clauses[*clause as usize].iter();
+                clause.filter_map(|fact| fact.name()).for_each(&mut note);
+            }
+            fact.name().into_iter().for_each(&mut note);
+            if let Fact::Member(name, _) = fact {
+                required.insert(*name);
             }
         }
         Ok((names, required))
+    }
+
+    /// The conditions of `facts`, and what meets them.
+    fn conditions(&mut self, facts: &Facts) -> Result<(Vec<Condition>, Met), CompileError> {
+        let (mut conditions, mut met) = (Vec::new(), Met::default());
+        for fact in &facts.list {
+            let clause = match fact {
+                Fact::AnyOf(clause) => self.clauses[*clause as usize].clone(),
+                Fact::Witness(_) => vec![*fact],
+                _ => continue,
+            };
+            let bit = 1 << conditions.len();
+            let mut condition = Condition::default();
+            for fact in clause {
+                self.spend(4)?;
+                match fact {
+                    Fact::Lacks(name) => *met.by_absence.entry(name).or_default() |= bit,
+                    Fact::Member(name, None) => *met.by_presence.entry(name).or_default() |= bit,
+                    Fact::Member(name, Some(goal)) => met.add_value(name, goal, bit),
+                    Fact::Value(name, goal) => {
+                        *met.by_absence.entry(name).or_default() |= bit;
+                        met.add_value(name, goal, bit);
+                    }
+                    Fact::Witness(witness) => {
+                        let (names, goal) = self.witness_names(witness)?;
+                        met.by_name.push((names, goal, bit));
+                    }
+                    Fact::MinProperties(n) => {
+                        condition.at_least = condition.at_least.into_iter().chain([n]).min();
+                    }
+                    Fact::MaxProperties(n) => condition.at_most = condition.at_most.max(Some(n)),
+                    _ => unreachable!("a condition is about an object"),
+                }
+            }
+            conditions.push(condition);
+        }
+        if conditions.len() > MAX_CONDITIONS {
+            return Err(CompileError::Limit {
+                name: "max_branches",
+                limit: self.limits.max_branches as u64,
+                place: format!("the properties of {}", self.document.pointer(facts.first())),
+            });
+        }
+        Ok((conditions, met))
     }
 
     fn shape<'f>(&mut self, facts: &'f Facts) -> Result<Shape<'f>, CompileError> {
@@ -178,7 +288,10 @@ impl Compiler<'_> {
             });
         }
         self.spend(declared.len() as u64 * patterns.automata.len() as u64)?;
+        let (conditions, met) = self.conditions(facts)?;
         Ok(Shape {
+            conditions,
+            met,
             facts,
             layers,
             patterns,
@@ -190,56 +303,11 @@ impl Compiler<'_> {
         })
     }
 
-    fn object(&mut self, facts: &Facts, closing: Option<&Closing>) -> Result<NodeId, CompileError> {
-        let shape = self.shape(facts)?;
-        let mut keys = Vec::new();
-        for name in &shape.declared {
-            keys.push(Key {
-                name: self.name(*name),
-                value: self.declared_value(&shape, *name)?,
-                is_required: shape.required.contains(name),
-            });
-        }
-        let n_declared = keys.iter().filter(|key| key.value != 0).count();
-        let is_closed = self.is_closed(facts) && shape.min as usize <= n_declared;
-        let (mut extras, mut last) = (Vec::new(), Vec::new());
-        let has_others = !is_closed || closing.is_some() || !shape.patterns.automata.is_empty();
-        if facts.equal.is_empty() && has_others {
-            for class in self.classes(&shape, closing.is_some())? {
-                let goals = self.goals_of(&shape, None, &class.is_matched);
-                let value = self.rule(goals.clone());
-                if value == 0 {
-                    continue;
-                }
-                if let Some((names, goal)) = closing {
-                    last.extend(self.closing_member(&class, names, *goal, goals, facts.first())?);
-                }
-                if !is_closed || class.is_matched.contains(&true) {
-                    extras.push((self.class_node(&shape, &class), value));
-                }
-            }
-        }
-        let mut min = shape.min;
-        if min as usize > n_declared + 1 && !extras.is_empty() {
-            let why = "properties without a declared name may repeat, so only one of them can be counted";
-            let id = self.holder(facts, "minProperties");
-            self.excuse(self.unsupported(id, "minProperties", why), id, "minProperties")?;
-            min = n_declared as u32 + 1;
-        }
-        Ok(self.ir.object(Object {
-            keys,
-            trie: KeyTrie::new(std::iter::empty()),
-            extras,
-            closing: closing.map(|_| last),
-            min,
-            max: shape.max,
-        }))
-    }
-
-    /// The classes of names that are not declared. Where their node is known and `needs_names` is false, the
-    /// names themselves are left out.
-    fn classes(&mut self, shape: &Shape<'_>, needs_names: bool) -> Result<Vec<NameClass>, CompileError> {
-        if shape.patterns.automata.is_empty() {
+    /// The classes of names that are not declared, each with the goals on its values that meet conditions.
+    /// Where the node of a class is known, the names themselves are left out.
+    fn classes(&mut self, shape: &Shape<'_>) -> Result<Vec<(NameClass, ByValue)>, CompileError> {
+        let is_simple = shape.patterns.automata.is_empty();
+        if is_simple {
             // Spares the automaton of all names but the declared ones where none of them is allowed.
             let goals = self.goals_of(shape, None, &[]);
             if self.rule(goals) == 0 {
@@ -248,18 +316,104 @@ impl Compiler<'_> {
         }
         let at = shape.facts.first();
         let is_known = self.other_name_nodes.contains_key(&shape.declared);
-        if is_known && !needs_names && shape.allowed.is_none() && shape.patterns.automata.is_empty() {
-            return Ok(vec![NameClass {
+        if is_known && is_simple && shape.allowed.is_none() && shape.met.by_name.is_empty() {
+            let class = NameClass {
                 names: None,
                 is_matched: Vec::new(),
-            }]);
+            };
+            return Ok(vec![(class, Vec::new())]);
         }
-        self.name_classes(&shape.declared, shape.allowed.as_ref(), &shape.patterns, at)
+        let classes = self.name_classes(&shape.declared, shape.allowed.as_ref(), &shape.patterns, at)?;
+        let mut parted: Vec<(NameClass, ByValue)> =
+            classes.into_iter().map(|class| (class, Vec::new())).collect();
+        for (names, goal, bit) in &shape.met.by_name {
+            parted = self.part(parted, names, (*goal, *bit), at)?;
+        }
+        Ok(parted)
+    }
+
+    /// `classes` parted by whether `names` has them; where it has, `meets` is added.
+    fn part(
+        &mut self,
+        classes: Vec<(NameClass, ByValue)>,
+        names: &Dfa,
+        meets: (Option<Goal>, u32),
+        at: JsonId,
+    ) -> Result<Vec<(NameClass, ByValue)>, CompileError> {
+        let mut parted = Vec::new();
+        for (class, by_value) in classes {
+            let all = class.names.unwrap_or_else(|| (*any_content()).clone());
+            for rule in [Product::Both, Product::FirstOnly] {
+                let names = self.product(&all, names, rule, "the property names", at)?;
+                if names.start() == DEAD {
+                    continue;
+                }
+                let mut by_value = by_value.clone();
+                by_value.extend((rule == Product::Both).then_some(meets));
+                let class = NameClass {
+                    names: Some(names),
+                    is_matched: class.is_matched.clone(),
+                };
+                parted.push((class, by_value));
+            }
+        }
+        Ok(parted)
+    }
+
+    /// What the value of a member may be that satisfies `goals`: parted by which of `by_value` it satisfies
+    /// too. `always` are conditions that each meets.
+    fn choices(
+        &mut self,
+        goals: Vec<Goal>,
+        always: u32,
+        by_value: &[(Option<Goal>, u32)],
+        at: JsonId,
+    ) -> Result<Vec<Choice>, CompileError> {
+        let mut cells = vec![(goals, always)];
+        for (goal, bits) in by_value {
+            let Some(goal) = goal else {
+                cells.iter_mut().for_each(|(_, meets)| *meets |= bits);
+                continue;
+            };
+            let mut parted = Vec::new();
+            for (goals, meets) in cells {
+                self.spend(2 + goals.len() as u64)?;
+                if !self.is_any_excluded(&goals, *goal)? {
+                    parted.push(([&goals[..], &[*goal]].concat(), meets | bits));
+                }
+                // What fails is negated, so to negate it again is always possible.
+                let is_negated = matches!(goal, Goal::Fails(_) | Goal::Differs(_));
+                let rest = is_negated.then(|| goal.negated());
+                if let Some(rest) = rest
+                    && self.is_any_excluded(&goals, rest)?
+                {
+                    continue;
+                }
+                parted.push((goals.into_iter().chain(rest).collect(), meets));
+            }
+            cells = parted;
+            if cells.len() > self.limits.max_branches {
+                return Err(CompileError::Limit {
+                    name: "max_branches",
+                    limit: self.limits.max_branches as u64,
+                    place: format!("the properties of {}", self.document.pointer(at)),
+                });
+            }
+        }
+        let mut choices = Vec::new();
+        for (goals, meets) in cells {
+            let value = self.rule(goals);
+            if value != 0 {
+                choices.push(Choice { value, meets });
+            }
+        }
+        Ok(choices)
     }
 
     /// The names of `class`; where they are all but the declared ones, they are remembered.
     fn class_node(&mut self, shape: &Shape<'_>, class: &NameClass) -> NodeId {
-        if shape.allowed.is_some() || !shape.patterns.automata.is_empty() {
+        let is_parted = !shape.patterns.automata.is_empty() || !shape.met.by_name.is_empty();
+        if shape.allowed.is_some() || is_parted {
             return self.names_node(class.names.as_ref());
         }
         if let Some(known) = self.other_name_nodes.get(&shape.declared) {
@@ -277,51 +431,39 @@ impl Compiler<'_> {
         self.ir.text_of(names, 0, None)
     }
 
-    /// The members of `class` that are called as `names` has it and satisfy `goal` as well.
-    fn closing_member(
-        &mut self,
-        class: &NameClass,
-        names: &Dfa,
-        goal: Option<Goal>,
-        mut goals: Vec<Goal>,
-        at: JsonId,
-    ) -> Result<Option<(NodeId, NodeId)>, CompileError> {
-        goals.extend(goal);
-        let value = self.rule(goals);
-        let names = match &class.names {
-            None => names.clone(),
-            Some(own) => self.product(own, names, Product::Both, "the property names", at)?,
-        };
-        if value == 0 || names.start() == DEAD {
-            return Ok(None);
-        }
-        Ok(Some((self.names_node(Some(&names)), value)))
-    }
-
-    /// The values of a declared property.
-    fn declared_value(&mut self, shape: &Shape<'_>, name: NameId) -> Result<NodeId, CompileError> {
+    /// What the value of a declared property may be.
+    fn declared_choices(&mut self, shape: &Shape<'_>, name: NameId) -> Result<Vec<Choice>, CompileError> {
         if shape.facts.list.contains(&Fact::Lacks(name)) {
-            return Ok(0);
+            return Ok(Vec::new());
         }
         let text = self.name(name);
         if shape.allowed.as_ref().is_some_and(|names| !accepts(names, &text)) {
-            return Ok(0);
+            return Ok(Vec::new());
         }
         let mut goals = self.goals_of(shape, Some(&text), &shape.patterns.matches(&text));
         for fact in &shape.facts.list {
-            if let Fact::Member(known, Some(goal)) = fact
-                && *known == name
-            {
-                goals.push(*goal);
+            match fact {
+                Fact::Member(known, Some(goal)) | Fact::Value(known, goal) if *known == name => {
+                    goals.push(*goal);
+                }
+                _ => {}
             }
         }
         for value in &shape.facts.equal {
             match self.document.member(*value, &text) {
                 Some(value) => goals.push(Goal::Equals(value)),
-                None => return Ok(0),
+                None => return Ok(Vec::new()),
             }
         }
-        Ok(self.rule(goals))
+        let always = shape.met.by_presence.get(&name).copied().unwrap_or(0);
+        let by_value = shape.met.by_value.get(&name).into_iter().flatten();
+        let mut by_value: ByValue = by_value.map(|(goal, bits)| (Some(*goal), *bits)).collect();
+        for (names, goal, bits) in &shape.met.by_name {
+            if accepts(names, &text) {
+                by_value.push((*goal, *bits));
+            }
+        }
+        self.choices(goals, always, &by_value, shape.facts.first())
     }
 
     /// What the schemas ask of the value of a member called `name`, `None` for no declared one, that the

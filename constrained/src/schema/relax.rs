@@ -14,6 +14,7 @@ use super::keywords::{ALL, ARRAY, NUMBER, OBJECT, STRING};
 use super::lower::Merged;
 use super::values::BOUNDS;
 use super::{CompileError, Compiler, NodeId};
+use crate::error::within;
 use crate::hash::Map;
 use crate::json::{Json, JsonId};
 use crate::number::{NumberError, NumberSpec};
@@ -54,9 +55,7 @@ impl Relaxed {
 
     /// The same part of a schema that stands at `place` in something larger.
     pub(super) fn within(mut self, place: &str) -> Self {
-        if let Some(rest) = self.pointer.strip_prefix('#') {
-            self.pointer = format!("{place}{rest}");
-        }
+        self.pointer = within(place, self.pointer);
         self
     }
 
@@ -368,6 +367,7 @@ impl Compiler<'_> {
     /// With `error` where nothing is to be left out, or everything is already.
     pub(super) fn leave_out(&mut self, error: CompileError, goals: &[Goal]) -> Result<(), CompileError> {
         let blame = self.blame.take();
+        self.ways_to_fail.clear();
         if self.enforcement == Enforcement::Whole {
             return Err(error);
         }

@@ -9,7 +9,7 @@ use super::relax::Blame;
 use super::strings::accepts;
 use super::{CompileError, Compiler, Dfa, Json, JsonId, NodeId};
 use crate::dfa::Built;
-use crate::ir::{Array, Key, Object};
+use crate::ir::{Array, Choice, Key, Object};
 use crate::keys::KeyTrie;
 use crate::number::{MAX_DIGITS, NumberError, NumberSpec, automaton};
 
@@ -151,19 +151,24 @@ impl<'a> Compiler<'a> {
             Json::Object(members) => {
                 let mut keys = Vec::new();
                 for (name, value) in members {
+                    let value = self.value_node(*value)?;
                     keys.push(Key {
                         name: name.clone(),
-                        value: self.value_node(*value)?,
+                        choices: vec![Choice { value, meets: 0 }],
                         is_required: true,
+                        absence_meets: 0,
                     });
                 }
                 self.ir.object(Object {
                     keys,
                     trie: KeyTrie::new(std::iter::empty()),
                     extras: Vec::new(),
-                    closing: None,
+                    conditions: Vec::new(),
                     min: 0,
                     max: None,
+                    order: self.order,
+                    has_gaps: false,
+                    has_distinct_names: false,
                 })
             }
         })
@@ -178,7 +183,7 @@ impl<'a> Compiler<'a> {
                 Err(self.unsupported(id, keyword, &why))
             }
             Json::Number(number) if number.is_integer() => Ok(Cow::Owned(number.text())),
-            _ => Ok(Cow::Borrowed(self.document.text_of(value, self.text))),
+            _ => Ok(Cow::Borrowed(self.document.text_of(value, self.source.text))),
         }
     }
 

@@ -1,0 +1,337 @@
+//! What may come once a part is complete or begun: everything that needs no byte is followed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::array::Array;
+use crate::hash::SmallSet;
+use crate::ir::{Ir, Node, NodeId};
+use crate::memory::{EMPTY, NONE, TextId};
+use crate::object::{AMPLE, Allowed};
+use crate::records::{Items, MembersId};
+use crate::stacks::{BOTTOM, Edge, Frame, StackId, Stacks};
+use crate::step::{Leaf, Reading};
+
+/// Memory of one closure after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    /// Nodes to be entered, by rank, and above which stacks: what begins with a node has a smaller rank, so
+    /// that a node is entered once for all that begin with it.
+    todo: BTreeMap<u32, StackId>,
+    entered: SmallSet<(NodeId, StackId)>,
+    complete: Vec<StackId>,
+    popped: SmallSet<Edge>,
+    found: Vec<Reading>,
+}
+
+/// Follows what needs no byte.
+pub(crate) struct Closure<'a> {
+    stacks: &'a mut Stacks,
+    ir: &'a Ir,
+    own: Scratch,
+}
+
+impl<'a> Closure<'a> {
+    /// The readings with which `node` begins, alone.
+    pub(crate) fn entering(stacks: &'a mut Stacks, ir: &'a Ir, node: NodeId) -> Arc<[Reading]> {
+        let mut closure = Self::new(stacks, ir);
+        closure.enter(node, BOTTOM);
+        closure.finish()
+    }
+
+    /// The readings once everything above `stack` is complete.
+    pub(crate) fn above(stacks: &'a mut Stacks, ir: &'a Ir, stack: StackId) -> Arc<[Reading]> {
+        let mut closure = Self::new(stacks, ir);
+        closure.pop(stack);
+        closure.finish()
+    }
+
+    fn new(stacks: &'a mut Stacks, ir: &'a Ir) -> Self {
+        let mut own = std::mem::take(&mut stacks.scratch);
+        own.entered.clear();
+        own.popped.clear();
+        own.found.clear();
+        Self { stacks, ir, own }
+    }
+
+    fn finish(mut self) -> Arc<[Reading]> {
+        loop {
+            while let Some(stack) = self.own.complete.pop() {
+                for at in 0..self.stacks.edges(stack).len() {
+                    let edge = self.stacks.edges(stack)[at];
+                    if self.own.popped.insert(edge) {
+                        self.resume(edge);
+                    }
+                }
+            }
+            let Some((rank, stack)) = self.own.todo.pop_first() else {
+                break;
+            };
+            let node = self.ir.ranks.node_at(rank);
+            if self.own.entered.insert((node, stack)) {
+                self.expand(node, stack);
+            }
+        }
+        self.stacks.merge(self.ir, &mut self.own.found);
+        let found = self.own.found[..].into();
+        self.stacks.scratch = self.own;
+        found
+    }
+
+    /// What is on `stack` goes on.
+    fn pop(&mut self, stack: StackId) {
+        self.own.complete.push(stack);
+    }
+
+    /// Enters `node` above those of `stack` that are not too deep for it.
+    fn enter(&mut self, node: NodeId, stack: StackId) {
+        let Some(stack) = self.stacks.with_room(stack, self.ir.needs[node as usize]) else {
+            return;
+        };
+        match self.ir.nodes[node as usize] {
+            // It must not be joined with others.
+            _ if self.stacks.keeps_text(stack) => {
+                if self.own.entered.insert((node, stack)) {
+                    self.expand(node, stack);
+                }
+            }
+            Node::Seq(_) | Node::Alt(_) | Node::Repeat { .. } | Node::Rule(_) => {
+                let rank = self.ir.ranks.of(node);
+                let waiting = self.own.todo.entry(rank).or_insert(stack);
+                *waiting = self.stacks.union(self.ir, *waiting, stack);
+            }
+            _ => self.expand(node, stack),
+        }
+    }
+
+    fn enter_above(&mut self, node: NodeId, frame: Frame, stack: StackId) {
+        let stack = self.stacks.push(frame, stack);
+        self.enter(node, stack);
+    }
+
+    fn found(&mut self, leaf: Leaf, stack: StackId) {
+        self.own.found.push(Reading { leaf, stack });
+    }
+
+    fn expand(&mut self, node: NodeId, stack: StackId) {
+        let ir = self.ir;
+        match &ir.nodes[node as usize] {
+            Node::Never => {}
+            Node::Empty => self.pop(stack),
+            Node::Dfa(dfa) => {
+                let automaton = &ir.dfas[*dfa as usize];
+                let state = automaton.start();
+                if automaton.is_accepting(state) {
+                    self.pop(stack);
+                }
+                if automaton.has_edges(state) {
+                    self.found(Leaf::Dfa { dfa: *dfa, state }, stack);
+                }
+            }
+            Node::Text(text) => {
+                let place = ir.texts[*text as usize].start();
+                self.found(Leaf::Text { text: *text, place }, stack);
+            }
+            Node::Token(set) => self.found(Leaf::Token { set: *set }, stack),
+            Node::Free(free) => {
+                let shape = &ir.free_texts[*free as usize];
+                if shape.is_nullable() {
+                    self.pop(stack);
+                }
+                let state = ir.dfas[shape.dfa as usize].start();
+                self.found(Leaf::Free { free: *free, state }, stack);
+            }
+            Node::Seq(parts) => self.enter_above(parts[0], Frame::Seq { seq: node, at: 1 }, stack),
+            Node::Alt(parts) => parts.iter().for_each(|part| self.enter(*part, stack)),
+            Node::Repeat { .. } => self.repeat(node, 0, stack),
+            Node::Rule(rule) => self.enter(ir.rules[*rule as usize], stack),
+            Node::Object(object) => {
+                let first = Frame::FirstKey { object: *object };
+                self.enter_above(ir.punctuation.open_object, first, stack);
+            }
+            Node::Array(array) => {
+                let first = Frame::FirstItem { array: *array };
+                self.enter_above(ir.punctuation.open_array, first, stack);
+            }
+        }
+    }
+
+    /// What is above `edge` is complete.
+    fn resume(&mut self, edge: Edge) {
+        let Edge { frame, below } = edge;
+        let ir = self.ir;
+        match frame {
+            Frame::End => self.found(Leaf::Done, BOTTOM),
+            Frame::Then(node) => self.enter(node, below),
+            Frame::Seq { seq, at } => {
+                let Node::Seq(parts) = &ir.nodes[seq as usize] else {
+                    unreachable!("the frame was made by a sequence");
+                };
+                match parts.get(at as usize + 1) {
+                    Some(_) => self.enter_above(parts[at as usize], Frame::Seq { seq, at: at + 1 }, below),
+                    None => self.enter(parts[at as usize], below),
+                }
+            }
+            Frame::Repeat { node, n } => self.repeat(node, n, below),
+            Frame::FirstKey { object } => {
+                let members = ir.objects[object as usize].start(object);
+                let members = self.stacks.records.members_id(ir, members);
+                self.keys(members, below);
+                if self.stacks.records.standing(members).can_close {
+                    self.enter(ir.punctuation.close_empty_object, below);
+                }
+            }
+            Frame::Key { members } => self.keys(members, below),
+            Frame::Name { members, extra, text } => self.name(members, extra, text, below),
+            Frame::Value { members, key } => self.value(members, key, below),
+            Frame::Member { members } => self.after_member(members, below),
+            Frame::FirstItem { array } => {
+                self.items(Items::none(array), below);
+                if ir.arrays[array as usize].can_close(0, 0) {
+                    self.enter(ir.punctuation.close_empty_array, below);
+                }
+            }
+            Frame::Item { items } => self.items(self.stacks.records.items(items), below),
+            Frame::AfterItem { items, text } => {
+                let items = self.stacks.records.items(items);
+                if let Some(items) = self.stacks.complete(items, text) {
+                    self.after_item(items, below);
+                }
+            }
+        }
+    }
+
+    fn repeat(&mut self, node: NodeId, n: u32, stack: StackId) {
+        let Node::Repeat { body, min, max } = self.ir.nodes[node as usize] else {
+            unreachable!("the frame was made by a repetition");
+        };
+        if n >= min {
+            self.pop(stack);
+        }
+        if max.is_none_or(|max| n < max) {
+            // Without a maximum only the way to the minimum matters.
+            let n = if max.is_none() { (n + 1).min(min) } else { n + 1 };
+            self.enter_above(body, Frame::Repeat { node, n }, stack);
+        }
+    }
+
+    /// The stacks below an object by the values that are within reach there, and what was written of it as
+    /// it is seen from each.
+    fn members_by_room(&mut self, members: MembersId, stack: StackId) -> Vec<(StackId, MembersId)> {
+        let ir = self.ir;
+        let object = self.stacks.records.members(members).object;
+        let parts = self.stacks.by_room(stack, ir.needs_within.object(object));
+        let seen = |(stack, room)| (stack, self.stacks.records.with_room(ir, members, room));
+        parts.into_iter().map(seen).collect()
+    }
+
+    fn after_member(&mut self, members: MembersId, stack: StackId) {
+        let ir = self.ir;
+        if self.stacks.records.standing(members).can_close {
+            self.enter(ir.punctuation.close_object, stack);
+        }
+        for (stack, seen) in self.members_by_room(members, stack) {
+            let standing = self.stacks.records.standing(seen);
+            if standing.keys != Allowed::Nothing || !standing.extras.is_empty() {
+                self.enter_above(ir.punctuation.comma, Frame::Key { members }, stack);
+            }
+        }
+    }
+
+    fn keys(&mut self, members: MembersId, stack: StackId) {
+        let ir = self.ir;
+        for (stack, seen) in self.members_by_room(members, stack) {
+            let object = self.stacks.records.members(seen).object;
+            let standing = self.stacks.records.standing(seen).clone();
+            if standing.keys != Allowed::Nothing {
+                let leaf = Leaf::Key {
+                    object,
+                    node: 0,
+                    members: seen,
+                };
+                self.found(leaf, stack);
+            }
+            let shape = &ir.objects[object as usize];
+            for extra in standing.extras.iter().copied() {
+                let names = shape.extras[extra as usize].names;
+                if shape.has_distinct_names {
+                    let text = EMPTY;
+                    self.enter_above(names, Frame::Name { members, extra, text }, stack);
+                } else {
+                    let key = shape.n_keys() + extra;
+                    let stack = self.stacks.push(Frame::Value { members, key }, stack);
+                    self.enter_above(names, Frame::Then(ir.punctuation.colon), stack);
+                }
+            }
+        }
+    }
+
+    /// The name of an extra member is complete.
+    fn name(&mut self, members: MembersId, extra: u32, text: TextId, stack: StackId) {
+        let mut known = self.stacks.records.members(members).clone();
+        let Some(names) = self.stacks.records.memory.with_text(known.names, text) else {
+            return;
+        };
+        known.names = names;
+        let key = self.ir.objects[known.object as usize].n_keys() + extra;
+        let members = self.stacks.records.members_id(self.ir, known);
+        self.enter_above(self.ir.punctuation.colon, Frame::Value { members, key }, stack);
+    }
+
+    /// The name of a member and its colon are complete.
+    fn value(&mut self, members: MembersId, key: u32, stack: StackId) {
+        let ir = self.ir;
+        for (stack, seen) in self.members_by_room(members, stack) {
+            let before = self.stacks.records.members(seen).clone();
+            let shape = self.stacks.records.shape(ir, &before);
+            for choice in shape.choices(key) {
+                if let Some(after) = shape.after(&before, key, *choice) {
+                    let after = after.with_room(AMPLE);
+                    let members = self.stacks.records.members_id(ir, after);
+                    self.enter_above(choice.value, Frame::Member { members }, stack);
+                }
+            }
+        }
+    }
+
+    fn after_item(&mut self, items: Items, stack: StackId) {
+        let (ir, array) = (self.ir, items.array);
+        if ir.arrays[array as usize].can_close(items.n, items.used) {
+            self.enter(ir.punctuation.close_array, stack);
+        }
+        for (stack, room) in self.stacks.by_room(stack, ir.needs_within.array(array)) {
+            let shallow = self.shallow_array(array, room);
+            let shape = shallow.as_deref().unwrap_or(&ir.arrays[array as usize]);
+            if self.stacks.can_go_on(ir, shape, items) {
+                let items = self.stacks.records.items_id(items);
+                self.enter_above(ir.punctuation.comma, Frame::Item { items }, stack);
+            }
+        }
+    }
+
+    fn items(&mut self, items: Items, stack: StackId) {
+        let (ir, shape) = (self.ir, &self.ir.arrays[items.array as usize]);
+        let text = if shape.is_unique() { EMPTY } else { NONE };
+        for (stack, room) in self.stacks.by_room(stack, ir.needs_within.array(items.array)) {
+            let shallow = self.shallow_array(items.array, room);
+            for (item, n, used) in shallow.as_deref().unwrap_or(shape).items(items.n, items.used) {
+                let items = self.stacks.records.items_id(Items { n, used, ..items });
+                self.enter_above(item, Frame::AfterItem { items, text }, stack);
+            }
+        }
+    }
+
+    /// The array of items that need less than `room`; `None` when all do.
+    fn shallow_array(&mut self, array: u32, room: u32) -> Option<Arc<Array>> {
+        if room == AMPLE {
+            return None;
+        }
+        let ir = self.ir;
+        let arrays = &mut self.stacks.shallow_arrays;
+        let shallow = arrays.entry((array, room)).or_insert_with(|| {
+            let shape = &ir.arrays[array as usize];
+            Arc::new(shape.narrowed(|item| ir.needs[item as usize] < room))
+        });
+        Some(shallow.clone())
+    }
+}
