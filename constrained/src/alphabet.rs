@@ -161,11 +161,6 @@ impl Safe {
         }
         !self.deadly[(row.min(n_rows) - 1) * self.n_states + state as usize]
     }
-
-    /// Whether every text whatever can follow in `state`.
-    pub(crate) fn takes_any(&self, state: u32) -> bool {
-        self.is_final && self.at(state, u8::MAX) & ANY_OTHERS & alphabets_of(0) != 0
-    }
 }
 
 /// A byte of each set of ASCII characters that neither `dfa` nor an alphabet tells apart.
@@ -223,6 +218,7 @@ fn others(dfa: &Dfa) -> Vec<Vec<(u32, Alphabets)>> {
 mod tests {
     use super::*;
     use crate::limits::Limits;
+    use crate::open::Open;
     use crate::pattern::{Bounds, Pattern, Syntax};
 
     /// Whether a text of the alphabet and of up to `n_chars` characters is a dead end, found by trying.
@@ -294,7 +290,7 @@ mod tests {
                 n_deadly += usize::from(!is_safe && is_deadly);
             }
             assert_eq!(
-                safe.takes_any(dfa.start()),
+                Open::new(&dfa).has(dfa.start()),
                 pattern.starts_with("(?s"),
                 "{pattern}"
             );

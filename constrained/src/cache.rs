@@ -8,12 +8,13 @@ use std::borrow::Borrow;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::alphabet::Safe;
+use crate::alphabet::{Alphabets, Safe};
 use crate::dfa::Built;
 use crate::dfa::{ByteSet, Dfa};
 use crate::free_text::Split;
 use crate::hash::Map;
 use crate::mask::TokenMask;
+use crate::open::Open;
 use crate::text::TextSpec;
 use crate::trie::Trie;
 
@@ -54,6 +55,7 @@ pub(crate) struct Fragment {
     pub(crate) sets: Box<[ByteSet]>,
     /// Found out when first asked.
     safe: OnceLock<Safe>,
+    open: OnceLock<Open>,
 }
 
 /// A JSON string that grammars have in common.
@@ -297,8 +299,9 @@ impl Shared {
             id: self.n_numbers,
             sets: dfa.classes().sets(),
             safe: OnceLock::new(),
+            open: OnceLock::new(),
         });
-        let n_own_bytes = fragment.sets.len() * size_of::<ByteSet>() + Safe::max_bytes(dfa);
+        let n_own_bytes = fragment.sets.len() * size_of::<ByteSet>() + Safe::max_bytes(dfa) + dfa.n_states();
         let n_bytes = dfa.n_bytes() + n_own_bytes + 128;
         self.fragments.insert(dfa.clone(), fragment.clone(), n_bytes);
         fragment
@@ -339,9 +342,18 @@ impl Fragment {
         PieceKey { fragment, place }
     }
 
-    /// Of the states of `dfa`, whose fragment this is, the texts that are no dead ends.
-    pub(crate) fn safe(&self, dfa: &Dfa) -> &Safe {
-        self.safe.get_or_init(|| Safe::new(dfa))
+    /// The alphabets of which every text of up to `n_chars` characters can follow in `state` of `dfa`, whose
+    /// fragment this is, at a border between characters; maybe not all of them.
+    pub(crate) fn safe(&self, dfa: &Dfa, state: u32, n_chars: u8) -> Alphabets {
+        if self.open(dfa).has(state) {
+            return Alphabets::MAX;
+        }
+        self.safe.get_or_init(|| Safe::new(dfa)).at(state, n_chars)
+    }
+
+    /// The states of `dfa`, whose fragment this is, that any text can follow.
+    pub(crate) fn open(&self, dfa: &Dfa) -> &Open {
+        self.open.get_or_init(|| Open::new(dfa))
     }
 
     /// The same as the content of a string, for plain tokens.

@@ -21,14 +21,14 @@ use crate::free_text::FreeMachine;
 use crate::ir::Ir;
 use crate::mask::TokenMask;
 use crate::memory::UNSEEN;
-use crate::pieces::{content_piece, other_piece, plain_piece, ways};
+use crate::pieces::{StringLeaf, ways};
 use crate::stacks::StackId;
 use crate::step::{Leaf, MAX_KEEPING, Reading};
 use crate::sweep::{
-    Buffers, ContentMachine, DfaMachine, Found, Machine, Step, TextMachine, sweep, sweep_keys, sweep_new,
+    Buffers, DfaMachine, Found, Machine, Step, TextMachine, sweep, sweep_keys, sweep_new,
 };
 use crate::tables::{NOTHING, StateId, Tables};
-use crate::text::{PLAIN, Place};
+use crate::text::Place;
 use crate::trie::Trie;
 use crate::vocabulary::Vocabulary;
 
@@ -313,7 +313,7 @@ impl Tables {
         slot.get_or_insert_with(|| asked.vocabulary.cache().dfa(&asked.ir.dfas[dfa as usize]))
     }
 
-    fn text_fragment(&mut self, asked: Asked<'_>, text: u32) -> &TextFragment {
+    fn text_fragment(&mut self, asked: Asked<'_>, text: u32) -> &Arc<TextFragment> {
         let slot = &mut self.text_fragments[text as usize];
         slot.get_or_insert_with(|| asked.vocabulary.cache().text(&asked.ir.texts[text as usize]))
     }
@@ -328,38 +328,29 @@ impl Tables {
                 cache.piece(key, || self.new_piece(asked, reading))
             }
             Leaf::Text { text, place } => {
-                let strings = asked.vocabulary.strings();
-                let spec = &asked.ir.texts[text as usize];
-                let plain = spec.essence(place, strings.max_plain_chars);
-                let plain = self.text_fragment(asked, text).at_plain(plain);
-                let plain = cache.piece(plain, || self.new_plain_piece(asked, text, place));
-                filling.add_part(&plain.inside);
-                let other = spec.essence(place, strings.max_other_chars);
-                let other = self.text_fragment(asked, text).at(other);
-                cache.piece(other, || self.new_piece(asked, reading))
+                let own = self.text_fragment(asked, text).clone();
+                let own = StringLeaf {
+                    spec: &asked.ir.texts[text as usize],
+                    fragment: &own,
+                    place,
+                };
+                let any = self.any_text(asked.vocabulary).clone();
+                let any = StringLeaf::anywhere_in(asked.vocabulary, &any);
+                // What any text can follow is the same for all plain tokens, and mostly for the others too.
+                let is_open = own.is_open();
+                let plain = if is_open { any } else { own };
+                filling.add_part(&plain.plain_piece(asked.vocabulary).inside);
+                let is_like_any = is_open && own.is_like_any(asked.vocabulary.strings());
+                let other = if is_like_any { any } else { own };
+                other.other_piece(asked.vocabulary)
             }
             _ => self.own_piece(asked, reading),
         }
     }
 
-    fn new_plain_piece(&mut self, asked: Asked<'_>, text: u32, place: Place) -> Piece {
-        let (vocabulary, spec) = (asked.vocabulary, &asked.ir.texts[text as usize]);
-        let fragment = self.text_fragment(asked, text).content.clone();
-        let content = (place.mode == PLAIN).then(|| {
-            vocabulary.cache().piece(fragment.as_content(place.state), || {
-                let machine = ContentMachine {
-                    text: spec,
-                    fragment: &fragment,
-                };
-                content_piece(machine, place.state, vocabulary)
-            })
-        });
-        let mut machine = TextMachine {
-            text: spec,
-            sets: &fragment.sets,
-        };
-        let content = content.as_ref().map(|content| &*content.inside.mask);
-        plain_piece(&mut machine, place, content, vocabulary)
+    fn any_text(&mut self, vocabulary: &Vocabulary) -> &Arc<TextFragment> {
+        let found = || vocabulary.cache().text(vocabulary.any_text());
+        self.any_text.get_or_insert_with(found)
     }
 
     /// The same for a free text, which grammars rarely share.
@@ -382,13 +373,6 @@ impl Tables {
                 let fragment = self.dfa_fragment(asked, asked.ir.free_texts[free as usize].dfa);
                 let mut machine = FreeMachine::new(asked.ir, free, &fragment.sets, may_leave);
                 machine.piece(vocabulary, state)
-            }
-            Leaf::Text { text, place } => {
-                let mut machine = TextMachine {
-                    text: &asked.ir.texts[text as usize],
-                    sets: &self.text_fragment(asked, text).content.sets,
-                };
-                other_piece(&mut machine, place, vocabulary)
             }
             _ => {
                 let (mut sweeps, trie) = (Sweeps::default(), vocabulary.trie());

@@ -140,6 +140,7 @@ mod minimal;
 mod nesting;
 mod number;
 mod object;
+mod open;
 mod pattern;
 mod pieces;
 mod plenty;

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::cache::{Known, Piece, Way};
+use crate::cache::{Known, Piece, TextFragment, Way};
 use crate::mask::TokenMask;
+use crate::open::Open;
 use crate::sweep::{ContentMachine, Exit, Found, TextMachine, sweep_new};
-use crate::text::Place;
+use crate::text::{PLAIN, Place, TextSpec};
 use crate::trie::Trie;
-use crate::vocabulary::Vocabulary;
+use crate::vocabulary::{StringTokens, Vocabulary};
 
 impl Found {
     pub(crate) fn clear(&mut self) {
@@ -46,10 +47,89 @@ impl Found {
     }
 }
 
+/// A place in a JSON string, with what grammars have in common of it.
+#[derive(Clone, Copy)]
+pub(crate) struct StringLeaf<'a> {
+    pub(crate) spec: &'a TextSpec,
+    pub(crate) fragment: &'a TextFragment,
+    pub(crate) place: Place,
+}
+
+impl<'a> StringLeaf<'a> {
+    /// Within a string of any content, whose fragment `fragment` is.
+    pub(crate) fn anywhere_in(vocabulary: &'a Vocabulary, fragment: &'a TextFragment) -> Self {
+        let spec = vocabulary.any_text();
+        let mode = PLAIN;
+        Self {
+            spec,
+            fragment,
+            place: Place { mode, ..spec.start() },
+        }
+    }
+
+    /// Whether any text can follow within the string.
+    pub(crate) fn is_open(self) -> bool {
+        let Self { spec, place, .. } = self;
+        let has_bounds = spec.bounds() != (0, None) || !spec.lengths().are_free();
+        place.mode == PLAIN && !has_bounds && self.open().has(place.state)
+    }
+
+    /// Whether the string may then also end with the same tokens as one of any content.
+    pub(crate) fn is_like_any(self, strings: &StringTokens) -> bool {
+        let sets = &self.fragment.content.sets;
+        self.open().is_like_any(self.spec, sets, self.place, &strings.other)
+    }
+
+    fn open(self) -> &'a Open {
+        self.fragment.content.open(self.spec.content())
+    }
+
+    /// The plain tokens that may follow, found now if not before.
+    pub(crate) fn plain_piece(self, vocabulary: &Vocabulary) -> Arc<Piece> {
+        let Self { spec, fragment, place } = self;
+        let essence = spec.essence(place, vocabulary.strings().max_plain_chars);
+        vocabulary.cache().piece(fragment.at_plain(essence), || {
+            let content = (place.mode == PLAIN).then(|| {
+                let key = fragment.content.as_content(place.state);
+                vocabulary.cache().piece(key, || {
+                    let machine = ContentMachine {
+                        text: spec,
+                        fragment: &fragment.content,
+                    };
+                    content_piece(machine, place.state, vocabulary)
+                })
+            });
+            let content = content.as_ref().map(|content| &*content.inside.mask);
+            plain_piece(&mut self.machine(), place, content, vocabulary)
+        })
+    }
+
+    /// The same for those that are not plain.
+    pub(crate) fn other_piece(self, vocabulary: &Vocabulary) -> Arc<Piece> {
+        let strings = vocabulary.strings();
+        let essence = self.spec.essence(self.place, strings.max_other_chars);
+        vocabulary.cache().piece(self.fragment.at(essence), || {
+            let mut found = Found::default();
+            sweep_new(&mut self.machine(), self.place, &strings.other, &mut found);
+            Piece {
+                inside: found.inside(&strings.other, vocabulary),
+                ways: ways(vocabulary, &strings.other, &found, true),
+            }
+        })
+    }
+
+    fn machine(self) -> TextMachine<'a> {
+        TextMachine {
+            text: self.spec,
+            sets: &self.fragment.content.sets,
+        }
+    }
+}
+
 /// Of a JSON string's content: the plain tokens that may follow in a state, lengths apart.
-pub(crate) fn content_piece(mut machine: ContentMachine<'_>, state: u32, vocabulary: &Vocabulary) -> Piece {
+fn content_piece(mut machine: ContentMachine<'_>, state: u32, vocabulary: &Vocabulary) -> Piece {
     let strings = vocabulary.strings();
-    let words = if machine.fragment.safe(machine.text.content()).takes_any(state) {
+    let words = if machine.fragment.open(machine.text.content()).has(state) {
         strings.up_to(u32::MAX)
     } else {
         let mut found = Found::default();
@@ -61,7 +141,7 @@ pub(crate) fn content_piece(mut machine: ContentMachine<'_>, state: u32, vocabul
 
 /// Of a JSON string: the plain tokens that may follow at `place`. `content` are those of its content's state,
 /// where the place is neither before the string nor within an escape.
-pub(crate) fn plain_piece(
+fn plain_piece(
     machine: &mut TextMachine<'_>,
     place: Place,
     content: Option<&TokenMask>,
@@ -104,17 +184,6 @@ pub(crate) fn plain_piece(
     }
     strings.add_between(n_kept, n_left, &words, &mut kept);
     Piece::inside(kept, vocabulary)
-}
-
-/// Of a JSON string: the tokens that are not plain.
-pub(crate) fn other_piece(machine: &mut TextMachine<'_>, place: Place, vocabulary: &Vocabulary) -> Piece {
-    let strings = vocabulary.strings();
-    let mut found = Found::default();
-    sweep_new(machine, place, &strings.other, &mut found);
-    Piece {
-        inside: found.inside(&strings.other, vocabulary),
-        ways: ways(vocabulary, &strings.other, &found, true),
-    }
 }
 
 impl Piece {

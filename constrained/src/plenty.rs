@@ -5,15 +5,14 @@
 use crate::array::{Array, Variant};
 use crate::dfa::{DEAD, Dfa};
 use crate::error::CompileError;
-use crate::hash::Map;
 use crate::ir::{Ir, Node, NodeId};
 use crate::memory::MAX_DISTINCT;
 use crate::nesting::NEVER;
 use crate::object::Object;
+use crate::open::Open;
 use crate::records::Items;
-use crate::rows::Incoming;
 use crate::schema::{Enforcement, Relaxed};
-use crate::text::{OPENING, PLAIN, Place, TextSpec, step_utf8, utf8_classes};
+use crate::text::{OPENING, PLAIN, Place, TextSpec};
 
 /// Values by node, object and string.
 #[derive(Debug)]
@@ -22,8 +21,8 @@ pub(crate) struct Plenty {
     objects: Vec<u32>,
     /// By state of a string's content: whether endlessly many texts can follow, lengths apart.
     endless: Vec<Box<[bool]>>,
-    /// The same: whether any text can follow, lengths apart.
-    open: Vec<Box<[bool]>>,
+    /// The same: where any text can follow, lengths apart.
+    open: Vec<Open>,
 }
 
 /// From so many on, exact numbers do not matter.
@@ -42,15 +41,12 @@ fn product(numbers: impl Iterator<Item = u64>) -> u64 {
 
 impl Plenty {
     pub(crate) fn new(ir: &Ir) -> Self {
-        let of_texts = |states: fn(&Dfa) -> Box<[bool]>| {
-            let texts = ir.texts.iter();
-            texts.map(|text| states(text.content())).collect()
-        };
+        let contents = || ir.texts.iter().map(|text| &**text.content());
         let mut plenty = Self {
             nodes: vec![0; ir.nodes.len()],
             objects: vec![0; ir.objects.len()],
-            endless: of_texts(endless_states),
-            open: of_texts(open_states),
+            endless: contents().map(endless_states).collect(),
+            open: contents().map(Open::new).collect(),
         };
         for (id, node) in ir.nodes.iter().enumerate() {
             plenty.nodes[id] = match node {
@@ -213,7 +209,7 @@ impl Plenty {
         let spec = &ir.texts[text as usize];
         let is_plain = place.mode == PLAIN || place.mode == OPENING;
         let is_endless = self.endless[text as usize][place.state as usize];
-        let is_open = self.open[text as usize][place.state as usize];
+        let is_open = self.open[text as usize].has(place.state);
         match spec.n_chars_left(place) {
             None => is_endless && (is_plain || is_open),
             // One more character alone has more values than are ever compared.
@@ -350,48 +346,6 @@ fn endless_states(content: &Dfa) -> Box<[bool]> {
     is_endless.into()
 }
 
-/// By state, at a border between characters, whether no text leads to death.
-fn open_states(content: &Dfa) -> Box<[bool]> {
-    let members = content.classes().refine(&utf8_classes());
-    // Places are states and what remains of a character, in the order in which they are met.
-    let mut places = vec![(content.start(), 0u8)];
-    let mut ids: Map<(u32, u8), u32> = places.iter().map(|place| (*place, 0)).collect();
-    let (mut is_bad, mut edges) = (Vec::new(), Vec::new());
-    while let Some((state, rest)) = places.get(is_bad.len()).copied() {
-        let at = is_bad.len() as u32;
-        is_bad.push(false);
-        for byte in members.members() {
-            let Some(rest) = step_utf8(rest, *byte) else {
-                continue;
-            };
-            let next = (content.step(state, *byte), rest);
-            if next.0 == DEAD {
-                is_bad[at as usize] = true;
-                continue;
-            }
-            let to = *ids.entry(next).or_insert_with(|| {
-                places.push(next);
-                places.len() as u32 - 1
-            });
-            edges.push((at, to));
-        }
-    }
-    let into = Incoming::new(places.len(), || edges.iter().copied());
-    let mut todo: Vec<usize> = (0..places.len()).filter(|at| is_bad[*at]).collect();
-    while let Some(at) = todo.pop() {
-        for from in into.of(at as u32) {
-            if !std::mem::replace(&mut is_bad[*from as usize], true) {
-                todo.push(*from as usize);
-            }
-        }
-    }
-    let mut is_open = vec![false; content.n_states()];
-    for ((state, rest), is_bad) in places.iter().zip(is_bad) {
-        is_open[*state as usize] |= *rest == 0 && !is_bad;
-    }
-    is_open.into()
-}
-
 /// Strings that differ in their content.
 fn n_texts(text: &TextSpec) -> u32 {
     let content = text.content();
@@ -399,7 +353,7 @@ fn n_texts(text: &TextSpec) -> u32 {
     if max.is_none() && endless_states(content)[content.start() as usize] {
         return u32::MAX;
     }
-    if max.is_some_and(|max| max > 0) && open_states(content)[content.start() as usize] {
+    if max.is_some_and(|max| max > 0) && Open::new(content).has(content.start()) {
         return u32::MAX;
     }
     let mut sizes = vec![0u64; content.classes().len()];

@@ -218,7 +218,7 @@ impl Machine for DfaMachine<'_> {
     }
 
     fn safe(&self, place: u32, n_chars: u8) -> Alphabets {
-        self.fragment.safe(self.dfa).at(place, n_chars)
+        self.fragment.safe(self.dfa, place, n_chars)
     }
 
     fn step(&mut self, place: u32, byte: u8) -> Step<u32> {
@@ -259,7 +259,7 @@ impl Machine for ContentMachine<'_> {
     }
 
     fn safe(&self, place: u32, n_chars: u8) -> Alphabets {
-        self.fragment.safe(self.text.content()).at(place, n_chars)
+        self.fragment.safe(self.text.content(), place, n_chars)
     }
 }
 

@@ -39,6 +39,8 @@ pub(crate) struct Tables {
     /// By automaton and by string, what other grammars know too; filled when first needed.
     pub(crate) dfa_fragments: Box<[Option<Arc<Fragment>>]>,
     pub(crate) text_fragments: Box<[Option<Arc<TextFragment>>]>,
+    /// That of a string of any content.
+    pub(crate) any_text: Option<Arc<TextFragment>>,
     /// Several keys that may come, and free texts by whether more may follow; mostly no other grammar has the
     /// same.
     pub(crate) own_pieces: Map<(Leaf, bool), Arc<Piece>>,
@@ -56,6 +58,7 @@ impl Tables {
             scratch: Vec::new(),
             dfa_fragments: vec![None; ir.dfas.len()].into(),
             text_fragments: vec![None; ir.texts.len()].into(),
+            any_text: None,
             own_pieces: Map::default(),
             filling: Filling::default(),
         };

@@ -1,0 +1,200 @@
+//! Contents of strings after which any text may come, as that of all names but the declared ones.
+//!
+//! They differ from a string of any content only in where it may end. So what is known of the tokens in such a
+//! string mostly holds for all of them.
+
+use crate::dfa::{ByteSet, DEAD, Dfa, bytes_of, union_of};
+use crate::hash::Map;
+use crate::rows::Incoming;
+use crate::text::{Moved, PLAIN, Place, TextSpec, step_utf8, utf8_classes};
+use crate::trie::Trie;
+
+/// Of a content's automaton, the states that any text can follow.
+#[derive(Debug)]
+pub(crate) struct Open {
+    /// By state, at a border between characters: whether no text is a dead end.
+    is_open: Box<[bool]>,
+    /// The state of all texts that go on in any way and may end anywhere; `DEAD` without one.
+    anything: u32,
+}
+
+impl Open {
+    pub(crate) fn new(content: &Dfa) -> Self {
+        let is_open = open_states(content);
+        let is_anything = |state: &u32| is_open[*state as usize] && leads_to_itself(content, *state);
+        let mut states = 0..content.n_states() as u32;
+        Self {
+            anything: states.find(is_anything).unwrap_or(DEAD),
+            is_open,
+        }
+    }
+
+    /// Whether any text can follow `state`.
+    pub(crate) fn has(&self, state: u32) -> bool {
+        self.is_open[state as usize]
+    }
+
+    /// Whether the tokens of `trie` lead to the same from `place` in `text` as in a string of any content.
+    /// The place is within the content, in one of these states, and lengths do not matter; `sets` are those
+    /// of the content's classes.
+    pub(crate) fn is_like_any(&self, text: &TextSpec, sets: &[ByteSet], place: Place, trie: &Trie) -> bool {
+        let content = text.content();
+        let (mut todo, mut is_like) = (vec![(None, place)], true);
+        while let Some((node, place)) = todo.pop() {
+            if place.mode == PLAIN && place.state == self.anything {
+                continue;
+            }
+            // Bytes that do not lead to where anything may come, and those that stand for something.
+            let bytes = match place.mode {
+                PLAIN => union_of(self.bytes(content, sets, place.state), bytes_of(*b"\"\\")),
+                _ => [u64::MAX; 4],
+            };
+            trie.for_each_child(node, bytes, |child| {
+                let byte = trie.nodes()[child].byte;
+                let is_end = place.mode == PLAIN && byte == b'"';
+                if is_end {
+                    is_like &= content.is_accepting(place.state);
+                } else if !trie.is_leaf(child)
+                    && let Moved::To(next) = text.step(place, byte)
+                {
+                    todo.push((Some(child), next));
+                }
+            });
+            if !is_like {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The bytes that lead from `state` elsewhere than to all texts.
+    fn bytes(&self, content: &Dfa, sets: &[ByteSet], state: u32) -> ByteSet {
+        let members = content.classes().members().iter().zip(sets);
+        let others = members.filter(|(byte, _)| content.step(state, **byte) != self.anything);
+        others.fold([0; 4], |all, (_, set)| union_of(all, *set))
+    }
+}
+
+/// Whether every text leads from `state`, at a border between characters, to itself and may end there.
+fn leads_to_itself(content: &Dfa, state: u32) -> bool {
+    let mut ascii = 0..0x80;
+    if !content.is_accepting(state) || !ascii.all(|byte| content.step(state, byte) == state) {
+        return false;
+    }
+    let mut places = vec![(state, 0u8)];
+    let mut at = 0;
+    while let Some((from, rest)) = places.get(at).copied() {
+        at += 1;
+        for byte in 0x80..=0xFF {
+            let Some(rest) = step_utf8(rest, byte) else {
+                continue;
+            };
+            let next = content.step(from, byte);
+            if rest == 0 && next != state {
+                return false;
+            }
+            if rest != 0 && !places.contains(&(next, rest)) {
+                places.push((next, rest));
+            }
+        }
+    }
+    true
+}
+
+/// By state, at a border between characters, whether no text leads to death.
+fn open_states(content: &Dfa) -> Box<[bool]> {
+    let members = content.classes().refine(&utf8_classes());
+    // Places are states and what remains of a character, in the order in which they are met.
+    let mut places = vec![(content.start(), 0u8)];
+    let mut ids: Map<(u32, u8), u32> = places.iter().map(|place| (*place, 0)).collect();
+    let (mut is_bad, mut edges) = (Vec::new(), Vec::new());
+    while let Some((state, rest)) = places.get(is_bad.len()).copied() {
+        let at = is_bad.len() as u32;
+        is_bad.push(false);
+        for byte in members.members() {
+            let Some(rest) = step_utf8(rest, *byte) else {
+                continue;
+            };
+            let next = (content.step(state, *byte), rest);
+            if next.0 == DEAD {
+                is_bad[at as usize] = true;
+                continue;
+            }
+            let to = *ids.entry(next).or_insert_with(|| {
+                places.push(next);
+                places.len() as u32 - 1
+            });
+            edges.push((at, to));
+        }
+    }
+    let into = Incoming::new(places.len(), || edges.iter().copied());
+    let mut todo: Vec<usize> = (0..places.len()).filter(|at| is_bad[*at]).collect();
+    while let Some(at) = todo.pop() {
+        for from in into.of(at as u32) {
+            if !std::mem::replace(&mut is_bad[*from as usize], true) {
+                todo.push(*from as usize);
+            }
+        }
+    }
+    let mut is_open = vec![false; content.n_states()];
+    for ((state, rest), is_bad) in places.iter().zip(is_bad) {
+        is_open[*state as usize] |= *rest == 0 && !is_bad;
+    }
+    is_open.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dfa::Product;
+    use crate::text::any_content;
+
+    fn all_but(names: &[&str]) -> TextSpec {
+        let names = Dfa::of_strings(names.iter().map(|name| name.as_bytes()));
+        let content = any_content().product(&names, Product::FirstOnly, usize::MAX);
+        TextSpec::new(&content.expect("no limit is set"), 0, None, &[true; 256])
+    }
+
+    #[test]
+    fn tokens_do_the_same_unless_one_ends_a_name() {
+        let text = all_but(&["name", "né"]);
+        let (open, sets) = (Open::new(text.content()), text.content().classes().sets());
+        let tokens = ["e\"", "me\": ", "\"", "\"a", "\\n", "\\u00e9\"", "me\\", "x\""];
+        let token = |token: &str| {
+            let tokens = tokens.iter().filter(|other| **other == token);
+            Trie::new(tokens.map(|token| (token.as_bytes(), 0)).collect())
+        };
+        for (begun, unlike) in [
+            ("", &[][..]),
+            ("na", &["me\": "]),
+            ("nam", &["e\""]),
+            ("name", &["\"", "\"a"]),
+            ("n", &["\\u00e9\""]),
+            ("names", &[]),
+            ("é", &[]),
+        ] {
+            let start = Place {
+                mode: PLAIN,
+                ..text.start()
+            };
+            let place = begun.bytes().fold(start, |place, byte| match text.step(place, byte) {
+                Moved::To(next) => next,
+                other => panic!("{begun}: {other:?}"),
+            });
+            assert!(open.has(place.state), "{begun}");
+            for other in tokens {
+                let is_like_any = open.is_like_any(&text, &sets, place, &token(other));
+                assert_eq!(is_like_any, !unlike.contains(&other), "{other} after {begun}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_content_that_can_die_is_not_open() {
+        let content = any_content();
+        assert!(Open::new(&content).has(content.start()) && Open::new(&content).anything == content.start());
+        let names = Dfa::of_strings(["name".as_bytes()]);
+        let open = Open::new(&names);
+        assert!(!open.has(names.start()) && open.anything == DEAD);
+    }
+}
