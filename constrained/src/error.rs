@@ -94,10 +94,10 @@ pub(crate) fn within(place: &str, pointer: String) -> String {
     }
 }
 
-/// Why a matcher can go no further. Ends the one request that it belongs to.
+/// Why a matcher does not do what it was asked; it has not moved.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MatchError {
-    /// The token is not allowed here; the matcher has not moved.
+    /// The token is not allowed here.
     #[error("token {token} is not allowed by the grammar")]
     Refused {
         /// The token.
@@ -110,14 +110,6 @@ pub enum MatchError {
         n: usize,
         /// Possible.
         n_taken: usize,
-    },
-    /// A limit was hit; the matcher has not moved.
-    #[error("limit `{name}` of {limit} exceeded")]
-    Limit {
-        /// The field of [`crate::Limits`].
-        name: &'static str,
-        /// Its value.
-        limit: u64,
     },
 }
 

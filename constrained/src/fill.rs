@@ -24,9 +24,7 @@ use crate::memory::UNSEEN;
 use crate::pieces::{StringLeaf, ways};
 use crate::stacks::StackId;
 use crate::step::{Leaf, MAX_KEEPING, Reading};
-use crate::sweep::{
-    Buffers, DfaMachine, Found, Machine, Step, TextMachine, sweep, sweep_keys, sweep_new,
-};
+use crate::sweep::{Buffers, DfaMachine, Found, Machine, Step, TextMachine, sweep, sweep_keys, sweep_new};
 use crate::tables::{NOTHING, StateId, Tables};
 use crate::text::Place;
 use crate::trie::Trie;

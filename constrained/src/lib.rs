@@ -29,11 +29,11 @@
 //! let grammar = Grammar::compile_json_schema(&vocabulary, schema, &options, &Limits::default())?;
 //!
 //! let mut matcher = grammar.matcher();
-//! assert_eq!(matcher.mask()?.ids(), Some(&[u32::from(b'1')][..]));
+//! assert_eq!(matcher.mask().ids(), Some(&[u32::from(b'1')][..]));
 //! matcher.advance(u32::from(b'1'))?;
 //! assert!(!matcher.is_accepting());
 //! matcher.advance(u32::from(b'7'))?;
-//! assert_eq!(matcher.mask()?.ids(), Some(&[256][..]));
+//! assert_eq!(matcher.mask().ids(), Some(&[256][..]));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -107,8 +107,8 @@
 //! text with constrained parts. Free text is UTF-8 without special tokens; its markers may be text or special
 //! tokens, which [`Vocabulary::with_special`] names.
 //!
-//! Costs: a state known already costs a lookup, a new one the work on its readings, at most `max_mask_work`
-//! steps and one pass over the vocabulary. Each grammar keeps at most `max_lazy_states` states and
+//! Costs: a state known already costs a lookup, a new one the work on its readings
+//! and one pass over the vocabulary. Each grammar keeps at most `max_lazy_states` states and
 //! `max_cache_bytes` bytes; beyond that its tables start anew and running matchers move over. What grammars
 //! share is kept by the vocabulary, bounded by [`Vocabulary::with_cache_bytes`]; [`Grammar::n_bytes`] and
 //! [`Vocabulary::n_cache_bytes`] tell what is held. The tables are behind one lock per grammar, taken once

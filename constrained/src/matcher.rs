@@ -55,24 +55,20 @@ impl Matcher {
 
     /// The tokens that may come next; the tokens that end the text are among them exactly when the output may
     /// end here. Nothing may come after the end.
-    ///
-    /// # Errors
-    /// When a limit keeps every continuation out, or the mask takes more work than is allowed.
-    pub fn mask(&mut self) -> Result<Arc<TokenMask>, MatchError> {
+    pub fn mask(&mut self) -> Arc<TokenMask> {
         let parts = &self.grammar.0;
         if self.is_ended {
             let none = TokenMask::from_sorted_ids(Vec::new(), parts.vocabulary.n_vocab());
-            return Ok(Arc::new(none));
+            return Arc::new(none);
         }
-        let parts = &self.grammar.0;
         let mut tables = lock(&self.tables);
         if !tables.is_full(&parts.limits) {
-            return Ok(tables.mask(parts.asked(), self.state()));
+            return tables.mask(parts.asked(), self.state());
         }
         drop(tables);
         self.renew();
         let parts = &self.grammar.0;
-        Ok(lock(&self.tables).mask(parts.asked(), self.state()))
+        lock(&self.tables).mask(parts.asked(), self.state())
     }
 
     /// Takes `token`.

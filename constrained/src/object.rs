@@ -5,6 +5,8 @@
 //! value, by its absence or by its name), or the number of members. What an output has written of an object
 //! is a [`Members`]. Invariant: [`Object::can_finish`] holds of every one that an output reaches.
 
+use std::collections::hash_map::Entry;
+
 use crate::hash::Map;
 use crate::ir::NodeId;
 use crate::keys::KeyTrie;
@@ -445,8 +447,8 @@ impl Object {
                     }
                     for choice in &extra.choices {
                         let met = met | choice.meets & open;
-                        if !reached.contains_key(&met) {
-                            reached.insert(met, n);
+                        if let Entry::Vacant(unseen) = reached.entry(met) {
+                            unseen.insert(n);
                             next.push(met);
                         }
                     }

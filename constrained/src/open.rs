@@ -181,10 +181,12 @@ mod tests {
                 mode: PLAIN,
                 ..text.start()
             };
-            let place = begun.bytes().fold(start, |place, byte| match text.step(place, byte) {
-                Moved::To(next) => next,
-                other => panic!("{begun}: {other:?}"),
-            });
+            let place = begun
+                .bytes()
+                .fold(start, |place, byte| match text.step(place, byte) {
+                    Moved::To(next) => next,
+                    other => panic!("{begun}: {other:?}"),
+                });
             assert!(open.has(place.state), "{begun}");
             for other in tokens {
                 let is_like_any = open.is_like_any(&text, &sets, place, &token(other));

@@ -77,7 +77,8 @@ impl<'a> StringLeaf<'a> {
     /// Whether the string may then also end with the same tokens as one of any content.
     pub(crate) fn is_like_any(self, strings: &StringTokens) -> bool {
         let sets = &self.fragment.content.sets;
-        self.open().is_like_any(self.spec, sets, self.place, &strings.other)
+        self.open()
+            .is_like_any(self.spec, sets, self.place, &strings.other)
     }
 
     fn open(self) -> &'a Open {
@@ -86,7 +87,11 @@ impl<'a> StringLeaf<'a> {
 
     /// The plain tokens that may follow, found now if not before.
     pub(crate) fn plain_piece(self, vocabulary: &Vocabulary) -> Arc<Piece> {
-        let Self { spec, fragment, place } = self;
+        let Self {
+            spec,
+            fragment,
+            place,
+        } = self;
         let essence = spec.essence(place, vocabulary.strings().max_plain_chars);
         vocabulary.cache().piece(fragment.at_plain(essence), || {
             let content = (place.mode == PLAIN).then(|| {

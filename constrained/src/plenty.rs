@@ -325,10 +325,10 @@ fn endless_states(content: &Dfa) -> Box<[bool]> {
     };
     let mut into = vec![Vec::new(); n];
     let mut n_open = vec![0u32; n];
-    for state in 0..n {
+    for (state, n_ways) in n_open.iter_mut().enumerate() {
         for next in edges(state) {
             into[next as usize].push(state);
-            n_open[state] += 1;
+            *n_ways += 1;
         }
     }
     // States from which every way ends soon are taken away, from the ends on.

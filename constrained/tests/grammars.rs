@@ -4,7 +4,7 @@ mod walk;
 
 use std::collections::BTreeSet;
 
-use arbora_constrained::{CompileError, Constraint, Grammar, Limits, MatchError};
+use arbora_constrained::{CompileError, Constraint, Grammar, Limits};
 use walk::{
     Random, accepts, accepts_tokens, byte_token, check_masks, check_token_masks, first_special, vocabulary,
 };
@@ -434,7 +434,7 @@ fn hostile_grammars_meet_a_named_limit_or_compile() {
         let grammar = Grammar::compile_gbnf(&vocabulary, &text, &Limits::default()).expect(&what);
         let mut matcher = grammar.matcher();
         for _ in 0..20 {
-            let mask = matcher.mask().expect("what compiles can run");
+            let mask = matcher.mask();
             let token = (0..mask.n_vocab())
                 .find(|token| mask.allows(*token))
                 .expect(&what);
@@ -534,7 +534,7 @@ fn random_grammars_left_recursive_or_not_accept_their_language() {
         }
         texts.extend(["a", "b"].map(|letter| format!("{}{letter}", texts[at])));
     }
-    let (mut n_compiled, mut n_limited) = (0, 0);
+    let mut n_compiled = 0;
     for seed in 0..1_500 {
         let mut random = Random(seed);
         let shapes: Vec<Shape> = (0..N_RULES).map(|_| Shape::random(&mut random, 2)).collect();
@@ -564,15 +564,7 @@ fn random_grammars_left_recursive_or_not_accept_their_language() {
         for word in &texts {
             let mut matcher = grammar.matcher();
             let mut taken = word.bytes().map(|byte| matcher.advance(byte_token(byte)));
-            let accepted = match taken.find(Result::is_err) {
-                None => matcher.is_accepting(),
-                Some(Err(MatchError::Refused { .. })) => false,
-                // Some of these grammars are ambiguous beyond measure.
-                _ => {
-                    n_limited += 1;
-                    continue;
-                }
-            };
+            let accepted = taken.all(|result| result.is_ok()) && matcher.is_accepting();
             assert_eq!(
                 accepted,
                 languages[0].contains(word),
@@ -581,5 +573,4 @@ fn random_grammars_left_recursive_or_not_accept_their_language() {
         }
     }
     assert!(n_compiled > 700, "{n_compiled} grammars");
-    assert!(n_limited < n_compiled, "{n_limited} texts met a limit");
 }

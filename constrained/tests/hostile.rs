@@ -288,10 +288,10 @@ fn hostile_schemas_compile_within_the_limits_or_are_refused_with_the_name_of_one
         let grammar = Grammar::compile_json_schema(&vocabulary, &schema, &options, &limits);
         let found = match grammar {
             Err(error) => error.to_string(),
-            Ok(grammar) => match grammar.matcher().mask() {
-                Ok(_) => "compiles".to_owned(),
-                Err(error) => error.to_string(),
-            },
+            Ok(grammar) => {
+                grammar.matcher().mask();
+                "compiles".to_owned()
+            }
         };
         if !found.contains(expected) {
             wrong.push(format!("{name}: {expected} expected: {found:.200}"));

@@ -151,8 +151,8 @@ fn tables_that_start_anew_change_no_mask() {
         let (mut usual, mut tight) = (usual.matcher(), tight.matcher());
         let mut random = Random(seed);
         for _ in 0..30 {
-            let mask = usual.mask().expect("what compiles can run");
-            assert_eq!(Ok(&mask), tight.mask().as_ref(), "seed {seed}: {source}");
+            let mask = usual.mask();
+            assert_eq!(mask, tight.mask(), "seed {seed}: {source}");
             n_equal += 1;
             let allowed: Vec<u32> = (0..mask.n_vocab()).filter(|token| mask.allows(*token)).collect();
             let token = allowed[random.below(allowed.len())];
@@ -191,7 +191,7 @@ fn free_text_is_found_again_after_a_long_rollback() {
     check_token_masks(&grammar, source);
     let (mut matcher, mut replayed) = (grammar.matcher(), grammar.matcher());
     for token in &tokens {
-        matcher.mask().expect("no limit is near");
+        matcher.mask();
         matcher.advance(*token).expect("it is allowed");
     }
     let n_kept = 25;

@@ -268,7 +268,7 @@ impl<B: Backend> Engine<B> {
             .decoder
             .forward(&mut self.backend, self.kv.kv_mut(), &self.batch);
         // A device computes while the masks are filled.
-        prepare_rows(&self.plan, &mut self.scheduler.sequences, &mut self.ending);
+        prepare_rows(&self.plan, &mut self.scheduler.sequences);
         let sample_rows = sample_rows(&self.plan, &self.scheduler.sequences);
         self.backend.sample(logits, &sample_rows, &mut self.sampled);
         logprob_rows(
@@ -369,9 +369,6 @@ impl<B: Backend> Engine<B> {
                 sequence.table = Some(self.cache.checkpoint(table, sequence.computed()));
             }
             let its_own = answers.next(rows, sequence);
-            if self.ending.iter().any(|(slot, _)| *slot == rows.slot) {
-                continue;
-            }
             if let Err(error) = sequence.score(its_own.scores) {
                 self.ending.push((rows.slot, FinishReason::Error(error)));
                 continue;

@@ -50,29 +50,24 @@ impl GrammarState {
         self.n_vocab
     }
 
-    /// Prepares the masks of the next row and of a row for each token of `draft`.
-    pub(crate) fn fill_masks(&mut self, draft: &[u32]) -> Result<(), MatchError> {
+    /// Prepares the masks of the next row and of a row for each token of `draft`, all of which may follow.
+    pub(crate) fn fill_masks(&mut self, draft: &[u32]) {
         self.masks.clear();
-        self.masks.push(self.matcher.mask()?);
-        let mut n_taken = 0;
-        let filled = draft.iter().try_for_each(|&token| {
-            self.matcher.advance(token)?;
-            n_taken += 1;
-            self.masks.push(self.matcher.mask()?);
-            Ok(())
-        });
+        self.masks.push(self.matcher.mask());
+        for &token in draft {
+            self.matcher
+                .advance(token)
+                .expect("a draft has only what may follow");
+            self.masks.push(self.matcher.mask());
+        }
         self.matcher
-            .rollback(n_taken)
+            .rollback(draft.len())
             .expect("what was just taken can be taken back");
-        filled
     }
 
-    /// What row `row` of this step may become. A row whose mask could not be filled belongs to a request that
-    /// ends, and its token is dropped.
+    /// What row `row` of this step may become.
     pub(crate) fn allowed(&self, row: usize) -> Allowed<'_> {
-        let Some(mask) = self.masks.get(row) else {
-            return Allowed::All;
-        };
+        let mask = &self.masks[row];
         match (mask.ids(), mask.words()) {
             (Some(ids), _) => Allowed::Ids(ids),
             (None, Some(words)) => Allowed::Bits(words),
@@ -86,8 +81,8 @@ impl GrammarState {
     }
 
     /// Whether nothing but the end of the text may come.
-    pub(crate) fn is_complete(&mut self) -> Result<bool, MatchError> {
-        Ok(self.matcher.is_accepting() && self.matcher.mask()?.n_allowed() <= self.n_eos)
+    pub(crate) fn is_complete(&mut self) -> bool {
+        self.matcher.is_accepting() && self.matcher.mask().n_allowed() <= self.n_eos
     }
 
     /// How many of the first tokens of `draft` may follow the output.

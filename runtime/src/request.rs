@@ -313,8 +313,8 @@ pub enum RequestError {
         /// Position of the row.
         position: usize,
     },
-    /// The grammar could not be followed further within its limits.
-    #[error("the output cannot follow its grammar any further: {0}")]
+    /// A token came that the grammar does not allow.
+    #[error("the output left its grammar: {0}")]
     Grammar(#[from] MatchError),
     /// The engine panicked in a step this request was part of, or its state was rebuilt.
     #[error("the engine failed while serving this request")]

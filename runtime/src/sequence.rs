@@ -263,15 +263,13 @@ impl Sequence {
         if is_model_stop || stop.token_ids.contains(&token) {
             return Some(FinishReason::StopToken(token));
         }
-        let grammar = self.request.grammar.as_mut();
-        let is_complete = match grammar.map(|grammar| {
-            grammar.advance(token)?;
-            grammar.is_complete()
-        }) {
-            Some(Err(error)) => return Some(FinishReason::Error(error.into())),
-            Some(Ok(is_complete)) => is_complete,
-            None => false,
-        };
+        let mut is_complete = false;
+        if let Some(grammar) = &mut self.request.grammar {
+            if let Err(error) = grammar.advance(token) {
+                return Some(FinishReason::Error(error.into()));
+            }
+            is_complete = grammar.is_complete();
+        }
         if let Some(text) = &mut self.text {
             text.push(bytes.of(token));
             if let Some(idx) = text.stopped() {
@@ -285,7 +283,7 @@ impl Sequence {
     }
 
     /// Prepares masks and adjustments of this step's rows, drafts included.
-    pub(crate) fn prepare_rows(&mut self, n_draft: usize) -> Result<(), RequestError> {
+    pub(crate) fn prepare_rows(&mut self, n_draft: usize) {
         let draft = &self.draft[..n_draft];
         if let Some(adjustments) = &mut self.adjustments {
             adjustments.fill(draft);
@@ -293,9 +291,8 @@ impl Sequence {
         if let Some(thoughts) = &mut self.request.thoughts {
             thoughts.fill(draft);
         }
-        match &mut self.request.grammar {
-            Some(grammar) => Ok(grammar.fill_masks(draft)?),
-            None => Ok(()),
+        if let Some(grammar) = &mut self.request.grammar {
+            grammar.fill_masks(draft);
         }
     }
 

@@ -12,21 +12,14 @@ use std::vec::Drain;
 
 use arbora_kernels::{LogprobRow, RowLogprobs, SampleRow};
 
-use crate::request::FinishReason;
 use crate::sampler::sample_row;
 use crate::scheduler::{Plan, PlannedRows};
-use crate::sequence::{Sequence, SequenceSlot, Sequences};
+use crate::sequence::{Sequence, Sequences};
 
-/// Prepares what every sequence that gives a token may become; one that fails at it ends.
-pub(crate) fn prepare_rows(
-    plan: &Plan,
-    sequences: &mut Sequences,
-    ending: &mut Vec<(SequenceSlot, FinishReason)>,
-) {
+/// Prepares what every sequence that gives a token may become.
+pub(crate) fn prepare_rows(plan: &Plan, sequences: &mut Sequences) {
     for rows in plan.rows.iter().filter(|rows| rows.n_sampled() > 0) {
-        if let Err(error) = sequences[rows.slot].prepare_rows(rows.n_draft) {
-            ending.push((rows.slot, FinishReason::Error(error)));
-        }
+        sequences[rows.slot].prepare_rows(rows.n_draft);
     }
 }
 

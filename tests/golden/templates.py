@@ -10,6 +10,7 @@ template with each chat and of each line. A text is what it renders to, an objec
 
 import json
 import pathlib
+import re
 
 import jinja2
 import jinja2.ext
@@ -134,7 +135,7 @@ rendered = {}
 for path in sorted((HERE / "templates").glob("*.jinja")):
     source = path.read_text()
     # Written for transformers before 5, which left what is null in the messages.
-    asks_for_null = "content'] is none" in source
+    asks_for_null = re.search(r"content'\] is (not )?none", source)
     show = dict if asks_for_null else shown
     rendered[path.stem] = {name: render(source, chat, show) for name, chat in CHATS.items()}
 constructs = []

@@ -152,9 +152,7 @@ pub fn expected(
     let mut bytes: Vec<u8> = Vec::new();
     loop {
         let position = request.prompt.len() + tokens.len();
-        let mask = matcher
-            .as_mut()
-            .map(|matcher| matcher.mask().expect("a toy grammar is within its limits"));
+        let mask = matcher.as_mut().map(|matcher| matcher.mask());
         let forced = request.thoughts.as_ref().and_then(|limit| forced(limit, &tokens));
         let mut adjustments = adjustments(request, &tokens, &ending);
         if forced.is_some() {
@@ -196,7 +194,7 @@ pub fn expected(
             Some(FinishReason::StopString(idx))
         } else if matcher.as_mut().is_some_and(|matcher| {
             matcher.advance(token).expect("an allowed token");
-            let mask = matcher.mask().expect("a toy grammar is within its limits");
+            let mask = matcher.mask();
             mask.ids()
                 .is_some_and(|ids| ids.iter().all(|id| model_stops.contains(id)))
         }) {

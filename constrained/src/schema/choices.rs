@@ -217,7 +217,9 @@ impl Compiler<'_> {
                 return Ok(None);
             }
         }
-        Ok(Some(all.into_iter().filter_map(simplified).collect()))
+        Ok(Some(
+            all.into_iter().filter_map(|clause| simplified(&clause)).collect(),
+        ))
     }
 
     /// The ways to settle the choice `kind` that are possible with `facts`.
@@ -498,9 +500,9 @@ fn fewest(open: &[(Fork, Vec<Branch>)]) -> usize {
 }
 
 /// `clause` in fewer facts; `None` when it holds of every object.
-fn simplified(clause: Vec<Fact>) -> Option<Vec<Fact>> {
+fn simplified(clause: &[Fact]) -> Option<Vec<Fact>> {
     let mut simple: Vec<Fact> = Vec::new();
-    for fact in &clause {
+    for fact in clause {
         let fact = match fact {
             Fact::Lacks(name) if clause.contains(&Fact::Member(*name, None)) => return None,
             // It comes with what its value satisfies.

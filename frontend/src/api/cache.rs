@@ -50,7 +50,7 @@ use std::time::{Duration, Instant};
 use arbora_runtime::NodeView;
 use arbora_runtime::explain::{Cause, Explanation, Leaving, RECENT_REQUESTS};
 use arbora_runtime::inspect::{CacheView, InspectError, Inspected, Inspection, MAX_NODES};
-use arbora_runtime::request::{Namespace, RequestId};
+use arbora_runtime::request::{Namespace, Request, RequestId, SubmitError};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
@@ -237,14 +237,15 @@ pub async fn explain_prompt(
         let salt = request.options.salt;
         (completions::only_prompt(&app, request).await?, salt)
     };
-    let limit = app.engine.context();
-    if !(1..=limit).contains(&tokens.len()) {
-        let message = format!("The prompt has {} tokens, must have 1 to {limit}.", tokens.len());
-        return Err(ApiError::ContextExceeded {
-            param: if is_chat { "messages" } else { "prompt" }.to_owned(),
-            message,
-        });
-    }
+    // Refused as the engine would refuse it, were it asked for no output.
+    let (nobody, _) = mpsc::channel(1);
+    let request = Request::new(app.engine.next_id(), tokens, 0, Instant::now(), nobody);
+    let in_field = |error: SubmitError| match is_chat {
+        true => ApiError::from(error).of_prompt_in("messages"),
+        false => error.into(),
+    };
+    app.engine.check(&request).map_err(in_field)?;
+    let tokens = request.prompt;
     let namespace = app.namespace(app.owner(&headers), salt);
     let _one_at_a_time = app.cache.picture.lock().await;
     match ask(&app, &Inspection::Prompt { namespace, tokens }).await? {

@@ -8,7 +8,7 @@ use super::fields::{Fields, wrong_type};
 use super::message::Message;
 use super::options::{MAX_LOGPROBS, Options, OutputLength, in_range};
 use super::tools::Tools;
-use super::unsupported::{self, CHAT, CONVERSATION};
+use super::unsupported::{self, CHAT, CONVERSATION, OTHER_NAMES};
 use crate::thinking::Thoughts;
 
 /// Most messages in one request.
@@ -61,7 +61,7 @@ impl ChatRequest {
     pub fn parse(body: &[u8], sampling: &SamplingParams) -> Result<Self, ApiError> {
         let mut f = Fields::parse(body)?;
         let mut tools = Tools::read(&mut f)?;
-        unsupported::refuse(&mut f, &[&CHAT])?;
+        unsupported::refuse(&mut f, &[&CHAT, &OTHER_NAMES])?;
         let output_logprobs = output_logprobs(&mut f)?;
         let mut request = ChatRequest {
             conversation: Conversation::read(&mut f, tools.as_mut())?,

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::fields::{Fields, FromJson, wrong_type};
 use super::options::{MAX_CHOICES, MAX_LOGPROBS, Options, OutputLength, in_range};
-use super::unsupported::{self, TEXT};
+use super::unsupported::{self, OTHER_NAMES, TEXT};
 
 /// Most output tokens where a request does not say: OpenAI's number.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -73,7 +73,7 @@ impl CompletionRequest {
     /// Reads a request body; `sampling` is what it leaves open.
     pub fn parse(body: &[u8], sampling: &SamplingParams) -> Result<Self, ApiError> {
         let mut f = Fields::parse(body)?;
-        unsupported::refuse(&mut f, &[&TEXT])?;
+        unsupported::refuse(&mut f, &[&TEXT, &OTHER_NAMES])?;
         let bos = bos(&mut f)?;
         let prompts = prompts(&mut f, bos)?;
         let echo = match f.optional("echo")? {

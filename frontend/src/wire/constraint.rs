@@ -18,8 +18,8 @@
 use std::collections::BTreeSet;
 
 use arbora_constrained::{
-    AdditionalProperties, CallFormat, Draft, Enforcement, FormatPolicy, ParallelCalls, SchemaOptions,
-    Whitespace,
+    AdditionalProperties, CallFormat, Draft, Enforcement, FormatPolicy, ParallelCalls, PropertyOrder,
+    SchemaOptions, Whitespace,
 };
 use serde_json::Value;
 
@@ -122,6 +122,7 @@ impl Source {
             formats: FormatPolicy::Enforce,
             additional_properties: AdditionalProperties::Closed,
             enforcement: Enforcement::Whole,
+            order: PropertyOrder::Schema,
         }
     }
 }

@@ -104,12 +104,6 @@ pub enum ApiError {
     /// The server drains.
     #[error("The server is shutting down.")]
     ShuttingDown,
-    /// The output hit a limit of its grammar half-way.
-    #[error("{message}")]
-    Grammar {
-        /// The limit.
-        message: String,
-    },
     /// The engine failed while serving the request.
     #[error("The server failed while serving this request.")]
     Failed,
@@ -165,11 +159,6 @@ impl ApiError {
             ),
             ApiError::QueueTimeout => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("queue_timeout")),
             ApiError::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("shutting_down")),
-            ApiError::Grammar { .. } => (
-                StatusCode::UNPROCESSABLE_ENTITY,
-                REQUEST,
-                Some("grammar_limit_exceeded"),
-            ),
             ApiError::Failed => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, Some("internal_error")),
         }
     }
@@ -311,10 +300,10 @@ impl From<SubmitError> for ApiError {
                 let why = format!(" The server's KV cache has {total} pages of {page_size} tokens.");
                 ApiError::context_exceeded(total * page_size, (prompt_tokens, max_tokens), &why)
             }
-            SubmitError::LongerThanQueue { .. } => ApiError::ContextExceeded {
-                param: PROMPT.to_owned(),
-                message: format!("The prompt is too long: {message}."),
-            },
+            SubmitError::LongerThanQueue { prompt_tokens, limit } => {
+                let why = " That is what one client's requests may have waiting (max_waiting_tokens).";
+                ApiError::context_exceeded(limit, (prompt_tokens, 0), why)
+            }
             SubmitError::BadParam(bad) => ApiError::invalid(bad.param, message),
             SubmitError::BadBias { .. } | SubmitError::BiasOutOfRange { .. } => {
                 ApiError::invalid("logit_bias", message)
@@ -333,10 +322,9 @@ impl From<RequestError> for ApiError {
                 param: PROMPT.to_owned(),
                 message: format!("The prompt is too long: {error}."),
             },
-            RequestError::Grammar(_) => ApiError::Grammar {
-                message: error.to_string(),
-            },
-            RequestError::NotFinite { .. } | RequestError::EngineFailed => ApiError::Failed,
+            RequestError::NotFinite { .. } | RequestError::Grammar(_) | RequestError::EngineFailed => {
+                ApiError::Failed
+            }
             RequestError::ShuttingDown => ApiError::ShuttingDown,
         }
     }

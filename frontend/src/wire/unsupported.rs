@@ -128,12 +128,13 @@ pub(crate) fn schemas() -> impl Iterator<Item = (&'static str, Value)> {
     })
 }
 
-const LISTS: [(&str, &[Unsupported]); 9] = [
+const LISTS: [(&str, &[Unsupported]); 10] = [
     ("UnsupportedAnywhere", &ANYWHERE),
     ("UnsupportedSampling", &SAMPLING),
     ("UnsupportedInPenalties", &PENALTIES),
     ("UnsupportedInChats", &CHAT),
     ("UnsupportedInConversations", &CONVERSATION),
+    ("UnsupportedNames", &OTHER_NAMES),
     ("UnsupportedInTexts", &TEXT),
     ("UnsupportedInGenerate", &GENERATE),
     ("UnsupportedBesideSamplingParams", &BESIDE_SAMPLING_PARAMS),
@@ -143,7 +144,7 @@ const LISTS: [(&str, &[Unsupported]); 9] = [
 use Neutral::{AtMost, ListOf, Nothing, Number, True, Words};
 
 /// Of every request that generates.
-pub(super) const ANYWHERE: [Unsupported; 27] = [
+pub(super) const ANYWHERE: [Unsupported; 28] = [
     // vLLM's.
     Unsupported::new("return_tokens_as_token_ids", Nothing),
     Unsupported::new("return_token_offsets", Nothing),
@@ -172,12 +173,13 @@ pub(super) const ANYWHERE: [Unsupported; 27] = [
     Unsupported::new("watermark", Nothing),
     Unsupported::new("bootstrap_host", Nothing),
     Unsupported::new("bootstrap_room", Nothing),
-    // llama.cpp's adapters.
+    // llama.cpp's.
     Unsupported::new("lora", Nothing),
+    Unsupported::new("return_tokens", Nothing),
 ];
 
 /// Of how tokens are drawn and when an output ends.
-pub(super) const SAMPLING: [Unsupported; 35] = [
+pub(super) const SAMPLING: [Unsupported; 36] = [
     // vLLM's.
     Unsupported::new("use_beam_search", Nothing),
     Unsupported::new("watermarking", Nothing),
@@ -194,6 +196,7 @@ pub(super) const SAMPLING: [Unsupported; 35] = [
     Unsupported::new("no_stop_trim", Nothing),
     // llama.cpp's.
     Unsupported::new("n_predict", AtMost(-1.0)).instead("max_tokens"),
+    Unsupported::new("n_cmpl", Number(1.0)).instead("n"),
     Unsupported::new("n_probs", Number(0.0)).instead("top_logprobs"),
     Unsupported::new("post_sampling_probs", Nothing),
     Unsupported::new("repeat_penalty", Number(1.0)).instead("repetition_penalty"),
@@ -246,6 +249,32 @@ pub(super) const CONVERSATION: [Unsupported; 6] = [
     // DeepSeek's.
     Unsupported::new("task", Nothing),
     Unsupported::new("thinking", Nothing).instead("chat_template_kwargs.enable_thinking"),
+];
+
+/// Of chat and text completions: what other APIs have under names of their own.
+pub(super) const OTHER_NAMES: [Unsupported; 17] = [
+    // SGLang's `/generate`, and Hugging Face's.
+    Unsupported::new("max_new_tokens", Nothing).instead("max_tokens"),
+    Unsupported::new("min_new_tokens", Number(0.0)).instead("min_tokens"),
+    Unsupported::new("sampling_seed", Nothing).instead("seed"),
+    Unsupported::new("sampling_params", Nothing),
+    Unsupported::new("stop_sequences", Nothing).instead("stop"),
+    Unsupported::new("num_beams", Number(1.0)),
+    Unsupported::new("no_repeat_ngram_size", Number(0.0)),
+    // OpenAI's for responses.
+    Unsupported::new("max_output_tokens", Nothing).instead("max_completion_tokens"),
+    Unsupported::new("reasoning", Nothing).instead("reasoning_effort"),
+    // Ollama's.
+    Unsupported::new("options", Nothing),
+    Unsupported::new("format", Nothing).instead("response_format"),
+    Unsupported::new("num_predict", AtMost(-1.0)).instead("max_tokens"),
+    // Mistral's.
+    Unsupported::new("random_seed", Nothing).instead("seed"),
+    Unsupported::new("safe_prompt", Nothing),
+    // Budgets of thoughts.
+    Unsupported::new("thinking_budget", AtMost(-1.0)).instead("thinking_token_budget"),
+    Unsupported::new("thinking_budget_tokens", AtMost(-1.0)).instead("thinking_token_budget"),
+    Unsupported::new("reasoning_budget", AtMost(-1.0)).instead("thinking_token_budget"),
 ];
 
 /// Of text completions.
@@ -373,8 +402,8 @@ mod tests {
     #[test]
     fn no_parameter_is_listed_twice() {
         for lists in [
-            [&ANYWHERE[..], &SAMPLING, &CHAT, &CONVERSATION],
-            [&ANYWHERE, &SAMPLING, &TEXT, &[]],
+            [&ANYWHERE[..], &SAMPLING, &OTHER_NAMES, &CHAT, &CONVERSATION],
+            [&ANYWHERE, &SAMPLING, &OTHER_NAMES, &TEXT, &[]],
         ] {
             let mut names: Vec<_> = lists.concat().iter().map(|one| one.name).collect();
             names.sort_unstable();

@@ -194,6 +194,39 @@ fn a_prompt_can_be_explained_without_being_run() {
 }
 
 #[test]
+fn a_prompt_that_could_not_be_run_is_refused_as_by_a_completion() {
+    let site = Site::new();
+    let too_long = vec![5; site.engine.context() + 1];
+    for (body, param, code) in [
+        (json!({"prompt": [99]}), "prompt", Json::Null),
+        (json!({"prompt": ""}), "prompt", Json::Null),
+        (
+            json!({"prompt": too_long}),
+            "prompt",
+            json!("context_length_exceeded"),
+        ),
+        (
+            chat(&"a ".repeat(site.engine.context()), &json!({})),
+            "messages",
+            json!("context_length_exceeded"),
+        ),
+    ] {
+        let answer = site.post("/cache/explain", &body);
+        let shown: String = body.to_string().chars().take(80).collect();
+        assert_eq!(answer.status, 400, "{shown}: {}", answer.body);
+        let error = answer.json()["error"].clone();
+        assert_eq!(
+            (&error["param"], &error["code"]),
+            (&json!(param), &code),
+            "{shown}"
+        );
+        let message = error["message"].as_str().expect("a text");
+        let is_too_long = message.starts_with("This model's maximum context length is ");
+        assert_eq!(is_too_long, !code.is_null(), "{message}");
+    }
+}
+
+#[test]
 fn text_with_a_salt_is_not_shown() {
     let site = Site::new();
     site.post(

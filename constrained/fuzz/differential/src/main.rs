@@ -163,7 +163,7 @@ fn compare(
     for _ in 0..4 {
         let (mut ours, mut theirs, mut before) = (ours.matcher(), theirs.deep_clone(), Vec::new());
         for _ in 0..24 {
-            let (Ok(our_mask), Ok(their_mask)) = (ours.mask(), theirs.compute_mask_or_eos()) else {
+            let (our_mask, Ok(their_mask)) = (ours.mask(), theirs.compute_mask_or_eos()) else {
                 outcome
                     .unexplained
                     .push(format!("{text}\n  after {}: no mask", show(&before)));
