@@ -130,6 +130,7 @@ mod json;
 mod keys;
 mod lengths;
 mod limits;
+mod mark;
 mod mask;
 mod matcher;
 mod minimal;
@@ -152,6 +153,7 @@ mod trie;
 mod vocabulary;
 
 pub use constraint::Constraint;
+pub use ebnf::GrammarSyntax;
 pub use error::{CompileError, MatchError, VocabularyError};
 pub use grammar::Grammar;
 pub use grammar_cache::GrammarCache;

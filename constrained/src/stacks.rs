@@ -41,6 +41,11 @@ pub(crate) enum Frame {
         n: u32,
     },
     Then(NodeId),
+    /// The part is complete, of which `mark` says something. So many tokens may yet begin in it.
+    Marked {
+        mark: u32,
+        n_left: u32,
+    },
     /// The object's brace is open and nothing else was written.
     FirstKey {
         object: u32,
@@ -77,7 +82,7 @@ impl Frame {
     /// How much deeper the output is within it: a container or a part of a rule counts once, however many
     /// frames say what comes of it.
     fn depth(self) -> u32 {
-        u32::from(!matches!(self, Self::End | Self::Then(_)))
+        u32::from(!matches!(self, Self::End | Self::Then(_) | Self::Marked { .. }))
     }
 }
 
@@ -96,6 +101,8 @@ struct Set {
     /// Depths of its shallowest and its deepest stack.
     least: u32,
     most: u32,
+    /// Whether any of its stacks is within a marked part.
+    is_marked: bool,
 }
 
 /// Sets of one grammar, from one table to be taken into another.
@@ -133,6 +140,7 @@ impl Stacks {
             end: 1,
             least: 0,
             most: 0,
+            is_marked: false,
         };
         Self {
             edges: vec![end],
@@ -159,6 +167,11 @@ impl Stacks {
     pub(crate) fn edges(&self, set: StackId) -> &[Edge] {
         let Set { begin, end, .. } = self.sets[set as usize];
         &self.edges[begin as usize..end as usize]
+    }
+
+    /// Whether any stack of `set` is within a part that says something of its tokens.
+    pub(crate) fn is_marked(&self, set: StackId) -> bool {
+        self.sets[set as usize].is_marked
     }
 
     /// `below` with `frame` on top of each of its stacks.
@@ -199,6 +212,9 @@ impl Stacks {
             end: (self.edges.len() + edges.len()) as u32,
             least: depths(|set| set.least).min().expect("a set has an edge"),
             most: depths(|set| set.most).max().expect("a set has an edge"),
+            is_marked: edges.iter().any(|edge| {
+                matches!(edge.frame, Frame::Marked { .. }) || self.sets[edge.below as usize].is_marked
+            }),
         };
         self.edges.extend_from_slice(edges);
         self.sets.push(set);

@@ -272,7 +272,7 @@ impl<'a> Closure<'a> {
             return;
         };
         match self.ir.nodes[node as usize] {
-            Node::Seq(_) | Node::Alt(_) | Node::Repeat { .. } | Node::Rule(_) => {
+            Node::Seq(_) | Node::Alt(_) | Node::Repeat { .. } | Node::Rule(_) | Node::Marked { .. } => {
                 let rank = self.ir.ranks.of(node);
                 let waiting = self.own.todo.entry(rank).or_insert(stack);
                 *waiting = self.stacks.union(self.ir, *waiting, stack);
@@ -322,6 +322,7 @@ impl<'a> Closure<'a> {
             Node::Alt(parts) => parts.iter().for_each(|part| self.enter(*part, stack)),
             Node::Repeat { .. } => self.repeat(node, 0, stack),
             Node::Rule(rule) => self.enter(ir.rules[*rule as usize], stack),
+            Node::Marked { body, mark } => self.enter_above(*body, ir.marked_frame(*mark), stack),
             Node::Object(object) => {
                 let first = Frame::FirstKey { object: *object };
                 self.enter_above(ir.punctuation.open_object, first, stack);
@@ -350,6 +351,7 @@ impl<'a> Closure<'a> {
                 }
             }
             Frame::Repeat { node, n } => self.repeat(node, n, below),
+            Frame::Marked { .. } => self.pop(below),
             Frame::FirstKey { object } => {
                 self.keys(object, 0, 0, below);
                 if ir.objects[object as usize].can_close(0, 0) {
