@@ -37,7 +37,9 @@ impl Ir {
 
     /// The frame of a part that was just entered.
     pub(crate) fn marked_frame(&self, mark: u32) -> Frame {
-        let n_left = self.marks[mark as usize].max_tokens.map_or(0, |max| max + 1);
+        let n_left = self.marks[mark as usize]
+            .max_tokens
+            .map_or(0, |max| max.saturating_add(1));
         Frame::Marked { mark, n_left }
     }
 }

@@ -235,6 +235,8 @@ fn what_is_not_supported_or_malformed_is_named_with_its_place() {
             "line 2, column 2: `A` is a terminal; only rules have attributes",
         ),
         ("start: a\na[capture: \"a\"", "line 2, column 10: `]` is missing"),
+        ("start: s{\"a\"}\ns{x}: x", "line 1, column 8: `s` is a template"),
+        ("start: \"a\"\ns{x}: x", "line 2, column 2: `s` is a template"),
         ("start: /a", "line 1, column 8: a regular expression has no end"),
         ("start: \"a\" }", "line 1, column 12: `}` is unexpected"),
     ] {
@@ -333,6 +335,63 @@ fn the_innermost_temperature_counts_and_the_highest_of_several() {
     ] {
         let error = refused(text);
         assert!(error.contains(why), "{text}\n{error}");
+    }
+}
+
+#[test]
+fn hostile_terminals_meet_a_named_limit_or_compile() {
+    let doubled = |n: usize| {
+        let each = (1..=n).map(|i| format!("A{i}: A{} A{}\n", i - 1, i - 1));
+        format!(
+            "start: B\nB: A{n} & /a*/\nA0: \"a\" & /./\n{}",
+            each.collect::<String>()
+        )
+    };
+    let nested = |n: usize| format!("start: {}\"a\"{}", "%lark { start: ".repeat(n), " }".repeat(n));
+    let chars = "ab".repeat(20_000) + "c";
+    for (text, limit) in [
+        (doubled(40), "max_automaton_states"),
+        (
+            "start: A\nA: ~/[ab]*a[ab]{20}/".to_owned(),
+            "max_automaton_states",
+        ),
+        (
+            "start: A\nA: (~\"a\" & /./){4000000000}".to_owned(),
+            "max_automaton_states",
+        ),
+        (
+            format!("start: %regex {{\"substring_chars\": \"{chars}\"}}"),
+            "max_",
+        ),
+        (nested(31), "max_source_depth"),
+        (
+            format!("start: A\nA: {}\"a\"", "~(".repeat(200)),
+            "max_source_depth",
+        ),
+        (
+            format!("start: %json {}1{}", "[".repeat(200), "]".repeat(200)),
+            "max_source_depth",
+        ),
+    ] {
+        let grammar = Grammar::compile(&vocabulary(), &lark(&text), &Limits::default()).map(|_| ());
+        let error = grammar.expect_err(limit).to_string();
+        assert!(error.contains(limit), "{}\n{error}", &text[..60.min(text.len())]);
+    }
+    for text in [
+        doubled(8),
+        nested(29),
+        "start: x*\nx[max_tokens=4294967295]: /[ab]*/".to_owned(),
+        "start: A\nA: ~(~/[ab]*a[ab]{5}/)".to_owned(),
+    ] {
+        let grammar = compile(&text);
+        let (mut matcher, a) = (grammar.matcher(), byte_token(b'a'));
+        while matcher.n_tokens() < 100 && matcher.mask().expect("no limit is near").allows(a) {
+            matcher.advance(a).expect("the mask allows it");
+        }
+        assert!(
+            matcher.mask().expect("no limit is near").n_allowed() > 0,
+            "{text}"
+        );
     }
 }
 

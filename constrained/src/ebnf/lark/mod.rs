@@ -3,8 +3,7 @@
 //! * Rules (lower case) and terminals (upper case) with `:`, `|`, `(…)`, `[…]`, `?`, `*`, `+`, `~n`, `~n..m`,
 //!   `{m,n}`; `"text"`, `"text"i` (ASCII), `"a".."z"`, `/regular expression/` with the flags `i`, `m`, `s`,
 //!   `u`, `x`. An output begins with the rule `start`.
-//! * In terminals, and in rules in brackets' place, `&` is intersection and a leading `~` the complement
-//!   within valid UTF-8; `%regex {"substring_chunks": […]}` is any run of the chunks (also
+//! * In terminals `&` is intersection, and a leading `~`, in rules too, the complement within valid UTF-8; `%regex {"substring_chunks": […]}` is any run of the chunks (also
 //!   `substring_words` and `substring_chars`).
 //! * `<text>` is one special token, `<[7,9-12]>` one of several by number, `<[^7]>` and `<[*]>` any token
 //!   with text but those.
@@ -12,7 +11,6 @@
 //!   with names of its own.
 //! * `%import common.NAME`, also with `->` and as a list; `%ignore`; `%llguidance {…}` with
 //!   `allow_initial_skip`, `ignore_once`, `no_forcing` (text is never forced, only proposed).
-//! * Templates `name{a, b}: …` are written out where they are used.
 //! * Attributes of rules (`lark/attributes.rs`): `capture`, `lazy`, `stop`, `suffix`, `stop_capture`,
 //!   `max_tokens`, `temperature`.
 //! * Comments from `//` or `#`. The rule marks `?` and `!`, aliases `-> name` and captures shape what is made
@@ -23,7 +21,7 @@
 //! terminal and not before the first one. Anchors at the ends of a regular expression are those of the text
 //! that it matches.
 //!
-//! Refused by name: priorities, parametric rules (`name::_`, `%if`), `%declare`, `%override`, `%extend`,
+//! Refused by name: priorities, templates, parametric rules (`name::_`, `%if`), `%declare`, `%override`, `%extend`,
 //! references `@name` to other grammars, the option `allow_invalid_utf8`, imports from elsewhere than
 //! `common`; of regular expressions back-references, the flag `l`, and look-around and anchors that depend on
 //! what stands around the expression.
