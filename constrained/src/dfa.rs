@@ -333,7 +333,14 @@ impl Dfa {
         };
         let classes = self.classes.refine(&other.classes);
         let bounds = (self.n_states(), other.n_states());
-        let raw = Self::explore_pairs(classes, (self.start(), other.start()), bounds, step, is_accepting, max)?;
+        let raw = Self::explore_pairs(
+            classes,
+            (self.start(), other.start()),
+            bounds,
+            step,
+            is_accepting,
+            max,
+        )?;
         Ok(raw.trimmed(&[true; 256]).minimal())
     }
 

@@ -94,9 +94,14 @@
 //!   `<token>`, `<[7]>` and their negation by `!`.
 //! * XGrammar's EBNF ([`Grammar::compile_ebnf`]): the same with its own escapes and layout, `Token`,
 //!   `ExcludeToken` and `Regex`; no look-ahead of rules, no `TagDispatch`, no rule attributes.
-//! * Lark ([`Grammar::compile_lark`]): rules, terminals, regular expressions, ranges, `%ignore`,
-//!   `%import common.X`; no priorities, templates or other directives. There is no lexer: a text is accepted
-//!   when any way of reading it fits.
+//! * Lark as llguidance has it ([`Grammar::compile_lark`]): rules, terminals with `&` and `~`, regular
+//!   expressions, ranges, tokens, `%ignore`, `%import common.X`, `%llguidance`, `%json`, `%lark`, `%regex`, and
+//!   the attributes of rules; no priorities, parametric rules or other directives. There is no lexer: a text
+//!   is accepted when any way of reading it fits. The text that `stop` finds is part of the output.
+//!
+//! A rule in Lark with `max_tokens` ends once so many tokens have begun within it, wherever it is, but within
+//! no character; [`Matcher::temperature`] is what its `temperature` asks for. [`GrammarSyntax::of`] tells Lark
+//! from EBNF where a client sends either.
 //!
 //! A regular expression in a grammar may look around within its own text; where it would depend on what stands
 //! before or behind it, it is refused.
@@ -140,6 +145,7 @@ mod json;
 mod keys;
 mod lengths;
 mod limits;
+mod mark;
 mod mask;
 mod matcher;
 mod memory;
@@ -168,6 +174,7 @@ mod trie;
 mod vocabulary;
 
 pub use constraint::Constraint;
+pub use ebnf::GrammarSyntax;
 pub use error::{CompileError, MatchError, VocabularyError};
 pub use grammar::Grammar;
 pub use grammar_cache::GrammarCache;

@@ -57,7 +57,7 @@ impl Open {
             if place.mode == PLAIN && self.is_settled[place.state as usize] {
                 continue;
             }
-                // Bytes that do not lead to where anything may come, and those that stand for something.
+            // Bytes that do not lead to where anything may come, and those that stand for something.
             let bytes = match place.mode {
                 PLAIN => union_of(self.bytes(content, sets, place.state), bytes_of(*b"\"\\")),
                 _ => [u64::MAX; 4],

@@ -96,7 +96,9 @@ mod tests {
             for n in (0..1u32 << others.len()).rev() {
                 let bits = (0..others.len()).rev().map(|bit| n >> bit & 1 == 1);
                 let answer: Vec<bool> = bits.collect();
-                let rules = answer.iter().map(|is| [Product::FirstOnly, Product::Both][usize::from(*is)]);
+                let rules = answer
+                    .iter()
+                    .map(|is| [Product::FirstOnly, Product::Both][usize::from(*is)]);
                 let part = rules.zip(&others).fold((*whole).clone(), |part, (rule, other)| {
                     part.product(other, rule, usize::MAX).expect("no limit is set")
                 });

@@ -11,6 +11,13 @@ use arbora_constrained::{Constraint, FormatPolicy, Grammar, Limits, SchemaOption
 use bytes::{accepts, vocabulary};
 use serde_json::{Value, json};
 
+fn lark(text: &str) -> Constraint<'_> {
+    Constraint::Lark {
+        text,
+        options: SchemaOptions::default(),
+    }
+}
+
 fn with_pattern(pattern: &str) -> String {
     json!({"type": "string", "pattern": pattern}).to_string()
 }
@@ -108,7 +115,7 @@ fn everywhere(pattern: &str) -> Vec<(&'static str, Result<Grammar, String>)> {
                 root: "root",
             }),
         ),
-        ("Lark", compile(Constraint::Lark(&format!("start: /{pattern}/")))),
+        ("Lark", compile(lark(&format!("start: /{pattern}/")))),
         ("tag", compile(Constraint::StructuralTag { text: &tag, options })),
     ]
 }
