@@ -236,26 +236,15 @@ impl Dfa {
         accept: impl Fn(&S) -> bool,
         max_states: usize,
     ) -> Result<Self, TooManyStates> {
-        let (states, table) = Self::reached(&classes, start, step, max_states)?;
-        let accepts = [false].into_iter().chain(states.iter().map(accept)).collect();
-        Ok(Self::of_parts(classes, table, accepts, 1))
-    }
-
-    /// The values that `step` reaches from `start`, which is state 1, and the rows of the dead state and of
-    /// theirs.
-    pub(crate) fn reached<S: Clone + Eq + Hash>(
-        classes: &Classes,
-        start: S,
-        step: impl Fn(&S, u8) -> Option<S>,
-        max_states: usize,
-    ) -> Result<(Vec<S>, Vec<u32>), TooManyStates> {
         let mut ids: Map<S, u32> = Map::default();
         let mut states = vec![start.clone()];
         ids.insert(start, 1);
+        let mut accepts = vec![false];
         let mut table = vec![DEAD; classes.len()];
         let mut at = 0;
         while let Some(state) = states.get(at).cloned() {
             at += 1;
+            accepts.push(accept(&state));
             for byte in classes.members() {
                 let next = step(&state, *byte).map_or(DEAD, |next| {
                     *ids.entry(next).or_insert_with_key(|key| {
@@ -269,7 +258,8 @@ impl Dfa {
                 return Err(TooManyStates);
             }
         }
-        Ok((states, table))
+        let raw = Self::of_parts(classes, table, accepts, 1);
+        Ok(raw)
     }
 
     /// Accepts exactly the given strings.

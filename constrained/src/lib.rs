@@ -86,7 +86,7 @@
 //! end. Schemas search for a pattern, all others match it from end to end. Refused by name and place:
 //! back-references, recursion, conditions, atomic groups and possessive repetitions whose parts have several
 //! lengths, what two of the three syntaxes read differently, and whose automaton would exceed a limit. Of the
-//! format `regex` texts with up to four groups open at once are allowed, without names and back-references.
+//! format `regex` texts with up to five groups open at once are allowed, without names and back-references.
 //!
 //! Grammars as text, each dialect named by the caller:
 //!

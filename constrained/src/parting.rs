@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::dfa::{Classes, DEAD, Dfa, TooManyStates};
+use crate::hash::Map;
 use crate::rows::{Incoming, Rows};
 
 pub(crate) struct Parting {
@@ -20,21 +21,44 @@ pub(crate) struct Parting {
 impl Parting {
     /// The texts of `whole` by which of `others` accept them; `max_states` bounds all of them together.
     pub(crate) fn new(whole: &Dfa, others: &[Arc<Dfa>], max_states: usize) -> Result<Self, TooManyStates> {
-        let each = || [whole].into_iter().chain(others.iter().map(Arc::as_ref));
+        let all: Vec<&Dfa> = [whole]
+            .into_iter()
+            .chain(others.iter().map(Arc::as_ref))
+            .collect();
         let classes = others.iter().map(|other| other.classes());
         let classes = classes.fold(whole.classes().clone(), |all, classes| all.refine(classes));
-        let step = |states: &Vec<u32>, byte: u8| {
-            let next = whole.step(states[0], byte);
-            let next_of = |(dfa, state): (&Dfa, &u32)| dfa.step(*state, byte);
-            (next != DEAD).then(|| each().zip(states).map(next_of).collect())
-        };
-        let start = each().map(Dfa::start).collect();
-        let (states, table) = Dfa::reached(&classes, start, step, max_states)?;
-        let answer_in = |states: &Vec<u32>| {
-            let mut are_accepting = each().zip(states).map(|(dfa, state)| dfa.is_accepting(*state));
-            are_accepting.next()?.then(|| are_accepting.collect())
-        };
-        let answers: Vec<_> = [None].into_iter().chain(states.iter().map(answer_in)).collect();
+        let start: Box<[u32]> = all.iter().map(|dfa| dfa.start()).collect();
+        let mut next = start.clone();
+        let mut ids: Map<Box<[u32]>, u32> = [(start.clone(), 1)].into_iter().collect();
+        let mut states = vec![start];
+        let mut table = vec![DEAD; classes.len()];
+        let mut answers = vec![None];
+        while let Some(state) = states.get(answers.len() - 1).cloned() {
+            let accept = || {
+                all.iter()
+                    .zip(&state)
+                    .map(|(dfa, state)| dfa.is_accepting(*state))
+            };
+            answers.push(whole.is_accepting(state[0]).then(|| accept().skip(1).collect()));
+            for byte in classes.members() {
+                for ((next, dfa), state) in next.iter_mut().zip(&all).zip(&state) {
+                    *next = dfa.step(*state, *byte);
+                }
+                let known = ids.get(&next).copied();
+                table.push(match known {
+                    _ if next[0] == DEAD => DEAD,
+                    Some(known) => known,
+                    None => {
+                        states.push(next.clone());
+                        ids.insert(next.clone(), states.len() as u32);
+                        states.len() as u32
+                    }
+                });
+            }
+            if states.len() > max_states {
+                return Err(TooManyStates);
+            }
+        }
         let rows = Rows {
             n_columns: classes.len(),
             table,

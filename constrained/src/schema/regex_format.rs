@@ -1,23 +1,24 @@
 //! The format `regex`: texts that are regular expressions of ECMA-262, as browsers read them without a flag,
 //! and of Python.
 //!
-//! Brackets that match are no regular language, so that groups are nested up to a bound, and one of those that
-//! are open may be look-around. Also left out, as comparing needs states: names, back-references, some ranges
-//! of characters, all ranges beyond ASCII, and numbers of repetitions that are not easily seen to be in order.
+//! Brackets that match are no regular language, so that groups are nested up to a bound. Look-behind is a
+//! sequence of single characters, as Python wants it to have one length. Also left out, as comparing needs
+//! states: names, back-references, some ranges of characters, all ranges beyond ASCII, and numbers of
+//! repetitions that are not easily seen to be in order.
 
 use crate::dfa::{Classes, Dfa};
 use crate::text::{step_utf8, utf8_classes};
 
 /// Groups that are open at once.
-const MAX_DEPTH: u8 = 4;
+const MAX_DEPTH: u8 = 5;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct State {
     mode: Mode,
     /// Groups that are open.
     depth: u8,
-    /// The one of them that is look-around, counted from 1; 0 for none.
-    around: u8,
+    /// Whether the last one of them is look-behind.
+    is_behind: bool,
     /// What is left of a character, as in [`step_utf8`]; `mode` is then that behind it.
     rest: u8,
 }
@@ -98,7 +99,7 @@ pub(super) fn automaton() -> Dfa {
 const START: State = State {
     mode: Mode::Fixed,
     depth: 0,
-    around: 0,
+    is_behind: false,
     rest: 0,
 };
 
@@ -120,6 +121,14 @@ fn classes() -> Classes {
 }
 
 fn step(state: &State, byte: u8) -> Option<State> {
+    let next = next(state, byte)?;
+    // Nothing is repeated in look-behind.
+    let is_fixed = next.is_behind && next.mode == Mode::Atom;
+    let mode = if is_fixed { Mode::Fixed } else { next.mode };
+    Some(State { mode, ..next })
+}
+
+fn next(state: &State, byte: u8) -> Option<State> {
     if state.rest != 0 {
         let rest = step_utf8(state.rest, byte)?;
         return Some(State { rest, ..*state });
@@ -139,13 +148,15 @@ fn step(state: &State, byte: u8) -> Option<State> {
     match state.mode {
         Mode::Fixed | Mode::Atom | Mode::Repeated | Mode::Opened => outside(state, byte),
         Mode::OpenedMark => match byte {
-            b':' => to(Mode::Fixed),
-            b'=' | b'!' => looking(state),
-            b'<' if state.around == 0 => to(Mode::OpenedLess),
+            b':' | b'=' | b'!' => to(Mode::Fixed),
+            b'<' => to(Mode::OpenedLess),
             _ => None,
         },
-        Mode::OpenedLess if matches!(byte, b'=' | b'!') => looking(state),
-        Mode::OpenedLess => None,
+        Mode::OpenedLess => matches!(byte, b'=' | b'!').then_some(State {
+            mode: Mode::Fixed,
+            is_behind: true,
+            ..*state
+        }),
         Mode::Braces(braces) => to(in_braces(braces, byte)?),
         Mode::Class(class) => to(in_class(class, byte)?),
         Mode::Escape(place) => to(escaped(place, byte)?),
@@ -158,15 +169,6 @@ fn step(state: &State, byte: u8) -> Option<State> {
     }
 }
 
-/// The group that was opened last is look-around, if no other one is.
-fn looking(state: &State) -> Option<State> {
-    (state.around == 0).then_some(State {
-        mode: Mode::Fixed,
-        around: state.depth,
-        ..*state
-    })
-}
-
 fn outside(state: &State, byte: u8) -> Option<State> {
     let mode = match (byte, state.mode) {
         (b'?', Mode::Opened) => Mode::OpenedMark,
@@ -174,6 +176,7 @@ fn outside(state: &State, byte: u8) -> Option<State> {
         (b'?', Mode::Repeated) => Mode::Fixed,
         (b'{', Mode::Atom) => Mode::Braces(Braces::Opened),
         (b'?' | b'*' | b'+' | b'{', _) => return None,
+        (b'(' | b'|', _) if state.is_behind => return None,
         (b'(', _) => {
             return (state.depth < MAX_DEPTH).then_some(State {
                 mode: Mode::Opened,
@@ -182,11 +185,10 @@ fn outside(state: &State, byte: u8) -> Option<State> {
             });
         }
         (b')', _) => {
-            let is_around = state.around == state.depth;
             return Some(State {
-                mode: if is_around { Mode::Fixed } else { Mode::Atom },
+                mode: if state.is_behind { Mode::Fixed } else { Mode::Atom },
                 depth: state.depth.checked_sub(1)?,
-                around: if is_around { 0 } else { state.around },
+                is_behind: false,
                 rest: 0,
             });
         }
@@ -292,7 +294,8 @@ mod tests {
             "a|b||(c|)|[^\\w\\s-]*?|\\u00e9\\x41+",
             "[0-9a-fA-F -~]{2,4}x{0,1}y{10,20}z{5,10}",
             "^/[^/]+/é?[€-]\\/$",
-            "((((x{1,10}))))",
+            "(((((x{1,10})))))",
+            "((?!(?=a|b)c)(?<=\\d[a-z]é))+",
             "(?:(?!end)[\\s\\S])*",
             "^\\d{4}\\-\\d{2}\\_\\@\\#\\ \\\"\\'\\%$",
             "^\\$\\{[^}]+}]$",
@@ -317,7 +320,10 @@ mod tests {
             "\\y",
             "a{,2}",
             "^*",
-            "(?=a)*",
+            "(?<=a)*",
+            "(?<=a+)b",
+            "(?<!a|bc)d",
+            "((((((a))))))",
             "(?<n>a)",
             "a{2}{3}",
             "[\\w-a]",
