@@ -4,7 +4,7 @@ mod walk;
 
 use std::collections::BTreeSet;
 
-use arbora_constrained::{CompileError, Constraint, Grammar, Limits, MatchError, SchemaOptions};
+use arbora_constrained::{CompileError, Constraint, Grammar, Limits, SchemaOptions};
 use walk::{
     Random, accepts, accepts_tokens, byte_token, check_masks, check_token_masks, first_special, vocabulary,
 };
