@@ -356,7 +356,7 @@ fn hostile_terminals_meet_a_named_limit_or_compile() {
             "max_automaton_states",
         ),
         (
-            "start: A\nA: (~\"a\" & /./){4000000000}".to_owned(),
+            "start: A\nA: (~\"a\" & /./){4000000000} & /b*/".to_owned(),
             "max_automaton_states",
         ),
         (
