@@ -66,6 +66,7 @@ impl Ir {
             Node::Alt(parts) => parts.iter().any(is),
             Node::Repeat { body, min, .. } => *min == 0 || is(body),
             Node::Rule(rule) => is(&self.rules[*rule as usize]),
+            Node::Marked { body, .. } => is(body),
         }
     }
 
@@ -101,7 +102,7 @@ impl Ir {
                 &parts[..parts.len().min(n_empty + 1)]
             }
             Node::Alt(parts) => parts,
-            Node::Repeat { body, .. } => std::slice::from_ref(body),
+            Node::Repeat { body, .. } | Node::Marked { body, .. } => std::slice::from_ref(body),
             Node::Rule(rule) => std::slice::from_ref(&self.rules[*rule as usize]),
             _ => &[],
         }

@@ -95,7 +95,7 @@ impl<'a> Closure<'a> {
                     self.expand(node, stack);
                 }
             }
-            Node::Seq(_) | Node::Alt(_) | Node::Repeat { .. } | Node::Rule(_) => {
+            Node::Seq(_) | Node::Alt(_) | Node::Repeat { .. } | Node::Rule(_) | Node::Marked { .. } => {
                 let rank = self.ir.ranks.of(node);
                 let waiting = self.own.todo.entry(rank).or_insert(stack);
                 *waiting = self.stacks.union(self.ir, *waiting, stack);
@@ -145,6 +145,7 @@ impl<'a> Closure<'a> {
             Node::Alt(parts) => parts.iter().for_each(|part| self.enter(*part, stack)),
             Node::Repeat { .. } => self.repeat(node, 0, stack),
             Node::Rule(rule) => self.enter(ir.rules[*rule as usize], stack),
+            Node::Marked { body, mark } => self.enter_above(*body, ir.marked_frame(*mark), stack),
             Node::Object(object) => {
                 let first = Frame::FirstKey { object: *object };
                 self.enter_above(ir.punctuation.open_object, first, stack);
@@ -173,6 +174,7 @@ impl<'a> Closure<'a> {
                 }
             }
             Frame::Repeat { node, n } => self.repeat(node, n, below),
+            Frame::Marked { .. } => self.pop(below),
             Frame::FirstKey { object } => {
                 let members = ir.objects[object as usize].start(object);
                 let members = self.stacks.records.members_id(ir, members);

@@ -36,8 +36,13 @@ pub enum Constraint<'a> {
         /// The rule it begins with; XGrammar's default is `root`.
         root: &'a str,
     },
-    /// A grammar in a subset of Lark.
-    Lark(&'a str),
+    /// A grammar in Lark, as llguidance takes it.
+    Lark {
+        /// Its text.
+        text: &'a str,
+        /// How the schemas in it are read and written.
+        options: SchemaOptions,
+    },
     /// A structural tag: free text and constrained parts.
     StructuralTag {
         /// Its JSON text.
@@ -75,7 +80,7 @@ impl Constraint<'_> {
             Self::Regex(text)
             | Self::Gbnf(text)
             | Self::Ebnf { text, .. }
-            | Self::Lark(text)
+            | Self::Lark { text, .. }
             | Self::StructuralTag { text, .. } => text.len(),
             Self::Tools(spec) => spec.n_bytes(),
             Self::After { marker, .. } => marker.len(),
@@ -89,9 +94,9 @@ impl Constraint<'_> {
     /// Whitespace around JSON's punctuation; `None` where no JSON is written.
     pub(crate) fn whitespace(&self) -> Option<Whitespace> {
         match self {
-            Self::JsonSchema { options, .. } | Self::StructuralTag { options, .. } => {
-                Some(options.whitespace)
-            }
+            Self::JsonSchema { options, .. }
+            | Self::StructuralTag { options, .. }
+            | Self::Lark { options, .. } => Some(options.whitespace),
             Self::Tools(spec) => Some(spec.options.whitespace),
             Self::After { then, .. } | Self::MaybeAfter { then, .. } => then.whitespace(),
             Self::Either(parts) => {
@@ -130,7 +135,7 @@ impl Constraint<'_> {
             }
             Self::Gbnf(text) => ebnf::compile(ir, vocabulary, (text, Dialect::Gbnf), "root", limits),
             Self::Ebnf { text, root } => ebnf::compile(ir, vocabulary, (text, Dialect::Ebnf), root, limits),
-            Self::Lark(text) => ebnf::compile_lark(ir, vocabulary, text, limits),
+            Self::Lark { text, options } => ebnf::compile_lark(ir, vocabulary, (text, options), limits),
             Self::StructuralTag { text, options } => {
                 let context = Context {
                     vocabulary,

@@ -205,6 +205,11 @@ impl Dfa {
         }
     }
 
+    /// The smallest automaton of `rows`, in which only state 0 is dead.
+    pub(crate) fn of_trimmed(classes: Classes, rows: Rows) -> Self {
+        Self::of_rows(classes, rows).minimal()
+    }
+
     /// The automaton of `rows`, in which no two states are alike and only state 0 is dead.
     pub(crate) fn of_minimal(classes: Classes, rows: &Rows) -> Self {
         Self::of_rows(classes, rows.renumbered(Some)).with_fewest_classes()
@@ -259,6 +264,12 @@ impl Dfa {
 
     /// Accepts exactly the given strings.
     pub(crate) fn of_strings<'a>(strings: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let raw = Self::of_strings_unreduced(strings);
+        Self::of_minimal(raw.classes, &raw.rows)
+    }
+
+    /// The same with each byte that occurs in a class of its own; the start is any state.
+    pub(crate) fn of_strings_unreduced<'a>(strings: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut strings: Vec<&[u8]> = strings.into_iter().collect();
         strings.sort_unstable();
         let mut states = Suffixes::new();
@@ -288,8 +299,7 @@ impl Dfa {
             table[from * classes.len() + classes.of(*byte)] = *to;
         }
         let accepts = states.iter().map(|state| state.is_accepting).collect();
-        let raw = Self::of_parts(classes, table, accepts, start);
-        Self::of_minimal(raw.classes, &raw.rows)
+        Self::of_parts(classes, table, accepts, start)
     }
 
     /// Runs both at once.
@@ -312,7 +322,57 @@ impl Dfa {
             alive.then_some((a, b))
         };
         let classes = self.classes.refine(&other.classes);
-        Self::explore(classes, (self.start(), other.start()), step, is_accepting, max)
+        let bounds = (self.n_states(), other.n_states());
+        let raw = Self::explore_pairs(
+            classes,
+            (self.start(), other.start()),
+            bounds,
+            step,
+            is_accepting,
+            max,
+        )?;
+        Ok(raw.trimmed(&[true; 256]).minimal())
+    }
+
+    /// As [`Self::explore_unreduced`], of pairs of numbers below two `bounds`.
+    pub(crate) fn explore_pairs(
+        classes: Classes,
+        start: (u32, u32),
+        (n_first, n_second): (usize, usize),
+        step: impl Fn(&(u32, u32), u8) -> Option<(u32, u32)>,
+        accept: impl Fn(&(u32, u32)) -> bool,
+        max_states: usize,
+    ) -> Result<Self, TooManyStates> {
+        /// Of so many pairs the states are listed, so that none must be looked up by its hash.
+        const MAX_LISTED: usize = 1 << 15;
+        if n_first * n_second > MAX_LISTED {
+            return Self::explore_unreduced(classes, start, step, accept, max_states);
+        }
+        let place = |(a, b): (u32, u32)| a as usize * n_second + b as usize;
+        let mut ids = vec![DEAD; n_first * n_second];
+        let (mut states, mut table) = (vec![start], vec![DEAD; classes.len()]);
+        ids[place(start)] = 1;
+        let mut at = 0;
+        while let Some(state) = states.get(at).copied() {
+            at += 1;
+            for byte in classes.members() {
+                let Some(next) = step(&state, *byte) else {
+                    table.push(DEAD);
+                    continue;
+                };
+                let id = &mut ids[place(next)];
+                if *id == DEAD {
+                    states.push(next);
+                    *id = states.len() as u32;
+                }
+                table.push(*id);
+            }
+            if states.len() > max_states {
+                return Err(TooManyStates);
+            }
+        }
+        let accepts = [false].into_iter().chain(states.iter().map(accept)).collect();
+        Ok(Self::of_parts(classes, table, accepts, 1))
     }
 
     /// What a trimmed automaton is over `usable` bytes alone: the same where there are no edges over others.

@@ -157,7 +157,7 @@ impl Stacks {
 
     fn has_plenty_after(&self, ir: &Ir, plenty: &Plenty, frame: Frame, n: u32) -> bool {
         match frame {
-            Frame::End => false,
+            Frame::End | Frame::Marked { .. } => false,
             Frame::Then(node) => plenty.n_values(node) > n,
             Frame::Seq { .. } | Frame::Repeat { .. } => false,
             Frame::FirstKey { object } => plenty.n_objects(object) > n,

@@ -172,14 +172,16 @@ impl Filling {
     fn take_away(&mut self, asked: Asked<'_>, denied: &[u32]) {
         let is_denied = |token: &u32| denied.binary_search(token).is_ok();
         self.extras.retain(|token| !is_denied(token));
-        let has_denied = |mask: &TokenMask| denied.iter().any(|token| mask.allows(*token));
-        if !self.parts.iter().any(|part| has_denied(&part.mask)) {
-            return;
-        }
         let mut words = vec![0; asked.vocabulary.n_words()];
         self.parts.iter().for_each(|part| part.mask.add_to(&mut words));
+        let mut is_less = false;
         for token in denied {
-            words[*token as usize / 64] &= !(1 << (token % 64));
+            let (word, bit) = (&mut words[*token as usize / 64], 1 << (token % 64));
+            is_less |= *word & bit != 0;
+            *word &= !bit;
+        }
+        if !is_less {
+            return;
         }
         let mask = TokenMask::from_words(words, asked.vocabulary.n_vocab());
         self.parts.clear();

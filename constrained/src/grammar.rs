@@ -102,16 +102,19 @@ impl Grammar {
         Self::compile(vocabulary, &Constraint::Ebnf { text, root }, limits)
     }
 
-    /// Texts of the Lark grammar `text`, which begins with its rule `start`.
+    /// Texts of the Lark grammar `text`, which begins with its rule `start`; schemas in it are read by
+    /// `options`.
     ///
     /// # Errors
     /// As [`Grammar::compile_gbnf`].
     pub fn compile_lark(
         vocabulary: &Arc<Vocabulary>,
         text: &str,
+        options: &SchemaOptions,
         limits: &Limits,
     ) -> Result<Self, CompileError> {
-        Self::compile(vocabulary, &Constraint::Lark(text), limits)
+        let options = *options;
+        Self::compile(vocabulary, &Constraint::Lark { text, options }, limits)
     }
 
     /// Texts of the structural tag `text`.

@@ -44,7 +44,7 @@ enum Source {
         text: String,
         root: String,
     },
-    Lark(String),
+    Lark(String, SchemaOptions),
     StructuralTag(String, SchemaOptions),
     Tools(Tools),
     After {
@@ -199,7 +199,7 @@ impl Source {
                 text: owned(text),
                 root: owned(root),
             },
-            Constraint::Lark(text) => Self::Lark(owned(text)),
+            Constraint::Lark { text, options } => Self::Lark(owned(text), options),
             Constraint::StructuralTag { text, options } => Self::StructuralTag(owned(text), options),
             Constraint::Tools(spec) => Self::Tools(Tools {
                 tools: spec
@@ -239,7 +239,7 @@ impl Source {
             Self::Schema(text, _)
             | Self::Regex(text)
             | Self::Gbnf(text)
-            | Self::Lark(text)
+            | Self::Lark(text, _)
             | Self::StructuralTag(text, _) => text.len(),
             Self::Ebnf { text, root } => text.len() + root.len(),
             Self::Choice(choices) => choices
@@ -330,7 +330,10 @@ mod tests {
             Constraint::Gbnf(text),
             Constraint::Ebnf { text, root: "root" },
             Constraint::Ebnf { text, root: "other" },
-            Constraint::Lark("start: \"a\""),
+            Constraint::Lark {
+                text: "start: \"a\"",
+                options,
+            },
             Constraint::StructuralTag { text: tag, options },
             spec(&tools, ToolChoice::Auto, ParallelCalls::Allowed),
             spec(&tools, ToolChoice::Required, ParallelCalls::Allowed),

@@ -19,6 +19,7 @@ use crate::error::CompileError;
 use crate::free_text::FreeText;
 use crate::hash::Map;
 use crate::limits::Limits;
+use crate::mark::Mark;
 use crate::nesting::{NEVER, NeedsWithin};
 pub(crate) use crate::object::{Choice, Key, Object};
 use crate::pattern::{Bounds, Pattern, Syntax};
@@ -46,11 +47,27 @@ pub(crate) enum Node {
         max: Option<u32>,
     },
     Rule(RuleId),
+    /// A part that says something of the tokens within it.
+    Marked {
+        body: NodeId,
+        mark: u32,
+    },
     Object(u32),
     Array(u32),
     /// One token, by its number.
     Token(u32),
     Free(u32),
+}
+
+/// What may stand around JSON's punctuation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Runs of whitespace, each of which ends.
+    Flexible,
+    /// Nothing.
+    Compact,
+    /// One space behind commas and colons.
+    Spaced,
 }
 
 /// Punctuation with the whitespace that may surround it.
@@ -102,6 +119,9 @@ pub(crate) struct Ir {
     pub(crate) token_sets: Vec<TokenSet>,
     pub(crate) token_set_ids: Map<TokenSet, u32>,
     pub(crate) free_texts: Vec<FreeText>,
+    pub(crate) marks: Vec<Mark>,
+    /// Whether any mark limits tokens.
+    pub(crate) has_limits: bool,
     /// Whether any token may be taken by its number.
     pub(crate) has_tokens: bool,
     pub(crate) punctuation: Punctuation,
@@ -154,6 +174,8 @@ impl Ir {
             token_sets: Vec::new(),
             token_set_ids: Map::default(),
             free_texts: Vec::new(),
+            marks: Vec::new(),
+            has_limits: false,
             has_tokens: false,
             punctuation: none,
             relaxed: Vec::new(),
@@ -172,31 +194,43 @@ impl Ir {
             max_readings: limits.max_readings,
             bounds: Bounds::new(limits),
         };
-        let mut mark = |before: Option<usize>, byte: u8, after: Option<usize>| {
-            let recipe = format!("punctuation {before:?} {byte} {after:?}");
-            let cache = ir.cache.clone();
-            let made = cache.automaton(recipe, || {
-                let dfa = punctuation(before, byte, after).trimmed(&ir.is_spelled);
-                Ok::<_, Infallible>(Built { dfa, n_work: 0 })
-            });
-            let Ok((dfa, _)) = made;
-            ir.shared_dfa(dfa)
+        let layout = match whitespace {
+            Whitespace::Any => Layout::Flexible,
+            Whitespace::None => Layout::Compact,
         };
-        let run = match whitespace {
-            Whitespace::Any => Some(limits.max_indent),
-            Whitespace::None => None,
-        };
-        ir.punctuation = Punctuation {
-            open_object: mark(None, b'{', run),
-            close_object: mark(run, b'}', None),
-            close_empty_object: mark(None, b'}', None),
-            open_array: mark(None, b'[', run),
-            close_array: mark(run, b']', None),
-            close_empty_array: mark(None, b']', None),
-            comma: mark(run, b',', run),
-            colon: mark(run, b':', run),
-        };
+        ir.lay_out(layout, limits.max_indent);
         ir
+    }
+
+    /// Sets what stands around JSON's punctuation; lines begin with up to `max_indent` characters.
+    pub(crate) fn lay_out(&mut self, layout: Layout, max_indent: usize) {
+        let run = (layout == Layout::Flexible).then_some(max_indent);
+        self.punctuation = Punctuation {
+            open_object: self.mark(None, b'{', run),
+            close_object: self.mark(run, b'}', None),
+            close_empty_object: self.mark(None, b'}', None),
+            open_array: self.mark(None, b'[', run),
+            close_array: self.mark(run, b']', None),
+            close_empty_array: self.mark(None, b']', None),
+            comma: self.mark(run, b',', run),
+            colon: self.mark(run, b':', run),
+        };
+        if layout == Layout::Spaced {
+            self.punctuation.comma = self.literal(", ");
+            self.punctuation.colon = self.literal(": ");
+        }
+    }
+
+    /// `byte` between two runs of whitespace.
+    fn mark(&mut self, before: Option<usize>, byte: u8, after: Option<usize>) -> NodeId {
+        let recipe = format!("punctuation {before:?} {byte} {after:?}");
+        let cache = self.cache.clone();
+        let made = cache.automaton(recipe, || {
+            let dfa = punctuation(before, byte, after).trimmed(&self.is_spelled);
+            Ok::<_, Infallible>(Built { dfa, n_work: 0 })
+        });
+        let Ok((dfa, _)) = made;
+        self.shared_dfa(dfa)
     }
 
     pub(crate) fn node(&mut self, node: Node) -> NodeId {
@@ -357,6 +391,7 @@ impl Ir {
             + self.arrays.iter().map(Array::n_bytes).sum::<usize>()
             + self.token_sets.iter().map(|set| 2 * set.n_bytes()).sum::<usize>()
             + self.free_texts.iter().map(FreeText::n_bytes).sum::<usize>()
+            + self.marks.len() * size_of::<Mark>()
             + self.relaxed.iter().map(Relaxed::n_bytes).sum::<usize>()
             + self.plenty.as_ref().map_or(0, Plenty::n_bytes)
             + self.rules.len() * 4

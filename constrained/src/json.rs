@@ -49,6 +49,21 @@ struct Reader<'a> {
 impl Document {
     /// Parses `text`, containers nested at most `max_depth` deep.
     pub(crate) fn parse(text: &str, max_depth: usize) -> Result<Self, CompileError> {
+        let (document, mut reader) = Self::read(text, max_depth)?;
+        reader.whitespace();
+        if reader.at < text.len() {
+            return Err(reader.error("text after the end"));
+        }
+        Ok(document)
+    }
+
+    /// The same of the JSON that `text` begins with, and where it ends.
+    pub(crate) fn parse_prefix(text: &str, max_depth: usize) -> Result<(Self, usize), CompileError> {
+        let (document, reader) = Self::read(text, max_depth)?;
+        Ok((document, reader.at))
+    }
+
+    fn read(text: &str, max_depth: usize) -> Result<(Self, Reader<'_>), CompileError> {
         let mut reader = Reader {
             bytes: text.as_bytes(),
             at: 0,
@@ -89,11 +104,7 @@ impl Document {
                 break;
             }
         }
-        reader.whitespace();
-        if reader.at < text.len() {
-            return Err(reader.error("text after the end"));
-        }
-        Ok(document)
+        Ok((document, reader))
     }
 
     /// Reads up to the next value; false at the end of the outermost one.

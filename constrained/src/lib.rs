@@ -44,26 +44,32 @@
 //! leaf allows, which is found out once for all grammars of a vocabulary that have an equal leaf, and of the
 //! tokens that go on after the leaf, which are followed through the stack.
 //!
-//! What the output looks like: members come in the schema's order, extra ones last; a character that can
-//! stand for itself in a string does; integers have neither point nor exponent where they are listed or the
-//! type is `integer`; other listed numbers are written as the schema writes them; zero has no sign; numbers
-//! with a bound other than zero, a divisor or values kept out have no exponent. This is a choice among
-//! spellings of a value, not a restriction of values, with these exceptions:
+//! What the output looks like: members come in the schema's order, extra ones last, or with
+//! [`PropertyOrder::Any`] in any; a character that can stand for itself in a string does; integers have neither
+//! point nor exponent where they are listed or the type is `integer`; other listed numbers are written as the
+//! schema writes them; zero has no sign; numbers with a bound other than zero, a divisor or values kept out
+//! have no exponent. This is a choice among spellings of a value, not a restriction of values, with these
+//! exceptions:
 //!
 //! * A number ends: it has at most 21 digits before the point, 22 behind it and 3 in the exponent, which
 //!   holds what JavaScript and Python write and every integer of 64 bits, and more where the schema's own
 //!   numbers need them. Of a divisor that needs too large an automaton, the first thousand multiples on
 //!   either side of zero are written, or those next to the bound.
 //! * A format may be enforced more narrowly than its standard has it.
-//! * Members without a declared name could be written twice, so that only one of them counts for
-//!   `minProperties`, and where one of them must be there (`not` of `additionalProperties`, say) it comes
-//!   last. Where a name is written twice the last value counts.
+//! * Where a name is written twice the last value counts. Where members must be counted, or differ, no name
+//!   that is not declared is written twice; such objects have at most 4,096 of those, and arrays of distinct
+//!   items as many items.
+//! * What can be read in very many ways with distinct items is only followed in 64 of them.
 //!
-//! What is refused of JSON Schema: `uniqueItems` unless the items are of one list of up to 32 values or have
-//! a type each, `minProperties` beyond the declared names and one more, `unevaluated*`, `uniqueItems` and
-//! inexact formats where they are negated, and references out of the document. A dialect
-//! that the document does not explain is read as the drafts agree, and what some of them do not know may not
-//! be negated. `tests/suite/refused.txt` shows what that means for the official test suite.
+//! Items that must be distinct, and names, are compared as they are written (`memory.rs`, `distinct.rs`): what
+//! would equal an earlier one cannot be completed. Schemas that must not hold become conditions on the members
+//! of an object (`object.rs`), which add up where alternatives would multiply.
+//!
+//! What is refused of JSON Schema: `uniqueItems` where it does not show that there are as many distinct items as
+//! there must be; `unevaluated*`, `uniqueItems` and inexact formats where they are negated; and references out
+//! of the document. A dialect that the document does not explain is read as the drafts agree, and what some of
+//! them do not know may not be negated. `tests/suite/refused.txt` shows what that means for the official test
+//! suite.
 //!
 //! Two options change what a schema means. [`AdditionalProperties::Closed`] keeps out members that a schema
 //! which names some does not name, unless it says something of the others; schemas of one object close it
@@ -73,13 +79,14 @@
 //!
 //! Regular expressions are read as ECMA-262 has them in schemas, as Python's in Lark, and elsewhere as Rust's
 //! with what Python has besides. All have look-ahead and look-behind, `(?P<name>…)`, flags, `\A`, `\Z`, `\b`,
-//! comments, Unicode's properties. `\d`, `\w` and `\b` are of ASCII, and so is the case that `(?i)` ignores;
-//! `\s` is ASCII's white space, in schemas ECMA-262's, which has Unicode's too. `(?u)` asks for Unicode in
-//! each. `$` and `\Z` are the end of the text, never the place before a newline at its end. Schemas search
-//! for a pattern, all others match it from end to end. Refused by name and place: back-references, recursion,
-//! conditions, atomic groups and possessive repetitions whose parts have several lengths, what two of the
-//! three syntaxes read differently, and whose automaton would exceed a limit. Of the format `regex` texts
-//! with up to four groups open at once are allowed, without names and back-references.
+//! comments, Unicode's properties. `\d`, `\w` and `\b` are of ASCII; `\s` is ASCII's white space, in schemas
+//! ECMA-262's, which has Unicode's too. `(?u)` asks for Unicode in each. `(?i)` ignores the case of all letters
+//! by Unicode's simple case folding, and as in ECMA-262 only with `(?u)` takes a letter of ASCII for one beyond
+//! (`k` and the Kelvin sign). `$` and `\Z` are the end of the text, never the place before a newline at its
+//! end. Schemas search for a pattern, all others match it from end to end. Refused by name and place:
+//! back-references, recursion, conditions, atomic groups and possessive repetitions whose parts have several
+//! lengths, what two of the three syntaxes read differently, and whose automaton would exceed a limit. Of the
+//! format `regex` texts with up to five groups open at once are allowed, without names and back-references.
 //!
 //! Grammars as text, each dialect named by the caller:
 //!
@@ -87,9 +94,14 @@
 //!   `<token>`, `<[7]>` and their negation by `!`.
 //! * XGrammar's EBNF ([`Grammar::compile_ebnf`]): the same with its own escapes and layout, `Token`,
 //!   `ExcludeToken` and `Regex`; no look-ahead of rules, no `TagDispatch`, no rule attributes.
-//! * Lark ([`Grammar::compile_lark`]): rules, terminals, regular expressions, ranges, `%ignore`,
-//!   `%import common.X`; no priorities, templates or other directives. There is no lexer: a text is accepted
-//!   when any way of reading it fits.
+//! * Lark as llguidance has it ([`Grammar::compile_lark`]): rules, terminals with `&` and `~`, regular
+//!   expressions, ranges, tokens, `%ignore`, `%import common.X`, `%llguidance`, `%json`, `%lark`, `%regex`, and
+//!   the attributes of rules; no priorities, parametric rules or other directives. There is no lexer: a text
+//!   is accepted when any way of reading it fits. The text that `stop` finds is part of the output.
+//!
+//! A rule in Lark with `max_tokens` ends once so many tokens have begun within it, wherever it is, but within
+//! no character; [`Matcher::temperature`] is what its `temperature` asks for. [`GrammarSyntax::of`] tells Lark
+//! from EBNF where a client sends either.
 //!
 //! A regular expression in a grammar may look around within its own text; where it would depend on what stands
 //! before or behind it, it is refused.
@@ -133,6 +145,7 @@ mod json;
 mod keys;
 mod lengths;
 mod limits;
+mod mark;
 mod mask;
 mod matcher;
 mod memory;
@@ -141,6 +154,7 @@ mod nesting;
 mod number;
 mod object;
 mod open;
+mod parting;
 mod pattern;
 mod pieces;
 mod plenty;
@@ -160,6 +174,7 @@ mod trie;
 mod vocabulary;
 
 pub use constraint::Constraint;
+pub use ebnf::GrammarSyntax;
 pub use error::{CompileError, MatchError, VocabularyError};
 pub use grammar::Grammar;
 pub use grammar_cache::GrammarCache;

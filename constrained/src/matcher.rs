@@ -71,6 +71,16 @@ impl Matcher {
         lock(&self.tables).mask(parts.asked(), self.state())
     }
 
+    /// The temperature with which the grammar wants the next token sampled, where it wants one: the highest,
+    /// where several parts that ask for one may go on. Only grammars in Lark do.
+    pub fn temperature(&self) -> Option<f32> {
+        let parts = &self.grammar.0;
+        if parts.ir.marks.is_empty() {
+            return None;
+        }
+        lock(&self.tables).temperature(&parts.ir, self.state())
+    }
+
     /// Takes `token`.
     ///
     /// # Errors

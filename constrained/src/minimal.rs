@@ -107,6 +107,24 @@ impl Partition {
     }
 }
 
+/// The numbers of `items` by their keys below `n_keys`, and where those of each key begin and the last end.
+fn by_key<T>(items: &[T], n_keys: usize, key: impl Fn(&T) -> u32) -> (Vec<u32>, Vec<u32>) {
+    let mut begins = vec![0u32; n_keys + 1];
+    items.iter().for_each(|item| begins[key(item) as usize] += 1);
+    let mut sum = 0;
+    for begin in &mut begins {
+        sum += *begin;
+        *begin = sum;
+    }
+    let mut sorted = vec![0u32; items.len()];
+    for (number, item) in (0..).zip(items) {
+        let begin = &mut begins[key(item) as usize];
+        *begin -= 1;
+        sorted[*begin as usize] = number;
+    }
+    (begins, sorted)
+}
+
 /// The block of each of `accepts.len()` states. `edges` are `(from, class, to)`, one at most from a state
 /// over a class; a state without an edge over a class differs from one with it.
 pub(crate) fn blocks(accepts: &[bool], edges: &[(u32, u32, u32)]) -> Vec<u32> {
@@ -118,22 +136,10 @@ pub(crate) fn blocks(accepts: &[bool], edges: &[(u32, u32, u32)]) -> Vec<u32> {
         }
     }
     blocks.split();
-    let mut by_class: Vec<u32> = (0..edges.len() as u32).collect();
-    by_class.sort_unstable_by_key(|edge| edges[*edge as usize].1);
+    let n_classes = edges.iter().map(|(_, class, _)| *class as usize + 1).max();
+    let (_, by_class) = by_key(edges, n_classes.unwrap_or(0), |(_, class, _)| *class);
     let mut bundles = Partition::by_runs(by_class, |edge| edges[edge as usize].1);
-    // Edges by where they lead.
-    let mut begins = vec![0u32; n + 1];
-    edges.iter().for_each(|(_, _, to)| begins[*to as usize] += 1);
-    let mut sum = 0;
-    for begin in &mut begins {
-        sum += *begin;
-        *begin = sum;
-    }
-    let mut into = vec![0u32; edges.len()];
-    for (edge, (_, _, to)) in (0..).zip(edges) {
-        begins[*to as usize] -= 1;
-        into[begins[*to as usize] as usize] = edge;
-    }
+    let (begins, into) = by_key(edges, n, |(_, _, to)| *to);
     // The first block's edges need no look: to come from it is to come from none of the others.
     let (mut n_blocks, mut n_bundles) = (1, 0);
     loop {

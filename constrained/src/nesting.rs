@@ -80,6 +80,7 @@ impl Ir {
             Node::Repeat { min: 0, .. } => 0,
             Node::Repeat { body, .. } => of(body).saturating_add(1),
             Node::Rule(rule) => of(&self.rules[*rule as usize]),
+            Node::Marked { body, .. } => of(body),
             Node::Object(_) if !self.punctuation.of_objects().iter().all(|mark| of(mark) == 0) => NEVER,
             Node::Object(object) => {
                 let object = &self.objects[*object as usize];

@@ -4,29 +4,42 @@
 //! string mostly holds for all of them.
 
 use crate::dfa::{ByteSet, DEAD, Dfa, bytes_of, union_of};
-use crate::hash::Map;
-use crate::rows::Incoming;
 use crate::text::{Moved, PLAIN, Place, TextSpec, step_utf8, utf8_classes};
 use crate::trie::Trie;
 
 /// Of a content's automaton, the states that any text can follow.
 #[derive(Debug)]
 pub(crate) struct Open {
-    /// By state, at a border between characters: whether no text is a dead end.
+    /// By state, at a border between characters: whether no text is a dead end. Where some texts are one in
+    /// some states, only those after which all is the same are known.
     is_open: Box<[bool]>,
-    /// The state of all texts that go on in any way and may end anywhere; `DEAD` without one.
-    anything: u32,
+    /// By state: whether it is the one of all texts that go on in any way and may end anywhere, or is within
+    /// a character that leads there.
+    is_settled: Box<[bool]>,
 }
 
 impl Open {
     pub(crate) fn new(content: &Dfa) -> Self {
-        let is_open = open_states(content);
-        let is_anything = |state: &u32| is_open[*state as usize] && leads_to_itself(content, *state);
-        let mut states = 0..content.n_states() as u32;
-        Self {
-            anything: states.find(is_anything).unwrap_or(DEAD),
-            is_open,
+        let states = 0..content.n_states() as u32;
+        let is_anything = |state| leads_to_itself(content, state);
+        let mut is_settled: Box<[bool]> = states.clone().map(is_anything).collect();
+        let Some(is_open) = all_borders(content) else {
+            return Self {
+                is_open: is_settled.clone(),
+                is_settled,
+            };
+        };
+        // A character has at most three bytes more.
+        for _ in 0..3 {
+            for state in states.clone().filter(|state| !is_open[*state as usize]) {
+                let after = content.classes().members().iter();
+                let after = after.map(|byte| content.step(state, *byte));
+                let mut after = after.filter(|next| *next != DEAD).peekable();
+                is_settled[state as usize] =
+                    after.peek().is_some() && after.all(|next| is_settled[next as usize]);
+            }
         }
+        Self { is_open, is_settled }
     }
 
     /// Whether any text can follow `state`.
@@ -41,7 +54,7 @@ impl Open {
         let content = text.content();
         let (mut todo, mut is_like) = (vec![(None, place)], true);
         while let Some((node, place)) = todo.pop() {
-            if place.mode == PLAIN && place.state == self.anything {
+            if place.mode == PLAIN && self.is_settled[place.state as usize] {
                 continue;
             }
             // Bytes that do not lead to where anything may come, and those that stand for something.
@@ -70,7 +83,8 @@ impl Open {
     /// The bytes that lead from `state` elsewhere than to all texts.
     fn bytes(&self, content: &Dfa, sets: &[ByteSet], state: u32) -> ByteSet {
         let members = content.classes().members().iter().zip(sets);
-        let others = members.filter(|(byte, _)| content.step(state, **byte) != self.anything);
+        let is_settled = |byte: u8| self.is_settled[content.step(state, byte) as usize];
+        let others = members.filter(|(byte, _)| !is_settled(**byte));
         others.fold([0; 4], |all, (_, set)| union_of(all, *set))
     }
 }
@@ -101,46 +115,36 @@ fn leads_to_itself(content: &Dfa, state: u32) -> bool {
     true
 }
 
-/// By state, at a border between characters, whether no text leads to death.
-fn open_states(content: &Dfa) -> Box<[bool]> {
+/// The states at a border between characters, if no text leads to death from any of them.
+fn all_borders(content: &Dfa) -> Option<Box<[bool]>> {
+    const UNSEEN: u8 = u8::MAX;
+    let n_states = content.n_states();
     let members = content.classes().refine(&utf8_classes());
-    // Places are states and what remains of a character, in the order in which they are met.
-    let mut places = vec![(content.start(), 0u8)];
-    let mut ids: Map<(u32, u8), u32> = places.iter().map(|place| (*place, 0)).collect();
-    let (mut is_bad, mut edges) = (Vec::new(), Vec::new());
-    while let Some((state, rest)) = places.get(is_bad.len()).copied() {
-        let at = is_bad.len() as u32;
-        is_bad.push(false);
-        for byte in members.members() {
-            let Some(rest) = step_utf8(rest, *byte) else {
+    let members = members.members();
+    // What remains of a character is the same whatever led to a state, since contents are UTF-8.
+    let mut rests = vec![UNSEEN; n_states];
+    let mut is_bad = vec![false; n_states];
+    let mut queue = vec![content.start()];
+    rests[content.start() as usize] = 0;
+    while let Some(state) = queue.pop() {
+        for byte in members {
+            let Some(rest) = step_utf8(rests[state as usize], *byte) else {
                 continue;
             };
-            let next = (content.step(state, *byte), rest);
-            if next.0 == DEAD {
-                is_bad[at as usize] = true;
-                continue;
-            }
-            let to = *ids.entry(next).or_insert_with(|| {
-                places.push(next);
-                places.len() as u32 - 1
-            });
-            edges.push((at, to));
-        }
-    }
-    let into = Incoming::new(places.len(), || edges.iter().copied());
-    let mut todo: Vec<usize> = (0..places.len()).filter(|at| is_bad[*at]).collect();
-    while let Some(at) = todo.pop() {
-        for from in into.of(at as u32) {
-            if !std::mem::replace(&mut is_bad[*from as usize], true) {
-                todo.push(*from as usize);
+            let next = content.step(state, *byte);
+            let known = &mut rests[next as usize];
+            if next == DEAD || ![UNSEEN, rest].contains(known) {
+                is_bad[state as usize] = true;
+            } else if *known == UNSEEN {
+                *known = rest;
+                queue.push(next);
             }
         }
     }
-    let mut is_open = vec![false; content.n_states()];
-    for ((state, rest), is_bad) in places.iter().zip(is_bad) {
-        is_open[*state as usize] |= *rest == 0 && !is_bad;
+    if is_bad.contains(&true) {
+        return None;
     }
-    is_open.into()
+    Some(rests.iter().map(|rest| *rest == 0).collect())
 }
 
 #[cfg(test)]
@@ -194,9 +198,10 @@ mod tests {
     #[test]
     fn a_content_that_can_die_is_not_open() {
         let content = any_content();
-        assert!(Open::new(&content).has(content.start()) && Open::new(&content).anything == content.start());
+        let open = Open::new(&content);
+        assert!(open.has(content.start()) && open.is_settled[content.start() as usize]);
         let names = Dfa::of_strings(["name".as_bytes()]);
         let open = Open::new(&names);
-        assert!(!open.has(names.start()) && open.anything == DEAD);
+        assert!(!open.has(names.start()) && !open.is_settled.contains(&true));
     }
 }

@@ -99,7 +99,8 @@ impl Plenty {
                 n
             }
             Node::Array(array) => self.of_array(&ir.arrays[*array as usize]),
-            Node::Empty | Node::Seq(_) | Node::Repeat { .. } | Node::Token(_) | Node::Free(_) => 1,
+            Node::Empty | Node::Token(_) | Node::Free(_) => 1,
+            Node::Seq(_) | Node::Repeat { .. } | Node::Marked { .. } => 1,
         }
     }
 

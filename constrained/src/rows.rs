@@ -81,10 +81,19 @@ impl Rows {
     /// Without the states from which no accepting state can be reached over `usable` columns alone. Edges
     /// over other columns stay where they lead to a state that is left.
     pub(crate) fn trimmed(&self, usable: impl Fn(u32) -> bool) -> Self {
-        let into = Incoming::new(self.n_states(), || {
+        self.trimmed_by(&self.incoming(usable))
+    }
+
+    /// The edges over `usable` columns, by where they lead.
+    pub(crate) fn incoming(&self, usable: impl Fn(u32) -> bool) -> Incoming {
+        Incoming::new(self.n_states(), || {
             let edges = self.edges().filter(|(_, column, _)| usable(*column));
             edges.map(|(from, _, to)| (from, to))
-        });
+        })
+    }
+
+    /// Without the states from which `into` leads to no accepting one.
+    pub(crate) fn trimmed_by(&self, into: &Incoming) -> Self {
         let mut alive = self.accepts.clone();
         let mut queue: Vec<u32> = (0..alive.len() as u32)
             .filter(|state| alive[*state as usize])

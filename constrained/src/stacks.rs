@@ -45,6 +45,11 @@ pub(crate) enum Frame {
         n: u32,
     },
     Then(NodeId),
+    /// The part is complete, of which `mark` says something. So many tokens may yet begin in it.
+    Marked {
+        mark: u32,
+        n_left: u32,
+    },
     /// The object's brace is open and nothing else was written.
     FirstKey {
         object: u32,
@@ -87,7 +92,7 @@ impl Frame {
     /// How much deeper the output is within it: a container or a part of a rule counts once, however many
     /// frames say what comes of it.
     fn depth(self) -> u32 {
-        u32::from(!matches!(self, Self::End | Self::Then(_)))
+        u32::from(!matches!(self, Self::End | Self::Then(_) | Self::Marked { .. }))
     }
 
     /// What was written of the part above, where that is kept.
@@ -125,6 +130,8 @@ struct Set {
     most: u32,
     /// Whether a frame of its stacks keeps a text.
     keeps_text: bool,
+    /// Whether any of its stacks is within a marked part.
+    is_marked: bool,
 }
 
 /// Sets of one grammar, from one table to be taken into another.
@@ -164,6 +171,7 @@ impl Stacks {
             least: 0,
             most: 0,
             keeps_text: false,
+            is_marked: false,
         };
         Self {
             edges: vec![end],
@@ -214,6 +222,11 @@ impl Stacks {
         *edge
     }
 
+    /// Whether any stack of `set` is within a part that says something of its tokens.
+    pub(crate) fn is_marked(&self, set: StackId) -> bool {
+        self.sets[set as usize].is_marked
+    }
+
     /// `below` with `frame` on top of each of its stacks.
     pub(crate) fn push(&mut self, frame: Frame, below: StackId) -> StackId {
         let edge = Edge { frame, below };
@@ -255,6 +268,9 @@ impl Stacks {
             keeps_text: edges
                 .iter()
                 .any(|edge| edge.frame.text().is_some() || self.keeps_text(edge.below)),
+            is_marked: edges.iter().any(|edge| {
+                matches!(edge.frame, Frame::Marked { .. }) || self.sets[edge.below as usize].is_marked
+            }),
         };
         debug_assert!(edges.len() == 1 || !set.keeps_text);
         self.edges.extend_from_slice(edges);

@@ -69,7 +69,8 @@ impl Tables {
     /// The state in which every output begins.
     pub(crate) fn start(&mut self, ir: &Ir) -> StateId {
         let readings = self.stacks.begin(ir, ir.root);
-        self.intern(&readings, ir.classes.len())
+        let state = self.intern(&readings, ir.classes.len());
+        self.between_tokens(ir, state)
     }
 
     pub(crate) fn readings(&self, state: StateId) -> Arc<[Reading]> {
@@ -150,7 +151,8 @@ impl Tables {
 
     /// The only byte that may come, when the output may not end and there is only one.
     pub(crate) fn only_byte(&mut self, asked: Asked<'_>, state: StateId) -> Option<u8> {
-        if self.is_accepting(state) || self.offers_tokens(asked.ir, state) {
+        if self.is_accepting(state) || self.offers_tokens(asked.ir, state) || self.may_be_cut(asked.ir, state)
+        {
             return None;
         }
         let mut only = None;
@@ -193,7 +195,8 @@ impl Tables {
             if let Leaf::Text { text, place } = &mut new.leaf {
                 *place = ir.texts[*text as usize].alike(*place, max_chars);
             }
-            new.stack = self.stacks.alike(ir, old.stack, vocabulary.max_bytes());
+            new.stack = self.alike_limits(ir, old.stack);
+            new.stack = self.stacks.alike(ir, new.stack, vocabulary.max_bytes());
             if new != old {
                 let readings = &self.states[state as usize].readings;
                 changed.get_or_insert_with(|| readings.to_vec())[idx] = new;

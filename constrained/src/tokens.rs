@@ -102,8 +102,13 @@ impl Ir {
 }
 
 impl Tables {
-    /// The state after `token`; `NOTHING` when it cannot come.
+    /// The state between tokens after `token`; `NOTHING` when it cannot come.
     pub(crate) fn advance(&mut self, asked: Asked<'_>, state: StateId, token: u32) -> StateId {
+        let next = self.after_token(asked, state, token);
+        self.between_tokens(asked.ir, next)
+    }
+
+    fn after_token(&mut self, asked: Asked<'_>, state: StateId, token: u32) -> StateId {
         let bytes = asked.vocabulary.token_bytes(token);
         let by_bytes = if bytes.is_empty() {
             NOTHING

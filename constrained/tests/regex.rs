@@ -11,6 +11,13 @@ use arbora_constrained::{Constraint, FormatPolicy, Grammar, Limits, SchemaOption
 use bytes::{accepts, vocabulary};
 use serde_json::{Value, json};
 
+fn lark(text: &str) -> Constraint<'_> {
+    Constraint::Lark {
+        text,
+        options: SchemaOptions::default(),
+    }
+}
+
 fn with_pattern(pattern: &str) -> String {
     json!({"type": "string", "pattern": pattern}).to_string()
 }
@@ -108,7 +115,7 @@ fn everywhere(pattern: &str) -> Vec<(&'static str, Result<Grammar, String>)> {
                 root: "root",
             }),
         ),
-        ("Lark", compile(Constraint::Lark(&format!("start: /{pattern}/")))),
+        ("Lark", compile(lark(&format!("start: /{pattern}/")))),
         ("tag", compile(Constraint::StructuralTag { text: &tag, options })),
     ]
 }
@@ -243,9 +250,10 @@ fn what_has_no_one_meaning_or_is_not_regular_is_refused_by_name_and_place() {
         ("a\\", "it ends with a backslash"),
         (&deep, "groups are nested deeper than 96"),
         ("(?=(a|b)*a(a|b){18})[ab]*", "max_"),
-        ("(?:(?=.*a.{9})|(?=.*b.{9})|(?!.*c.{9}))*d", "max_"),
+        // What it matches depends on the last 15 characters.
+        ("(?:(?=a.{14}a)a|(?=b.{14}b)b)*.{15}", "max_"),
     ] {
-        let error = regex(pattern).expect_err(pattern);
+        let error = regex(pattern).map(drop).expect_err(pattern);
         assert!(error.contains(why), "{pattern}: {error}");
     }
     for (pattern, why) in [
@@ -260,7 +268,7 @@ fn what_has_no_one_meaning_or_is_not_regular_is_refused_by_name_and_place() {
         ),
         (r"\pL", r"`\p` without a name in braces"),
     ] {
-        let error = schema(&with_pattern(pattern)).expect_err(pattern);
+        let error = schema(&with_pattern(pattern)).map(drop).expect_err(pattern);
         assert!(error.contains(why), "{pattern}: {error}");
         assert!(error.starts_with("#: `pattern` is not supported"), "{error}");
     }
@@ -315,7 +323,8 @@ fn the_format_regex_allows_expressions_only() {
     ] {
         assert_eq!(accepts(&grammar, text), is_accepted, "{text}");
     }
-    let error = schema(r#"{"type": "string", "not": {"format": "regex"}}"#).expect_err("not all are known");
+    let negated = schema(r#"{"type": "string", "not": {"format": "regex"}}"#);
+    let error = negated.map(drop).expect_err("not all are known");
     assert!(
         error.contains("`format`") && error.contains("cannot be negated"),
         "{error}"

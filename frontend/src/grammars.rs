@@ -221,7 +221,10 @@ fn lend(source: &Source, take: &mut dyn FnMut(&GrammarText<'_>)) {
         }
         Source::Gbnf(text) => GrammarText::Gbnf(text),
         Source::Ebnf(text) => GrammarText::Ebnf { text, root: "root" },
-        Source::Lark(text) => GrammarText::Lark(text),
+        Source::Lark { text, whitespace } => GrammarText::Lark {
+            text,
+            options: Source::schema_options(*whitespace),
+        },
         Source::StructuralTag { text, whitespace } => GrammarText::StructuralTag {
             text,
             options: Source::schema_options(*whitespace),

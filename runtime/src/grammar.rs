@@ -28,6 +28,8 @@ pub struct GrammarState {
     tokenize: Tokenize,
     /// Of the rows of this step.
     masks: Vec<Arc<TokenMask>>,
+    /// Of the same rows, where the grammar asks for them.
+    temperatures: Vec<Option<f32>>,
     n_vocab: usize,
     n_eos: usize,
 }
@@ -40,6 +42,7 @@ impl GrammarState {
             matcher: grammar.matcher(),
             tokenize,
             masks: Vec::new(),
+            temperatures: Vec::new(),
             n_vocab: vocabulary.n_vocab() as usize,
             n_eos: vocabulary.eos().len(),
         }
@@ -53,16 +56,27 @@ impl GrammarState {
     /// Prepares the masks of the next row and of a row for each token of `draft`, all of which may follow.
     pub(crate) fn fill_masks(&mut self, draft: &[u32]) {
         self.masks.clear();
-        self.masks.push(self.matcher.mask());
+        self.temperatures.clear();
+        self.prepare_row();
         for &token in draft {
             self.matcher
                 .advance(token)
                 .expect("a draft has only what may follow");
-            self.masks.push(self.matcher.mask());
+            self.prepare_row();
         }
         self.matcher
             .rollback(draft.len())
             .expect("what was just taken can be taken back");
+    }
+
+    fn prepare_row(&mut self) {
+        self.masks.push(self.matcher.mask());
+        self.temperatures.push(self.matcher.temperature());
+    }
+
+    /// The temperature that the grammar asks for in row `row` of this step, if it asks for one.
+    pub(crate) fn temperature(&self, row: usize) -> Option<f32> {
+        self.temperatures.get(row).copied().flatten()
     }
 
     /// What row `row` of this step may become.
@@ -112,5 +126,32 @@ impl fmt::Debug for GrammarState {
         f.debug_struct("GrammarState")
             .field("n_tokens", &self.matcher.n_tokens())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arbora_constrained::{Limits, SchemaOptions, Vocabulary};
+
+    use super::*;
+
+    #[test]
+    fn each_row_of_a_draft_has_the_temperature_of_its_place_in_the_grammar() {
+        let tokens = (0..=255u8).map(|byte| Some(vec![byte])).chain([None]);
+        let vocabulary = Arc::new(Vocabulary::new(tokens, &[256]).expect("257 tokens"));
+        let text = "start: \"a\" x\nx[temperature=0.5]: /b+/";
+        let (options, limits) = (SchemaOptions::default(), Limits::default());
+        let grammar = Grammar::compile_lark(&vocabulary, text, &options, &limits).expect("it is valid");
+        let mut state = GrammarState::new(
+            &grammar,
+            Arc::new(|text| text.iter().map(|b| (*b).into()).collect()),
+        );
+        assert_eq!(state.temperature(0), None, "nothing is prepared");
+        let draft = b"ab".map(u32::from);
+        state.fill_masks(&draft).expect("the draft is allowed");
+        assert_eq!(
+            [0, 1, 2].map(|row| state.temperature(row)),
+            [None, Some(0.5), Some(0.5)]
+        );
     }
 }

@@ -296,6 +296,13 @@ impl Sequence {
         }
     }
 
+    /// The temperature of row `idx` of those that were prepared.
+    pub(crate) fn temperature(&self, idx: usize) -> f32 {
+        let grammar = self.request.grammar.as_ref();
+        let asked = grammar.and_then(|grammar| grammar.temperature(idx));
+        asked.unwrap_or(self.request.sampling.temperature)
+    }
+
     /// What may come in row `idx` of those that were prepared, and how its logits change.
     pub(crate) fn restrictions(&self, idx: usize) -> (Allowed<'_>, &[Adjustment]) {
         let thoughts = self.request.thoughts.as_ref();

@@ -33,7 +33,11 @@ pub(crate) fn sample_rows<'a>(plan: &Plan, sequences: &'a Sequences) -> Vec<Samp
         sample_rows.extend((0..rows.n_scored).map(|_| SampleRow::GREEDY));
         for (idx, row) in rows.logit_rows.clone().skip(rows.n_scored).enumerate() {
             let key = (request.choice_idx, rows.first_position + row + 1);
-            sample_rows.push(sample_row(&request.sampling, key, sequence.restrictions(idx)));
+            let row = sample_row(&request.sampling, key, sequence.restrictions(idx));
+            sample_rows.push(SampleRow {
+                temperature: sequence.temperature(idx),
+                ..row
+            });
         }
     }
     sample_rows

@@ -45,10 +45,17 @@ def main():
             answer = model + gen_json("answer", schema=SCHEMA, temperature=0)
         value = json.loads(answer["answer"])
         assert value["city"] in ("Paris", "Rome") and 1900 <= value["year"] <= 2000, (name, value)
+        with assistant():
+            city = model + "The capital is " + select(["Paris", "Rome"], name="city") + "."
+        assert city["city"] in ("Paris", "Rome"), (name, city["city"])
+        # One grammar: a limit of tokens, a temperature, a stop that the text goes on with, JSON.
+        year = gen("year", regex="[0-9 ]{1,40}", max_tokens=3, temperature=0.7)
+        parts = "In " + year + " it was " + gen("was", regex="[a-z ,]{1,60}", stop=",")
+        with assistant():
+            whole = model + (parts + ", see " + gen_json("see", schema=SCHEMA))
+        assert re.fullmatch("[0-9 ]+", whole["year"]) and "," not in whole["was"], (name, str(whole))
+        assert json.loads(whole["see"])["city"] in ("Paris", "Rome"), (name, whole["see"])
         if name == "vLLM":
-            with assistant():
-                city = model + "The capital is " + select(["Paris", "Rome"], name="city") + "."
-            assert city["city"] in ("Paris", "Rome"), (name, city["city"])
             with assistant():
                 text = model + gen("text", max_tokens=12, stop=".", temperature=0)
             assert text["text"] and "." not in text["text"], (name, text["text"])

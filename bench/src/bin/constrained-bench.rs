@@ -129,7 +129,10 @@ impl State {
                 text: schema,
                 root: "root",
             },
-            Some("lark") => Constraint::Lark(schema),
+            Some("lark") => Constraint::Lark {
+                text: schema,
+                options,
+            },
             Some("regex") => Constraint::Regex(schema),
             Some("structural_tag") => Constraint::StructuralTag {
                 text: schema,

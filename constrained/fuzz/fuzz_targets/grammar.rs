@@ -23,7 +23,10 @@ fuzz_target!(|input: &[u8]| {
     let constraint = match first % 3 {
         0 => Constraint::Gbnf(text),
         1 => Constraint::Ebnf { text, root: "root" },
-        _ => Constraint::Lark(text),
+        _ => Constraint::Lark {
+            text,
+            options: arbora_constrained::SchemaOptions::default(),
+        },
     };
     if let Ok(grammar) = Grammar::compile(&walk::vocabulary("<|t|>"), &constraint, &walk::limits()) {
         walk::walk(&grammar, input);

@@ -12,10 +12,11 @@ pub(crate) fn regex(pattern: &str, bounds: Bounds) -> Result<Leaf, String> {
     leaf.map_err(|error| error.to_string())
 }
 
-/// `pattern` with `flags`, in the syntax of Python's `re`.
+/// `pattern` with `flags`, in the syntax of Python's `re`. Anchors at its ends are those of the text that it
+/// matches.
 pub(crate) fn python_regex(pattern: &str, flags: &str, bounds: Bounds) -> Result<Leaf, String> {
     let pattern = Pattern::parse_with_flags(pattern, Syntax::Python, flags);
-    let leaf = pattern.and_then(|pattern| pattern.leaf(bounds));
+    let leaf = pattern.and_then(|pattern| pattern.without_outer_anchors().leaf(bounds));
     leaf.map_err(|error| error.to_string())
 }
 

@@ -221,10 +221,15 @@ impl<'t, 'a> Splitter<'t, 'a> {
             Expr::Seq(parts) => parts.iter().all(is),
             Expr::Alt(parts) => parts.iter().any(is),
             Expr::Repeat { body, min, .. } => *min == 0 || is(body),
+            Expr::Marked { body, .. } => is(body),
             // New references are to rules without their empty text, or to walks, which stand in no split.
-            Expr::Leaf(_) | Expr::NonEmptyLeaf(_) | Expr::Automaton(_) | Expr::Tokens(_) | Expr::Rule(_) => {
-                false
-            }
+            Expr::Leaf(_)
+            | Expr::NonEmptyLeaf(_)
+            | Expr::Automaton(_)
+            | Expr::Tokens(_)
+            | Expr::Json(_)
+            | Expr::Rule(_) => false,
+            Expr::Regular(..) => unreachable!("operations are resolved"),
         };
         let id = self.tree.add(expr)?;
         self.may_be_empty.push(is_nullable);
@@ -326,7 +331,8 @@ impl<'t, 'a> Splitter<'t, 'a> {
                 }
                 plain(Some(self.add(Expr::Automaton(Arc::new(dfa)))?))
             }
-            Expr::NonEmptyLeaf(_) | Expr::Automaton(_) | Expr::Tokens(_) => plain(Some(id)),
+            Expr::NonEmptyLeaf(_) | Expr::Automaton(_) | Expr::Tokens(_) | Expr::Json(_) => plain(Some(id)),
+            Expr::Regular(..) => unreachable!("operations are resolved"),
             Expr::Rule(rule) => {
                 let nonempty = self.nonempty_rule(rule)?;
                 let nonempty = self.add(Expr::Rule(nonempty))?;
@@ -340,6 +346,11 @@ impl<'t, 'a> Splitter<'t, 'a> {
                     plain(Some(nonempty))
                 }
             }
+            Expr::Marked { body, .. } if !self.may_be_empty[body as usize] => plain(Some(id)),
+            Expr::Marked { body, mark } => match self.known(body).nonempty {
+                Some(body) => plain(Some(self.add(Expr::Marked { body, mark })?)),
+                None => Split::default(),
+            },
             Expr::Alt(parts) => {
                 let ways = parts.iter().map(|part| (*part, self.empty)).collect();
                 self.join(ways)?

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use regex_syntax::hir::{self, Hir};
 
-use super::{Expr, ExprId, Name, Tree};
+use super::{Expr, ExprId, Name, SchemaText, Tree};
 use crate::dfa::Dfa;
 use crate::error::{CompileError, shorten};
 use crate::ir::{Ir, Node, NodeId, RuleId};
 use crate::pattern::{self, Bounds};
+use crate::schema::{self, Source, Values};
 
 /// Pieces above this size, about the states of their automaton, are kept apart.
 const MAX_FUSED_SIZE: usize = 192;
@@ -93,7 +94,12 @@ fn size(tree: &Tree<'_>, expr: &Expr, sizes: &[Option<Size>]) -> Option<Size> {
             size: hir_size(hir),
             depth: 1,
         },
-        Expr::NonEmptyLeaf(_) | Expr::Automaton(_) | Expr::Tokens(_) => return None,
+        Expr::NonEmptyLeaf(_)
+        | Expr::Automaton(_)
+        | Expr::Tokens(_)
+        | Expr::Json(_)
+        | Expr::Marked { .. } => return None,
+        Expr::Regular(..) => unreachable!("operations are resolved"),
         Expr::Rule(name) => of(&tree.body(*name))?,
         Expr::Seq(parts) | Expr::Alt(parts) => {
             let mut whole = Size { size: 1, depth: 0 };
@@ -117,7 +123,7 @@ fn size(tree: &Tree<'_>, expr: &Expr, sizes: &[Option<Size>]) -> Option<Size> {
 }
 
 /// The depth of an expression's own nesting is bounded by the parser's limit.
-fn hir_size(hir: &Hir) -> usize {
+pub(super) fn hir_size(hir: &Hir) -> usize {
     match hir.kind() {
         hir::HirKind::Empty | hir::HirKind::Look(_) => 0,
         hir::HirKind::Literal(literal) => literal.0.len(),
@@ -303,8 +309,23 @@ impl Lowering<'_, '_> {
                 greedy: true,
                 sub: Box::new(self.hir(*body)),
             }),
-            Expr::NonEmptyLeaf(_) | Expr::Automaton(_) | Expr::Tokens(_) => unreachable!("it has no size"),
+            Expr::NonEmptyLeaf(_)
+            | Expr::Automaton(_)
+            | Expr::Regular(..)
+            | Expr::Tokens(_)
+            | Expr::Json(_)
+            | Expr::Marked { .. } => unreachable!("it has no size"),
         }
+    }
+
+    fn json(&mut self, schema: u32) -> Result<NodeId, CompileError> {
+        let SchemaText { text, place, options } = &self.tree.schemas[schema as usize];
+        let source = Source {
+            text,
+            place,
+            values: Values::All,
+        };
+        schema::compile(self.ir, source, options, self.tree.limits)
     }
 
     /// The node of an expression whose parts are lowered.
@@ -314,6 +335,11 @@ impl Lowering<'_, '_> {
         let node = match &self.tree.exprs[id as usize] {
             Expr::Empty => self.ir.node(Node::Empty),
             Expr::Tokens(set) => self.ir.token(set.clone()),
+            Expr::Json(schema) => self.json(*schema)?,
+            Expr::Marked { body, mark } => {
+                let body = of(body);
+                self.ir.marked(body, *mark)
+            }
             Expr::Rule(name) => match nodes[self.tree.body(*name) as usize] {
                 Some(node) => node,
                 None => {
@@ -329,7 +355,7 @@ impl Lowering<'_, '_> {
             }
             Expr::Alt(parts) => self.ir.alt(parts.iter().map(of).collect()),
             Expr::Repeat { body, min, max } => self.ir.repeat(of(body), *min, *max),
-            Expr::Leaf(_) | Expr::NonEmptyLeaf(_) | Expr::Automaton(_) => {
+            Expr::Leaf(_) | Expr::NonEmptyLeaf(_) | Expr::Automaton(_) | Expr::Regular(..) => {
                 unreachable!("leaves are automata")
             }
         };

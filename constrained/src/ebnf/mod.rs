@@ -14,8 +14,10 @@ mod left;
 mod library;
 mod lower;
 mod quoting;
+mod regular;
 mod sets;
 mod source;
+mod syntax;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,14 +25,18 @@ use std::sync::Arc;
 use regex_syntax::hir::{self, Hir};
 
 pub(crate) use gbnf::Dialect;
+pub use syntax::GrammarSyntax;
 
 use crate::dfa::Dfa;
 use crate::error::{CompileError, shorten};
-use crate::ir::{Ir, NodeId};
+use crate::ir::{Ir, Layout, NodeId};
 use crate::limits::Limits;
+use crate::mark::Mark;
 use crate::pattern::{Bounds, Leaf};
+use crate::schema::SchemaOptions;
 use crate::tokens::TokenSet;
 use crate::vocabulary::Vocabulary;
+use regular::Operation;
 use source::{Source, limit};
 
 pub(crate) type ExprId = u32;
@@ -45,7 +51,11 @@ pub(crate) enum Expr {
     NonEmptyLeaf(Hir),
     /// A leaf that was made while reading.
     Automaton(Arc<Dfa>),
+    /// What operations make of the texts of terminals; [`regular::resolve`] leaves none.
+    Regular(Operation, Vec<ExprId>),
     Tokens(TokenSet),
+    /// JSON that satisfies one of the tree's schemas.
+    Json(u32),
     Rule(Name),
     Seq(Vec<ExprId>),
     Alt(Vec<ExprId>),
@@ -54,13 +64,18 @@ pub(crate) enum Expr {
         min: u32,
         max: Option<u32>,
     },
+    /// A part that says something of the tokens within it; it stands in no left recursion.
+    Marked {
+        body: ExprId,
+        mark: Mark,
+    },
 }
 
 impl Expr {
     fn children(&self) -> &[ExprId] {
         match self {
-            Self::Seq(parts) | Self::Alt(parts) => parts,
-            Self::Repeat { body, .. } => std::slice::from_ref(body),
+            Self::Seq(parts) | Self::Alt(parts) | Self::Regular(_, parts) => parts,
+            Self::Repeat { body, .. } | Self::Marked { body, .. } => std::slice::from_ref(body),
             _ => &[],
         }
     }
@@ -74,6 +89,15 @@ struct Rule {
     body: Option<ExprId>,
 }
 
+/// A JSON Schema within a grammar.
+#[derive(Debug)]
+struct SchemaText<'a> {
+    text: &'a str,
+    /// What pointers of its errors begin with.
+    place: String,
+    options: SchemaOptions,
+}
+
 /// A grammar's text as a tree.
 #[derive(Debug)]
 pub(crate) struct Tree<'a> {
@@ -81,6 +105,9 @@ pub(crate) struct Tree<'a> {
     exprs: Vec<Expr>,
     rules: Vec<Rule>,
     names: BTreeMap<String, Name>,
+    schemas: Vec<SchemaText<'a>>,
+    /// How JSON is laid out, where the text says so.
+    layout: Option<Layout>,
     limits: &'a Limits,
     vocabulary: &'a Vocabulary,
     /// Of the automata that were made while reading.
@@ -94,6 +121,8 @@ impl<'a> Tree<'a> {
             exprs: Vec::new(),
             rules: Vec::new(),
             names: BTreeMap::new(),
+            schemas: Vec::new(),
+            layout: None,
             limits,
             vocabulary,
             work: 0,
@@ -103,6 +132,23 @@ impl<'a> Tree<'a> {
     /// What making one automaton may cost.
     fn bounds(&self) -> Bounds {
         Bounds::new(self.limits)
+    }
+
+    /// Counts work of making automata.
+    fn spend(&mut self, work: u64) -> Result<(), CompileError> {
+        self.work += work;
+        if self.work <= self.limits.max_compile_work {
+            return Ok(());
+        }
+        Err(self.too_much_work())
+    }
+
+    fn too_much_work(&self) -> CompileError {
+        CompileError::Limit {
+            name: "max_compile_work",
+            limit: self.limits.max_compile_work,
+            place: "the terminals of the grammar".to_owned(),
+        }
     }
 
     fn add(&mut self, expr: Expr) -> Result<ExprId, CompileError> {
@@ -226,24 +272,27 @@ pub(crate) fn compile(
 ) -> Result<NodeId, CompileError> {
     let mut tree = Tree::new(text, vocabulary, limits);
     gbnf::parse(&mut tree, dialect)?;
+    let root = tree.root(root)?;
+    tree.check_defined()?;
     finish(ir, tree, root)
 }
 
-/// The node for the Lark grammar `text`.
+/// The node for the Lark grammar `text`; `options` are those of schemas in it.
 pub(crate) fn compile_lark(
     ir: &mut Ir,
     vocabulary: &Vocabulary,
-    text: &str,
+    (text, options): (&str, &SchemaOptions),
     limits: &Limits,
 ) -> Result<NodeId, CompileError> {
     let mut tree = Tree::new(text, vocabulary, limits);
-    lark::parse(&mut tree)?;
-    finish(ir, tree, "start")
+    let root = lark::parse(&mut tree, options)?;
+    finish(ir, tree, root)
 }
 
-fn finish(ir: &mut Ir, mut tree: Tree<'_>, root: &str) -> Result<NodeId, CompileError> {
-    let root = tree.root(root)?;
-    tree.check_defined()?;
+fn finish(ir: &mut Ir, mut tree: Tree<'_>, root: Name) -> Result<NodeId, CompileError> {
+    if let Some(layout) = tree.layout {
+        ir.lay_out(layout, tree.limits.max_indent);
+    }
     sets::check_productive(&tree, root)?;
     left::rewrite(&mut tree, root)?;
     lower::lower(ir, &tree, root)

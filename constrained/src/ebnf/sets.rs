@@ -21,7 +21,9 @@ fn closure(tree: &Tree<'_>, holds: impl Fn(&Expr) -> bool) -> Vec<bool> {
             Expr::Rule(name) => users[*name as usize].push(id),
             Expr::Seq(parts) => missing[id as usize] = parts.len(),
             Expr::Repeat { min: 0, .. } | Expr::Empty => queue.push(id),
-            Expr::Leaf(_) | Expr::NonEmptyLeaf(_) | Expr::Automaton(_) | Expr::Tokens(_) if holds(expr) => {
+            Expr::Leaf(_) | Expr::NonEmptyLeaf(_) | Expr::Automaton(_) | Expr::Tokens(_) | Expr::Json(_)
+                if holds(expr) =>
+            {
                 queue.push(id);
             }
             _ => {}
@@ -99,7 +101,7 @@ pub(crate) fn check_productive(tree: &Tree<'_>, root: Name) -> Result<(), Compil
         Some(name) if !productive[tree.body(name) as usize] => {
             let rule = &tree.rules[name as usize];
             let why = format!(
-                "`{}` derives no text: every way through it goes on forever",
+                "`{}` derives no text: every way through it goes on forever or contradicts itself",
                 shorten(&rule.name)
             );
             Err(tree.source.error(rule.at, why))

@@ -141,7 +141,10 @@ impl Parser<'_> {
         let at = self.at();
         match self.next() {
             None => Err(self.error(at, "a class is never closed")),
-            Some('\\') => self.escape(at, true),
+            Some('\\') => match self.escape(at, true)? {
+                Escape::Point(point) => self.joined(point).map(Escape::Point),
+                escape => Ok(escape),
+            },
             Some(c) if c.is_whitespace() && self.is_verbose() && self.syntax() == Syntax::Rust => Err(self
                 .error(
                     at,
@@ -204,8 +207,9 @@ impl Parser<'_> {
         found.ok_or_else(|| self.error(at, why()))
     }
 
-    /// Adds the other case of every letter of `set`, where case is ignored. As in ECMA-262 no letter of ASCII
-    /// is another case of one beyond, `k` and the Kelvin sign say, unless Unicode is asked for.
+    /// Adds the other case of every letter of `set`, where case is ignored: Unicode's simple case folding. As
+    /// in ECMA-262 no letter of ASCII is another case of one beyond, `k` and the Kelvin sign say, unless
+    /// Unicode is asked for.
     pub(super) fn ignore_case(&self, set: &mut ClassUnicode) {
         if !self.ignores_case() {
             return;

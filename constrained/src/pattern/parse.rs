@@ -11,9 +11,9 @@
 //!
 //! All have groups, names, flags (`(?i)`, `(?i:…)`, of `imsuUxR` and `a`), look-around, atomic groups and
 //! possessive repetitions, comments, `\A`, `\z` and `\Z` (the last two alike) and the escapes of all. `\d`,
-//! `\w`, `\b` and the letters whose case is ignored are of ASCII, with `(?u)` Unicode's. `$` is the end of
-//! the text, with `(?m)` also that of a line. What is refused is what has no one meaning, or is not regular:
-//! back-references, recursion, conditions.
+//! `\w` and `\b` are of ASCII, with `(?u)` Unicode's. `(?i)` ignores the case of all letters; only with `(?u)`
+//! is one of ASCII the same as one beyond. `$` is the end of the text, with `(?m)` also that of a line. What
+//! is refused is what has no one meaning, or is not regular: back-references, recursion, conditions.
 
 use regex_syntax::hir::{Capture, Class, ClassUnicode, Hir, Look, Repetition};
 
@@ -212,21 +212,27 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// The character that is written at `at`; `point` may be the first half of one.
+    /// The character that is written at `at` and begins with `point`.
     fn character(&mut self, at: usize, point: u32) -> Result<Hir, String> {
-        let mut whole = point;
-        if (0xD800..0xDC00).contains(&point) && self.rest().starts_with("\\u") {
-            let low_at = self.at;
-            self.skip(1);
-            if let Escape::Point(low @ 0xDC00..0xE000) = self.escape(low_at, false)? {
-                whole = 0x1_0000 + ((point - 0xD800) << 10) + (low - 0xDC00);
-            }
-        }
-        let c = char::from_u32(whole);
+        let c = char::from_u32(self.joined(point)?);
         let c = c.ok_or_else(|| self.error(at, "a surrogate by itself is no character"))?;
         let mut set = ascii(&[(c, c)]);
         self.ignore_case(&mut set);
         Ok(Hir::class(Class::Unicode(set)))
+    }
+
+    /// The code point that `first` and an escape behind it are, where they are the two halves of one.
+    pub(super) fn joined(&mut self, first: u32) -> Result<u32, String> {
+        let begin = self.at;
+        if !(0xD800..0xDC00).contains(&first) || !self.eat("\\") || !self.rest().starts_with('u') {
+            self.at = begin;
+            return Ok(first);
+        }
+        if let Escape::Point(second @ 0xDC00..0xE000) = self.escape(begin, false)? {
+            return Ok(0x1_0000 + ((first - 0xD800) << 10) + (second - 0xDC00));
+        }
+        self.at = begin;
+        Ok(first)
     }
 
     fn dot(&self) -> Hir {

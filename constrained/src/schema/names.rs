@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::facts::{Facts, Goal, NameId, Target, Witness};
 use super::strings::accepts;
 use super::{CompileError, Compiler, Dfa, Json, JsonId};
-use crate::dfa::{DEAD, Product};
+use crate::dfa::Product;
+use crate::parting::Parting;
 use crate::text::{any_content, step_utf8};
 
 /// The `patternProperties` of all schemas of an object, each pattern once.
@@ -53,16 +54,19 @@ impl Compiler<'_> {
         let n_bytes: usize = declared.iter().map(|name| self.names[*name as usize].len()).sum();
         self.spend(1_000 + n_bytes as u64 * 100)?;
         let names = declared.iter().map(|name| self.names[*name as usize].as_bytes());
-        let declared = Dfa::of_strings(names);
+        let declared = Dfa::of_strings_unreduced(names);
         let any = any_content();
         let classes = any.classes().refine(declared.classes());
-        let step = |(inside, rest): &(u32, u8), byte: u8| {
-            let rest = step_utf8(*rest, byte)?;
-            Some((declared.step(*inside, byte), rest))
+        /// Numbers for what remains of a character.
+        const N_RESTS: usize = 8;
+        let step = |(inside, rest): &(u32, u32), byte: u8| {
+            let rest = step_utf8(*rest as u8, byte)?;
+            Some((declared.step(*inside, byte), u32::from(rest)))
         };
-        let accept = |(inside, rest): &(u32, u8)| *rest == 0 && !declared.is_accepting(*inside);
+        let accept = |(inside, rest): &(u32, u32)| *rest == 0 && !declared.is_accepting(*inside);
         // Every text can go on to become another name, so there are no dead ends.
-        let names = Dfa::explore_unreduced(classes, (declared.start(), 0), step, accept, usize::MAX);
+        let bounds = (declared.n_states(), N_RESTS);
+        let names = Dfa::explore_pairs(classes, (declared.start(), 0), bounds, step, accept, usize::MAX);
         Ok(names.expect("no limit is set"))
     }
 
@@ -84,34 +88,31 @@ impl Compiler<'_> {
                 Some(names) => self.product(&names, allowed, Product::Both, WHAT, at)?,
             });
         }
-        let mut classes = vec![NameClass {
-            names,
-            is_matched: Vec::new(),
-        }];
-        for pattern in &patterns.automata {
-            let mut parted = Vec::new();
-            for class in classes {
-                let all = class.names.unwrap_or_else(|| (*any_content()).clone());
-                for (rule, is_match) in [(Product::Both, true), (Product::FirstOnly, false)] {
-                    let names = self.product(&all, pattern, rule, WHAT, at)?;
-                    if names.start() != DEAD {
-                        let mut is_matched = class.is_matched.clone();
-                        is_matched.push(is_match);
-                        parted.push(NameClass {
-                            names: Some(names),
-                            is_matched,
-                        });
-                    }
-                }
-            }
-            if parted.len() > self.limits.max_branches {
-                return Err(CompileError::Limit {
-                    name: "max_branches",
-                    limit: self.limits.max_branches as u64,
-                    place: format!("the `patternProperties` of {}", self.document.pointer(at)),
-                });
-            }
-            classes = parted;
+        if patterns.automata.is_empty() {
+            let is_matched = Vec::new();
+            return Ok(vec![NameClass { names, is_matched }]);
+        }
+        let names = names.unwrap_or_else(|| (*any_content()).clone());
+        let parting = Parting::new(&names, &patterns.automata, self.ir.bounds().max_states);
+        let mut parting = parting.map_err(|_| self.automaton_limit(WHAT, at))?;
+        let answers = parting.answers();
+        if answers.len() > self.limits.max_branches {
+            return Err(CompileError::Limit {
+                name: "max_branches",
+                limit: self.limits.max_branches as u64,
+                place: format!("the `patternProperties` of {}", self.document.pointer(at)),
+            });
+        }
+        let n_states = parting.n_states() as u64;
+        self.spend(1_000 + n_states * 100)?;
+        let mut classes = Vec::with_capacity(answers.len());
+        for is_matched in answers {
+            let names = parting.part(&is_matched);
+            self.spend(1_000 + names.n_states() as u64 * 100 + n_states)?;
+            classes.push(NameClass {
+                names: Some(names),
+                is_matched,
+            });
         }
         Ok(classes)
     }

@@ -2,7 +2,8 @@
 
 Needs Python 3.11 or later and `node` (made with Python 3.11 and Node 20). Every pattern is tried on all texts
 of up to `n` characters of an alphabet; the ones that match are kept. ECMA-262's patterns are searched for, as
-JSON Schema does; Python's are matched from end to end, with ASCII's classes.
+JSON Schema does, where `(?i)` at the beginning stands for the flag `i`; Python's are matched from end to end,
+with ASCII's classes.
 """
 
 import itertools
@@ -12,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 SPACES = [" ", "\t", "\n", "\v", "\f", "\r", "\u00a0", "\u2003", "\u2028", "\ufeff", "\u180e", "\x1c"]
-OTHERS = ["a", "Z", "_", "0", "-", "é", "٣", "ſ", "K", "K", "😀"]
+OTHERS = ["a", "Z", "_", "0", "-", "é", "٣", "ſ", "K", "\u212a", "😀"]
 
 # Pattern, alphabet, length.
 ECMA = [
@@ -89,6 +90,14 @@ ECMA = [
     (r"(?:^)*a$", "ab", 3),
     (r"^a\$", "a$", 3),
     (r"^a$", ["a", "\n", "\r", "\u2028"], 3),
+    (r"^[a\ud83d\ude00-\ud83d\ude02]$", ["😀", "😁", "😂", "😃", "a"], 1),
+    (r"^[^\ud83d\ude00]$", ["😀", "😁", "a"], 1),
+    (r"(?i)^éß$", ["é", "É", "e", "ß", "s"], 2),
+    (r"(?i)^[à-ý]$", ["É", "é", "Þ", "z"], 1),
+    (r"(?i)^[^é]$", ["É", "é", "E"], 1),
+    (r"(?i)^(?!É)[Kkſ]+$", ["k", "K", "\u212a", "ſ", "s", "S"], 2),
+    (r"(?i)^σ$", ["σ", "Σ", "ς"], 1),
+    (r"(?i)^aB\w$", ["a", "A", "b", "B", "ſ"], 3),
 ]
 PYTHON = [
     (r"(?P<n>a)b", "ab", 3),
@@ -97,7 +106,6 @@ PYTHON = [
     (r"a(?i:b(?-i:c))", "abcABC", 3),
     (r"(?i)[^k]", OTHERS + ["k", "s", "S"], 1),
     (r"(?i)[a-z]", OTHERS + ["k", "s", "S"], 1),
-    (r"(?i)é", ["é", "É", "e"], 1),
     (r".", ["a", "\n", "\r", "\u2028"], 1),
     (r"(?s).", ["a", "\n", "\r", "\u2028"], 1),
     (r"(?s:.)a", ["a", "\n"], 2),
@@ -148,7 +156,10 @@ NODE = """
 let text = require("fs").readFileSync(0, "utf8");
 let found = JSON.parse(text).map(([pattern, texts]) => {
     let compiled;
-    try { compiled = new RegExp(pattern, "u"); } catch { compiled = new RegExp(pattern); }
+    let flags = pattern.startsWith("(?i)") ? "i" : "";
+    if (flags) pattern = pattern.slice("(?i)".length);
+    try { if (!flags) compiled = new RegExp(pattern, "u"); } catch {}
+    compiled ??= new RegExp(pattern, flags);
     return texts.filter((text) => compiled.test(text));
 });
 console.log(JSON.stringify(found));

@@ -13,13 +13,14 @@
 //! `disable_any_whitespace` asks for compact JSON: in the request, for all of it, or in the object that holds
 //! the constraint.
 //!
-//! Where vLLM takes one field for EBNF and Lark, a text without `::=` is Lark, which has no such sign.
+//! Where a field of vLLM's or SGLang's takes EBNF, it takes Lark too, which guidance sends; the definition that
+//! the text begins with tells which it is.
 
 use std::collections::BTreeSet;
 
 use arbora_constrained::{
-    AdditionalProperties, CallFormat, Draft, Enforcement, FormatPolicy, ParallelCalls, PropertyOrder,
-    SchemaOptions, Whitespace,
+    AdditionalProperties, CallFormat, Draft, Enforcement, FormatPolicy, GrammarSyntax, ParallelCalls,
+    PropertyOrder, SchemaOptions, Whitespace,
 };
 use serde_json::Value;
 
@@ -59,8 +60,13 @@ pub enum Source {
     Gbnf(String),
     /// XGrammar's.
     Ebnf(String),
-    /// Lark's.
-    Lark(String),
+    /// Lark, as llguidance takes it.
+    Lark {
+        /// The grammar.
+        text: String,
+        /// How JSON in it is written.
+        whitespace: Whitespace,
+    },
     /// Free text and constrained parts.
     StructuralTag {
         /// The tag as JSON.
@@ -204,10 +210,21 @@ fn both(a: &Source, b: &Source) -> Option<Source> {
             let set = |list: &[String]| list.iter().cloned().collect::<BTreeSet<_>>();
             (set(list) == set(other)).then(|| a.clone())
         }
+        (
+            Lark { text, whitespace },
+            Lark {
+                text: other,
+                whitespace: theirs,
+            },
+        ) if text == other => Some(Lark {
+            text: text.clone(),
+            whitespace: compact(*whitespace, *theirs),
+        }),
         // Each server calls its own dialect a grammar; a client that writes one text for all means it.
-        (Ebnf(text) | Gbnf(text) | Lark(text), Ebnf(other) | Gbnf(other) | Lark(other)) => {
-            (text == other).then(|| a.clone())
-        }
+        (
+            Ebnf(text) | Gbnf(text) | Lark { text, .. },
+            Ebnf(other) | Gbnf(other) | Lark { text: other, .. },
+        ) => (text == other).then(|| a.clone()),
         _ => (a == b).then(|| a.clone()),
     }
 }
@@ -260,11 +277,11 @@ const TOP_LEVEL: [(&str, Read); 11] = [
     ("guided_json_object", json_object),
     ("guided_regex", regex),
     ("guided_choice", choice),
-    ("guided_grammar", ebnf_or_lark),
+    ("guided_grammar", grammar),
     ("json_schema", read_schema),
     ("regex", regex),
     ("choice", choice),
-    ("ebnf", ebnf),
+    ("ebnf", grammar),
     ("structural_tag", structural_tag),
     ("grammar", gbnf),
 ];
@@ -388,7 +405,7 @@ fn structured_outputs(f: &mut Fields, whitespace: Whitespace) -> Result<Option<C
         ("json_object", json_object),
         ("regex", regex),
         ("choice", choice),
-        ("grammar", ebnf_or_lark),
+        ("grammar", grammar),
         ("structural_tag", structural_tag),
     ];
     let param = f.path_of("structured_outputs");
@@ -465,19 +482,18 @@ fn regex(value: Value, path: &str, _: Whitespace) -> Result<Option<Source>, ApiE
     Ok(grammar_text(value, path)?.map(Source::Regex))
 }
 
-fn ebnf(value: Value, path: &str, _: Whitespace) -> Result<Option<Source>, ApiError> {
-    Ok(grammar_text(value, path)?.map(Source::Ebnf))
-}
-
 fn gbnf(value: Value, path: &str, _: Whitespace) -> Result<Option<Source>, ApiError> {
     Ok(grammar_text(value, path)?.map(Source::Gbnf))
 }
 
-fn ebnf_or_lark(value: Value, path: &str, _: Whitespace) -> Result<Option<Source>, ApiError> {
-    Ok(grammar_text(value, path)?.map(|text| match text.contains("::=") {
-        true => Source::Ebnf(text),
-        false => Source::Lark(text),
-    }))
+/// EBNF or Lark.
+fn grammar(value: Value, path: &str, whitespace: Whitespace) -> Result<Option<Source>, ApiError> {
+    Ok(
+        grammar_text(value, path)?.map(|text| match GrammarSyntax::of(&text) {
+            GrammarSyntax::Ebnf => Source::Ebnf(text),
+            GrammarSyntax::Lark => Source::Lark { text, whitespace },
+        }),
+    )
 }
 
 /// As JSON or as a string that holds JSON.
@@ -529,6 +545,13 @@ mod tests {
         }
     }
 
+    fn lark(text: &str, whitespace: Whitespace) -> Source {
+        Source::Lark {
+            text: text.to_owned(),
+            whitespace,
+        }
+    }
+
     #[test]
     fn every_spelling_is_read() {
         let schema = r#"{"type":"object","properties":{"z":{},"a":{}}}"#;
@@ -566,7 +589,20 @@ mod tests {
             ),
             (
                 r#"{"structured_outputs": {"grammar": "start: \"a\""}}"#.to_owned(),
-                Source::Lark("start: \"a\"".to_owned()),
+                lark("start: \"a\"", Whitespace::Any),
+            ),
+            (
+                r#"{"ebnf": "// root ::= x\nstart: \"::=\""}"#.to_owned(),
+                lark("// root ::= x\nstart: \"::=\"", Whitespace::Any),
+            ),
+            (
+                r#"{"guided_grammar": "%llguidance {}\nstart: \"a\"", "disable_any_whitespace": true}"#
+                    .to_owned(),
+                lark("%llguidance {}\nstart: \"a\"", Whitespace::None),
+            ),
+            (
+                r##"{"structured_outputs": {"grammar": "# start: x\nroot ::= \"a:\""}}"##.to_owned(),
+                Source::Ebnf("# start: x\nroot ::= \"a:\"".to_owned()),
             ),
             (
                 r#"{"guided_grammar": "root ::= \"a\""}"#.to_owned(),
