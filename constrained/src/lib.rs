@@ -80,13 +80,14 @@
 //! Regular expressions are read as ECMA-262 has them in schemas, as Python's in Lark, and elsewhere as Rust's
 //! with what Python has besides. All have look-ahead and look-behind, `(?P<name>…)`, flags, `\A`, `\Z`, `\b`,
 //! comments, Unicode's properties. `\d`, `\w` and `\b` are of ASCII; `\s` is ASCII's white space, in schemas
-//! ECMA-262's, which has Unicode's too. `(?u)` asks for Unicode in each. `(?i)` ignores the case of all letters
-//! by Unicode's simple case folding, and as in ECMA-262 only with `(?u)` takes a letter of ASCII for one beyond
-//! (`k` and the Kelvin sign). `$` and `\Z` are the end of the text, never the place before a newline at its
-//! end. Schemas search for a pattern, all others match it from end to end. Refused by name and place:
-//! back-references, recursion, conditions, atomic groups and possessive repetitions whose parts have several
-//! lengths, what two of the three syntaxes read differently, and whose automaton would exceed a limit. Of the
-//! format `regex` texts with up to five groups open at once are allowed, without names and back-references.
+//! ECMA-262's, which has Unicode's too. `(?u)` asks for Unicode in each. `(?i)` ignores the case of all
+//! letters by Unicode's simple case folding, and as in ECMA-262 only with `(?u)` takes a letter of ASCII for
+//! one beyond (`k` and the Kelvin sign). `$` and `\Z` are the end of the text, never the place before a
+//! newline at its end. Schemas search for a pattern, all others match it from end to end. Refused by name and
+//! place: back-references, recursion, conditions, atomic groups and possessive repetitions whose parts have
+//! several lengths, what two of the three syntaxes read differently, and whose automaton would exceed a
+//! limit. Of the format `regex` texts with up to five groups open at once are allowed, without names and
+//! back-references.
 //!
 //! Grammars as text, each dialect named by the caller:
 //!
@@ -103,8 +104,8 @@
 //! no character; [`Matcher::temperature`] is what its `temperature` asks for. [`GrammarSyntax::of`] tells Lark
 //! from EBNF where a client sends either.
 //!
-//! A regular expression in a grammar may look around within its own text; where it would depend on what stands
-//! before or behind it, it is refused.
+//! A regular expression in a grammar may look around within its own text; where it would depend on what
+//! stands before or behind it, it is refused.
 //!
 //! Left recursion works in all of them. Rules that are used must be defined and derive something.
 //!

@@ -14,6 +14,7 @@
 use std::rc::Rc;
 
 use super::determinize::{Budget, Excess};
+use super::duties::{Choice, Duties, Duty, Ways, all_of, is_within, least, none_of, united};
 use super::letters::{Letter, Letters};
 use super::look::{Look, Neighbour};
 use super::nfa::{Nfa, State};
@@ -21,8 +22,6 @@ use super::{Direction, Pattern};
 use crate::hash::{Map, SmallSet};
 use crate::rows::{DEAD, Rows};
 
-/// A list of ways: [`NEVER`], [`ALWAYS`] or another one.
-pub(super) type Ways = u32;
 /// No way at all.
 const NEVER: Ways = 0;
 /// Whatever follows.
@@ -30,19 +29,6 @@ const ALWAYS: Ways = 1;
 
 /// The place of a way that has matched: only its duties are left.
 const MATCHED: u32 = u32::MAX;
-
-/// Ways that the rest must match, or must not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Duty {
-    ways: Ways,
-    is_negated: bool,
-}
-
-/// Duties that are all to be met, ascending.
-type Duties = Rc<[Duty]>;
-
-/// One of several: none is never met, an empty list of duties always.
-type Choice = Vec<Duties>;
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Way {
@@ -607,49 +593,4 @@ fn with(tests: &Rc<[Test]>, test: Test) -> Rc<[Test]> {
         Ok(_) => tests.clone(),
         Err(place) => [&tests[..place], &[test], &tests[place..]].concat().into(),
     }
-}
-
-/// Whether all of `few`, which is sorted, is in `many`, too.
-fn is_within<T: Ord>(few: &[T], many: &[T]) -> bool {
-    let mut many = many.iter();
-    few.iter().all(|one| many.any(|other| other == one))
-}
-
-/// `duties` in order; `None` where one is the opposite of another.
-fn united(mut duties: Vec<Duty>) -> Option<Duties> {
-    duties.sort_unstable();
-    duties.dedup();
-    let is_contradiction = duties.windows(2).any(|pair| pair[0].ways == pair[1].ways);
-    (!is_contradiction).then(|| duties.into())
-}
-
-/// The choices that are not implied by others.
-fn least(mut choice: Choice) -> Choice {
-    choice.sort_unstable_by_key(|duties| duties.len());
-    let mut kept = Choice::new();
-    for duties in choice {
-        if !kept.iter().any(|kept| is_within(kept, &duties)) {
-            kept.push(duties);
-        }
-    }
-    kept
-}
-
-fn all_of(a: &Choice, b: &Choice) -> Choice {
-    let pairs = a
-        .iter()
-        .flat_map(|a| b.iter().map(move |b| [&a[..], &b[..]].concat()));
-    least(pairs.filter_map(united).collect())
-}
-
-/// What holds where nothing of `choice` does: of each the opposite of a duty.
-fn none_of(choice: &Choice) -> Choice {
-    let opposite = |duty: &Duty| -> Duties {
-        let is_negated = !duty.is_negated;
-        [Duty { is_negated, ..*duty }].into()
-    };
-    let opposites = choice
-        .iter()
-        .map(|duties| duties.iter().map(opposite).collect::<Choice>());
-    opposites.fold(vec![Rc::default()], |all, one| all_of(&all, &one))
 }

@@ -8,6 +8,7 @@ mod atomic;
 mod class;
 mod counted;
 mod determinize;
+mod duties;
 mod escape;
 mod letters;
 mod look;

@@ -11,9 +11,10 @@
 //!
 //! All have groups, names, flags (`(?i)`, `(?i:…)`, of `imsuUxR` and `a`), look-around, atomic groups and
 //! possessive repetitions, comments, `\A`, `\z` and `\Z` (the last two alike) and the escapes of all. `\d`,
-//! `\w` and `\b` are of ASCII, with `(?u)` Unicode's. `(?i)` ignores the case of all letters; only with `(?u)`
-//! is one of ASCII the same as one beyond. `$` is the end of the text, with `(?m)` also that of a line. What
-//! is refused is what has no one meaning, or is not regular: back-references, recursion, conditions.
+//! `\w` and `\b` are of ASCII, with `(?u)` Unicode's. `(?i)` ignores the case of all letters; only with
+//! `(?u)` is one of ASCII the same as one beyond. `$` is the end of the text, with `(?m)` also that of a
+//! line. What is refused is what has no one meaning, or is not regular: back-references, recursion,
+//! conditions.
 
 use regex_syntax::hir::{Capture, Class, ClassUnicode, Hir, Look, Repetition};
 
