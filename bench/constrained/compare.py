@@ -1,6 +1,7 @@
 """Arbora, llguidance and XGrammar on the same schemas and tokens, one after the other; prints a table.
 
-    python compare.py CONSTRAINED_BENCH FOLDER SCHEMAS [--wrong FILE] [--engines NAME,NAME] [--order any|schema]
+    python compare.py CONSTRAINED_BENCH FOLDER SCHEMAS [--wrong FILE] [--engines NAME,NAME]
+                      [--order any|schema]
 
 FOLDER is what vocabulary.py wrote. SCHEMAS has either a schema a line with its instances (`schema`, `valid`,
 `invalid`; each instance is tried as `json.dumps` writes it with and without escapes for what is not ASCII) or

@@ -138,7 +138,8 @@ impl Tables {
         }
     }
 
-    /// The values that must not be written again and the texts so far, of all that `state` is in the middle of.
+    /// The values that must not be written again and the texts so far, of all that `state` is in the middle
+    /// of.
     fn kept(&self, state: StateId) -> Vec<(ListId, TextId)> {
         let mut kept = Vec::new();
         for reading in self.readings(state).iter() {

@@ -214,7 +214,8 @@ impl Tables {
         Ok(())
     }
 
-    /// Allows what was found of the leaf of `reading` in `trie`, or is not sure of it, and notes where it ends.
+    /// Allows what was found of the leaf of `reading` in `trie`, or is not sure of it, and notes where it
+    /// ends.
     fn take_found(
         &mut self,
         ir: &Ir,

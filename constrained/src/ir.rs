@@ -274,8 +274,8 @@ impl Ir {
         self.dfa(Dfa::of_strings([text.as_bytes()]))
     }
 
-    /// The texts that `pattern` is found in, and the work that they take to find. Patterns of one `recipe` are
-    /// equal.
+    /// The texts that `pattern` is found in, and the work that they take to find. Patterns of one `recipe`
+    /// are equal.
     pub(crate) fn search(&self, pattern: &Pattern, recipe: &str) -> Result<(Arc<Dfa>, u64), CompileError> {
         let bounds = self.bounds;
         let recipe = format!("search {bounds:?} {recipe}");
@@ -290,7 +290,8 @@ impl Ir {
         })
     }
 
-    /// The automaton that `make` makes, always the same one, which is called `name`; and a work in proportion.
+    /// The automaton that `make` makes, always the same one, which is called `name`; and a work in
+    /// proportion.
     pub(crate) fn made(&self, name: &str, make: impl FnOnce() -> Dfa) -> (Arc<Dfa>, u64) {
         let made = self.cache.automaton(name.to_owned(), || {
             let dfa = make();

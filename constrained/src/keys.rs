@@ -71,8 +71,8 @@ impl KeyTrie {
         &self.nodes[node as usize].keys
     }
 
-    /// Calls `visit` with the bytes after `node` and the nodes they lead to, as far as a key that is `allowed`
-    /// lies below.
+    /// Calls `visit` with the bytes after `node` and the nodes they lead to, as far as a key that is
+    /// `allowed` lies below.
     pub(crate) fn for_each_child(&self, node: u32, allowed: &Allowed, mut visit: impl FnMut(u8, u32)) {
         for (byte, child) in &self.nodes[node as usize].children {
             if allowed.has_any(&self.nodes[*child as usize].keys) {

@@ -45,11 +45,11 @@
 //! tokens that go on after the leaf, which are followed through the stack.
 //!
 //! What the output looks like: members come in the schema's order, extra ones last, or with
-//! [`PropertyOrder::Any`] in any; a character that can stand for itself in a string does; integers have neither
-//! point nor exponent where they are listed or the type is `integer`; other listed numbers are written as the
-//! schema writes them; zero has no sign; numbers with a bound other than zero, a divisor or values kept out
-//! have no exponent. This is a choice among spellings of a value, not a restriction of values, with these
-//! exceptions:
+//! [`PropertyOrder::Any`] in any; a character that can stand for itself in a string does; integers have
+//! neither point nor exponent where they are listed or the type is `integer`; other listed numbers are
+//! written as the schema writes them; zero has no sign; numbers with a bound other than zero, a divisor or
+//! values kept out have no exponent. This is a choice among spellings of a value, not a restriction of
+//! values, with these exceptions:
 //!
 //! * A number ends: it has at most 21 digits before the point, 22 behind it and 3 in the exponent, which
 //!   holds what JavaScript and Python write and every integer of 64 bits, and more where the schema's own
@@ -61,15 +61,15 @@
 //!   items as many items.
 //! * What can be read in very many ways with distinct items is only followed in 64 of them.
 //!
-//! Items that must be distinct, and names, are compared as they are written (`memory.rs`, `distinct.rs`): what
-//! would equal an earlier one cannot be completed. Schemas that must not hold become conditions on the members
-//! of an object (`object.rs`), which add up where alternatives would multiply.
+//! Items that must be distinct, and names, are compared as they are written (`memory.rs`, `distinct.rs`):
+//! what would equal an earlier one cannot be completed. Schemas that must not hold become conditions on the
+//! members of an object (`object.rs`), which add up where alternatives would multiply.
 //!
-//! What is refused of JSON Schema: `uniqueItems` where it does not show that there are as many distinct items as
-//! there must be; `unevaluated*`, `uniqueItems` and inexact formats where they are negated; and references out
-//! of the document. A dialect that the document does not explain is read as the drafts agree, and what some of
-//! them do not know may not be negated. `tests/suite/refused.txt` shows what that means for the official test
-//! suite.
+//! What is refused of JSON Schema: `uniqueItems` where it does not show that there are as many distinct items
+//! as there must be; `unevaluated*`, `uniqueItems` and inexact formats where they are negated; and references
+//! out of the document. A dialect that the document does not explain is read as the drafts agree, and what
+//! some of them do not know may not be negated. `tests/suite/refused.txt` shows what that means for the
+//! official test suite.
 //!
 //! Two options change what a schema means. [`AdditionalProperties::Closed`] keeps out members that a schema
 //! which names some does not name, unless it says something of the others; schemas of one object close it
@@ -96,13 +96,13 @@
 //! * XGrammar's EBNF ([`Grammar::compile_ebnf`]): the same with its own escapes and layout, `Token`,
 //!   `ExcludeToken` and `Regex`; no look-ahead of rules, no `TagDispatch`, no rule attributes.
 //! * Lark as llguidance has it ([`Grammar::compile_lark`]): rules, terminals with `&` and `~`, regular
-//!   expressions, ranges, tokens, `%ignore`, `%import common.X`, `%llguidance`, `%json`, `%lark`, `%regex`, and
-//!   the attributes of rules; no priorities, parametric rules or other directives. There is no lexer: a text
-//!   is accepted when any way of reading it fits. The text that `stop` finds is part of the output.
+//!   expressions, ranges, tokens, `%ignore`, `%import common.X`, `%llguidance`, `%json`, `%lark`, `%regex`,
+//!   and the attributes of rules; no priorities, parametric rules or other directives. There is no lexer: a
+//!   text is accepted when any way of reading it fits. The text that `stop` finds is part of the output.
 //!
 //! A rule in Lark with `max_tokens` ends once so many tokens have begun within it, wherever it is, but within
-//! no character; [`Matcher::temperature`] is what its `temperature` asks for. [`GrammarSyntax::of`] tells Lark
-//! from EBNF where a client sends either.
+//! no character; [`Matcher::temperature`] is what its `temperature` asks for. [`GrammarSyntax::of`] tells
+//! Lark from EBNF where a client sends either.
 //!
 //! A regular expression in a grammar may look around within its own text; where it would depend on what
 //! stands before or behind it, it is refused.

@@ -499,8 +499,8 @@ impl Object {
         Allowed::Set(words.into())
     }
 
-    /// In the schema's order and without conditions: no required key is skipped, and both bounds on the number
-    /// of members can still be met.
+    /// In the schema's order and without conditions: no required key is skipped, and both bounds on the
+    /// number of members can still be met.
     fn range(&self, members: &Members, required: Option<u32>) -> Allowed {
         let (n, n_keys) = (members.n, self.n_keys());
         let n_required = self.ahead(members).filter(|(_, key)| key.is_required).count() as u32;

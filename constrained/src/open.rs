@@ -1,7 +1,7 @@
 //! Contents of strings after which any text may come, as that of all names but the declared ones.
 //!
-//! They differ from a string of any content only in where it may end. So what is known of the tokens in such a
-//! string mostly holds for all of them.
+//! They differ from a string of any content only in where it may end. So what is known of the tokens in such
+//! a string mostly holds for all of them.
 
 use crate::dfa::{ByteSet, DEAD, Dfa, bytes_of, union_of};
 use crate::text::{Moved, PLAIN, Place, TextSpec, step_utf8, utf8_classes};

@@ -160,8 +160,8 @@ impl Plenty {
         nodes.any(|item| shape.is_endless() || self.n_values(item) > n)
     }
 
-    /// Whether items can surely be chosen one after another, each different from those before, until the array
-    /// may end.
+    /// Whether items can surely be chosen one after another, each different from those before, until the
+    /// array may end.
     fn has_enough(&self, ir: &Ir, array: &Array) -> bool {
         let most = |variants: &[Variant]| variants.iter().map(|variant| self.n_values(variant.item)).max();
         if array.min > MAX_DISTINCT {

@@ -12,8 +12,8 @@
 //!
 //! Invariants: a set is never empty; its edges are sorted and differ; below an edge is a set with a smaller
 //! number, so that no set reaches itself; equal lists of edges have equal numbers. Set 0 holds the empty
-//! stack alone, whose only edge is [`Frame::End`]; below that edge there is nothing. A stack with a frame that
-//! keeps a text is never joined with another: down to that frame each set has one edge.
+//! stack alone, whose only edge is [`Frame::End`]; below that edge there is nothing. A stack with a frame
+//! that keeps a text is never joined with another: down to that frame each set has one edge.
 
 use std::sync::Arc;
 

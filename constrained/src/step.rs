@@ -66,8 +66,8 @@ impl Stacks {
         out.extend(next);
     }
 
-    /// Takes `byte`, which every text that is kept in the stack already has: adds to `out` what may come where
-    /// the leaf may be complete, and returns how the leaf goes on.
+    /// Takes `byte`, which every text that is kept in the stack already has: adds to `out` what may come
+    /// where the leaf may be complete, and returns how the leaf goes on.
     pub(crate) fn step_leaf(
         &mut self,
         ir: &Ir,
@@ -187,8 +187,8 @@ impl Stacks {
 
     /// `readings` with those of one leaf as one, in order, but for those that keep a text.
     ///
-    /// Of very many that do the first ones are kept. Each of them can be completed by itself, so nothing leads
-    /// to a dead end; an output that only others can read is not allowed.
+    /// Of very many that do the first ones are kept. Each of them can be completed by itself, so nothing
+    /// leads to a dead end; an output that only others can read is not allowed.
     pub(crate) fn merge(&mut self, ir: &Ir, readings: &mut Vec<Reading>) {
         readings.sort_unstable();
         readings.dedup();

@@ -292,7 +292,8 @@ impl Machine for TextMachine<'_> {
     }
 }
 
-/// The same for those declared keys that are `allowed`, from `place` in their tree; the way out is the key. Few tokens go along with a key: its tree is followed, not that of the tokens.
+/// The same for those declared keys that are `allowed`, from `place` in their tree; the way out is the key.
+/// Few tokens go along with a key: its tree is followed, not that of the tokens.
 pub(crate) fn sweep_keys(
     keys: &KeyTrie,
     (place, allowed): (u32, &Allowed),

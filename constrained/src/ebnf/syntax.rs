@@ -16,8 +16,8 @@ impl GrammarSyntax {
     ///
     /// The first definition decides: in EBNF the sign behind its name is `::=`, in Lark `:`, which no Lark
     /// definition goes on from with `:=`. Comments from `//`, lines that begin with `%`, rule marks `?` and
-    /// `!`, and templates are Lark's alone. So every text that is valid in one of them is told for what it is,
-    /// whatever its literals and comments hold. A text that begins in neither way counts as EBNF.
+    /// `!`, and templates are Lark's alone. So every text that is valid in one of them is told for what it
+    /// is, whatever its literals and comments hold. A text that begins in neither way counts as EBNF.
     pub fn of(text: &str) -> Self {
         let mut source = Source::new(text);
         if is_lark_comment_next(&mut source) || matches!(source.peek(), Some('%' | '?' | '!')) {

@@ -184,8 +184,9 @@ impl<'a> Compiler<'a> {
         Ok(are_disjoint)
     }
 
-    /// Whether no value that has what the keywords of `plain` itself say satisfies `goal`, as far as it shows.
-    /// What `plain` combines does not count: that is yet to be enforced, and this may be used to enforce less.
+    /// Whether no value that has what the keywords of `plain` itself say satisfies `goal`, as far as it
+    /// shows. What `plain` combines does not count: that is yet to be enforced, and this may be used to
+    /// enforce less.
     pub(super) fn keeps_out_goal(&mut self, plain: Target, goal: Goal) -> Result<bool, CompileError> {
         let target = match goal {
             Goal::Holds(target) => target,

@@ -1,7 +1,7 @@
 //! Objects: what all schemas together say about each declared property and about all others.
 //!
-//! A condition (a list of facts of which one must hold at least) becomes a bit: each value that a property may
-//! have, its absence, and each kind of names tell which conditions they meet. So conditions on different
+//! A condition (a list of facts of which one must hold at least) becomes a bit: each value that a property
+//! may have, its absence, and each kind of names tell which conditions they meet. So conditions on different
 //! properties add up and do not multiply.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,7 +53,8 @@ struct Met {
     by_name: Vec<(Dfa, Option<Goal>, u32)>,
 }
 
-/// Which members without a name of their own in a schema an object may have, beside those that patterns match.
+/// Which members without a name of their own in a schema an object may have, beside those that patterns
+/// match.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Unnamed {
     None,

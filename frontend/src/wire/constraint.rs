@@ -13,8 +13,8 @@
 //! `disable_any_whitespace` asks for compact JSON: in the request, for all of it, or in the object that holds
 //! the constraint.
 //!
-//! Where a field of vLLM's or SGLang's takes EBNF, it takes Lark too, which guidance sends; the definition that
-//! the text begins with tells which it is.
+//! Where a field of vLLM's or SGLang's takes EBNF, it takes Lark too, which guidance sends; the definition
+//! that the text begins with tells which it is.
 
 use std::collections::BTreeSet;
 

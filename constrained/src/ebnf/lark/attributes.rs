@@ -9,8 +9,8 @@
 //! * `max_tokens=N`: the rule ends, wherever it is, once N tokens have begun within it.
 //! * `temperature=T`: what its tokens are sampled with; `Matcher::temperature` tells.
 //!
-//! The body of a rule with any of them but the captures consists of terminals, and so does X; for the last two
-//! it may also be one `%json` or `%lark`.
+//! The body of a rule with any of them but the captures consists of terminals, and so does X; for the last
+//! two it may also be one `%json` or `%lark`.
 
 use super::super::quoting::{Escapes, quoted};
 use super::super::regular::Operation;

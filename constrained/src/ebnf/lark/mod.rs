@@ -3,8 +3,9 @@
 //! * Rules (lower case) and terminals (upper case) with `:`, `|`, `(…)`, `[…]`, `?`, `*`, `+`, `~n`, `~n..m`,
 //!   `{m,n}`; `"text"`, `"text"i` (ASCII), `"a".."z"`, `/regular expression/` with the flags `i`, `m`, `s`,
 //!   `u`, `x`. An output begins with the rule `start`.
-//! * In terminals `&` is intersection, and a leading `~`, in rules too, the complement within valid UTF-8; `%regex {"substring_chunks": […]}` is any run of the chunks (also
-//!   `substring_words` and `substring_chars`).
+//! * In terminals `&` is intersection, and a leading `~`, in rules too, the complement within valid UTF-8;
+//!   `%regex {"substring_chunks": […]}` is any run of the chunks (also `substring_words` and
+//!   `substring_chars`).
 //! * `<text>` is one special token, `<[7,9-12]>` one of several by number, `<[^7]>` and `<[*]>` any token
 //!   with text but those.
 //! * `%json {…}` is JSON of a schema, whose `x-guidance` may choose the separators; `%lark {…}` a grammar
@@ -21,10 +22,10 @@
 //! terminal and not before the first one. Anchors at the ends of a regular expression are those of the text
 //! that it matches.
 //!
-//! Refused by name: priorities, templates, parametric rules (`name::_`, `%if`), `%declare`, `%override`, `%extend`,
-//! references `@name` to other grammars, the option `allow_invalid_utf8`, imports from elsewhere than
-//! `common`; of regular expressions back-references, the flag `l`, and look-around and anchors that depend on
-//! what stands around the expression.
+//! Refused by name: priorities, templates, parametric rules (`name::_`, `%if`), `%declare`, `%override`,
+//! `%extend`, references `@name` to other grammars, the option `allow_invalid_utf8`, imports from elsewhere
+//! than `common`; of regular expressions back-references, the flag `l`, and look-around and anchors that
+//! depend on what stands around the expression.
 
 mod attributes;
 mod directives;
