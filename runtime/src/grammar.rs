@@ -112,12 +112,15 @@ impl GrammarState {
     /// Tokens that probably come next: forced text, after `output`.
     pub(crate) fn draft(&mut self, output: &[u32]) -> Vec<u32> {
         let recent = &output[output.len().saturating_sub(N_RECENT)..];
-        let draft = self.matcher.forced(recent, |text| (self.tokenize)(text));
-        if !draft.is_empty() || recent.is_empty() {
-            return draft;
+        let mut draft = self.matcher.forced(recent, |text| (self.tokenize)(text));
+        if draft.is_empty() && !recent.is_empty() {
+            // An output that is not spelled as the tokenizer would is likely to go on from where it stands.
+            draft = self.matcher.forced(&[], |text| (self.tokenize)(text));
         }
-        // An output that is not spelled as the tokenizer would is likely to go on from where it stands.
-        self.matcher.forced(&[], |text| (self.tokenize)(text))
+        // A part with a limit of tokens may end within text that is forced by its bytes.
+        let n_allowed = self.n_allowed(&draft);
+        draft.truncate(n_allowed);
+        draft
     }
 }
 
@@ -135,17 +138,31 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn each_row_of_a_draft_has_the_temperature_of_its_place_in_the_grammar() {
+    /// An output of a grammar in Lark, where every byte is a token.
+    fn state(text: &str) -> GrammarState {
         let tokens = (0..=255u8).map(|byte| Some(vec![byte])).chain([None]);
         let vocabulary = Arc::new(Vocabulary::new(tokens, &[256]).expect("257 tokens"));
-        let text = "start: \"a\" x\nx[temperature=0.5]: /b+/";
         let (options, limits) = (SchemaOptions::default(), Limits::default());
         let grammar = Grammar::compile_lark(&vocabulary, text, &options, &limits).expect("it is valid");
-        let mut state = GrammarState::new(
-            &grammar,
-            Arc::new(|text| text.iter().map(|b| (*b).into()).collect()),
-        );
+        let bytes = |text: &[u8]| text.iter().map(|byte| u32::from(*byte)).collect();
+        GrammarState::new(&grammar, Arc::new(bytes))
+    }
+
+    #[test]
+    fn a_draft_of_forced_text_ends_where_a_limit_of_tokens_does() {
+        let mut state = state("start: x \"z\"\nx[max_tokens=2]: \"abcd\"");
+        let draft = state.draft(&[]);
+        assert_eq!(draft, b"ab".map(u32::from));
+        state.fill_masks(&draft);
+        for token in draft {
+            state.advance(token).expect("it may come");
+        }
+        assert_eq!(state.draft(&b"ab".map(u32::from)), [u32::from(b'z')]);
+    }
+
+    #[test]
+    fn each_row_of_a_draft_has_the_temperature_of_its_place_in_the_grammar() {
+        let mut state = state("start: \"a\" x\nx[temperature=0.5]: /b+/");
         assert_eq!(state.temperature(0), None, "nothing is prepared");
         let draft = b"ab".map(u32::from);
         state.fill_masks(&draft);
