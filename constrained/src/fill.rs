@@ -21,7 +21,7 @@ use crate::free_text::FreeMachine;
 use crate::ir::Ir;
 use crate::mask::TokenMask;
 use crate::memory::UNSEEN;
-use crate::pieces::{StringLeaf, ways};
+use crate::pieces::{AnyText, StringLeaf, ways};
 use crate::stacks::StackId;
 use crate::step::{Leaf, MAX_KEEPING, Reading};
 use crate::sweep::{Buffers, DfaMachine, Found, Machine, Step, TextMachine, sweep, sweep_keys, sweep_new};
@@ -52,6 +52,17 @@ pub(crate) struct Point {
     /// Whether tokens that go on here must be looked at again, one by one.
     pub(crate) is_unsure: bool,
     pub(crate) stack: StackId,
+}
+
+impl Point {
+    /// All tokens of a tree.
+    fn root(stack: StackId) -> Self {
+        Self {
+            node: 0,
+            is_unsure: false,
+            stack,
+        }
+    }
 }
 
 /// A mask in the making; empty between masks, kept for its memory.
@@ -167,11 +178,7 @@ impl Tables {
     ) -> Result<(), StepTheSet> {
         self.follow(asked, asked.vocabulary.trie(), onward, filling)?;
         while let Some((suffixes, stack)) = filling.apart.pop() {
-            onward.push(Reverse(Point {
-                node: 0,
-                is_unsure: false,
-                stack,
-            }));
+            onward.push(Reverse(Point::root(stack)));
             self.follow(asked, &suffixes, onward, filling)?;
         }
         Ok(())
@@ -333,23 +340,24 @@ impl Tables {
                     fragment: &own,
                     place,
                 };
-                let any = self.any_text(asked.vocabulary).clone();
-                let any = StringLeaf::anywhere_in(asked.vocabulary, &any);
                 // What any text can follow is the same for all plain tokens, and mostly for the others too.
-                let is_open = own.is_open();
-                let plain = if is_open { any } else { own };
-                filling.add_part(&plain.plain_piece(asked.vocabulary).inside);
-                let is_like_any = is_open && own.is_like_any(asked.vocabulary.strings());
-                let other = if is_like_any { any } else { own };
-                other.other_piece(asked.vocabulary)
+                if !own.is_open() {
+                    filling.add_part(&own.plain_piece(asked.vocabulary).inside);
+                    return own.other_piece(asked.vocabulary);
+                }
+                let any = self.any_text(asked.vocabulary);
+                filling.add_part(&any.plain);
+                match own.is_like_any(asked.vocabulary.strings()) {
+                    true => any.other.clone(),
+                    false => own.other_piece(asked.vocabulary),
+                }
             }
             _ => self.own_piece(asked, reading),
         }
     }
 
-    fn any_text(&mut self, vocabulary: &Vocabulary) -> &Arc<TextFragment> {
-        let found = || vocabulary.cache().text(vocabulary.any_text());
-        self.any_text.get_or_insert_with(found)
+    fn any_text(&mut self, vocabulary: &Vocabulary) -> &AnyText {
+        self.any_text.get_or_insert_with(|| AnyText::new(vocabulary))
     }
 
     /// The same for a free text, which grammars rarely share.

@@ -55,18 +55,31 @@ pub(crate) struct StringLeaf<'a> {
     pub(crate) place: Place,
 }
 
-impl<'a> StringLeaf<'a> {
-    /// Within a string of any content, whose fragment `fragment` is.
-    pub(crate) fn anywhere_in(vocabulary: &'a Vocabulary, fragment: &'a TextFragment) -> Self {
+/// The tokens within a string of any content.
+#[derive(Debug)]
+pub(crate) struct AnyText {
+    pub(crate) plain: Known,
+    /// Those that are not plain.
+    pub(crate) other: Arc<Piece>,
+}
+
+impl AnyText {
+    pub(crate) fn new(vocabulary: &Vocabulary) -> Self {
         let spec = vocabulary.any_text();
         let mode = PLAIN;
-        Self {
+        let leaf = StringLeaf {
             spec,
-            fragment,
+            fragment: &vocabulary.cache().text(spec),
             place: Place { mode, ..spec.start() },
+        };
+        Self {
+            plain: leaf.plain_piece(vocabulary).inside.clone(),
+            other: leaf.other_piece(vocabulary),
         }
     }
+}
 
+impl<'a> StringLeaf<'a> {
     /// Whether any text can follow within the string.
     pub(crate) fn is_open(self) -> bool {
         let Self { spec, place, .. } = self;

@@ -12,6 +12,7 @@ use crate::hash::Map;
 use crate::ir::Ir;
 use crate::limits::Limits;
 use crate::mask::TokenMask;
+use crate::pieces::AnyText;
 use crate::stacks::Stacks;
 use crate::step::{Leaf, Reading};
 use crate::vocabulary::Vocabulary;
@@ -39,8 +40,7 @@ pub(crate) struct Tables {
     /// By automaton and by string, what other grammars know too; filled when first needed.
     pub(crate) dfa_fragments: Box<[Option<Arc<Fragment>>]>,
     pub(crate) text_fragments: Box<[Option<Arc<TextFragment>>]>,
-    /// That of a string of any content.
-    pub(crate) any_text: Option<Arc<TextFragment>>,
+    pub(crate) any_text: Option<AnyText>,
     /// Several keys that may come, and free texts by whether more may follow; mostly no other grammar has the
     /// same.
     pub(crate) own_pieces: Map<(Leaf, bool), Arc<Piece>>,
