@@ -106,7 +106,7 @@ def litellm(base_url):
                                parallel_tool_calls=False).choices[0].message.tool_calls
     assert [call.function.name for call in calls] == ["plan"], calls
     Trip.model_validate_json(calls[0].function.arguments)
-    too_long = [{"role": "user", "content": "a " * 20_000}]
+    too_long = [{"role": "user", "content": "a " * 9_000}]
     for error, given in (
         (litellm.BadRequestError, {"temperature": -1}),
         (litellm.NotFoundError, {"model": "openai/x"}),
