@@ -117,9 +117,6 @@ impl GrammarState {
             // An output that is not spelled as the tokenizer would is likely to go on from where it stands.
             draft = self.matcher.forced(&[], |text| (self.tokenize)(text));
         }
-        // A part with a limit of tokens may end within text that is forced by its bytes.
-        let n_allowed = self.n_allowed(&draft);
-        draft.truncate(n_allowed);
         draft
     }
 }
@@ -149,15 +146,19 @@ mod tests {
     }
 
     #[test]
-    fn a_draft_of_forced_text_ends_where_a_limit_of_tokens_does() {
-        let mut state = state("start: x \"z\"\nx[max_tokens=2]: \"abcd\"");
+    fn nothing_is_drafted_where_a_limit_of_tokens_may_end_a_part() {
+        let mut state = state("start: \"qr\" x \"yz\"\nx[max_tokens=2]: \"abcd\"");
         let draft = state.draft(&[]);
-        assert_eq!(draft, b"ab".map(u32::from));
+        assert_eq!(draft, b"qr".map(u32::from));
         state.fill_masks(&draft);
-        for token in draft {
+        for token in draft.into_iter().chain(b"ab".map(u32::from)) {
+            assert!(state.n_allowed(&[token]) == 1);
             state.advance(token).expect("it may come");
+            if token == u32::from(b'a') {
+                assert_eq!(state.draft(&[]), []);
+            }
         }
-        assert_eq!(state.draft(&b"ab".map(u32::from)), [u32::from(b'z')]);
+        assert_eq!(state.draft(&[]), b"yz".map(u32::from));
     }
 
     #[test]

@@ -195,7 +195,7 @@ fn a_prompt_can_be_explained_without_being_run() {
 
 #[test]
 fn a_prompt_that_could_not_be_run_is_refused_as_by_a_completion() {
-    let site = Site::new();
+    let site = Site::with(&[], |config| config.context = 1000);
     let too_long = vec![5; site.engine.context() + 1];
     for (body, param, code) in [
         (json!({"prompt": [99]}), "prompt", Json::Null),
@@ -313,7 +313,9 @@ fn bad_questions_name_the_value_and_the_limit() {
     let small = Site::with(&[], |config| config.context = 1000);
     let answer = small.post("/cache/explain", &long);
     assert!(
-        answer.body.contains("30000 tokens, must have 1 to 1000"),
+        answer
+            .body
+            .contains("maximum context length is 1000 tokens. However, you requested 30000 tokens"),
         "{}",
         answer.body
     );

@@ -176,12 +176,12 @@ fn what_cannot_be_enforced_is_a_400_that_says_where_and_what() {
     let cases: [(Json, &str, &[&str]); 11] = [
         (
             json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema":
-                object("a/b", json!({"type": "array", "uniqueItems": true}))}}}),
+                object("a/b", json!({"type": "array", "not": {"uniqueItems": true}}))}}}),
             "response_format.json_schema.schema",
             &["#/properties/a~1b", "`uniqueItems`"],
         ),
         (
-            json!({"guided_json": object("a", json!({"format": "regex"}))}),
+            json!({"guided_json": object("a", json!({"not": {"format": "regex"}}))}),
             "guided_json",
             &["#/properties/a", "`format`"],
         ),
