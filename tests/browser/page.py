@@ -155,19 +155,33 @@ def open_page(browser, url, key):
     browser.wait("document.getElementById('model')?.textContent", "the model's name")
 
 
+# Notes the lengths of the last answer as they change: a server may be done before it is asked twice from outside.
+OBSERVE = """
+(() => {
+  window.seenLengths = new Set();
+  const look = () => {
+    const last = document.querySelector("#talk li:last-child .text");
+    window.seenLengths.add(last?.textContent.length ?? 0);
+  };
+  const what = { childList: true, subtree: true, characterData: true };
+  new MutationObserver(look).observe(document.getElementById("talk"), what);
+})()
+"""
+
+
 def send(browser, message, max_tokens):
     """Sends a message with the Enter key; the lengths of the answer that were seen, and the line of its cost."""
     n_before = browser.run("document.querySelectorAll('.cost').length")
     browser.run(f"document.getElementById('max-tokens').value = {max_tokens}")
+    browser.run(OBSERVE)
     browser.type_in("message", message)
     browser.press("Enter", 13)
-    seen = set()
     deadline = time.monotonic() + PATIENCE_S
     while browser.run("document.querySelectorAll('.cost').length") == n_before:
-        seen.add(browser.run("document.querySelector('#talk li:last-child .text')?.textContent.length ?? 0"))
         problem = browser.run("document.getElementById('problem').textContent")
         check(not problem, f"the page says: {problem}")
         check(time.monotonic() < deadline, f"no answer within {PATIENCE_S} s")
+    seen = set(browser.run("[...window.seenLengths]"))
     cost = browser.run("[...document.querySelectorAll('.cost summary')].at(-1).textContent")
     found = re.match(r"([\d,]+) prompt tokens?: ([\d,]+) cached, ([\d,]+) computed", cost)
     check(found, f"the cost reads {cost!r}")
