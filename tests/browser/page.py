@@ -155,7 +155,8 @@ def open_page(browser, url, key):
     browser.wait("document.getElementById('model')?.textContent", "the model's name")
 
 
-# Notes the lengths of the last answer as they change: a server may be done before it is asked twice from outside.
+# Notes the lengths of the last answer as they change: a server may be done before it is asked twice from
+# outside.
 OBSERVE = """
 (() => {
   window.seenLengths = new Set();
