@@ -192,38 +192,29 @@ impl Stacks {
     pub(crate) fn merge(&mut self, ir: &Ir, readings: &mut Vec<Reading>) {
         readings.sort_unstable();
         readings.dedup();
-        let mut n_keeping = 0;
-        readings.retain(|reading| {
-            n_keeping += usize::from(self.keeps_text(reading.stack));
-            n_keeping <= MAX_KEEPING || !self.keeps_text(reading.stack)
-        });
-        if readings.is_sorted_by(|a, b| a.leaf < b.leaf) {
-            return;
+        let keeps_text = |reading: &mut Reading| self.keeps_text(reading.stack);
+        let mut keeping: Vec<Reading> = readings.extract_if(.., keeps_text).collect();
+        if !readings.is_sorted_by(|a, b| a.leaf < b.leaf) {
+            let merged = readings.chunk_by(|a, b| a.leaf == b.leaf).map(|alike| {
+                let stack = match alike {
+                    [one] => one.stack,
+                    [one, other] => self.union(ir, one.stack, other.stack),
+                    _ => {
+                        let edges = alike.iter().flat_map(|reading| self.edges(reading.stack));
+                        let edges = edges.copied().collect();
+                        self.joined(ir, edges)
+                    }
+                };
+                let leaf = alike[0].leaf;
+                Reading { leaf, stack }
+            });
+            *readings = merged.collect();
         }
-        let mut merged = Vec::with_capacity(readings.len());
-        for alike in readings.chunk_by(|a, b| a.leaf == b.leaf) {
-            let is_keeping = |reading: &&Reading| self.keeps_text(reading.stack);
-            merged.extend(alike.iter().filter(is_keeping));
-            let joined: Vec<Reading> = alike
-                .iter()
-                .filter(|reading| !is_keeping(reading))
-                .copied()
-                .collect();
-            let stack = match joined[..] {
-                [] => continue,
-                [one] => one.stack,
-                [one, other] => self.union(ir, one.stack, other.stack),
-                _ => {
-                    let edges = joined.iter().flat_map(|reading| self.edges(reading.stack));
-                    let edges = edges.copied().collect();
-                    self.joined(ir, edges)
-                }
-            };
-            let leaf = alike[0].leaf;
-            merged.push(Reading { leaf, stack });
+        if !keeping.is_empty() {
+            keeping.truncate(MAX_KEEPING);
+            readings.append(&mut keeping);
+            readings.sort_unstable();
         }
-        merged.sort_unstable();
-        *readings = merged;
     }
 
     /// Whether a byte may come once everything above `stack` is complete.

@@ -73,6 +73,17 @@ fn only_the_keyword_that_cannot_be_enforced_is_left_out() {
 }
 
 #[test]
+fn distinct_items_of_which_there_may_not_be_enough_are_left_out() {
+    check(
+        r#"{"properties": {"a": {"type": "array", "uniqueItems": true, "minItems": 2,
+            "items": {"type": "string", "pattern": "^(|x)$", "maxLength": 0}}}}"#,
+        &["#/properties/a uniqueItems"],
+        &[r#"{"a":["",""]}"#],
+        &[r#"{"a":[""]}"#, r#"{"a":["","x"]}"#],
+    );
+}
+
+#[test]
 fn what_depends_on_a_keyword_is_left_out_with_it() {
     check(
         r#"{"properties": {"a": {"type": "null"}}, "patternProperties": {"(b)\\1": {"type": "null"}},

@@ -255,7 +255,7 @@ impl Compiler<'_> {
         if conditions.len() > MAX_CONDITIONS {
             return Err(CompileError::Limit {
                 name: "max_branches",
-                limit: self.limits.max_branches as u64,
+                limit: MAX_CONDITIONS as u64,
                 place: format!("the properties of {}", self.document.pointer(facts.first())),
             });
         }
