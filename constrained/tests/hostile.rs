@@ -135,6 +135,27 @@ fn cases() -> Vec<(&'static str, String, &'static str)> {
             "compiles",
         ),
         (
+            "conditions on many members",
+            format!(
+                r#"{{"type":"object","maxProperties":90,"not":{{"anyOf":[{}]}}}}"#,
+                list(12, |i| format!(
+                    r#"{{"required":[{}]}}"#,
+                    list(8, |j| format!(r#""a{i}b{j}""#))
+                ))
+            ),
+            "compiles",
+        ),
+        (
+            "members that must be there without a name",
+            format!(
+                r#"{{"type":"object","allOf":[{}]}}"#,
+                list(40, |i| format!(
+                    r#"{{"not":{{"properties":{{"a{i}":true}},"additionalProperties":false}}}}"#
+                ))
+            ),
+            "max_branches",
+        ),
+        (
             "overlapping branches",
             format!(r#"{{"oneOf":[{}]}}"#, list(40, overlapping)),
             "max_branches",

@@ -157,18 +157,8 @@ impl Compiler<'_> {
 
     /// Names that only choices mention, and no schema names.
     fn mentioned_only(&mut self, shape: &Shape<'_>) -> Result<BTreeSet<NameId>, CompileError> {
-        let mut mentioned = BTreeSet::new();
-        for fact in &shape.facts.list {
-            match fact {
-                Fact::AnyOf(clause) => {
-                    let clause = self.clauses[*clause as usize].iter();
-                    mentioned.extend(clause.filter_map(|fact| fact.name()));
-                }
-                fact => mentioned.extend(fact.name()),
-            }
-        }
         let mut kept_out = BTreeSet::new();
-        for name in mentioned {
+        for name in self.mentioned(shape.facts) {
             if !shape.required.contains(&name) && !self.is_named(shape.facts, name)? {
                 kept_out.insert(name);
             }
@@ -205,17 +195,26 @@ impl Compiler<'_> {
                 note(name);
             }
         }
+        self.mentioned(facts).into_iter().for_each(note);
+        required.extend(facts.list.iter().filter_map(|fact| match fact {
+            Fact::Member(name, _) => Some(*name),
+            _ => None,
+        }));
+        Ok((names, required))
+    }
+
+    /// The names in what was chosen of schemas that hold or must not.
+    fn mentioned(&self, facts: &Facts) -> Vec<NameId> {
+        let mut names = Vec::new();
         for fact in &facts.list {
-            if let Fact::AnyOf(clause) = fact {
-                let clause = self.clauses[*clause as usize].iter();
-                clause.filter_map(|fact| fact.name()).for_each(&mut note);
-            }
-            fact.name().into_iter().for_each(&mut note);
-            if let Fact::Member(name, _) = fact {
-                required.insert(*name);
+            match fact {
+                Fact::AnyOf(clause) => {
+                    names.extend(self.clauses[*clause as usize].iter().filter_map(Fact::name));
+                }
+                fact => names.extend(fact.name()),
             }
         }
-        Ok((names, required))
+        names
     }
 
     /// The conditions of `facts`, and what meets them.
@@ -227,6 +226,13 @@ impl Compiler<'_> {
                 Fact::Witness(_) => vec![*fact],
                 _ => continue,
             };
+            if conditions.len() == MAX_CONDITIONS {
+                return Err(CompileError::Limit {
+                    name: "max_branches",
+                    limit: MAX_CONDITIONS as u64,
+                    place: format!("the properties of {}", self.document.pointer(facts.first())),
+                });
+            }
             let bit = 1 << conditions.len();
             let mut condition = Condition::default();
             for fact in clause {
@@ -251,13 +257,6 @@ impl Compiler<'_> {
                 }
             }
             conditions.push(condition);
-        }
-        if conditions.len() > MAX_CONDITIONS {
-            return Err(CompileError::Limit {
-                name: "max_branches",
-                limit: MAX_CONDITIONS as u64,
-                place: format!("the properties of {}", self.document.pointer(facts.first())),
-            });
         }
         Ok((conditions, met))
     }
