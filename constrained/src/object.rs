@@ -86,6 +86,31 @@ pub(crate) struct Members {
 /// The room of an object all of whose values are within reach.
 pub(crate) const AMPLE: u32 = u32::MAX;
 
+/// What declared keys can still contribute to an object.
+struct Ahead {
+    /// The conditions that can be met, a bit each, and by how many members.
+    ways: Vec<(u32, u32)>,
+    /// Keys that meet nothing and only count.
+    n_required: u32,
+    n_optional: u32,
+    n_steps: u64,
+}
+
+/// Of ways with as many members those that meet most: each that is dropped meets no more than one that stays.
+fn most(mut ways: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
+    ways.sort_unstable_by_key(|(met, n)| (*n, std::cmp::Reverse(met.count_ones()), *met));
+    let (mut kept, mut begin): (Vec<(u32, u32)>, usize) = (Vec::new(), 0);
+    for (met, n) in ways {
+        if kept.last().is_some_and(|(_, last)| *last != n) {
+            begin = kept.len();
+        }
+        if kept[begin..].iter().all(|(other, _)| other & met != met) {
+            kept.push((met, n));
+        }
+    }
+    kept
+}
+
 impl Members {
     /// The same, seen from where so much depth is left.
     pub(crate) fn with_room(self, room: u32) -> Self {
@@ -354,42 +379,71 @@ impl Object {
 
     /// As [`Self::can_finish`], where there are conditions: tries what the keys ahead can meet.
     fn can_meet_all(&self, members: &Members) -> bool {
-        // Keys that meet nothing only count.
-        let (mut n_required, mut n_optional) = (0, 0);
-        // What can be met so far, by the number of members.
-        let mut ways = vec![(members.met, members.n)];
+        let Some(ahead) = self.look_ahead(members) else {
+            return false;
+        };
+        let n_extras = self.n_extras_left(members);
+        ahead.ways.into_iter().any(|(met, n)| {
+            let n_least = n + ahead.n_required;
+            let n_most = (n_least + ahead.n_optional).saturating_add(n_extras);
+            self.can_end(met, n_least, n_most, members)
+        })
+    }
+
+    /// What the keys ahead can meet; `None` when one of them must come and cannot.
+    fn look_ahead(&self, members: &Members) -> Option<Ahead> {
+        let one = u32::from(self.is_counted());
+        let mut ahead = Ahead {
+            ways: vec![(members.met, members.n)],
+            n_required: 0,
+            n_optional: 0,
+            n_steps: 0,
+        };
         for (_, key) in self.ahead(members) {
             if key.choices.is_empty() && key.absence_meets == 0 {
                 if key.is_required {
-                    return false;
+                    return None;
                 }
                 continue;
             }
             let is_plain = |choice: &Choice| choice.meets == 0;
             if key.absence_meets == 0 && key.choices.iter().all(is_plain) {
-                if key.is_required {
-                    n_required += 1;
-                } else {
-                    n_optional += 1;
-                }
+                ahead.n_required += u32::from(key.is_required);
+                ahead.n_optional += u32::from(!key.is_required);
                 continue;
             }
             let absent = (!key.is_required).then_some((key.absence_meets, 0));
-            let present = key.choices.iter().map(|choice| (choice.meets, 1));
+            let present = key.choices.iter().map(|choice| (choice.meets, one));
             let options: Vec<(u32, u32)> = absent.into_iter().chain(present).collect();
-            let longer = ways
+            let longer = ahead
+                .ways
                 .iter()
                 .flat_map(|(met, n)| options.iter().map(move |(more, one)| (met | more, n + one)));
-            ways = longer.collect();
-            ways.sort_unstable();
-            ways.dedup();
+            ahead.ways = most(longer.collect());
+            ahead.n_steps += (ahead.ways.len() * options.len()) as u64;
         }
-        let n_extras = self.n_extras_left(members);
-        ways.into_iter().any(|(met, n)| {
-            let n_least = n + n_required;
-            let n_most = (n_least + n_optional).saturating_add(n_extras);
-            self.can_end(met, n_least, n_most, members)
-        })
+        Some(ahead)
+    }
+
+    /// Whether the number of members matters.
+    fn is_counted(&self) -> bool {
+        let counts = |condition: &Condition| *condition != Condition::default();
+        self.min > 0 || self.max.is_some() || self.conditions.iter().any(counts)
+    }
+
+    /// About how many steps it takes to find out what may come after some members.
+    pub(crate) fn work(&self) -> u64 {
+        if self.conditions.is_empty() {
+            return 0;
+        }
+        let counts = |condition: &&Condition| **condition != Condition::default();
+        let n_counting = self.conditions.iter().filter(counts).count();
+        let met = self.extras.iter().flat_map(|extra| &extra.choices);
+        let met = met.fold(0, |met, choice| met | choice.meets);
+        let ahead = self.look_ahead(&self.start(0));
+        let (n_ways, n_steps) = ahead.map_or((0, 0), |ahead| (ahead.ways.len() as u64, ahead.n_steps));
+        let n_ends = n_ways << (n_counting as u32 + met.count_ones());
+        self.values().count() as u64 * (n_steps + n_ends)
     }
 
     /// Whether `n_least ..= n_most` members can meet all conditions but `met`, of which extra ones may meet

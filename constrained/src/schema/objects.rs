@@ -78,6 +78,8 @@ impl Met {
 
 /// Conditions of one object.
 pub(super) const MAX_CONDITIONS: usize = 12;
+/// Steps to find out what may come after some members of an object; an output takes them for each member.
+const MAX_WORK: u64 = 1 << 17;
 
 impl Compiler<'_> {
     pub(super) fn lower_object(&mut self, facts: &Facts) -> Result<NodeId, CompileError> {
@@ -142,7 +144,7 @@ impl Compiler<'_> {
             self.excuse(self.unsupported(id, "minProperties", &why), id, "minProperties")?;
             shape.min = 1;
         }
-        Ok(Object {
+        let object = Object {
             keys,
             trie: KeyTrie::new(std::iter::empty()),
             extras,
@@ -152,7 +154,17 @@ impl Compiler<'_> {
             order: self.order,
             has_gaps: false,
             has_distinct_names,
-        })
+        };
+        let work = object.work();
+        self.spend(work)?;
+        if work > MAX_WORK {
+            return Err(CompileError::Limit {
+                name: "max_branches",
+                limit: MAX_WORK,
+                place: format!("the conditions on {}", self.document.pointer(facts.first())),
+            });
+        }
+        Ok(object)
     }
 
     /// Names that only choices mention, and no schema names.
