@@ -104,7 +104,12 @@ impl Stacks {
                 && !self.records.memory.rivals(list, text).is_empty()
             {
                 let alone = self.alone(reading, n_above);
-                if !self.finds_new(ir, &[alone], text, list) {
+                let mut begun = vec![alone];
+                // Behind punctuation nothing but whitespace goes on in the leaf; what matters follows it.
+                if n_above > 0 && alone.may_end(ir) {
+                    begun.extend_from_slice(&self.continuation(ir, alone.stack));
+                }
+                if !self.finds_new(ir, &begun, text, list) {
                     return false;
                 }
             }

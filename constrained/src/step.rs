@@ -51,6 +51,16 @@ pub(crate) enum Leaf {
     },
 }
 
+impl Reading {
+    /// Whether its automaton may end where it stands.
+    pub(crate) fn may_end(&self, ir: &Ir) -> bool {
+        match self.leaf {
+            Leaf::Dfa { dfa, state } => ir.dfas[dfa as usize].is_accepting(state),
+            _ => false,
+        }
+    }
+}
+
 impl Stacks {
     /// The readings with which `node` begins, alone.
     pub(crate) fn begin(&mut self, ir: &Ir, node: NodeId) -> Arc<[Reading]> {

@@ -192,3 +192,21 @@ fn a_largest_count_that_no_output_reaches_is_none() {
         }
     }
 }
+
+#[test]
+fn distinct_containers_may_be_spaced_where_they_begin_like_earlier_ones() {
+    let schema = r#"{"type": "array", "uniqueItems": true, "items": {"anyOf": [
+        {"type": "array", "uniqueItems": true, "items": {"enum": [0, 1, 2]}},
+        {"type": "object", "properties": {"a": {"enum": [0, 1]}, "b": {"enum": [0, 1]}}, "additionalProperties": false}]}}"#;
+    let grammar = grammar(schema);
+    for text in [
+        "[[0, 1], [0, 2]]",
+        "[\n  [0, 1],\n  [0,\n    2\n  ]\n]",
+        r#"[{"a": 0, "b": 0}, {"a": 0, "b": 1}, {"a": 1, "b": 0}, {"a": 1}]"#,
+    ] {
+        assert!(accepts(&grammar, text), "{text}");
+    }
+    for text in ["[[0, 1], [0, 1]]", "[[0, 1], [0,1]]", r#"[{"a": 0}, {"a" : 0}]"#] {
+        assert!(!accepts(&grammar, text), "{text}");
+    }
+}
