@@ -153,33 +153,33 @@ impl Tables {
         kept
     }
 
-    /// The tokens with which something in `state` would come to equal what it must differ from, and others
-    /// that cannot come either.
-    fn denied(&mut self, asked: Asked<'_>, state: StateId) -> Vec<u32> {
+    /// The tokens, as bits, with which something in `state` would come to equal what it must differ from, and
+    /// others that cannot come either.
+    fn denied(&mut self, asked: Asked<'_>, state: StateId) -> Vec<u64> {
         let (trie, mut found) = (asked.vocabulary.trie(), Found::default());
         let mut machine = RivalMachine { tables: self, asked };
         sweep_new(&mut machine, state, trie, &mut found);
-        let mut denied = Vec::new();
+        let mut denied = vec![0; asked.vocabulary.n_words()];
         for exit in found.exits {
-            denied.extend(&trie.tokens()[trie.range_below(exit.node as usize)]);
+            for token in &trie.tokens()[trie.range_below(exit.node as usize)] {
+                denied[*token as usize / 64] |= 1 << (token % 64);
+            }
         }
-        denied.sort_unstable();
         denied
     }
 }
 
 impl Filling {
-    /// Drops the tokens of `denied`, which are ascending.
-    fn take_away(&mut self, asked: Asked<'_>, denied: &[u32]) {
-        let is_denied = |token: &u32| denied.binary_search(token).is_ok();
-        self.extras.retain(|token| !is_denied(token));
+    /// Drops the tokens whose bits are set in `denied`.
+    fn take_away(&mut self, asked: Asked<'_>, denied: &[u64]) {
+        self.extras
+            .retain(|token| denied[*token as usize / 64] >> (token % 64) & 1 == 0);
         let mut words = vec![0; asked.vocabulary.n_words()];
         self.parts.iter().for_each(|part| part.mask.add_to(&mut words));
         let mut is_less = false;
-        for token in denied {
-            let (word, bit) = (&mut words[*token as usize / 64], 1 << (token % 64));
-            is_less |= *word & bit != 0;
-            *word &= !bit;
+        for (word, denied) in words.iter_mut().zip(denied) {
+            is_less |= *word & denied != 0;
+            *word &= !denied;
         }
         if !is_less {
             return;
