@@ -21,8 +21,10 @@ use self::conventions::rust_log;
 pub use self::conventions::{cache_directory, hub_settings, otel_headers, otel_service_name, wants_no_color};
 pub use self::error::ConfigError;
 pub use self::size::ByteSize;
+use crate::api::generate::StreamForm;
 use crate::auth::CacheSharing;
 use crate::hosts::{Addresses, AllowedHosts, Host};
+use crate::intake::IntakeLimits;
 use crate::models::DEFAULT_MODEL;
 use crate::origins::AllowedOrigins;
 
@@ -68,6 +70,23 @@ pub struct Options {
         help_heading = "Access"
     )]
     pub api_key: Vec<String>,
+    /// Key for what concerns all clients: metrics, load, cache tree and flush [default: any API key; none with
+    /// --isolate-keys]
+    #[arg(
+        long,
+        env = "ARBORA_ADMIN_KEY",
+        hide_env_values = true,
+        help_heading = "Access"
+    )]
+    pub admin_key: Option<String>,
+    /// Key for /metrics besides that [default: none]
+    #[arg(
+        long,
+        env = "ARBORA_METRICS_KEY",
+        hide_env_values = true,
+        help_heading = "Access"
+    )]
+    pub metrics_key: Option<String>,
     /// With several API keys: what one key sent is neither found nor timed by another [default: off]
     #[arg(
         long,
@@ -158,6 +177,19 @@ pub struct Options {
     /// Largest request body [default: 8MiB]
     #[arg(long, env = "ARBORA_BODY_LIMIT", help_heading = "Server")]
     pub body_limit: Option<ByteSize>,
+    /// Memory for the bodies of all requests that do not run or wait yet; beyond, 429
+    /// [default: 128MiB, or 9 times --body-limit where that is more]
+    #[arg(long, env = "ARBORA_BODY_MEMORY", help_heading = "Server")]
+    pub body_memory: Option<ByteSize>,
+    /// Events of /generate hold what came since the one before, not all that came so far [default: off]
+    #[arg(
+        long,
+        env = "ARBORA_INCREMENTAL_STREAMING_OUTPUT",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        help_heading = "Server"
+    )]
+    pub incremental_streaming_output: Option<bool>,
     /// Also tell metrics by the names of another server: none or vllm [default: none]
     #[arg(long, env = "ARBORA_METRICS_COMPAT", help_heading = "Server")]
     pub metrics_compat: Option<String>,
@@ -247,6 +279,10 @@ pub struct Config {
     pub api_keys: Vec<String>,
     /// Whether keys read each other's part of the prefix cache.
     pub cache_sharing: CacheSharing,
+    /// Key for what concerns all clients.
+    pub admin_key: Option<String>,
+    /// Key for the metrics.
+    pub metrics_key: Option<String>,
     /// By which names the server may be asked.
     pub hosts: AllowedHosts,
     /// Whose pages may ask.
@@ -279,8 +315,10 @@ pub struct Config {
     pub isa: Option<Isa>,
     /// What running requests get at shutdown.
     pub drain_timeout: Duration,
-    /// Largest request body in bytes.
-    pub body_limit: usize,
+    /// What bodies of requests may take.
+    pub intake: IntakeLimits,
+    /// What events of `/generate` hold.
+    pub generate_form: StreamForm,
     /// In whose words metrics are told besides our own.
     pub metrics_compat: MetricsCompat,
     /// Where traces are POSTed; absent where nothing is traced.
@@ -365,6 +403,8 @@ impl Options {
             host: self.host.or(under.host),
             port: self.port.or(under.port),
             api_key: given(self.api_key, under.api_key),
+            admin_key: self.admin_key.or(under.admin_key),
+            metrics_key: self.metrics_key.or(under.metrics_key),
             isolate_keys: self.isolate_keys.or(under.isolate_keys),
             allow_unauthenticated: self.allow_unauthenticated.or(under.allow_unauthenticated),
             allowed_host: given(self.allowed_host, under.allowed_host),
@@ -385,6 +425,10 @@ impl Options {
             isa: self.isa.or(under.isa),
             drain_timeout: self.drain_timeout.or(under.drain_timeout),
             body_limit: self.body_limit.or(under.body_limit),
+            body_memory: self.body_memory.or(under.body_memory),
+            incremental_streaming_output: self
+                .incremental_streaming_output
+                .or(under.incremental_streaming_output),
             metrics_compat: self.metrics_compat.or(under.metrics_compat),
             otlp_traces_endpoint: self.otlp_traces_endpoint.or(under.otlp_traces_endpoint),
             config: None,
@@ -407,8 +451,14 @@ impl Options {
             (None, Some(pages)) => KvSize::Pages(pages),
             (Some(_), Some(_)) => return Err(ConfigError::KvTwice),
         };
-        if let Some(empty) = self.api_key.iter().find(|key| key.trim().is_empty()) {
-            return Err(bad_value("api-key", "a key that is not empty", empty));
+        for (option, keys) in [
+            ("api-key", self.api_key.as_slice()),
+            ("admin-key", self.admin_key.as_slice()),
+            ("metrics-key", self.metrics_key.as_slice()),
+        ] {
+            if let Some(empty) = keys.iter().find(|key| key.trim().is_empty()) {
+                return Err(bad_value(option, "a key that is not empty", empty));
+            }
         }
         let address = self.address()?;
         Ok(Config {
@@ -422,6 +472,8 @@ impl Options {
                 Some(true) => CacheSharing::WithinKey,
                 Some(false) | None => CacheSharing::AcrossKeys,
             },
+            admin_key: self.admin_key,
+            metrics_key: self.metrics_key,
             served_model_name: self.served_model_name,
             context: self.context,
             kv,
@@ -438,7 +490,11 @@ impl Options {
             n_threads,
             isa: choice("isa", &isa_names(), self.isa)?,
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(30)),
-            body_limit: self.body_limit.map_or(8 << 20, |size| size.0),
+            intake: intake_limits(self.body_limit, self.body_memory)?,
+            generate_form: match self.incremental_streaming_output {
+                Some(true) => StreamForm::Incremental,
+                Some(false) | None => StreamForm::Cumulative,
+            },
             metrics_compat: choice("metrics-compat", &MetricsCompat::NAMES, self.metrics_compat)?
                 .unwrap_or_default(),
             otlp_traces_endpoint: self.otlp_traces_endpoint.map(http_url).transpose()?,
@@ -474,6 +530,17 @@ fn bad_value(option: &'static str, expected: impl Into<String>, value: impl ToSt
         expected: expected.into(),
         value: value.to_string(),
     }
+}
+
+fn intake_limits(body: Option<ByteSize>, memory: Option<ByteSize>) -> Result<IntakeLimits, ConfigError> {
+    let body = body.map_or(8 << 20, |size| size.0);
+    let least = IntakeLimits::least_memory(body);
+    let memory = memory.map_or(least.max(128 << 20), |size| size.0);
+    if memory < least {
+        let expected = format!("at least {least}, which a body of {body} bytes (--body-limit) may take");
+        return Err(bad_value("body-memory", expected, memory));
+    }
+    Ok(IntakeLimits { body, memory })
 }
 
 /// The list, or `under` where it is empty.
@@ -606,7 +673,7 @@ mod tests {
         assert_eq!((config.address.port(), config.model.as_str()), (2, "a.gguf"));
         assert_eq!(config.kv, KvSize::Bytes(1 << 20));
         assert_eq!(
-            (config.api_keys.as_slice(), config.body_limit),
+            (config.api_keys.as_slice(), config.intake.body),
             (["k".to_owned()].as_slice(), 1024)
         );
     }

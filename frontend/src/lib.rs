@@ -18,6 +18,7 @@ pub mod grammars;
 pub mod hosts;
 pub mod hub;
 pub mod inspect;
+pub mod intake;
 pub mod load;
 pub mod logprobs;
 pub mod memory;

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arbora::api::{App, unix_seconds};
-use arbora::auth::ApiKeys;
+use arbora::auth::{ApiKeys, OperatorKeys};
 use arbora::chat::{Console, End, Style};
 use arbora::cli::{Cli, Command, GenerateOptions};
 use arbora::config::{ChatOptions, Config, KvSize, Options};
+use arbora::intake::Intake;
 use arbora::load::{StartError, Started};
 use arbora::models::ModelsError;
 use arbora::otlp::{ExportLimits, ExportSettings, Exporter, read_headers};
@@ -88,11 +89,16 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
         stop_tokens: started.stop_tokens,
         model: started.name,
         started: unix_seconds(),
-        api_keys: ApiKeys::new(&config.api_keys, config.cache_sharing),
+        api_keys: ApiKeys::new(
+            &config.api_keys,
+            config.cache_sharing,
+            OperatorKeys::new(config.admin_key.as_deref(), config.metrics_key.as_deref()),
+        ),
         hosts: config.hosts.clone(),
         origins: config.origins.clone(),
-        body_limit: config.body_limit,
+        intake: Intake::new(config.intake, config.api_keys.len().max(1)),
         http: arbora::metrics::HttpMetrics::default(),
+        generate_form: config.generate_form,
         metrics_compat: config.metrics_compat,
         traces: exporter.as_ref().map(Exporter::traces),
         cache: arbora::api::cache::CacheBook::default(),

@@ -30,6 +30,11 @@ pub enum ApiError {
     /// No or a wrong API key.
     #[error("Incorrect or missing API key: send it as 'Authorization: Bearer KEY'.")]
     Unauthorized,
+    /// A client's key where an operator's is asked for.
+    #[error(
+        "This concerns all clients of the server, and needs the key that it was started with as '--admin-key'."
+    )]
+    AdminOnly,
     /// A host name that is not the server's: a page may have bound it to this machine.
     #[error(
         "This server does not answer to the host '{host}'. Start it with '--allowed-host {host}' if that is its \
@@ -84,6 +89,16 @@ pub enum ApiError {
         /// Most bytes of a body.
         limit: usize,
     },
+    /// The body has more values than there is memory for.
+    #[error(
+        "The request body holds {n_values} JSON values, at most {limit} are possible in one of its length."
+    )]
+    TooManyValues {
+        /// Counted in the body, at most one too many for each list and object.
+        n_values: usize,
+        /// Most values.
+        limit: usize,
+    },
     /// The body did not arrive in time.
     #[error("The request body did not arrive within {seconds} seconds.")]
     BodyTimeout {
@@ -128,6 +143,7 @@ impl ApiError {
                 (StatusCode::BAD_REQUEST, REQUEST, Some("context_length_exceeded"))
             }
             ApiError::Unauthorized => (StatusCode::UNAUTHORIZED, REQUEST, Some("invalid_api_key")),
+            ApiError::AdminOnly => (StatusCode::FORBIDDEN, REQUEST, Some("admin_key_required")),
             ApiError::HostNotAllowed { .. } => (StatusCode::FORBIDDEN, REQUEST, Some("host_not_allowed")),
             ApiError::OriginNotAllowed { .. } => (StatusCode::FORBIDDEN, REQUEST, Some("origin_not_allowed")),
             ApiError::ModelNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("model_not_found")),
@@ -148,7 +164,7 @@ impl ApiError {
                 REQUEST,
                 Some("unsupported_content_encoding"),
             ),
-            ApiError::BodyTooLarge { .. } => {
+            ApiError::BodyTooLarge { .. } | ApiError::TooManyValues { .. } => {
                 (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, Some("request_too_large"))
             }
             ApiError::BodyTimeout { .. } => (StatusCode::REQUEST_TIMEOUT, REQUEST, Some("request_timeout")),
@@ -221,7 +237,7 @@ impl IntoResponse for ApiError {
 }
 
 /// The field that holds the prompt where nothing else is said.
-const PROMPT: &str = "prompt";
+pub(crate) const PROMPT: &str = "prompt";
 
 impl ApiError {
     /// The same error of a request whose prompt is in the field `name`.
@@ -237,6 +253,18 @@ impl ApiError {
                 message,
             } if param == PROMPT => ApiError::invalid(name, message),
             other => other,
+        }
+    }
+
+    /// The prompt alone has more tokens than the `context`; after `n_counted` nobody counted on.
+    pub(crate) fn longer_than_context(context: usize, n_counted: usize) -> Self {
+        let message = format!(
+            "This model's maximum context length is {context} tokens. However, you requested more than \
+             {n_counted} tokens in the prompt. Please shorten the prompt."
+        );
+        ApiError::ContextExceeded {
+            param: PROMPT.to_owned(),
+            message,
         }
     }
 

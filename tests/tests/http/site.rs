@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arbora::api::App;
-use arbora::auth::{ApiKeys, CacheSharing};
+use arbora::api::generate::StreamForm;
+use arbora::auth::{ApiKeys, CacheSharing, OperatorKeys};
 use arbora::config::MetricsCompat;
 use arbora::grammars::Grammars;
 use arbora::hosts::{Addresses, AllowedHosts};
+use arbora::intake::{Intake, IntakeLimits};
 use arbora::origins::AllowedOrigins;
 use arbora::otlp::Traces;
 use arbora::prompt::PromptEncoder;
@@ -97,6 +99,9 @@ pub(crate) struct Setup {
     pub(crate) api_keys: Vec<String>,
     pub(crate) hosts: AllowedHosts,
     pub(crate) origins: AllowedOrigins,
+    pub(crate) bodies: IntakeLimits,
+    pub(crate) generate_form: StreamForm,
+    pub(crate) operators: OperatorKeys,
     pub(crate) metrics_compat: MetricsCompat,
     pub(crate) traces: Option<Traces>,
     pub(crate) cache_sharing: CacheSharing,
@@ -115,6 +120,12 @@ impl Setup {
                 hosts: Vec::new(),
             },
             origins: AllowedOrigins::Listed(Vec::new()),
+            bodies: IntakeLimits {
+                body: 100_000,
+                memory: 64 << 20,
+            },
+            generate_form: StreamForm::default(),
+            operators: OperatorKeys::default(),
             metrics_compat: MetricsCompat::default(),
             traces: None,
             cache_sharing: CacheSharing::default(),
@@ -150,11 +161,12 @@ impl Setup {
             stop_tokens: stops,
             model: "toy".to_owned(),
             started: 7,
-            api_keys: ApiKeys::new(&self.api_keys, self.cache_sharing),
+            api_keys: ApiKeys::new(&self.api_keys, self.cache_sharing, self.operators),
             hosts: self.hosts,
             origins: self.origins,
-            body_limit: 100_000,
+            intake: Intake::new(self.bodies, n_tenants),
             http: arbora::metrics::HttpMetrics::default(),
+            generate_form: self.generate_form,
             metrics_compat: self.metrics_compat,
             traces: self.traces,
             cache: arbora::api::cache::CacheBook::default(),
