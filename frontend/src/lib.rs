@@ -39,3 +39,4 @@ pub mod thinking;
 mod tls;
 pub mod tools;
 pub mod wire;
+pub mod workers;
