@@ -45,14 +45,8 @@ impl FromRequest<Arc<App>> for RequestBody {
             return Ok(RequestBody(sent));
         };
         // A small body may hold much: nobody else waits for it.
-        let decoded = tokio::task::spawn_blocking(move || coding.decode(&sent, limit));
-        match decoded.await {
-            Ok(decoded) => decoded.map(RequestBody),
-            Err(panic) => {
-                tracing::error!(%panic, "decoding a body failed");
-                Err(ApiError::Failed)
-            }
-        }
+        let decoded = app.workers.run(move || coding.decode(&sent, limit)).await?;
+        decoded.map(RequestBody)
     }
 }
 

@@ -22,6 +22,7 @@ pub use self::conventions::{cache_directory, hub_settings, otel_headers, otel_se
 pub use self::error::ConfigError;
 pub use self::size::ByteSize;
 use crate::auth::CacheSharing;
+use crate::checked::Integrity;
 use crate::hosts::{Addresses, AllowedHosts, Host};
 use crate::models::DEFAULT_MODEL;
 use crate::origins::AllowedOrigins;
@@ -53,6 +54,15 @@ pub struct Options {
     /// [default: auto]
     #[arg(long, env = "ARBORA_LOAD_FORMAT", help_heading = "Model")]
     pub load_format: Option<String>,
+    /// Hash a cached model again at the start, also where its file looks as it did when it was hashed last
+    #[arg(
+        long,
+        env = "ARBORA_VERIFY",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        help_heading = "Model"
+    )]
+    pub verify: Option<bool>,
     /// Address to listen on [default: 127.0.0.1]
     #[arg(long, env = "ARBORA_HOST", help_heading = "Server")]
     pub host: Option<String>,
@@ -241,6 +251,8 @@ pub struct Config {
     pub model: String,
     /// Where its weights come from.
     pub load_format: LoadFormat,
+    /// When a cached model is hashed.
+    pub integrity: Integrity,
     /// Where to listen.
     pub address: SocketAddr,
     /// Keys of which clients must send one; empty asks for none.
@@ -362,6 +374,7 @@ impl Options {
         Options {
             model: self.model.or(under.model),
             load_format: self.load_format.or(under.load_format),
+            verify: self.verify.or(under.verify),
             host: self.host.or(under.host),
             port: self.port.or(under.port),
             api_key: given(self.api_key, under.api_key),
@@ -410,6 +423,9 @@ impl Options {
         if let Some(empty) = self.api_key.iter().find(|key| key.trim().is_empty()) {
             return Err(bad_value("api-key", "a key that is not empty", empty));
         }
+        if self.isolate_keys == Some(true) && self.api_key.is_empty() {
+            return Err(ConfigError::NothingToIsolate);
+        }
         let address = self.address()?;
         Ok(Config {
             address,
@@ -417,6 +433,10 @@ impl Options {
             origins: origins(&self.allow_origin)?,
             model: self.model.unwrap_or_else(|| DEFAULT_MODEL.to_owned()),
             load_format: choice("load-format", &LoadFormat::NAMES, self.load_format)?.unwrap_or_default(),
+            integrity: match self.verify {
+                Some(true) => Integrity::Always,
+                Some(false) | None => Integrity::WhenChanged,
+            },
             api_keys: self.api_key,
             cache_sharing: match self.isolate_keys {
                 Some(true) => CacheSharing::WithinKey,

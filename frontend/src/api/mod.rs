@@ -28,6 +28,7 @@ use crate::auth::ApiKeys;
 use crate::config::MetricsCompat;
 use crate::grammars::{Begun, Grammars};
 use crate::hosts::AllowedHosts;
+use crate::log::LogMetrics;
 use crate::logprobs::LogprobWriter;
 use crate::metrics::HttpMetrics;
 use crate::origins::AllowedOrigins;
@@ -41,6 +42,7 @@ use crate::template::TemplateError;
 use crate::wire::error::ApiError;
 use crate::wire::options::{ControlTokens, Delivery, Options};
 use crate::wire::response::Head;
+use crate::workers::Workers;
 
 /// Streams that have nothing to say speak up this often, so that nobody on the way gives up on them.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -85,6 +87,10 @@ pub struct App {
     pub traces: Option<Traces>,
     /// Which answers there were lately, for those who ask about the cache.
     pub cache: cache::CacheBook,
+    /// Threads for work that would hold up those of the connections.
+    pub workers: Workers,
+    /// What became of the lines of the log.
+    pub log: Arc<LogMetrics>,
 }
 
 /// Seconds since 1970.
@@ -168,11 +174,7 @@ impl App {
             encode(&self.encoder)
         } else {
             let encoder = Arc::clone(&self.encoder);
-            let task = tokio::task::spawn_blocking(move || encode(&encoder));
-            task.await.map_err(|panic| {
-                tracing::error!(%panic, "encoding a prompt failed");
-                ApiError::Failed
-            })?
+            self.workers.run(move || encode(&encoder)).await?
         };
         encoded.map_err(prompt_error)
     }
