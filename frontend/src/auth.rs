@@ -223,8 +223,8 @@ mod tests {
     fn what_concerns_all_clients_is_for_whom_they_trust() {
         use CacheSharing::{AcrossKeys, WithinKey};
         let (none, one, two) = (&[][..], &["a"][..], &["a", "b"][..]);
-        // Keys, sharing, admin key, metrics key; then what each header gets at operators' routes and at metrics:
-        // + let in, - key wrong or missing, x key right and not enough.
+        // Keys, sharing, admin key, metrics key; then what each header gets at operators' routes and at
+        // metrics: + let in, - key wrong or missing, x key right and not enough.
         for (keys, sharing, admin, metrics, expected) in [
             (none, AcrossKeys, None, None, "nothing ++, a ++"),
             (none, AcrossKeys, Some("op"), None, "nothing --, a --, op ++"),

@@ -39,8 +39,8 @@ pub struct RequestBody {
 }
 
 impl RequestBody {
-    /// What `parse` makes of it, and what the request takes until it has a place in the engine's queue. A large
-    /// body is parsed on a worker thread.
+    /// What `parse` makes of it, and what the request takes until it has a place in the engine's queue. A
+    /// large body is parsed on a worker thread.
     pub async fn parse<T: Send + 'static>(
         self,
         app: &App,

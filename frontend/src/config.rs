@@ -1,6 +1,7 @@
 //! What the operator decided: file, then environment, then flags, the later over the earlier. Decided once,
 //! before anything starts. The only module that reads the environment.
 
+mod commands;
 mod conventions;
 mod error;
 mod size;
@@ -17,12 +18,14 @@ use arbora_runtime::model::LoadFormat;
 use axum::http::Uri;
 use serde::Deserialize;
 
+pub use self::commands::{ChatOptions, ModelOptions};
 use self::conventions::rust_log;
 pub use self::conventions::{cache_directory, hub_settings, otel_headers, otel_service_name, wants_no_color};
 pub use self::error::ConfigError;
 pub use self::size::ByteSize;
 use crate::api::generate::StreamForm;
 use crate::auth::CacheSharing;
+use crate::checked::Integrity;
 use crate::hosts::{Addresses, AllowedHosts, Host};
 use crate::intake::IntakeLimits;
 use crate::models::DEFAULT_MODEL;
@@ -55,6 +58,15 @@ pub struct Options {
     /// [default: auto]
     #[arg(long, env = "ARBORA_LOAD_FORMAT", help_heading = "Model")]
     pub load_format: Option<String>,
+    /// Hash a cached model again at the start, also where its file looks as it did when it was hashed last
+    #[arg(
+        long,
+        env = "ARBORA_VERIFY",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        help_heading = "Model"
+    )]
+    pub verify: Option<bool>,
     /// Address to listen on [default: 127.0.0.1]
     #[arg(long, env = "ARBORA_HOST", help_heading = "Server")]
     pub host: Option<String>,
@@ -70,8 +82,8 @@ pub struct Options {
         help_heading = "Access"
     )]
     pub api_key: Vec<String>,
-    /// Key for what concerns all clients: metrics, load, cache tree and flush [default: any API key; none with
-    /// --isolate-keys]
+    /// Key for what concerns all clients: metrics, load, cache tree and flush [default: any API key; none
+    /// with --isolate-keys]
     #[arg(
         long,
         env = "ARBORA_ADMIN_KEY",
@@ -205,67 +217,6 @@ pub struct Options {
     pub log: Option<String>,
 }
 
-/// The options that `arbora generate` shares with the server.
-#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
-pub struct ModelOptions {
-    /// GGUF file, folder with safetensors, smollm2:135m, or a name of the hub (OWNER/NAME), fetched
-    /// once [default: smollm2:135m]
-    #[arg(long, env = "ARBORA_MODEL")]
-    pub model: Option<String>,
-    /// Most tokens of prompt and answer together [default: the model's]
-    #[arg(long, env = "ARBORA_CONTEXT")]
-    pub context: Option<usize>,
-    /// Memory for keys and values, such as 2GiB [default: one context]
-    #[arg(long, env = "ARBORA_KV_MEMORY")]
-    pub kv_memory: Option<ByteSize>,
-    /// Threads that compute [default: the cores this process may use]
-    #[arg(long, env = "ARBORA_THREADS")]
-    pub threads: Option<usize>,
-    /// Instruction set: avx512, avx2 or scalar [default: the best there is]
-    #[arg(long, env = "ARBORA_ISA")]
-    pub isa: Option<String>,
-    /// What to log [default: warn]
-    #[arg(long, env = "ARBORA_LOG")]
-    pub log: Option<String>,
-}
-
-/// Options of `arbora chat`.
-#[derive(Clone, Debug, PartialEq, clap::Args)]
-pub struct ChatOptions {
-    /// Where the server is
-    #[arg(long, env = "ARBORA_URL", default_value = "http://127.0.0.1:8000")]
-    pub url: String,
-    /// Which of the server's models [default: its first]
-    #[arg(long)]
-    pub model: Option<String>,
-    /// Key to send as a bearer token
-    #[arg(long, env = "ARBORA_API_KEY", hide_env_values = true)]
-    pub api_key: Option<String>,
-    /// A system message before the conversation
-    #[arg(long)]
-    pub system: Option<String>,
-    /// Most tokens of an answer [default: what fits]
-    #[arg(long)]
-    pub max_tokens: Option<usize>,
-    /// 0 always takes the likeliest token [default: the model's]
-    #[arg(long)]
-    pub temperature: Option<f32>,
-}
-
-impl From<ModelOptions> for Options {
-    fn from(options: ModelOptions) -> Self {
-        Options {
-            model: options.model,
-            context: options.context,
-            kv_memory: options.kv_memory,
-            threads: options.threads,
-            isa: options.isa,
-            log: Some(options.log.unwrap_or_else(|| "warn".to_owned())),
-            ..Options::default()
-        }
-    }
-}
-
 /// Every option, decided.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -273,6 +224,8 @@ pub struct Config {
     pub model: String,
     /// Where its weights come from.
     pub load_format: LoadFormat,
+    /// When a cached model is hashed.
+    pub integrity: Integrity,
     /// Where to listen.
     pub address: SocketAddr,
     /// Keys of which clients must send one; empty asks for none.
@@ -400,6 +353,7 @@ impl Options {
         Options {
             model: self.model.or(under.model),
             load_format: self.load_format.or(under.load_format),
+            verify: self.verify.or(under.verify),
             host: self.host.or(under.host),
             port: self.port.or(under.port),
             api_key: given(self.api_key, under.api_key),
@@ -460,6 +414,9 @@ impl Options {
                 return Err(bad_value(option, "a key that is not empty", empty));
             }
         }
+        if self.isolate_keys == Some(true) && self.api_key.is_empty() {
+            return Err(ConfigError::NothingToIsolate);
+        }
         let address = self.address()?;
         Ok(Config {
             address,
@@ -467,6 +424,10 @@ impl Options {
             origins: origins(&self.allow_origin)?,
             model: self.model.unwrap_or_else(|| DEFAULT_MODEL.to_owned()),
             load_format: choice("load-format", &LoadFormat::NAMES, self.load_format)?.unwrap_or_default(),
+            integrity: match self.verify {
+                Some(true) => Integrity::Always,
+                Some(false) | None => Integrity::WhenChanged,
+            },
             api_keys: self.api_key,
             cache_sharing: match self.isolate_keys {
                 Some(true) => CacheSharing::WithinKey,

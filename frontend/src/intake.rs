@@ -23,6 +23,7 @@ use arbora_runtime::fair_limit::{FairLimit, Taken};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::wire::error::ApiError;
+use crate::workers::Workers;
 
 /// Bodies up to this many bytes are parsed and tokenized where they arrive: that takes less than a switch of
 /// threads is worth.
@@ -71,6 +72,7 @@ pub struct Intake {
     received: Arc<FairLimit>,
     made: Line,
     turns: Line,
+    workers: Workers,
 }
 
 /// A semaphore at which of each tenant only the first one waits.
@@ -98,11 +100,11 @@ impl Line {
 }
 
 impl Intake {
-    /// Nothing received yet, for `n_tenants`.
+    /// Nothing received yet, for `n_tenants`; `workers` do what is not done where it arrived.
     ///
     /// # Panics
     /// Where the memory is less than the largest body needs, or nobody is let in.
-    pub fn new(limits: IntakeLimits, n_tenants: usize) -> Intake {
+    pub fn new(limits: IntakeLimits, n_tenants: usize, workers: Workers) -> Intake {
         assert!(
             IntakeLimits::least_memory(limits.body) <= limits.memory,
             "{limits:?}"
@@ -113,6 +115,7 @@ impl Intake {
             received: Arc::new(FairLimit::new(what, limits.received(), n_tenants)),
             made: Line::new(limits.made() / UNIT, n_tenants),
             turns: Line::new(N_TURNS, n_tenants),
+            workers,
         }
     }
 
@@ -164,11 +167,11 @@ impl Intake {
         })
     }
 
-    /// Runs `work` on what was admitted: here where that is small, otherwise on a worker thread, when it is its
-    /// turn.
+    /// Runs `work` on what was admitted: here where that is small, otherwise on a worker thread, when it is
+    /// its turn.
     ///
     /// # Errors
-    /// Where the work panics.
+    /// Where the work panics, or finds no thread.
     pub async fn run<T: Send + 'static>(
         &self,
         admitted: &Admitted,
@@ -183,22 +186,19 @@ impl Intake {
     /// Runs `work` of `tenant` on a worker thread, when it is its turn.
     ///
     /// # Errors
-    /// Where the work panics.
+    /// As for [`Intake::run`].
     pub async fn run_aside<T: Send + 'static>(
         &self,
         tenant: usize,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ApiError> {
         let turn = self.turns.take(tenant, 1).await;
-        let task = tokio::task::spawn_blocking(move || {
+        let working = self.workers.run(move || {
             let worked = work();
             drop(turn);
             worked
         });
-        task.await.map_err(|panic| {
-            tracing::error!(%panic, "reading a request failed");
-            ApiError::Failed
-        })
+        Ok(working.await?)
     }
 }
 
@@ -313,6 +313,10 @@ mod tests {
         memory: 3_000_000,
     };
 
+    fn intake(n_tenants: usize) -> Intake {
+        Intake::new(LIMITS, n_tenants, Workers::start("work", 1, 1).expect("a thread"))
+    }
+
     fn n_values(value: &Value) -> usize {
         1 + match value {
             Value::Array(items) => items.iter().map(n_values).sum(),
@@ -358,7 +362,7 @@ mod tests {
 
     #[test]
     fn what_arrives_is_taken_and_given_back() {
-        let intake = Intake::new(LIMITS, 1);
+        let intake = intake(1);
         let mut first = intake.open(0);
         first.take(&[b' '; 900_000]).expect("there is room");
         let mut second = intake.open(0);
@@ -380,7 +384,7 @@ mod tests {
 
     #[test]
     fn a_tenant_that_sends_much_keeps_no_other_one_out() {
-        let intake = Intake::new(LIMITS, 2);
+        let intake = intake(2);
         let mut flood = Vec::new();
         loop {
             let mut body = intake.open(0);
@@ -401,7 +405,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_large_body_waits_for_memory_and_a_small_one_does_not() {
-        let intake = Intake::new(LIMITS, 1);
+        let intake = intake(1);
         // 600,000 bytes of memory each; there are 2,000,000.
         let large = vec![b' '; 100_000];
         let mut held = Vec::new();
@@ -418,7 +422,7 @@ mod tests {
 
     #[tokio::test]
     async fn too_many_values_are_refused_with_the_number_that_is_possible() {
-        let intake = Intake::new(LIMITS, 1);
+        let intake = intake(1);
         let text = format!("[{}1]", "1,".repeat(20_000));
         let refused = intake.admit(arrived(&intake, text.as_bytes())).await;
         let limit = (2_000_000 - 6 * 40_003) / VALUE_BYTES;
@@ -434,7 +438,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_on_a_worker_fails_that_request_and_the_turn_goes_on() {
-        let intake = Intake::new(LIMITS, 1);
+        let intake = intake(1);
         let large = arrived(&intake, &[b' '; 50_000]);
         let large = intake.admit(large).await.expect("fits");
         let failed = intake.run(&large, || panic!("on purpose")).await;

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arbora_runtime::metrics::{Counter, Histogram, Metrics, Micros, Scale, Tokens};
 
+use crate::log::LogMetrics;
+
 /// Microseconds per second.
 const MICROS: f64 = 1e6;
 
@@ -52,7 +54,11 @@ impl TraceMetrics {
 }
 
 /// Everything the engine and the server count, with a line of help each; spans where there is a collector.
-pub fn prometheus(engine: &Metrics, http: &HttpMetrics, traces: Option<&TraceMetrics>) -> String {
+pub fn prometheus(
+    engine: &Metrics,
+    (http, log): (&HttpMetrics, &LogMetrics),
+    traces: Option<&TraceMetrics>,
+) -> String {
     let mut page = Page {
         text: String::new(),
         prefix: "arbora_",
@@ -68,6 +74,9 @@ pub fn prometheus(engine: &Metrics, http: &HttpMetrics, traces: Option<&TraceMet
         let n = n.load(Ordering::Relaxed);
         page.sample("http_responses_total", Some(("class", class.as_str())), n);
     }
+    let dropped = "Lines of the log that were not written: nobody read them in time, or they were refused.";
+    page.family("log_lines_dropped_total", "counter", dropped);
+    page.sample("log_lines_dropped_total", None, log.n_dropped());
     page.family("requests_finished_total", "counter", "Requests ended, by reason.");
     for (reason, n) in Metrics::FINISH_REASONS.iter().zip(&engine.requests_finished) {
         page.sample("requests_finished_total", Some(("reason", reason)), n.value());
@@ -346,12 +355,13 @@ mod tests {
         http.count(200);
         http.count(204);
         http.count(429);
-        let text = prometheus(&Metrics::default(), &http, None);
+        let text = prometheus(&Metrics::default(), (&http, &LogMetrics::default()), None);
         families(&text);
         assert!(!text.contains("trace_spans"), "nothing is traced");
         for line in [
             "arbora_http_responses_total{class=\"2xx\"} 2\n",
             "arbora_cached_tokens_total 0\n",
+            "arbora_log_lines_dropped_total 0\n",
             "arbora_step_seconds_bucket{le=\"0.0025\"} 0\n",
             "arbora_step_seconds_bucket{le=\"+Inf\"} 0\n",
             "arbora_prompt_length_tokens_bucket{le=\"131072\"} 0\n",
@@ -396,7 +406,7 @@ mod tests {
         let used = names_in(&queries.join("\n"));
         let exported = families(&prometheus(
             &Metrics::default(),
-            &HttpMetrics::default(),
+            (&HttpMetrics::default(), &LogMetrics::default()),
             Some(&TraceMetrics::default()),
         ));
         let samples = |(name, kind): &(String, String)| match kind.as_str() {

@@ -30,22 +30,30 @@ def padded(head, tail, filler):
     return (head + filler * (room // len(filler)) + tail).encode()
 
 
+def members(head, tail, n):
+    """A body with `n` different members."""
+    return (head + "".join(f'"{i}": {i},' for i in range(n)) + tail).encode()
+
+
 def bodies():
     """Name, route, headers and body of every kind."""
     chat = '{"max_tokens": 1, "messages": [{"role": "user", "content": "'
     text = '{"max_tokens": 1, "prompt": "'
     message = '{"role": "user", "content": "' + "word " * 800 + '"},'
-    call = '{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{\\"a\\": [' + "1," * 2000 + '1]}"}}]},'
+    numbers = "1," * 2000
+    call = f'{{"function": {{"name": "f", "arguments": "{{\\"a\\": [{numbers}1]}}"}}}}'
+    call = f'{{"role": "assistant", "tool_calls": [{call}]}},'
+    last = '{"role": "user", "content": ""}]}'
+    messages = '{"max_tokens": 1, "messages": ['
     ignored = '{"max_tokens": 1, "prompt": "hi", "metadata": '
-    tool = '{"type": "function", "function": {"name": "f%d", "description": "%s", "parameters": {"type": "object"}}}'
+    asked = '{"max_tokens": 1, "prompt": "hi", '
+    tool = '{"type": "function", "function": {"name": "f%d", "description": "%s"}}'
     tools = ",".join(tool % (i, "d" * 40_000) for i in range(120))
-    one = '"messages": [{"role": "user", "content": "hi"}]'
-    enum = ",".join(f'"{i:07d}"' for i in range(700_000))
+    schema = '{"enum": [' + ",".join(f'"{i:07d}"' for i in range(700_000)) + "]}"
     choices = ",".join(f'"{i:06d} {"x" * 1000}"' for i in range(7_000))
     stops = ",".join('"' + "s" * 1024 + '"' for _ in range(64))
     bias = ",".join(f'"{i}": 1' for i in range(1024))
-    blank_bomb = gzip.compress(padded(text, '"}', " "))
-    list_bomb = gzip.compress(padded(ignored + "[", "1]}", "1,"))
+    wishes = f'{{"max_tokens": 1, "stop": [{stops}], "logit_bias": {{{bias}}}, "prompt": "'
     for name, path, body in [
         ("blanks", "/v1/completions", padded(text, '"}', " ")),
         ("blanks in a chat", "/v1/chat/completions", padded(chat, '"}]}', " ")),
@@ -54,21 +62,22 @@ def bodies():
         ("a control token", "/v1/chat/completions", padded(chat, '"}]}', "<|im_end|>")),
         ("blanks to count", "/tokenize", padded('{"prompt": "', '"}', " ")),
         ("prose to count", "/tokenize", padded('{"prompt": "', '"}', "The quick brown fox. ")),
-        ("many messages", "/v1/chat/completions", padded('{"max_tokens": 1, "messages": [', '{"role": "user", "content": ""}]}', message)),
-        ("earlier calls", "/v1/chat/completions", padded('{"max_tokens": 1, "messages": [', '{"role": "user", "content": ""}]}', call)),
+        ("many messages", "/v1/chat/completions", padded(messages, last, message)),
+        ("earlier calls", "/v1/chat/completions", padded(messages, last, call)),
         ("numbers ignored", "/v1/completions", padded(ignored + "[", "1]}", "1,")),
         ("lists ignored", "/v1/completions", padded(ignored + "[", "[]]}", "[],")),
         ("members ignored", "/v1/completions", padded(ignored + "{", '"z": 1}}', '"a":1,')),
+        ("many members", "/v1/completions", members(ignored + "{", '"z": 1}}', 200_000)),
         ("tokens", "/v1/completions", padded('{"max_tokens": 1, "prompt": [', "7]}", "7,")),
         ("tokens to spell", "/detokenize", padded('{"tokens": [', "7]}", "7,")),
-        ("tools", "/v1/chat/completions", f'{{"max_tokens": 1, {one}, "tools": [{tools}]}}'.encode()),
-        ("a schema", "/v1/chat/completions", f'{{"max_tokens": 1, {one}, "response_format": {{"type": "json_schema", "json_schema": {{"name": "s", "schema": {{"enum": [{enum}]}}}}}}}}'.encode()),
-        ("choices", "/v1/completions", f'{{"max_tokens": 1, "prompt": "hi", "structured_outputs": {{"choice": [{choices}]}}}}'.encode()),
-        ("a regex", "/v1/completions", padded('{"max_tokens": 1, "prompt": "hi", "regex": "', '"}', "(a|b)")),
-        ("a grammar", "/v1/completions", padded('{"max_tokens": 1, "prompt": "hi", "grammar": "root ::= \\"a\\"', '"}', " | \\\"b\\\"")),
-        ("stops and biases", "/v1/completions", padded(f'{{"max_tokens": 1, "stop": [{stops}], "logit_bias": {{{bias}}}, "prompt": "', '"}', "word ")),
-        ("a bomb of blanks", "/v1/completions", blank_bomb),
-        ("a bomb of numbers", "/v1/completions", list_bomb),
+        ("tools", "/v1/chat/completions", f'{chat}hi"}}], "tools": [{tools}]}}'.encode()),
+        ("a schema", "/v1/completions", f'{asked}"guided_json": {schema}}}'.encode()),
+        ("choices", "/v1/completions", f'{asked}"guided_choice": [{choices}]}}'.encode()),
+        ("a regex", "/v1/completions", padded(asked + '"guided_regex": "', '"}', "(a|b)")),
+        ("a grammar", "/v1/completions", padded(asked + '"grammar": "root ::= [a]', '"}', " | [b]")),
+        ("stops and biases", "/v1/completions", padded(wishes, '"}', "word ")),
+        ("a bomb of blanks", "/v1/completions", gzip.compress(padded(text, '"}', " "))),
+        ("a bomb of numbers", "/v1/completions", gzip.compress(padded(ignored + "[", "1]}", "1,"))),
     ]:
         headers = {"content-type": "application/json"}
         if body[:2] == b"\x1f\x8b":
@@ -111,7 +120,7 @@ def crowd(kinds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--server", required=True)
     parser.add_argument("--model")
     parser.add_argument("--connections", type=int, default=100)
@@ -121,7 +130,8 @@ def main():
         command += ["--model", options.model]
     server = subprocess.Popen(command)
     try:
-        warm = ("warm", "/v1/completions", {"content-type": "application/json"}, b'{"prompt": "hi", "max_tokens": 8}')
+        hello = b'{"prompt": "hi", "max_tokens": 8}'
+        warm = ("warm", "/v1/completions", {"content-type": "application/json"}, hello)
         for _ in range(600):
             try:
                 send(warm, collections.Counter())
@@ -142,7 +152,8 @@ def main():
             by_status = collections.Counter()
             for (_, status), n in statuses.items():
                 by_status[status] += n
-            print(f"{name:20} {dict(sorted(by_status.items()))} {seconds:6.1f} s {peak >> 20:5} MiB", flush=True)
+            told = dict(sorted(by_status.items()))
+            print(f"{name:20} {told} {seconds:6.1f} s {peak >> 20:5} MiB", flush=True)
             assert sum(by_status.values()) == len(crowded), "every request is answered"
             assert all(status < 500 for status in by_status), "no body is the server's fault"
             assert server.poll() is None, "the server lives"

@@ -39,8 +39,8 @@
 //! Without `id`, the latest 20 in short: `{"data": [{"id", "request_id", "created", "prompts": [{…}]}]}`.
 //!
 //! Who sees what: an explanation is for the key that asked, and for those without keys for whoever knows the
-//! id. The tree is one for all keys, and for operators (`auth.rs`): with more than one key, it is shown without
-//! text and without telling salts apart, and so is text with a `cache_salt`.
+//! id. The tree is one for all keys, and for operators (`auth.rs`): with more than one key, it is shown
+//! without text and without telling salts apart, and so is text with a `cache_salt`.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};

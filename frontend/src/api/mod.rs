@@ -30,6 +30,7 @@ use crate::config::MetricsCompat;
 use crate::grammars::{Begun, Grammars};
 use crate::hosts::AllowedHosts;
 use crate::intake::{Admitted, Intake};
+use crate::log::LogMetrics;
 use crate::logprobs::LogprobWriter;
 use crate::metrics::HttpMetrics;
 use crate::origins::AllowedOrigins;
@@ -86,6 +87,8 @@ pub struct App {
     pub traces: Option<Traces>,
     /// Which answers there were lately, for those who ask about the cache.
     pub cache: cache::CacheBook,
+    /// What became of the lines of the log.
+    pub log: Arc<LogMetrics>,
 }
 
 /// Seconds since 1970.

@@ -8,6 +8,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use crate::workers::WorkError;
+
 /// An error as clients see it. Texts come from this closed set: nothing internal leaks.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ApiError {
@@ -113,6 +115,9 @@ pub enum ApiError {
         /// When to try again.
         retry_after: Duration,
     },
+    /// More work waits for a thread than may.
+    #[error("The server is busy: {0}.")]
+    NoWorker(WorkError),
     /// The request waited longer than allowed.
     #[error("The server is busy: the request waited too long.")]
     QueueTimeout,
@@ -173,6 +178,7 @@ impl ApiError {
                 "rate_limit_error",
                 Some("rate_limit_exceeded"),
             ),
+            ApiError::NoWorker(_) => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("overloaded")),
             ApiError::QueueTimeout => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("queue_timeout")),
             ApiError::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("shutting_down")),
             ApiError::Failed => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, Some("internal_error")),
@@ -201,6 +207,7 @@ impl ApiError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             ApiError::QueueFull { retry_after, .. } => Some(*retry_after),
+            ApiError::NoWorker(_) => Some(Duration::from_secs(1)),
             ApiError::QueueTimeout | ApiError::ShuttingDown => Some(Duration::from_secs(5)),
             _ => None,
         }
@@ -301,6 +308,15 @@ fn foreign_page(origin: Option<&str>) -> String {
             "Pages of other origins may not do this. Start the server with '--allow-origin ORIGIN' for those \
                  that should."
                 .to_owned()
+        }
+    }
+}
+
+impl From<WorkError> for ApiError {
+    fn from(error: WorkError) -> Self {
+        match error {
+            WorkError::Busy { .. } => ApiError::NoWorker(error),
+            WorkError::Failed => ApiError::Failed,
         }
     }
 }

@@ -17,6 +17,7 @@ use arbora::otlp::Traces;
 use arbora::prompt::PromptEncoder;
 use arbora::server::Server;
 use arbora::template::{ChatTemplate, TemplateTokens};
+use arbora::workers::Workers;
 use arbora_runtime::engine::{EngineConfig, EngineExit, EngineHandle, spawn};
 use arbora_runtime::model::metadata::{Metadata, Value};
 use arbora_runtime::request::{Request, SamplingParams};
@@ -151,9 +152,14 @@ impl Setup {
         let (engine, thread) =
             spawn(backend, decoder, Arc::clone(&token_bytes), config).expect("a configuration");
         let template = ChatTemplate::new(self.template, TemplateTokens::default()).expect("a template");
+        let workers = Workers::start("work", 2, 256).expect("threads");
         let app = Arc::new(App {
             engine: engine.clone(),
-            grammars: Grammars::new(Arc::clone(&tokenizer), n_vocab, &stops, n_tenants),
+            grammars: Grammars::new(
+                (Arc::clone(&tokenizer), n_vocab, &stops),
+                n_tenants,
+                workers.clone(),
+            ),
             encoder: Arc::new(PromptEncoder::new(Arc::clone(&tokenizer), Some(template))),
             token_bytes,
             named_bytes: Arc::new(tokenizer.named_bytes()),
@@ -164,12 +170,13 @@ impl Setup {
             api_keys: ApiKeys::new(&self.api_keys, self.cache_sharing, self.operators),
             hosts: self.hosts,
             origins: self.origins,
-            intake: Intake::new(self.bodies, n_tenants),
+            intake: Intake::new(self.bodies, n_tenants, workers),
             http: arbora::metrics::HttpMetrics::default(),
             generate_form: self.generate_form,
             metrics_compat: self.metrics_compat,
             traces: self.traces,
             cache: arbora::api::cache::CacheBook::default(),
+            log: Arc::default(),
         });
         let runtime = tokio::runtime::Runtime::new().expect("threads");
         let listener = runtime
@@ -183,9 +190,10 @@ impl Setup {
             drain_timeout: self.drain_timeout,
         };
         let server = runtime.spawn(async move {
-            let over = async { tokio::task::spawn_blocking(move || thread.join().expect("no panic")).await };
+            #[expect(clippy::disallowed_methods, reason = "a test that gets no thread fails")]
+            let joined = tokio::task::spawn_blocking(move || thread.join().expect("no panic"));
             let stop = async { drop(stopped.await) };
-            server.run(stop, async { over.await.expect("joined") }).await
+            server.run(stop, async { joined.await.expect("joined") }).await
         });
         Site {
             address,
