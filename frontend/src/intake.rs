@@ -14,7 +14,8 @@
 //! by one of its own.
 //!
 //! What a large body takes is estimated before it is parsed, from its length and an upper bound on the JSON
-//! values in it, which are counted as it arrives.
+//! values in it, which are counted as it arrives; those in strings too that may be JSON themselves, as the
+//! arguments of earlier calls are.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -252,7 +253,8 @@ enum Size {
     Large,
 }
 
-/// Counts the values of a JSON text that comes in parts, at most one too many for each list and object.
+/// Counts the values of a JSON text that comes in parts, at most one too many for each list and object, and
+/// those of texts in it that look like JSON.
 #[derive(Debug)]
 struct ValueCounter {
     n: usize,
@@ -263,9 +265,14 @@ struct ValueCounter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Outside,
+    /// Behind the quote that opens a string.
+    Opened,
     InString,
     /// Behind a backslash.
     Escaped,
+    /// In a string that may be JSON: within it, what would be strings is not told from what would not.
+    InJson,
+    EscapedInJson,
 }
 
 impl Default for ValueCounter {
@@ -283,15 +290,21 @@ impl ValueCounter {
         while let Some(&byte) = text.get(at) {
             at += 1;
             self.place = match (self.place, byte) {
-                (Place::Outside, b'"') => Place::InString,
+                (Place::Outside, b'"') => Place::Opened,
                 (Place::Outside, byte) => {
-                    self.n += usize::from(matches!(byte, b',' | b'[' | b'{'));
+                    self.n += usize::from(begins_value(byte));
                     Place::Outside
                 }
                 (Place::Escaped, _) => Place::InString,
-                (Place::InString, b'"') => Place::Outside,
+                (Place::EscapedInJson, _) => Place::InJson,
+                (Place::Opened | Place::InString | Place::InJson, b'"') => Place::Outside,
+                (Place::Opened | Place::InJson, b'\\') => Place::EscapedInJson,
+                (Place::InJson, byte) | (Place::Opened, byte @ (b'[' | b'{' | b' ')) => {
+                    self.n += usize::from(begins_value(byte));
+                    Place::InJson
+                }
                 (Place::InString, b'\\') => Place::Escaped,
-                (Place::InString, _) => {
+                (Place::Opened | Place::InString, _) => {
                     let ends = memchr::memchr2(b'"', b'\\', &text[at..]);
                     at = ends.map_or(text.len(), |end| at + end);
                     Place::InString
@@ -299,6 +312,11 @@ impl ValueCounter {
             };
         }
     }
+}
+
+/// Whether a value, or a list or object whose first value it is, follows the byte.
+fn begins_value(byte: u8) -> bool {
+    matches!(byte, b',' | b'[' | b'{')
 }
 
 #[cfg(test)]
@@ -358,6 +376,20 @@ mod tests {
                 assert_eq!(counter.place, Place::Outside);
             }
         }
+    }
+
+    #[test]
+    fn values_in_strings_that_may_be_json_are_counted_too() {
+        let n = |text: &str| {
+            let mut counter = ValueCounter::default();
+            counter.read(text.as_bytes());
+            assert_eq!(counter.place, Place::Outside, "{text}");
+            counter.n
+        };
+        assert_eq!(n(r#"{"arguments": "{\"a\": [1, 2]}"}"#), 2 + 4 - 1);
+        assert_eq!(n(r#"{"arguments": " [1,2,3]"}"#), 2 + 3);
+        assert_eq!(n(r#"{"arguments": "\n[1,2,3]", "b": ""}"#), 3 + 3);
+        assert_eq!(n(r#"{"content": "one, two, [three]"}"#), 2);
     }
 
     #[test]

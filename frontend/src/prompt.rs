@@ -11,7 +11,6 @@
 //! ```
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use arbora_constrained::CallFormat;
@@ -276,21 +275,21 @@ fn holds(value: &Value, mark: char) -> bool {
 /// Finds spelled-out control tokens.
 #[derive(Debug)]
 struct ControlTokens {
-    /// By first byte, longest first.
-    by_first_byte: HashMap<u8, Vec<(String, u32)>>,
+    /// A list for each first byte, longest first.
+    by_first_byte: Box<[Vec<(String, u32)>; 256]>,
 }
 
 impl ControlTokens {
     fn new(tokenizer: &Tokenizer) -> Self {
-        let mut by_first_byte: HashMap<u8, Vec<(String, u32)>> = HashMap::new();
+        let mut by_first_byte = Box::new([const { Vec::new() }; 256]);
         for id in (0..tokenizer.n_vocab() as u32).filter(|id| tokenizer.is_special(*id)) {
             let name = String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
             if let Some(first) = name.bytes().next() {
-                by_first_byte.entry(first).or_default().push((name, id));
+                by_first_byte[usize::from(first)].push((name, id));
             }
         }
-        for names in by_first_byte.values_mut() {
-            names.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
+        for names in by_first_byte.iter_mut() {
+            names.sort_by_key(|(name, _): &(String, u32)| std::cmp::Reverse(name.len()));
         }
         ControlTokens { by_first_byte }
     }
@@ -304,8 +303,7 @@ impl ControlTokens {
     fn first_in(&self, text: &str, start: usize) -> Option<(usize, u32, usize)> {
         let bytes = text.as_bytes();
         (start..bytes.len()).find_map(|at| {
-            let names = self.by_first_byte.get(&bytes[at])?;
-            let (name, id) = names
+            let (name, id) = self.by_first_byte[usize::from(bytes[at])]
                 .iter()
                 .find(|(name, _)| bytes[at..].starts_with(name.as_bytes()))?;
             Some((at, *id, name.len()))
