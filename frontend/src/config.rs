@@ -155,6 +155,9 @@ pub struct Options {
     /// Seconds that running requests get when the server is told to stop [default: 30]
     #[arg(long, env = "ARBORA_DRAIN_TIMEOUT", help_heading = "Server")]
     pub drain_timeout: Option<u64>,
+    /// Most connections at a time [default: 4096, or what the limit of open files leaves]
+    #[arg(long, env = "ARBORA_MAX_CONNECTIONS", help_heading = "Server")]
+    pub max_connections: Option<usize>,
     /// Largest request body [default: 8MiB]
     #[arg(long, env = "ARBORA_BODY_LIMIT", help_heading = "Server")]
     pub body_limit: Option<ByteSize>,
@@ -279,6 +282,8 @@ pub struct Config {
     pub isa: Option<Isa>,
     /// What running requests get at shutdown.
     pub drain_timeout: Duration,
+    /// Most connections at a time; what is usual where absent.
+    pub max_connections: Option<usize>,
     /// Largest request body in bytes.
     pub body_limit: usize,
     /// In whose words metrics are told besides our own.
@@ -384,6 +389,7 @@ impl Options {
             threads: self.threads.or(under.threads),
             isa: self.isa.or(under.isa),
             drain_timeout: self.drain_timeout.or(under.drain_timeout),
+            max_connections: self.max_connections.or(under.max_connections),
             body_limit: self.body_limit.or(under.body_limit),
             metrics_compat: self.metrics_compat.or(under.metrics_compat),
             otlp_traces_endpoint: self.otlp_traces_endpoint.or(under.otlp_traces_endpoint),
@@ -409,6 +415,9 @@ impl Options {
         };
         if let Some(empty) = self.api_key.iter().find(|key| key.trim().is_empty()) {
             return Err(bad_value("api-key", "a key that is not empty", empty));
+        }
+        if let Some(n) = self.max_connections.filter(|n| !(1..=1 << 20).contains(n)) {
+            return Err(bad_value("max-connections", "in [1, 1048576]", n));
         }
         let address = self.address()?;
         Ok(Config {
@@ -438,6 +447,7 @@ impl Options {
             n_threads,
             isa: choice("isa", &isa_names(), self.isa)?,
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(30)),
+            max_connections: self.max_connections,
             body_limit: self.body_limit.map_or(8 << 20, |size| size.0),
             metrics_compat: choice("metrics-compat", &MetricsCompat::NAMES, self.metrics_compat)?
                 .unwrap_or_default(),

@@ -1,8 +1,9 @@
 //! The Arbora server: command line, HTTP, wire types, chat templates and model download.
 //!
 //! ```text
-//! server ─► route ─► origins, hosts, auth ─► api ─► body ─► wire (parse) ─► prompt ─► EngineHandle::submit
-//!                                              └◄─ reply ◄─ stream ◄─ events
+//! server ─► connection ─► route ─► origins, hosts, auth ─► api ─► body ─► wire (parse) ─► prompt
+//!  places                                                   │               EngineHandle::submit ◄──┘
+//!                                                           └◄─ reply ◄─ stream ◄─ events
 //! ```
 
 pub mod api;
@@ -12,6 +13,8 @@ pub(crate) mod calendar;
 pub mod chat;
 pub mod cli;
 pub mod config;
+mod connection;
+pub mod files;
 pub mod flights;
 pub mod generate;
 pub mod grammars;
@@ -27,6 +30,7 @@ pub mod openapi;
 pub mod origins;
 pub mod otlp;
 pub mod page;
+pub mod places;
 mod progress;
 pub mod prompt;
 mod random;

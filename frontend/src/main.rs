@@ -15,8 +15,9 @@ use arbora::config::{ChatOptions, Config, KvSize, Options};
 use arbora::load::{StartError, Started};
 use arbora::models::ModelsError;
 use arbora::otlp::{ExportLimits, ExportSettings, Exporter, read_headers};
+use arbora::places::Patience;
 use arbora::server::Server;
-use arbora::{chat, config, generate, inspect, load, models};
+use arbora::{chat, config, files, generate, inspect, load, models};
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, Pinning};
 use arbora_runtime::engine::EngineExit;
 use arbora_runtime::model::{LoadFormat, ModelFile};
@@ -106,6 +107,8 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
         listener,
         app,
         drain_timeout: config.drain_timeout,
+        room: files::room(config.max_connections)?,
+        patience: Patience::default(),
     };
     let exit = server.run(told_to_stop()?, over(started.thread)).await;
     if let Some(exporter) = exporter {

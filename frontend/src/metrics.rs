@@ -1,5 +1,6 @@
 //! `/metrics` in Prometheus' text format.
 
+mod connections;
 pub mod vllm;
 
 use std::fmt::{Display, Write};
@@ -7,13 +8,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arbora_runtime::metrics::{Counter, Histogram, Metrics, Micros, Scale, Tokens};
 
+pub use self::connections::ConnectionMetrics;
+
 /// Microseconds per second.
 const MICROS: f64 = 1e6;
 
-/// Answers sent, by the first digit of their status.
+/// Answers sent, by the first digit of their status, and the connections they were sent on.
 #[derive(Debug, Default)]
 pub struct HttpMetrics {
     by_class: [AtomicU64; 5],
+    /// What became of connections.
+    pub connections: ConnectionMetrics,
 }
 
 impl HttpMetrics {
@@ -68,6 +73,7 @@ pub fn prometheus(engine: &Metrics, http: &HttpMetrics, traces: Option<&TraceMet
         let n = n.load(Ordering::Relaxed);
         page.sample("http_responses_total", Some(("class", class.as_str())), n);
     }
+    http.connections.write(&mut page);
     page.family("requests_finished_total", "counter", "Requests ended, by reason.");
     for (reason, n) in Metrics::FINISH_REASONS.iter().zip(&engine.requests_finished) {
         page.sample("requests_finished_total", Some(("reason", reason)), n.value());

@@ -12,6 +12,7 @@ use arbora::grammars::Grammars;
 use arbora::hosts::{Addresses, AllowedHosts};
 use arbora::origins::AllowedOrigins;
 use arbora::otlp::Traces;
+use arbora::places::{Patience, Room};
 use arbora::prompt::PromptEncoder;
 use arbora::server::Server;
 use arbora::template::{ChatTemplate, TemplateTokens};
@@ -104,6 +105,8 @@ pub(crate) struct Setup {
     pub(crate) template: &'static str,
     pub(crate) engine: EngineConfig,
     pub(crate) drain_timeout: Duration,
+    pub(crate) room: Room,
+    pub(crate) patience: Patience,
 }
 
 impl Setup {
@@ -122,6 +125,11 @@ impl Setup {
             template: TEMPLATE,
             engine: EngineConfig::new(13_000, 200_000),
             drain_timeout: Duration::ZERO,
+            room: Room {
+                places: 1000,
+                reserved: 10,
+            },
+            patience: Patience::default(),
         }
     }
 
@@ -169,6 +177,8 @@ impl Setup {
             listener,
             app,
             drain_timeout: self.drain_timeout,
+            room: self.room,
+            patience: self.patience,
         };
         let server = runtime.spawn(async move {
             let over = async { tokio::task::spawn_blocking(move || thread.join().expect("no panic")).await };
