@@ -26,8 +26,6 @@ use crate::wire::error::ApiError;
 
 /// A body that takes longer than this to arrive is given up.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a client may go on to send what is refused already.
-const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a zstd frame may look back on. Senders may not ask for more (RFC 9659, 3).
 const MAX_ZSTD_WINDOW: u64 = 8 << 20;
 /// Longer values of headers are cut in errors.
@@ -113,51 +111,31 @@ fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
 }
 
 async fn read(body: Body, limit: usize, arrival: &mut Arrival) -> Result<Vec<u8>, ApiError> {
-    // What is declared too large is refused before it is sent.
-    if body.size_hint().lower() > limit as u64 {
-        return Err(ApiError::BodyTooLarge { limit });
-    }
     match tokio::time::timeout(BODY_TIMEOUT, collect(body, limit, arrival)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err((error, unread))) => {
-            discard(unread).await;
-            Err(error)
-        }
+        Ok(read) => read,
         Err(_) => Err(ApiError::BodyTimeout {
             seconds: BODY_TIMEOUT.as_secs(),
         }),
     }
 }
 
-/// The whole body, or why it is refused, and what of it is still to come.
-async fn collect(mut body: Body, limit: usize, arrival: &mut Arrival) -> Result<Vec<u8>, (ApiError, Body)> {
+async fn collect(mut body: Body, limit: usize, arrival: &mut Arrival) -> Result<Vec<u8>, ApiError> {
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else {
-            let message = "The request body could not be read.".to_owned();
-            return Err((ApiError::Invalid { param: None, message }, body));
-        };
+        let frame = frame.map_err(|_| ApiError::Invalid {
+            param: None,
+            message: "The request body could not be read.".to_owned(),
+        })?;
         let Ok(chunk) = frame.into_data() else {
             continue;
         };
         if chunk.len() > limit - bytes.len() {
-            return Err((ApiError::BodyTooLarge { limit }, body));
+            return Err(ApiError::BodyTooLarge { limit });
         }
-        if let Err(error) = arrival.take(&chunk) {
-            // Others have the memory by now.
-            drop(bytes);
-            return Err((error, body));
-        }
+        arrival.take(&chunk)?;
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes)
-}
-
-/// Reads what a client goes on to send, for a while: one that sends while its connection is closed loses the
-/// answer that says why.
-async fn discard(mut body: Body) {
-    let read = async { while let Some(Ok(_)) = body.frame().await {} };
-    drop(tokio::time::timeout(DISCARD_TIMEOUT, read).await);
 }
 
 /// How a body is compressed.

@@ -186,6 +186,9 @@ pub struct Options {
     /// Seconds that running requests get when the server is told to stop [default: 30]
     #[arg(long, env = "ARBORA_DRAIN_TIMEOUT", help_heading = "Server")]
     pub drain_timeout: Option<u64>,
+    /// Most connections at a time [default: 4096, or what the limit of open files leaves]
+    #[arg(long, env = "ARBORA_MAX_CONNECTIONS", help_heading = "Server")]
+    pub max_connections: Option<usize>,
     /// Largest request body [default: 8MiB]
     #[arg(long, env = "ARBORA_BODY_LIMIT", help_heading = "Server")]
     pub body_limit: Option<ByteSize>,
@@ -268,6 +271,8 @@ pub struct Config {
     pub isa: Option<Isa>,
     /// What running requests get at shutdown.
     pub drain_timeout: Duration,
+    /// Most connections at a time; what is usual where absent.
+    pub max_connections: Option<usize>,
     /// What bodies of requests may take.
     pub intake: IntakeLimits,
     /// What events of `/generate` hold.
@@ -378,6 +383,7 @@ impl Options {
             threads: self.threads.or(under.threads),
             isa: self.isa.or(under.isa),
             drain_timeout: self.drain_timeout.or(under.drain_timeout),
+            max_connections: self.max_connections.or(under.max_connections),
             body_limit: self.body_limit.or(under.body_limit),
             body_memory: self.body_memory.or(under.body_memory),
             incremental_streaming_output: self
@@ -417,6 +423,9 @@ impl Options {
         if self.isolate_keys == Some(true) && self.api_key.is_empty() {
             return Err(ConfigError::NothingToIsolate);
         }
+        if let Some(n) = self.max_connections.filter(|n| !(1..=1 << 20).contains(n)) {
+            return Err(bad_value("max-connections", "in [1, 1048576]", n));
+        }
         let address = self.address()?;
         Ok(Config {
             address,
@@ -451,6 +460,7 @@ impl Options {
             n_threads,
             isa: choice("isa", &isa_names(), self.isa)?,
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(30)),
+            max_connections: self.max_connections,
             intake: intake_limits(self.body_limit, self.body_memory)?,
             generate_form: match self.incremental_streaming_output {
                 Some(true) => StreamForm::Incremental,

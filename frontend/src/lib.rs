@@ -1,8 +1,9 @@
 //! The Arbora server: command line, HTTP, wire types, chat templates and model download.
 //!
 //! ```text
-//! server ─► route ─► origins, hosts, auth ─► api ─► body ─► wire (parse) ─► prompt ─► EngineHandle::submit
-//!                                              └◄─ reply ◄─ stream ◄─ events
+//! server ─► connection ─► route ─► origins, hosts, auth ─► api ─► body ─► wire (parse) ─► prompt
+//!  places                                                   │               EngineHandle::submit ◄──┘
+//!                                                           └◄─ reply ◄─ stream ◄─ events
 //! ```
 
 pub mod api;
@@ -13,6 +14,8 @@ pub mod chat;
 pub mod checked;
 pub mod cli;
 pub mod config;
+mod connection;
+pub mod files;
 pub mod flights;
 pub mod generate;
 pub mod grammars;
@@ -30,6 +33,7 @@ pub mod openapi;
 pub mod origins;
 pub mod otlp;
 pub mod page;
+pub mod places;
 mod progress;
 pub mod prompt;
 mod random;

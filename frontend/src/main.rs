@@ -20,10 +20,11 @@ use arbora::load::{StartError, Started};
 use arbora::log::{LogStyle, LogWriter};
 use arbora::models::{Fetching, ModelsError};
 use arbora::otlp::{ExportLimits, ExportSettings, Exporter, read_headers};
+use arbora::places::Patience;
 use arbora::server::Server;
 use arbora::signals::{self, Stop};
 use arbora::workers::{NoThread, Workers, spawn_thread};
-use arbora::{chat, config, generate, inspect, load, models};
+use arbora::{chat, config, files, generate, inspect, load, models};
 use arbora_kernels::BackendError;
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, Pinning};
 use arbora_runtime::engine::EngineExit;
@@ -204,6 +205,8 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
         listener,
         app,
         drain_timeout: config.drain_timeout,
+        room: files::room(config.max_connections)?,
+        patience: Patience::default(),
     };
     let over = async { over.await.unwrap_or(EngineExit::Failed) };
     let exit = server.run(told_to_stop(stop), over).await;

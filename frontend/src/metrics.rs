@@ -1,5 +1,6 @@
 //! `/metrics` in Prometheus' text format.
 
+mod connections;
 pub mod vllm;
 
 use std::fmt::{Display, Write};
@@ -7,15 +8,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arbora_runtime::metrics::{Counter, Histogram, Metrics, Micros, Scale, Tokens};
 
+pub use self::connections::ConnectionMetrics;
 use crate::log::LogMetrics;
 
 /// Microseconds per second.
 const MICROS: f64 = 1e6;
 
-/// Answers sent, by the first digit of their status.
+/// Answers sent, by the first digit of their status, and the connections they were sent on.
 #[derive(Debug, Default)]
 pub struct HttpMetrics {
     by_class: [AtomicU64; 5],
+    /// What became of connections.
+    pub connections: ConnectionMetrics,
 }
 
 impl HttpMetrics {
@@ -77,6 +81,7 @@ pub fn prometheus(
     let dropped = "Lines of the log that were not written: nobody read them in time, or they were refused.";
     page.family("log_lines_dropped_total", "counter", dropped);
     page.sample("log_lines_dropped_total", None, log.n_dropped());
+    http.connections.write(&mut page);
     page.family("requests_finished_total", "counter", "Requests ended, by reason.");
     for (reason, n) in Metrics::FINISH_REASONS.iter().zip(&engine.requests_finished) {
         page.sample("requests_finished_total", Some(("reason", reason)), n.value());

@@ -1,8 +1,9 @@
 //! Which handler serves which URL, and what stands before all of them.
 //!
 //! ```text
-//! request id, span, count, log  ->  CORS  ->  panic becomes a 500  ->  host  ->  key  ->  handler
-//!                                                                        ->  the page, which holds no data
+//! request id, span, count, log  ->  CORS  ->  panic becomes a 500  ->  place  ->  length  ->  host
+//!     ->  key  ->  handler
+//!     ->  the page, which holds no data
 //! ```
 
 use std::panic::AssertUnwindSafe;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -21,6 +22,7 @@ use crate::auth::{require_key, require_metrics_key, require_operator};
 use crate::hosts::require_host;
 use crate::openapi;
 use crate::page;
+use crate::places::require_seat;
 use crate::random::random_id;
 use crate::wire::error::ApiError;
 
@@ -41,6 +43,8 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(metrics.layer(from_fn_with_state(Arc::clone(&app), require_metrics_key)))
         .merge(page::routes().method_not_allowed_fallback(no_method))
         .layer(from_fn_with_state(Arc::clone(&app), require_host))
+        .layer(from_fn_with_state(Arc::clone(&app), require_length))
+        .layer(from_fn(require_seat))
         .layer(from_fn(contain));
     let router = match app.origins.layer() {
         Some(cors) => router.layer(cors),
@@ -50,6 +54,7 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(from_fn_with_state(Arc::clone(&app), observe))
         .with_state(app)
 }
+
 /// What a client asks for itself, and what it may know of the server.
 fn clients() -> Router<Arc<App>> {
     Router::new()
@@ -94,6 +99,21 @@ fn metrics() -> Router<Arc<App>> {
 async fn contain(request: Request, next: Next) -> Response {
     let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
     handled.unwrap_or_else(|_| ApiError::Failed.into_response())
+}
+
+/// Refuses a body by the length that its head declares, before any of it is read or asked for
+/// (`Expect: 100-continue`). What has no length is counted as it comes ([`crate::body`]).
+async fn require_length(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    // hyper has read the header, too, and refused what is no number or several.
+    let declared = request.headers().get(header::CONTENT_LENGTH);
+    let declared = declared.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    match declared {
+        Some(length) if length > app.intake.body_limit() as u64 => {
+            let limit = app.intake.body_limit();
+            ApiError::BodyTooLarge { limit }.into_response()
+        }
+        _ => next.run(request).await,
+    }
 }
 
 /// Names, counts, logs and traces an exchange.

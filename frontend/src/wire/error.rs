@@ -121,6 +121,12 @@ pub enum ApiError {
     /// The request waited longer than allowed.
     #[error("The server is busy: the request waited too long.")]
     QueueTimeout,
+    /// All places for connections are taken, and this one is for health checks.
+    #[error("The server is busy: all {limit} connections that it takes at a time are in use.")]
+    TooManyConnections {
+        /// Most connections at a time.
+        limit: usize,
+    },
     /// The server drains.
     #[error("The server is shutting down.")]
     ShuttingDown,
@@ -180,6 +186,11 @@ impl ApiError {
             ),
             ApiError::NoWorker(_) => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("overloaded")),
             ApiError::QueueTimeout => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("queue_timeout")),
+            ApiError::TooManyConnections { .. } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                SERVER,
+                Some("too_many_connections"),
+            ),
             ApiError::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("shutting_down")),
             ApiError::Failed => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, Some("internal_error")),
         }
@@ -208,7 +219,9 @@ impl ApiError {
         match self {
             ApiError::QueueFull { retry_after, .. } => Some(*retry_after),
             ApiError::NoWorker(_) => Some(Duration::from_secs(1)),
-            ApiError::QueueTimeout | ApiError::ShuttingDown => Some(Duration::from_secs(5)),
+            ApiError::QueueTimeout | ApiError::TooManyConnections { .. } | ApiError::ShuttingDown => {
+                Some(Duration::from_secs(5))
+            }
             _ => None,
         }
     }
@@ -234,7 +247,10 @@ impl IntoResponse for ApiError {
         }
         if matches!(
             self,
-            ApiError::BodyTooLarge { .. } | ApiError::BodyTimeout { .. } | ApiError::ShuttingDown
+            ApiError::BodyTooLarge { .. }
+                | ApiError::BodyTimeout { .. }
+                | ApiError::TooManyConnections { .. }
+                | ApiError::ShuttingDown
         ) {
             // What is left of the body would be read as the next request.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

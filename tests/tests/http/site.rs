@@ -14,6 +14,7 @@ use arbora::hosts::{Addresses, AllowedHosts};
 use arbora::intake::{Intake, IntakeLimits};
 use arbora::origins::AllowedOrigins;
 use arbora::otlp::Traces;
+use arbora::places::{Patience, Room};
 use arbora::prompt::PromptEncoder;
 use arbora::server::Server;
 use arbora::template::{ChatTemplate, TemplateTokens};
@@ -110,6 +111,8 @@ pub(crate) struct Setup {
     pub(crate) template: &'static str,
     pub(crate) engine: EngineConfig,
     pub(crate) drain_timeout: Duration,
+    pub(crate) room: Room,
+    pub(crate) patience: Patience,
 }
 
 impl Setup {
@@ -134,6 +137,11 @@ impl Setup {
             template: TEMPLATE,
             engine: EngineConfig::new(13_000, 200_000),
             drain_timeout: Duration::ZERO,
+            room: Room {
+                places: 1000,
+                reserved: 10,
+            },
+            patience: Patience::default(),
         }
     }
 
@@ -188,6 +196,8 @@ impl Setup {
             listener,
             app,
             drain_timeout: self.drain_timeout,
+            room: self.room,
+            patience: self.patience,
         };
         let server = runtime.spawn(async move {
             #[expect(clippy::disallowed_methods, reason = "a test that gets no thread fails")]
