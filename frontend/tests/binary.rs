@@ -270,15 +270,21 @@ fn a_signal_while_the_model_is_fetched_takes_the_downloader_along() {
     }
 }
 
+/// What follows, as the user that owns nothing.
+fn as_nobody() -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]);
+    command
+}
+
 /// The binary under a limit on the threads of its user. The superuser has none, so it becomes nobody.
 fn with_threads(n: usize, folder: &Path) -> Command {
     let limit = format!("--nproc={n}:{n}");
     let is_root = fs::metadata("/proc/self").expect("Linux").uid() == 0;
     let mut command = match is_root {
         true => {
-            let mut command = Command::new("setpriv");
-            let ids = ["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"];
-            command.args(ids).args(["prlimit", &limit]);
+            let mut command = as_nobody();
+            command.args(["prlimit", &limit]);
             command
         }
         false => {
@@ -342,9 +348,9 @@ fn without_threads_a_start_ends_in_a_line_and_a_running_server_needs_no_more() {
     // Threads that only load the model end at one time or another, and count until they have.
     let (server, _log) = Server::start(&mut with_threads(n_needed + 4, folder.path()));
     let process = server.child.id().to_string();
-    let limited = Command::new("prlimit")
-        .args(["--pid", &process, "--nproc=1:1"])
-        .status();
+    let mut limit = as_nobody();
+    limit.args(["prlimit", "--pid", &process, "--nproc=1:1"]);
+    let limited = limit.status();
     assert!(limited.expect("there is a prlimit").success());
     for idx in 0..5 {
         server.completes(&format!(", \"regex\": \"[ab]{{{}}}\"", idx + 1));
