@@ -311,25 +311,29 @@ fn with_threads(n: usize, folder: &Path) -> Command {
     command
 }
 
+/// Whether it comes to serve, which is its end, or how it ended and what it said.
+fn serves(command: &mut Command) -> Result<(), (ExitStatus, String)> {
+    const SERVES: &str = "serving at http://";
+    let mut child = command.spawn().expect("it runs");
+    let mut log = BufReader::new(child.stderr.take().expect("piped"));
+    let mut said = String::new();
+    while !said.contains(SERVES) && log.read_line(&mut said).expect("text") > 0 {}
+    drop(child.kill());
+    let status = child.wait().expect("ours");
+    match said.contains(SERVES) {
+        true => Ok(()),
+        false => Err((status, said)),
+    }
+}
+
 #[test]
 fn without_threads_a_start_ends_in_a_line_and_a_running_server_needs_no_more() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let n_needed = (1..=64).find(|&n| {
-        let mut child = with_threads(n, folder.path()).spawn().expect("it runs");
-        let mut log = BufReader::new(child.stderr.take().expect("piped"));
-        let mut said = String::new();
-        loop {
-            let is_over = log.read_line(&mut said).expect("text") == 0;
-            if is_over || said.contains("serving at http://") {
-                drop(child.kill());
-                let status = child.wait().expect("ours");
-                if !is_over {
-                    return true;
-                }
-                assert_eq!(status.code(), Some(1), "{n} threads: {said}");
-                break;
-            }
-        }
+        let Err((status, said)) = serves(&mut with_threads(n, folder.path())) else {
+            return true;
+        };
+        assert_eq!(status.code(), Some(1), "{n} threads: {said}");
         let last = said.lines().last().expect("a line");
         assert!(
             last.starts_with("arbora: cannot start thread '"),
