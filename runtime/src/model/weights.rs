@@ -446,7 +446,6 @@ mod tests {
     use super::super::decoder::ForwardLimits;
     use super::super::file::ModelFile;
     use super::super::testing::GgufWriter;
-    use super::*;
 
     #[test]
     fn a_matrix_with_a_number_that_is_not_finite_is_refused_by_name() {
