@@ -91,7 +91,8 @@ fn line_of(metadata: &Metadata, sha256: &str) -> String {
     )
 }
 
-/// SHA-256 of what is left of `file`, in lower-case hexadecimal; nothing where `interrupted` is set meanwhile.
+/// SHA-256 of what is left of `file`, in lower-case hexadecimal; nothing where `interrupted` is set
+/// meanwhile.
 ///
 /// # Errors
 /// When it cannot be read.

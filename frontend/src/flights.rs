@@ -54,8 +54,8 @@ where
     K: Clone + Eq + Hash + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Nothing in flight; `workers` do `n_turns` works at a time while as many more wait as `waiting` has room
-    /// for.
+    /// Nothing in flight; `workers` do `n_turns` works at a time while as many more wait as `waiting` has
+    /// room for.
     pub fn new(n_turns: usize, waiting: FairLimit, workers: Workers) -> Self {
         Flights(Arc::new(Shared {
             in_flight: DashMap::new(),

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use arbora_kernels::{Backend, KvShape};
 use arbora_runtime::draft::Drafters;
 use arbora_runtime::engine::{self, EngineConfig, EngineError, EngineExit, EngineHandle};
+use arbora_runtime::model::decoder::Decoder;
 use arbora_runtime::model::directory::SamplingDefaults;
 use arbora_runtime::model::{LoadError, ModelFile};
 use arbora_runtime::request::SamplingParams;
@@ -65,8 +66,8 @@ pub enum StartError {
     /// Weights and pool are more than there is.
     #[error(
         "the model's weights take {weight_bytes} bytes and the KV pool {pool_bytes}, but this process may have \
-         {available} more (the machine's free memory, and the limits of its memory group and of ulimit): make the \
-         pool smaller (--kv-memory, --kv-pages) or raise the limit"
+         {available} more (free memory, and the limits of the memory group and of ulimit): make the pool \
+         smaller (--kv-memory, --kv-pages) or raise the limit"
     )]
     TooLittleMemory {
         /// Of the weights.
@@ -99,7 +100,53 @@ pub fn start<B: Backend>(
     let n_pages = kv_pages(file, config, context)?;
     check_memory(file, n_pages.saturating_mul(page_bytes(file, config.page_size)))?;
     let mut limits = engine_config(config, n_pages, context);
-    // The tokenizer's tables and the weights are both made from the file; neither needs the other.
+    let parts = load_parts(&mut backend, file, context, (&limits, workers))?;
+    let ((tokenizer, grammars), decoder) = parts;
+    let sampling = sampling(&file.sampling_defaults()?);
+    let template = match file.chat_templates()? {
+        none if none.is_empty() => None,
+        templates => Some(ChatTemplate::of_model(&templates, template_tokens(&tokenizer))?),
+    };
+    let template_given = template.is_some();
+    let token_bytes = Arc::new(tokenizer.text_bytes(&thinking::MARKS));
+    let stop_tokens = tokenizer.stop_token_ids().to_vec();
+    limits.model_stop_tokens.clone_from(&stop_tokens);
+    let (n_pages, page_size) = (limits.n_pages, limits.page_size);
+    let spawned = engine::spawn(backend, decoder, Arc::clone(&token_bytes), limits);
+    let (engine, thread) = spawned.map_err(|error| match error {
+        EngineError::Thread(source) => StartError::from(NoThread {
+            name: "engine".to_owned(),
+            source,
+        }),
+        other => StartError::from(other),
+    })?;
+    log_loaded(file, &engine, (n_pages, page_size), (context, template_given));
+    Ok(Started {
+        engine,
+        thread,
+        named_bytes: Arc::new(tokenizer.named_bytes()),
+        encoder: Arc::new(PromptEncoder::new(tokenizer, template)),
+        grammars,
+        token_bytes,
+        stop_tokens,
+        name: config
+            .served_model_name
+            .clone()
+            .unwrap_or_else(|| models::served_name(&config.model)),
+        sampling,
+    })
+}
+
+/// Tokenizer and grammars, and the decoder.
+type Parts<B> = ((Arc<Tokenizer>, Grammars), Decoder<B>);
+
+/// The tokenizer's tables and the weights are both made from the file; neither needs the other.
+fn load_parts<B: Backend>(
+    backend: &mut B,
+    file: &ModelFile,
+    context: usize,
+    (limits, workers): (&EngineConfig, &Workers),
+) -> Result<Parts<B>, StartError> {
     let (tokenizer, decoder) = std::thread::scope(|scope| {
         let make = || {
             let tokenizer = Arc::new(file.tokenizer()?);
@@ -116,34 +163,25 @@ pub fn start<B: Backend>(
             Ok(tokenizer) => tokenizer,
             Err(source) => return Err(NoThread { name, source }),
         };
-        let decoder = file.load_decoder(&mut backend, context, limits.forward_limits());
+        let decoder = file.load_decoder(backend, context, limits.forward_limits());
         let tokenizer = tokenizer.join().expect("building a tokenizer does not panic");
         Ok((tokenizer, decoder))
     })?;
-    let ((tokenizer, grammars), decoder) = (tokenizer?, decoder?);
-    let sampling = sampling(&file.sampling_defaults()?);
-    let template = match file.chat_templates()? {
-        none if none.is_empty() => None,
-        templates => Some(ChatTemplate::of_model(&templates, template_tokens(&tokenizer))?),
-    };
-    let token_bytes = Arc::new(tokenizer.text_bytes(&thinking::MARKS));
-    let stop_tokens = tokenizer.stop_token_ids().to_vec();
-    limits.model_stop_tokens.clone_from(&stop_tokens);
-    let (n_pages, page_size) = (limits.n_pages, limits.page_size);
-    let spawned = engine::spawn(backend, decoder, Arc::clone(&token_bytes), limits);
-    let (engine, thread) = spawned.map_err(|error| match error {
-        EngineError::Thread(source) => StartError::from(NoThread {
-            name: "engine".to_owned(),
-            source,
-        }),
-        other => StartError::from(other),
-    })?;
+    Ok((tokenizer?, decoder?))
+}
+
+fn log_loaded(
+    file: &ModelFile,
+    engine: &EngineHandle,
+    (n_pages, page_size): (usize, usize),
+    (context, has_template): (usize, bool),
+) {
     tracing::info!(
         model = file.name(),
         parameters = file.n_params(),
         quantization = file.quantization(),
         context = engine.context(),
-        chat_template = template.is_some(),
+        chat_template = has_template,
         "model loaded"
     );
     if let Some(window) = file.config().window {
@@ -165,20 +203,6 @@ pub fn start<B: Backend>(
             "the KV pool limits the context"
         );
     }
-    Ok(Started {
-        engine,
-        thread,
-        named_bytes: Arc::new(tokenizer.named_bytes()),
-        encoder: Arc::new(PromptEncoder::new(tokenizer, template)),
-        grammars,
-        token_bytes,
-        stop_tokens,
-        name: config
-            .served_model_name
-            .clone()
-            .unwrap_or_else(|| models::served_name(&config.model)),
-        sampling,
-    })
 }
 
 fn engine_config(config: &Config, n_pages: usize, context: usize) -> EngineConfig {

