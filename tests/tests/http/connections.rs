@@ -364,7 +364,10 @@ fn idle_connections_make_room_the_idlest_first() {
 
 #[test]
 fn health_checks_are_answered_while_every_place_is_busy_and_the_rest_is_refused_with_a_reason() {
-    let site = small(2, 1).start();
+    let mut setup = small(2, 1);
+    // Pages for both to their ends.
+    setup.engine.n_pages *= 2;
+    let site = setup.start();
     // They wait for nothing from their clients, so none of them makes room.
     let busy = [(); 2].map(|()| {
         let mut stream = site.connect();
