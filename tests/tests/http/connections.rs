@@ -376,7 +376,7 @@ fn health_checks_are_answered_while_every_place_is_busy_and_the_rest_is_refused_
             .expect("the server reads");
         stream
     });
-    wait_until("both run", || site.engine.metrics().gauges().running == 2);
+    wait_until("both are taken in", || site.engine.n_in_flight() == 2);
     for path in ["/health", "/ready", "/metrics"] {
         let answer = site.get(path);
         assert_eq!(answer.status, 200, "{path}: {}", answer.body);
