@@ -184,6 +184,8 @@ fn simulate(seed: u64, grammars: &[Grammar]) -> Counts {
     config.max_waiting_tokens *= n_tenants;
     let not_finite_one_in = if random.one_in(4) { 50 } else { 0 };
     let mut world = World::with_not_finite(config, not_finite_one_in);
+    // Where rows take time, steps are kept short: another chunking, the same text.
+    world.row_time = random.pick(&[Duration::ZERO, Duration::from_micros(300)]);
     let mut prompts = Prompts {
         known: Vec::new(),
         n_tokens: random.pick(&[2, 3, 40]),
