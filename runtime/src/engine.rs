@@ -157,6 +157,7 @@ impl<B: Backend> Engine<B> {
             max_waiting: config.max_waiting,
             n_tenants: config.n_tenants,
             max_waiting_tokens: config.max_waiting_tokens,
+            max_queue_wait: config.max_queue_wait,
         };
         let shared = Arc::new(Shared::new(limits));
         let (sender, inbox) = bounded(config.max_waiting + N_EXTRA_SLOTS);
