@@ -376,16 +376,20 @@ impl Scheduler {
                 self.followers.push(slot);
                 continue;
             }
+            let n_before = plan.n_preempted;
             if self.running.len() == self.max_running && !self.make_place(slot, cache, plan) {
                 break;
             }
-            if !self.try_admit(slot, cache, plan) {
-                if self.make_pages(slot, cache, plan) {
-                    continue;
-                }
+            let mut is_admitted = self.try_admit(slot, cache, plan);
+            while !is_admitted && self.make_pages(slot, cache, plan) {
+                is_admitted = self.try_admit(slot, cache, plan);
+            }
+            if !is_admitted {
                 break;
             }
-            if self.running.last() == Some(&slot) {
+            if plan.n_preempted > n_before {
+                load = PromptLoad::new(&self.sequences, &self.running, budget, &self.pace);
+            } else if self.running.last() == Some(&slot) {
                 load.add(&self.sequences[slot], budget, &self.pace);
             }
         }
@@ -429,6 +433,8 @@ impl Scheduler {
         let victim_idx = self.victim(may_be);
         if let Some(idx) = victim_idx {
             self.preempt(idx, cache, plan);
+            // It leads nobody any more.
+            self.return_followers();
         }
         victim_idx.is_some()
     }
