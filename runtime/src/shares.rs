@@ -58,9 +58,12 @@ pub(crate) fn has_room(n_total: usize, own: usize, others: impl Iterator<Item = 
 mod tests {
     use super::*;
 
+    fn held(n: &[(u32, usize)]) -> impl Iterator<Item = (u32, usize)> {
+        n.iter().copied()
+    }
+
     #[test]
     fn who_holds_more_than_its_share_gives_way_to_who_stays_within() {
-        let held = |n: &[(u32, usize)]| n.to_vec().into_iter();
         let flood = [(0, 1); 4];
         assert_eq!(gives_way(held(&flood), (1, 1), (4, 2)), Some(0));
         assert_eq!(gives_way(held(&flood), (0, 1), (4, 2)), None, "not to itself");

@@ -73,6 +73,23 @@ def n_tokens(times, start, end):
     return sum(start <= at <= end for at in times)
 
 
+def beside_flood(server, arguments, rng, rate, capacity):
+    """The light key alone, then beside the flood."""
+    alone = report("light key alone", light(server, rate, arguments.seconds, rng))
+    flood = Flood(server, arguments.clients, arguments.heavy)
+    time.sleep(3)
+    start = time.monotonic()
+    streams = light(server, rate, arguments.seconds, rng)
+    end = time.monotonic()
+    beside = report("beside the flood", streams)
+    print(f"p99 ratio: first token {beside[0] / alone[0]:.1f}, whole {beside[1] / alone[1]:.1f}")
+    if capacity:
+        flood.stop()
+        times = [at for at, _ in flood.done] + [at for s in streams for at in s.times]
+        both = n_tokens(times, start, end) / (end - start)
+        print(f"both keys {both:.0f} tokens/s, {both / capacity:.2f} of the capacity")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("binary")
@@ -81,11 +98,15 @@ def main():
     parser.add_argument("--seconds", type=float, default=15)
     parser.add_argument("--clients", type=int, default=96)
     parser.add_argument("--heavy", type=int, nargs=2, default=[N_PROMPT, N_OUTPUT], metavar=("PROMPT", "OUTPUT"))
+    parser.add_argument("--rate", type=float, help="requests/s of the light key, instead of a fifth of what is measured")
     arguments = parser.parse_args()
     rng, seconds = random.Random(1), arguments.seconds
     keys = ("--api-key", "light", "--api-key", "heavy")
     with Server(arguments.binary, arguments.model, arguments.port, *keys) as server:
         light(server, 5, 3, rng)
+        if arguments.rate:
+            beside_flood(server, arguments, rng, arguments.rate, None)
+            return
         flood = Flood(server, arguments.clients, arguments.heavy)
         time.sleep(3)
         start = time.monotonic()
@@ -95,18 +116,7 @@ def main():
         capacity = n_tokens([at for at, _ in flood.done], start, end) / (end - start)
         rate = capacity / N_OUTPUT / 5 * min(1.0, N_OUTPUT / arguments.heavy[1])
         print(f"capacity {capacity:.0f} tokens/s; the light key sends {rate:.2f} requests/s")
-        alone = report("light key alone", light(server, rate, seconds, rng))
-        flood = Flood(server, arguments.clients, arguments.heavy)
-        time.sleep(3)
-        start = time.monotonic()
-        streams = light(server, rate, seconds, rng)
-        end = time.monotonic()
-        flood.stop()
-        beside = report("beside the flood", streams)
-        times = [at for at, _ in flood.done] + [at for s in streams for at in s.times]
-        both = n_tokens(times, start, end) / (end - start)
-        print(f"p99 ratio: first token {beside[0] / alone[0]:.1f}, whole {beside[1] / alone[1]:.1f}; both keys "
-              f"{both:.0f} tokens/s, {both / capacity:.2f} of the capacity")
+        beside_flood(server, arguments, rng, rate, capacity)
 
 
 main()
