@@ -1,4 +1,4 @@
-//! How fast the queue drains: what a request will wait, and what a client that is refused is told to wait for.
+//! How fast the queue drains: what a request will wait, and what a client that is refused is told to wait.
 
 use std::time::{Duration, Instant};
 

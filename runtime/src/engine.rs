@@ -443,7 +443,7 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// Takes messages in. A request's grammar is looked at here, so what takes long is left for the next turn.
+    /// Takes messages in. A request's grammar is looked at here, so what takes long is left to the next turn.
     fn poll_inbox(&mut self, clock: &dyn Fn() -> Instant) {
         let now = clock();
         self.now = now;

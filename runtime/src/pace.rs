@@ -92,8 +92,8 @@ impl Pace {
         Some(limit - self.rows.seconds(n_decode)?)
     }
 
-    /// Rows of a prompt from `position` on that take at most `seconds`; a few at least, where there is time at
-    /// all.
+    /// Rows of a prompt from `position` on that take at most `seconds`; a few at least, where there is any
+    /// time.
     pub(crate) fn rows_within(&self, position: usize, seconds: f64) -> usize {
         if seconds <= 0.0 {
             return 0;
@@ -121,8 +121,8 @@ impl Pace {
         self.chunks.fit().unwrap_or_else(guess)
     }
 
-    /// Most rows of a step in which `n_tenants` decode, the one with the fewest `n_fewest` rows; `n_wanted` of
-    /// all. Never so few that a batch loses its point.
+    /// Most rows of a step in which `n_tenants` decode `n_wanted` rows, the one with the fewest `n_fewest`.
+    /// Never so few that a batch loses its point.
     pub(crate) fn fair_rows(&self, n_tenants: usize, n_fewest: usize, n_wanted: usize) -> usize {
         let Some(fewest) = self.rows.seconds(n_fewest) else {
             return n_wanted;

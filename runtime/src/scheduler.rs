@@ -12,8 +12,8 @@
 //!   nothing and is looked at again when the common part is in the tree or the leader no longer prefills.
 //!   Only running sequences lead, so there is no cycle.
 //! * Where places or pages are short, a tenant that holds more than its share gives way to one that stays
-//!   within its own ([`crate::shares`]): its sequence with the least progress is preempted. Tenants take turns
-//!   as the queue says, so this is at the expense of who got more.
+//!   within its own ([`crate::shares`]): its sequence with the least progress is preempted. Tenants take
+//!   turns as the queue says, so this is at the expense of who got more.
 //! * A sequence that decodes and finds no page preempts; in every step at least one sequence keeps its pages
 //!   and gets its token, so the whole always ends.
 

@@ -252,8 +252,8 @@ impl Sequence {
         self.request.grammar.is_some()
     }
 
-    /// Its grammar took `time` to fill the masks of a step. A state that took long is seldom alone, so this is
-    /// forgotten slowly.
+    /// Its grammar took `time` to fill the masks of a step. A state that took long is seldom alone, so this
+    /// is forgotten slowly.
     pub(crate) fn note_mask_time(&mut self, time: Duration) {
         self.mask_time = Some(time.max(self.mask_time.unwrap_or_default() / 2));
     }
