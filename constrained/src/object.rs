@@ -560,14 +560,12 @@ impl Object {
         let n_required = self.ahead(members).filter(|(_, key)| key.is_required).count() as u32;
         let mut first = members.at;
         if let Some(max) = self.max {
-            if n + n_required.max(1) > max {
+            let only_required = n + 1 + n_required > max;
+            if n + n_required.max(1) > max || only_required && required.is_none() {
                 return Allowed::Nothing;
             }
-            if n + 1 + n_required > max {
-                match required {
-                    Some(required) => first = required,
-                    None => return Allowed::Nothing,
-                }
+            if only_required {
+                first = required.unwrap_or(first);
             }
         }
         // Key k leaves n + 1 + (n_keys - k - 1) declared members possible, and the extra ones.

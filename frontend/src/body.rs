@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! content type is JSON -> known content coding -> bytes, at most --body-limit -> decoded, at most as many
+//!   -> room among the bodies of all requests (`intake.rs`)
 //! ```
 //!
 //! The content type is what keeps pages of other origins out ([`crate::origins`]): a page may POST anything
@@ -11,15 +12,16 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, Method, header};
 use flate2::read::MultiGzDecoder;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 
 use crate::api::App;
+use crate::intake::{Admitted, Arrival};
 use crate::wire::error::ApiError;
 
 /// A body that takes longer than this to arrive is given up.
@@ -29,9 +31,26 @@ const MAX_ZSTD_WINDOW: u64 = 8 << 20;
 /// Longer values of headers are cut in errors.
 const MAX_SHOWN: usize = 100;
 
-/// A request's JSON, all of it.
+/// A request's JSON, all of it, and what it takes.
 #[derive(Debug)]
-pub struct RequestBody(pub Bytes);
+pub struct RequestBody {
+    bytes: Vec<u8>,
+    admitted: Admitted,
+}
+
+impl RequestBody {
+    /// What `parse` makes of it, and what the request takes until it has a place in the engine's queue. A
+    /// large body is parsed on a worker thread.
+    pub async fn parse<T: Send + 'static>(
+        self,
+        app: &App,
+        parse: impl FnOnce(&[u8]) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<(T, Admitted), ApiError> {
+        let RequestBody { bytes, admitted } = self;
+        let parsed = app.intake.run(&admitted, move || parse(&bytes)).await??;
+        Ok((parsed, admitted))
+    }
+}
 
 impl FromRequest<Arc<App>> for RequestBody {
     type Rejection = ApiError;
@@ -39,20 +58,19 @@ impl FromRequest<Arc<App>> for RequestBody {
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
         require_json(request.headers())?;
         let coding = Coding::of(request.headers())?;
-        let limit = app.body_limit;
-        let sent = read(request.into_body(), limit).await?;
-        let Some(coding) = coding else {
-            return Ok(RequestBody(sent));
-        };
-        // A small body may hold much: nobody else waits for it.
-        let decoded = tokio::task::spawn_blocking(move || coding.decode(&sent, limit));
-        match decoded.await {
-            Ok(decoded) => decoded.map(RequestBody),
-            Err(panic) => {
-                tracing::error!(%panic, "decoding a body failed");
-                Err(ApiError::Failed)
-            }
+        let tenant = App::tenant(app.owner(request.headers()));
+        let limit = app.intake.body_limit();
+        let mut arrival = app.intake.open(tenant);
+        let mut bytes = read(request.into_body(), limit, &mut arrival).await?;
+        if let Some(coding) = coding {
+            // A small body may hold much: nobody else waits for it.
+            let decode = move || coding.decode(&bytes, limit);
+            bytes = app.intake.run_aside(tenant, decode).await??;
+            arrival = app.intake.open(tenant);
+            arrival.take(&bytes)?;
         }
+        let admitted = app.intake.admit(arrival).await?;
+        Ok(RequestBody { bytes, admitted })
     }
 }
 
@@ -92,20 +110,32 @@ fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-async fn read(body: Body, limit: usize) -> Result<Bytes, ApiError> {
-    let body = Limited::new(body, limit);
-    let collected = async { Ok::<_, axum::BoxError>(body.collect().await?.to_bytes()) };
-    match tokio::time::timeout(BODY_TIMEOUT, collected).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BodyTooLarge { limit }),
-        Ok(Err(_)) => Err(ApiError::Invalid {
-            param: None,
-            message: "The request body could not be read.".to_owned(),
-        }),
+async fn read(body: Body, limit: usize, arrival: &mut Arrival) -> Result<Vec<u8>, ApiError> {
+    match tokio::time::timeout(BODY_TIMEOUT, collect(body, limit, arrival)).await {
+        Ok(read) => read,
         Err(_) => Err(ApiError::BodyTimeout {
             seconds: BODY_TIMEOUT.as_secs(),
         }),
     }
+}
+
+async fn collect(mut body: Body, limit: usize, arrival: &mut Arrival) -> Result<Vec<u8>, ApiError> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| ApiError::Invalid {
+            param: None,
+            message: "The request body could not be read.".to_owned(),
+        })?;
+        let Ok(chunk) = frame.into_data() else {
+            continue;
+        };
+        if chunk.len() > limit - bytes.len() {
+            return Err(ApiError::BodyTooLarge { limit });
+        }
+        arrival.take(&chunk)?;
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
 }
 
 /// How a body is compressed.
@@ -137,7 +167,7 @@ impl Coding {
     }
 
     /// What `sent` was before it was compressed, where that has at most `limit` bytes.
-    fn decode(self, sent: &[u8], limit: usize) -> Result<Bytes, ApiError> {
+    fn decode(self, sent: &[u8], limit: usize) -> Result<Vec<u8>, ApiError> {
         let mut decoded = Vec::new();
         let (name, result) = match self {
             Coding::Gzip => (
@@ -148,7 +178,7 @@ impl Coding {
         };
         match result {
             Ok(()) if decoded.len() > limit => Err(ApiError::BodyTooLarge { limit }),
-            Ok(()) => Ok(decoded.into()),
+            Ok(()) => Ok(decoded),
             Err(reason) => Err(ApiError::Invalid {
                 param: None,
                 message: format!("The request body is not valid {name}: {reason}."),
@@ -208,6 +238,7 @@ fn shown(text: &str) -> String {
 mod tests {
     use std::io::Write;
 
+    use axum::body::Bytes;
     use axum::http::HeaderValue;
     use flate2::Compression;
     use flate2::write::GzEncoder;
@@ -239,7 +270,7 @@ mod tests {
     }
 
     fn decode(coding: Coding, sent: &[u8]) -> Result<Bytes, ApiError> {
-        coding.decode(sent, LIMIT)
+        coding.decode(sent, LIMIT).map(Bytes::from)
     }
 
     fn is_damaged(result: &Result<Bytes, ApiError>) -> bool {

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::config::ChatOptions;
+use crate::workers::NoThread;
 use client::{Client, Heard};
 
 /// An answer that came in less time came in one piece: that tells no speed.
@@ -73,6 +74,9 @@ pub enum ChatError {
         /// As given.
         url: String,
     },
+    /// There is no thread to listen with.
+    #[error(transparent)]
+    NoThread(#[from] NoThread),
     /// The terminal is gone.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -309,7 +313,7 @@ impl Conversation {
         text: &mut String,
         console: &mut Console<W>,
     ) -> Result<Answered, ChatError> {
-        let mut heard = self.client.ask(&self.body());
+        let mut heard = self.client.ask(&self.body())?;
         let (mut first, mut last, mut usage) = (None, None, None);
         let is_stopped = loop {
             let event = tokio::select! {

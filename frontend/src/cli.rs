@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::checked::Integrity;
 use crate::config::{ChatOptions, ModelOptions, Options};
 
 /// Arbora serves language models over an OpenAI-compatible API, computing shared prefixes once.
@@ -23,14 +24,34 @@ pub enum Command {
     /// Talk to a running server on the terminal
     Chat(Box<ChatOptions>),
     /// Fetch a model into the cache and say where it is
-    Pull(ModelOption),
+    Pull(PullOptions),
     /// List the models in the cache
     Models,
     /// Say what a model is and what memory it takes, without loading it
     Inspect(ModelOption),
 }
 
-/// The one thing that `pull` and `inspect` need.
+/// Options of `arbora pull`.
+#[derive(Clone, Debug, Args)]
+pub struct PullOptions {
+    /// GGUF file, folder, smollm2:135m, or a name of the hub (OWNER/NAME@REVISION:FILE)
+    pub model: String,
+    /// Hash the files again, also where they look as they did when they were hashed last
+    #[arg(long)]
+    pub verify: bool,
+}
+
+impl PullOptions {
+    /// When files are hashed.
+    pub fn integrity(&self) -> Integrity {
+        match self.verify {
+            true => Integrity::Always,
+            false => Integrity::WhenChanged,
+        }
+    }
+}
+
+/// The one thing that `inspect` needs.
 #[derive(Clone, Debug, Args)]
 pub struct ModelOption {
     /// GGUF file, folder, smollm2:135m, or a name of the hub (OWNER/NAME@REVISION:FILE)
@@ -88,7 +109,7 @@ mod tests {
                 .get_arguments()
                 .filter(|a| a.get_id() != "help")
                 .count();
-            assert!(n <= 30, "{name} has {n} options");
+            assert!(n <= 36, "{name} has {n} options");
             let in_order = subcommand
                 .get_arguments()
                 .filter(|a| a.get_long() != Some("help"));

@@ -1,6 +1,7 @@
 //! What the operator decided: file, then environment, then flags, the later over the earlier. Decided once,
 //! before anything starts. The only module that reads the environment.
 
+mod commands;
 mod conventions;
 mod error;
 mod size;
@@ -17,12 +18,16 @@ use arbora_runtime::model::LoadFormat;
 use axum::http::Uri;
 use serde::Deserialize;
 
+pub use self::commands::{ChatOptions, ModelOptions};
 use self::conventions::rust_log;
 pub use self::conventions::{cache_directory, hub_settings, otel_headers, otel_service_name, wants_no_color};
 pub use self::error::ConfigError;
 pub use self::size::ByteSize;
+use crate::api::generate::StreamForm;
 use crate::auth::CacheSharing;
+use crate::checked::Integrity;
 use crate::hosts::{Addresses, AllowedHosts, Host};
+use crate::intake::IntakeLimits;
 use crate::models::DEFAULT_MODEL;
 use crate::origins::AllowedOrigins;
 
@@ -53,6 +58,15 @@ pub struct Options {
     /// [default: auto]
     #[arg(long, env = "ARBORA_LOAD_FORMAT", help_heading = "Model")]
     pub load_format: Option<String>,
+    /// Hash a cached model again at the start, also where its file looks as it did when it was hashed last
+    #[arg(
+        long,
+        env = "ARBORA_VERIFY",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        help_heading = "Model"
+    )]
+    pub verify: Option<bool>,
     /// Address to listen on [default: 127.0.0.1]
     #[arg(long, env = "ARBORA_HOST", help_heading = "Server")]
     pub host: Option<String>,
@@ -68,6 +82,23 @@ pub struct Options {
         help_heading = "Access"
     )]
     pub api_key: Vec<String>,
+    /// Key for what concerns all clients: metrics, load, cache tree and flush [default: any API key; none
+    /// with --isolate-keys]
+    #[arg(
+        long,
+        env = "ARBORA_ADMIN_KEY",
+        hide_env_values = true,
+        help_heading = "Access"
+    )]
+    pub admin_key: Option<String>,
+    /// Key for /metrics besides that [default: none]
+    #[arg(
+        long,
+        env = "ARBORA_METRICS_KEY",
+        hide_env_values = true,
+        help_heading = "Access"
+    )]
+    pub metrics_key: Option<String>,
     /// With several API keys: what one key sent is neither found nor timed by another [default: off]
     #[arg(
         long,
@@ -159,9 +190,25 @@ pub struct Options {
     /// Seconds that running requests get when the server is told to stop [default: 30]
     #[arg(long, env = "ARBORA_DRAIN_TIMEOUT", help_heading = "Server")]
     pub drain_timeout: Option<u64>,
+    /// Most connections at a time [default: 4096, or what the limit of open files leaves]
+    #[arg(long, env = "ARBORA_MAX_CONNECTIONS", help_heading = "Server")]
+    pub max_connections: Option<usize>,
     /// Largest request body [default: 8MiB]
     #[arg(long, env = "ARBORA_BODY_LIMIT", help_heading = "Server")]
     pub body_limit: Option<ByteSize>,
+    /// Memory for the bodies of all requests that do not run or wait yet; beyond, 429
+    /// [default: 128MiB, or 9 times --body-limit where that is more]
+    #[arg(long, env = "ARBORA_BODY_MEMORY", help_heading = "Server")]
+    pub body_memory: Option<ByteSize>,
+    /// Events of /generate hold what came since the one before, not all that came so far [default: off]
+    #[arg(
+        long,
+        env = "ARBORA_INCREMENTAL_STREAMING_OUTPUT",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        help_heading = "Server"
+    )]
+    pub incremental_streaming_output: Option<bool>,
     /// Also tell metrics by the names of another server: none or vllm [default: none]
     #[arg(long, env = "ARBORA_METRICS_COMPAT", help_heading = "Server")]
     pub metrics_compat: Option<String>,
@@ -177,67 +224,6 @@ pub struct Options {
     pub log: Option<String>,
 }
 
-/// The options that `arbora generate` shares with the server.
-#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
-pub struct ModelOptions {
-    /// GGUF file, folder with safetensors, smollm2:135m, or a name of the hub (OWNER/NAME), fetched
-    /// once [default: smollm2:135m]
-    #[arg(long, env = "ARBORA_MODEL")]
-    pub model: Option<String>,
-    /// Most tokens of prompt and answer together [default: the model's]
-    #[arg(long, env = "ARBORA_CONTEXT")]
-    pub context: Option<usize>,
-    /// Memory for keys and values, such as 2GiB [default: one context]
-    #[arg(long, env = "ARBORA_KV_MEMORY")]
-    pub kv_memory: Option<ByteSize>,
-    /// Threads that compute [default: the cores this process may use]
-    #[arg(long, env = "ARBORA_THREADS")]
-    pub threads: Option<usize>,
-    /// Instruction set: avx512, avx2 or scalar [default: the best there is]
-    #[arg(long, env = "ARBORA_ISA")]
-    pub isa: Option<String>,
-    /// What to log [default: warn]
-    #[arg(long, env = "ARBORA_LOG")]
-    pub log: Option<String>,
-}
-
-/// Options of `arbora chat`.
-#[derive(Clone, Debug, PartialEq, clap::Args)]
-pub struct ChatOptions {
-    /// Where the server is
-    #[arg(long, env = "ARBORA_URL", default_value = "http://127.0.0.1:8000")]
-    pub url: String,
-    /// Which of the server's models [default: its first]
-    #[arg(long)]
-    pub model: Option<String>,
-    /// Key to send as a bearer token
-    #[arg(long, env = "ARBORA_API_KEY", hide_env_values = true)]
-    pub api_key: Option<String>,
-    /// A system message before the conversation
-    #[arg(long)]
-    pub system: Option<String>,
-    /// Most tokens of an answer [default: what fits]
-    #[arg(long)]
-    pub max_tokens: Option<usize>,
-    /// 0 always takes the likeliest token [default: the model's]
-    #[arg(long)]
-    pub temperature: Option<f32>,
-}
-
-impl From<ModelOptions> for Options {
-    fn from(options: ModelOptions) -> Self {
-        Options {
-            model: options.model,
-            context: options.context,
-            kv_memory: options.kv_memory,
-            threads: options.threads,
-            isa: options.isa,
-            log: Some(options.log.unwrap_or_else(|| "warn".to_owned())),
-            ..Options::default()
-        }
-    }
-}
-
 /// Every option, decided.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -245,12 +231,18 @@ pub struct Config {
     pub model: String,
     /// Where its weights come from.
     pub load_format: LoadFormat,
+    /// When a cached model is hashed.
+    pub integrity: Integrity,
     /// Where to listen.
     pub address: SocketAddr,
     /// Keys of which clients must send one; empty asks for none.
     pub api_keys: Vec<String>,
     /// Whether keys read each other's part of the prefix cache.
     pub cache_sharing: CacheSharing,
+    /// Key for what concerns all clients.
+    pub admin_key: Option<String>,
+    /// Key for the metrics.
+    pub metrics_key: Option<String>,
     /// By which names the server may be asked.
     pub hosts: AllowedHosts,
     /// Whose pages may ask.
@@ -285,8 +277,12 @@ pub struct Config {
     pub isa: Option<Isa>,
     /// What running requests get at shutdown.
     pub drain_timeout: Duration,
-    /// Largest request body in bytes.
-    pub body_limit: usize,
+    /// Most connections at a time; what is usual where absent.
+    pub max_connections: Option<usize>,
+    /// What bodies of requests may take.
+    pub intake: IntakeLimits,
+    /// What events of `/generate` hold.
+    pub generate_form: StreamForm,
     /// In whose words metrics are told besides our own.
     pub metrics_compat: MetricsCompat,
     /// Where traces are POSTed; absent where nothing is traced.
@@ -368,9 +364,12 @@ impl Options {
         Options {
             model: self.model.or(under.model),
             load_format: self.load_format.or(under.load_format),
+            verify: self.verify.or(under.verify),
             host: self.host.or(under.host),
             port: self.port.or(under.port),
             api_key: given(self.api_key, under.api_key),
+            admin_key: self.admin_key.or(under.admin_key),
+            metrics_key: self.metrics_key.or(under.metrics_key),
             isolate_keys: self.isolate_keys.or(under.isolate_keys),
             allow_unauthenticated: self.allow_unauthenticated.or(under.allow_unauthenticated),
             allowed_host: given(self.allowed_host, under.allowed_host),
@@ -391,7 +390,12 @@ impl Options {
             threads: self.threads.or(under.threads),
             isa: self.isa.or(under.isa),
             drain_timeout: self.drain_timeout.or(under.drain_timeout),
+            max_connections: self.max_connections.or(under.max_connections),
             body_limit: self.body_limit.or(under.body_limit),
+            body_memory: self.body_memory.or(under.body_memory),
+            incremental_streaming_output: self
+                .incremental_streaming_output
+                .or(under.incremental_streaming_output),
             metrics_compat: self.metrics_compat.or(under.metrics_compat),
             otlp_traces_endpoint: self.otlp_traces_endpoint.or(under.otlp_traces_endpoint),
             config: None,
@@ -414,8 +418,20 @@ impl Options {
             (None, Some(pages)) => KvSize::Pages(pages),
             (Some(_), Some(_)) => return Err(ConfigError::KvTwice),
         };
-        if let Some(empty) = self.api_key.iter().find(|key| key.trim().is_empty()) {
-            return Err(bad_value("api-key", "a key that is not empty", empty));
+        for (option, keys) in [
+            ("api-key", self.api_key.as_slice()),
+            ("admin-key", self.admin_key.as_slice()),
+            ("metrics-key", self.metrics_key.as_slice()),
+        ] {
+            if let Some(empty) = keys.iter().find(|key| key.trim().is_empty()) {
+                return Err(bad_value(option, "a key that is not empty", empty));
+            }
+        }
+        if self.isolate_keys == Some(true) && self.api_key.is_empty() {
+            return Err(ConfigError::NothingToIsolate);
+        }
+        if let Some(n) = self.max_connections.filter(|n| !(1..=1 << 20).contains(n)) {
+            return Err(bad_value("max-connections", "in [1, 1048576]", n));
         }
         let address = self.address()?;
         Ok(Config {
@@ -424,11 +440,17 @@ impl Options {
             origins: origins(&self.allow_origin)?,
             model: self.model.unwrap_or_else(|| DEFAULT_MODEL.to_owned()),
             load_format: choice("load-format", &LoadFormat::NAMES, self.load_format)?.unwrap_or_default(),
+            integrity: match self.verify {
+                Some(true) => Integrity::Always,
+                Some(false) | None => Integrity::WhenChanged,
+            },
             api_keys: self.api_key,
             cache_sharing: match self.isolate_keys {
                 Some(true) => CacheSharing::WithinKey,
                 Some(false) | None => CacheSharing::AcrossKeys,
             },
+            admin_key: self.admin_key,
+            metrics_key: self.metrics_key,
             served_model_name: self.served_model_name,
             context: self.context,
             kv,
@@ -446,7 +468,12 @@ impl Options {
             n_threads,
             isa: choice("isa", &isa_names(), self.isa)?,
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(30)),
-            body_limit: self.body_limit.map_or(8 << 20, |size| size.0),
+            max_connections: self.max_connections,
+            intake: intake_limits(self.body_limit, self.body_memory)?,
+            generate_form: match self.incremental_streaming_output {
+                Some(true) => StreamForm::Incremental,
+                Some(false) | None => StreamForm::Cumulative,
+            },
             metrics_compat: choice("metrics-compat", &MetricsCompat::NAMES, self.metrics_compat)?
                 .unwrap_or_default(),
             otlp_traces_endpoint: self.otlp_traces_endpoint.map(http_url).transpose()?,
@@ -482,6 +509,17 @@ fn bad_value(option: &'static str, expected: impl Into<String>, value: impl ToSt
         expected: expected.into(),
         value: value.to_string(),
     }
+}
+
+fn intake_limits(body: Option<ByteSize>, memory: Option<ByteSize>) -> Result<IntakeLimits, ConfigError> {
+    let body = body.map_or(8 << 20, |size| size.0);
+    let least = IntakeLimits::least_memory(body);
+    let memory = memory.map_or(least.max(128 << 20), |size| size.0);
+    if memory < least {
+        let expected = format!("at least {least}, which a body of {body} bytes (--body-limit) may take");
+        return Err(bad_value("body-memory", expected, memory));
+    }
+    Ok(IntakeLimits { body, memory })
 }
 
 /// The list, or `under` where it is empty.
@@ -614,7 +652,7 @@ mod tests {
         assert_eq!((config.address.port(), config.model.as_str()), (2, "a.gguf"));
         assert_eq!(config.kv, KvSize::Bytes(1 << 20));
         assert_eq!(
-            (config.api_keys.as_slice(), config.body_limit),
+            (config.api_keys.as_slice(), config.intake.body),
             (["k".to_owned()].as_slice(), 1024)
         );
     }

@@ -21,15 +21,17 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::workers::{WorkError, Workers};
+
 /// Why there is no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FlightError {
     /// The queue is full, or as full of this tenant's works as it may be.
     #[error(transparent)]
     Full(#[from] NoRoom),
-    /// The work panicked.
-    #[error("the work failed")]
-    Failed,
+    /// It could not be worked.
+    #[error(transparent)]
+    Work(#[from] WorkError),
 }
 
 /// Results of type `V`, each asked for by a key.
@@ -41,6 +43,7 @@ struct Shared<K, V> {
     /// Whoever of a tenant has its permit stands in the line for a turn.
     heads: Box<[Semaphore]>,
     waiting: FairLimit,
+    workers: Workers,
 }
 
 /// Nothing while it is on its way.
@@ -51,20 +54,22 @@ where
     K: Clone + Eq + Hash + Send + Sync + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Nothing in flight; `n_turns` works at a time while as many more wait as `waiting` has room for.
-    pub fn new(n_turns: usize, waiting: FairLimit) -> Self {
+    /// Nothing in flight; `workers` do `n_turns` works at a time while as many more wait as `waiting` has room
+    /// for.
+    pub fn new(n_turns: usize, waiting: FairLimit, workers: Workers) -> Self {
         Flights(Arc::new(Shared {
             in_flight: DashMap::new(),
             turns: Arc::new(Semaphore::new(n_turns)),
             heads: (0..waiting.n_tenants()).map(|_| Semaphore::new(1)).collect(),
             waiting,
+            workers,
         }))
     }
 
     /// What `work` of `tenant` returns for `key`, or what another's work returns that was asked for before.
     ///
     /// # Errors
-    /// When too many wait, or the work panicked.
+    /// When too many wait, or the work panicked or found no thread.
     pub async fn join(
         &self,
         key: &K,
@@ -86,7 +91,7 @@ where
         landed
             .ok()
             .and_then(|landed| landed.clone())
-            .unwrap_or(Err(FlightError::Failed))
+            .unwrap_or(Err(FlightError::Work(WorkError::Failed)))
     }
 
     /// Keys in flight.
@@ -116,15 +121,12 @@ where
             return;
         };
         drop(waiting);
-        let worked = tokio::task::spawn_blocking(move || {
+        let worked = self.workers.run(move || {
             let worked = work();
             drop(turn);
             worked
         });
-        let worked = worked.await.map_err(|panic| {
-            tracing::error!(%panic, "work for several requests failed");
-            FlightError::Failed
-        });
+        let worked = worked.await.map_err(FlightError::Work);
         // Whoever comes now begins anew, and so must find what was worked where it is kept.
         self.in_flight.remove(&key);
         sender.send_replace(Some(worked));
@@ -212,7 +214,11 @@ mod tests {
 
         fn of(waiting: FairLimit) -> Bench {
             Bench {
-                flights: Arc::new(Flights::new(1, waiting)),
+                flights: Arc::new(Flights::new(
+                    1,
+                    waiting,
+                    Workers::start("work", 1, 1).expect("a thread"),
+                )),
                 n_begun: Arc::default(),
             }
         }
@@ -394,7 +400,10 @@ mod tests {
         let (other, other_end) = bench.ask(1);
         bench.until(|bench| bench.n_begun() == 1).await;
         drop(end);
-        assert_eq!(failing.await.expect("the task lives"), Err(FlightError::Failed));
+        assert_eq!(
+            failing.await.expect("the task lives"),
+            Err(FlightError::Work(WorkError::Failed))
+        );
         other_end.send(9).expect("it will be begun");
         assert_eq!(other.await.expect("no panic"), Ok(9));
         let (again, end) = bench.ask(0);

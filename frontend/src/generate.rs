@@ -113,7 +113,9 @@ fn tokens(options: &GenerateOptions, started: &Started) -> Result<Vec<u32>, Gene
         return Err(GenerateError::NoPrompt);
     }
     if options.raw {
-        return Ok(started.encoder.text(&text, Bos::AsTrained)?);
+        return Ok(started
+            .encoder
+            .text(&text, Bos::AsTrained, started.engine.context())?);
     }
     let message = |role, text| Message {
         role,
@@ -122,11 +124,12 @@ fn tokens(options: &GenerateOptions, started: &Started) -> Result<Vec<u32>, Gene
     };
     let system = options.system.clone().map(|text| message(Role::System, text));
     let messages: Vec<_> = system.into_iter().chain([message(Role::User, text)]).collect();
-    let prompt = started.encoder.chat(&Chat {
+    let chat = Chat {
         messages: &messages,
         tools: &[],
         ending: PromptEnding::Answer,
         values: &serde_json::Map::new(),
-    })?;
+    };
+    let prompt = started.encoder.chat(&chat, started.engine.context())?;
     Ok(prompt.tokens)
 }

@@ -24,6 +24,7 @@ use crate::thinking::{self, Thinking};
 use crate::tools::CallStyle;
 use crate::wire::constraint::{Constraint, Source, ToolCalls, WhichTool};
 use crate::wire::error::ApiError;
+use crate::workers::Workers;
 
 /// Bytes of all grammars that are kept.
 const MAX_KEPT_BYTES: usize = 256 << 20;
@@ -62,8 +63,15 @@ pub struct Grammars {
 
 impl Grammars {
     /// No grammar yet, for a model of `n_vocab` tokens that `tokenizer` names and `stop_tokens` end, asked by
-    /// `n_tenants`.
-    pub fn new(tokenizer: Arc<Tokenizer>, n_vocab: usize, stop_tokens: &[u32], n_tenants: usize) -> Self {
+    /// `n_tenants`, compiled by `workers`.
+    ///
+    /// # Panics
+    /// Where the tokens are no vocabulary.
+    pub fn new(
+        (tokenizer, n_vocab, stop_tokens): (Arc<Tokenizer>, usize, &[u32]),
+        n_tenants: usize,
+        workers: Workers,
+    ) -> Self {
         let is_text = |id: u32| {
             let is_named = (id as usize) < tokenizer.n_vocab();
             is_named && matches!(tokenizer.kind(id), TokenKind::Normal | TokenKind::UserDefined)
@@ -91,7 +99,11 @@ impl Grammars {
                 max_cache_bytes: MAX_CACHE_BYTES,
                 ..Limits::default()
             },
-            flights: Flights::new(N_COMPILING, FairLimit::new("grammars", MAX_WAITING, n_tenants)),
+            flights: Flights::new(
+                N_COMPILING,
+                FairLimit::new("grammars", MAX_WAITING, n_tenants),
+                workers,
+            ),
         }
     }
 
@@ -171,7 +183,7 @@ impl Grammars {
                 no_room,
                 retry_after: RETRY_AFTER,
             }),
-            Err(FlightError::Failed) => Err(ApiError::Failed),
+            Err(FlightError::Work(error)) => Err(error.into()),
         }
     }
 }
@@ -282,8 +294,12 @@ mod tests {
 
     use super::*;
 
+    fn workers() -> Workers {
+        Workers::start("work", 1, 1).expect("a thread")
+    }
+
     fn grammars() -> Grammars {
-        Grammars::new(Arc::new(Tokenizer::of_bytes(257)), 257, &[256], 1)
+        Grammars::new((Arc::new(Tokenizer::of_bytes(257)), 257, &[256]), 1, workers())
     }
 
     fn regex(text: &str) -> Constraint {
@@ -297,13 +313,13 @@ mod tests {
     async fn a_full_queue_is_a_429_that_says_when_to_come_back_and_spares_what_is_kept() {
         let mut grammars = grammars();
         grammars.begin(&regex("a"), 0).await.expect("there is room");
-        grammars.flights = Flights::new(1, FairLimit::new("grammars", 0, 1));
+        grammars.flights = Flights::new(1, FairLimit::new("grammars", 0, 1), workers());
         let error = grammars.begin(&regex("b"), 0).await.expect_err("there is none");
         let response = error.into_response();
         assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(response.headers()[header::RETRY_AFTER], "1");
         grammars.begin(&regex("a"), 0).await.expect("it is kept");
-        grammars.flights = Flights::new(1, FairLimit::new("grammars", 1, 1));
+        grammars.flights = Flights::new(1, FairLimit::new("grammars", 1, 1), workers());
         grammars.begin(&regex("b"), 0).await.expect("there is room again");
     }
 

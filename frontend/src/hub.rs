@@ -16,7 +16,7 @@ mod tests;
 
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arbora_runtime::model::LoadFormat;
@@ -24,6 +24,7 @@ use arbora_runtime::model::directory::{CONFIG_FILE, OPTIONAL_FILES, TOKENIZER_FI
 use arbora_runtime::model::safetensors::{INDEX_FILE, SINGLE_FILE, SafetensorsError, shard_names};
 use arbora_runtime::model::templates::is_other;
 
+use crate::models::Fetching;
 use crate::progress::Progress;
 pub use cache::{CachedModel, HubCache};
 use client::Client;
@@ -118,6 +119,16 @@ pub enum HubError {
         found: u64,
         /// Announced.
         expected: u64,
+    },
+    /// A file in the cache whose bytes are not those of its name, and no hub to fetch it anew from.
+    #[error("{} has SHA-256 {found}, expected {expected}: remove it and fetch it anew", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Of its bytes.
+        found: String,
+        /// What it was fetched as.
+        expected: String,
     },
     /// Offline, and not in the cache.
     #[error("{model} is not in {} and HF_HUB_OFFLINE is set", cache.display())]
@@ -242,21 +253,20 @@ impl Hub {
     }
 
     /// Path of the GGUF file, or of the folder, with all that loading `model` needs.
-    pub fn resolve(
-        &self,
-        model: &HubModel,
-        format: LoadFormat,
-        interrupted: &AtomicBool,
-    ) -> Result<PathBuf, HubError> {
+    ///
+    /// # Errors
+    /// When it is neither cached nor to be had, or the cache cannot be used.
+    pub fn resolve(&self, model: &HubModel, fetching: &Fetching) -> Result<PathBuf, HubError> {
+        let interrupted = &*fetching.interrupted;
         if self.settings.offline {
-            return self.cached(model, format).ok_or_else(|| HubError::Offline {
+            return self.cached(model, fetching)?.ok_or_else(|| HubError::Offline {
                 model: model.to_string(),
                 cache: self.settings.cache.clone(),
             });
         }
         let listing = match self.client.list(model, interrupted) {
             Err(HubError::Unreachable { what, reason }) => {
-                let Some(path) = self.cached(model, format) else {
+                let Some(path) = self.cached(model, fetching)? else {
                     return Err(HubError::Unreachable { what, reason });
                 };
                 tracing::warn!(%model, reason, "the hub does not answer; taking what is cached");
@@ -264,7 +274,7 @@ impl Hub {
             }
             listing => listing?,
         };
-        let mut progress = Progress::new();
+        let mut progress = Progress::new(&fetching.log);
         let mut fetch = |file: &str| {
             if interrupted.load(Ordering::Relaxed) {
                 return Err(HubError::Interrupted);
@@ -274,10 +284,10 @@ impl Hub {
                 model,
                 &listing.commit,
                 file,
-                (&mut progress, interrupted),
+                (&mut progress, fetching),
             )
         };
-        let path = match choose(model, format, &listing.files)? {
+        let path = match choose(model, fetching.format, &listing.files)? {
             Choice::File(file) => fetch(&file)?,
             Choice::Folder(files) => {
                 for file in &files {
@@ -297,23 +307,30 @@ impl Hub {
     }
 
     /// The same from the cache alone, where it is all there.
-    fn cached(&self, model: &HubModel, format: LoadFormat) -> Option<PathBuf> {
+    fn cached(&self, model: &HubModel, fetching: &Fetching) -> Result<Option<PathBuf>, HubError> {
+        let Some((path, files)) = self.cached_files(model, fetching.format) else {
+            return Ok(None);
+        };
+        for file in &files {
+            self.cache.verify(model, file, fetching)?;
+        }
+        Ok(Some(path))
+    }
+
+    /// What loading `model` takes, and every file of it, where they are all in the cache.
+    fn cached_files(&self, model: &HubModel, format: LoadFormat) -> Option<(PathBuf, Vec<PathBuf>)> {
         let commit = self.cache.commit(model)?;
         let snapshot = self.cache.snapshot(model, &commit);
-        let has = |file: &String| snapshot.join(file).is_file();
-        match choose(model, format, &self.cache.files(&snapshot)).ok()? {
-            Choice::File(file) => has(&file).then(|| snapshot.join(file)),
-            Choice::Folder(files) if !files.iter().all(has) => None,
-            Choice::Folder(files) => {
-                if files.iter().any(|file| file == INDEX_FILE) {
-                    let path = snapshot.join(INDEX_FILE);
-                    let shards = shard_names(&path, &std::fs::read(&path).ok()?).ok()?;
-                    shards.iter().all(has).then_some(snapshot)
-                } else {
-                    Some(snapshot)
-                }
-            }
+        let (path, mut files) = match choose(model, format, &self.cache.files(&snapshot)).ok()? {
+            Choice::File(file) => (snapshot.join(&file), vec![file]),
+            Choice::Folder(files) => (snapshot.clone(), files),
+        };
+        if files.iter().any(|file| file == INDEX_FILE) {
+            let path = snapshot.join(INDEX_FILE);
+            files.extend(shard_names(&path, &std::fs::read(&path).ok()?).ok()?);
         }
+        let files: Vec<PathBuf> = files.iter().map(|file| snapshot.join(file)).collect();
+        files.iter().all(|file| file.is_file()).then_some((path, files))
     }
 }
 

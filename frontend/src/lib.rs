@@ -1,8 +1,9 @@
 //! The Arbora server: command line, HTTP, wire types, chat templates and model download.
 //!
 //! ```text
-//! server ─► route ─► origins, hosts, auth ─► api ─► body ─► wire (parse) ─► prompt ─► EngineHandle::submit
-//!                                              └◄─ reply ◄─ stream ◄─ events
+//! server ─► connection ─► route ─► origins, hosts, auth ─► api ─► body ─► wire (parse) ─► prompt
+//!  places                                                   │               EngineHandle::submit ◄──┘
+//!                                                           └◄─ reply ◄─ stream ◄─ events
 //! ```
 
 pub mod api;
@@ -10,15 +11,20 @@ pub mod auth;
 pub mod body;
 pub(crate) mod calendar;
 pub mod chat;
+pub mod checked;
 pub mod cli;
 pub mod config;
+mod connection;
+pub mod files;
 pub mod flights;
 pub mod generate;
 pub mod grammars;
 pub mod hosts;
 pub mod hub;
 pub mod inspect;
+pub mod intake;
 pub mod load;
+pub mod log;
 pub mod logprobs;
 pub mod memory;
 pub mod metrics;
@@ -27,15 +33,18 @@ pub mod openapi;
 pub mod origins;
 pub mod otlp;
 pub mod page;
+pub mod places;
 mod progress;
 pub mod prompt;
 mod random;
 pub mod reply;
 pub mod route;
 pub mod server;
+pub mod signals;
 pub mod stream;
 pub mod template;
 pub mod thinking;
 mod tls;
 pub mod tools;
 pub mod wire;
+pub mod workers;

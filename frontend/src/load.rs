@@ -20,6 +20,7 @@ use crate::models;
 use crate::prompt::PromptEncoder;
 use crate::template::{ChatTemplate, TemplateError, TemplateTokens};
 use crate::thinking;
+use crate::workers::{NoThread, Workers};
 
 /// Of the memory that is free, the pool takes at most this part unless told otherwise.
 const POOL_SHARE: usize = 4;
@@ -59,6 +60,23 @@ pub enum StartError {
     /// The limits are not.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// There is no thread for it.
+    #[error(transparent)]
+    Thread(#[from] NoThread),
+    /// Weights and pool are more than there is.
+    #[error(
+        "the model's weights take {weight_bytes} bytes and the KV pool {pool_bytes}, but this process may have \
+         {available} more (the machine's free memory, and the limits of its memory group and of ulimit): make the \
+         pool smaller (--kv-memory, --kv-pages) or raise the limit"
+    )]
+    TooLittleMemory {
+        /// Of the weights.
+        weight_bytes: usize,
+        /// Of keys and values.
+        pool_bytes: usize,
+        /// What there is.
+        available: usize,
+    },
     /// Not even the shortest conversation would fit.
     #[error("a KV pool of {bytes} bytes holds no page: one takes {page_bytes} bytes")]
     PoolTooSmall {
@@ -70,23 +88,39 @@ pub enum StartError {
 }
 
 /// Reads weights and tokenizer of `file`, allocates the KV pool and starts the engine.
-pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> Result<Started, StartError> {
+///
+/// What grammars there will be is compiled by `workers`.
+pub fn start<B: Backend>(
+    mut backend: B,
+    file: &ModelFile,
+    config: &Config,
+    workers: &Workers,
+) -> Result<Started, StartError> {
     let context = config.context.unwrap_or(file.config().context);
-    let mut limits = engine_config(config, kv_pages(file, config, context)?, context);
+    let n_pages = kv_pages(file, config, context)?;
+    check_memory(file, n_pages.saturating_mul(page_bytes(file, config.page_size)))?;
+    let mut limits = engine_config(config, n_pages, context);
     // The tokenizer's tables and the weights are both made from the file; neither needs the other.
     let (tokenizer, decoder) = std::thread::scope(|scope| {
-        let tokenizer = scope.spawn(|| {
+        let make = || {
             let tokenizer = Arc::new(file.tokenizer()?);
             let (n_vocab, stop_tokens) = (file.config().n_vocab, tokenizer.stop_token_ids());
-            let grammars = Grammars::new(Arc::clone(&tokenizer), n_vocab, stop_tokens, limits.n_tenants);
+            let vocabulary = (Arc::clone(&tokenizer), n_vocab, stop_tokens);
+            let grammars = Grammars::new(vocabulary, limits.n_tenants, workers.clone());
             Ok::<_, LoadError>((tokenizer, grammars))
-        });
+        };
+        let name = "tokenizer".to_owned();
+        let tokenizer = match std::thread::Builder::new()
+            .name(name.clone())
+            .spawn_scoped(scope, make)
+        {
+            Ok(tokenizer) => tokenizer,
+            Err(source) => return Err(NoThread { name, source }),
+        };
         let decoder = file.load_decoder(&mut backend, context, limits.forward_limits());
-        (
-            tokenizer.join().expect("building a tokenizer does not panic"),
-            decoder,
-        )
-    });
+        let tokenizer = tokenizer.join().expect("building a tokenizer does not panic");
+        Ok((tokenizer, decoder))
+    })?;
     let ((tokenizer, grammars), decoder) = (tokenizer?, decoder?);
     let sampling = sampling(&file.sampling_defaults()?);
     let template = match file.chat_templates()? {
@@ -97,7 +131,14 @@ pub fn start<B: Backend>(mut backend: B, file: &ModelFile, config: &Config) -> R
     let stop_tokens = tokenizer.stop_token_ids().to_vec();
     limits.model_stop_tokens.clone_from(&stop_tokens);
     let (n_pages, page_size) = (limits.n_pages, limits.page_size);
-    let (engine, thread) = engine::spawn(backend, decoder, Arc::clone(&token_bytes), limits)?;
+    let spawned = engine::spawn(backend, decoder, Arc::clone(&token_bytes), limits);
+    let (engine, thread) = spawned.map_err(|error| match error {
+        EngineError::Thread(source) => StartError::from(NoThread {
+            name: "engine".to_owned(),
+            source,
+        }),
+        other => StartError::from(other),
+    })?;
     tracing::info!(
         model = file.name(),
         parameters = file.n_params(),
@@ -199,6 +240,21 @@ fn kv_pages(file: &ModelFile, config: &Config, context: usize) -> Result<usize, 
     match bytes / page_bytes {
         0 => Err(StartError::PoolTooSmall { bytes, page_bytes }),
         pages => Ok(pages),
+    }
+}
+
+/// Refuses what would only be found out by the kernel, which kills without a word.
+fn check_memory(file: &ModelFile, pool_bytes: usize) -> Result<(), StartError> {
+    let weight_bytes = usize::try_from(file.weight_bytes()).unwrap_or(usize::MAX);
+    match memory::available_bytes() {
+        Some(available) if weight_bytes.saturating_add(pool_bytes) > available => {
+            Err(StartError::TooLittleMemory {
+                weight_bytes,
+                pool_bytes,
+                available,
+            })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -6,24 +6,34 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use arbora::api::{App, unix_seconds};
-use arbora::auth::ApiKeys;
+use arbora::auth::{ApiKeys, OperatorKeys};
 use arbora::chat::{Console, End, Style};
-use arbora::cli::{Cli, Command, GenerateOptions};
+use arbora::checked::Integrity;
+use arbora::cli::{Cli, Command, GenerateOptions, PullOptions};
 use arbora::config::{ChatOptions, Config, KvSize, Options};
+use arbora::intake::Intake;
 use arbora::load::{StartError, Started};
-use arbora::models::ModelsError;
+use arbora::log::{LogStyle, LogWriter};
+use arbora::models::{Fetching, ModelsError};
 use arbora::otlp::{ExportLimits, ExportSettings, Exporter, read_headers};
+use arbora::places::Patience;
 use arbora::server::Server;
-use arbora::{chat, config, generate, inspect, load, models};
+use arbora::signals::{self, Stop};
+use arbora::workers::{NoThread, Workers, spawn_thread};
+use arbora::{chat, config, files, generate, inspect, load, models};
+use arbora_kernels::BackendError;
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, Pinning};
 use arbora_runtime::engine::EngineExit;
 use arbora_runtime::model::{LoadFormat, ModelFile};
 use clap::Parser;
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot, watch};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -34,50 +44,133 @@ const EXIT_ENGINE_FAILED: u8 = 70;
 const EXIT_INTERRUPTED: u8 = 130;
 /// HTTP and streaming are little work; the cores are for the model.
 const HTTP_THREADS: usize = 2;
+const HTTP_THREAD_NAME: &str = "http";
+/// Threads for what would hold up the HTTP threads: one compiles a grammar, two read bodies.
+const WORKER_THREADS: usize = 3;
+/// Jobs that may wait for them; more are refused.
+const MAX_QUEUED_JOBS: usize = 256;
+/// What a thread that was started gets to begin.
+const THREAD_PATIENCE: Duration = Duration::from_secs(10);
+/// What standard error gets at the end to take the last lines.
+const LOG_PATIENCE: Duration = Duration::from_millis(500);
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let log = match LogWriter::to_stderr() {
+        Ok(log) => log,
+        Err(error) => {
+            // The last word of a process that serves nobody; where it cannot be said, it is not.
+            drop(writeln!(std::io::stderr(), "arbora: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    log.take_panics();
+    let code = run(cli.command, &log).unwrap_or_else(|error| {
+        if matches!(error.downcast_ref(), Some(ModelsError::Interrupted)) {
+            return ExitCode::from(EXIT_INTERRUPTED);
+        }
+        log.push(format!("arbora: {error}\n"));
+        ExitCode::FAILURE
+    });
+    log.flush(LOG_PATIENCE);
+    code
+}
+
+fn run(command: Command, log: &LogWriter) -> Result<ExitCode, Failure> {
+    let runtime = http_runtime()?;
+    let outcome = match command {
+        Command::Serve(options) => runtime.block_on(serve(*options, log)),
+        Command::Generate(options) => runtime.block_on(answer(&options, log)),
+        Command::Chat(options) => runtime.block_on(converse(&options)),
+        Command::Pull(options) => runtime.block_on(pull(&options, log)),
+        Command::Inspect(option) => runtime.block_on(describe(&option.model, log)),
+        Command::Models => list(),
+    };
+    // Whatever still runs has nobody to run for.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// The runtime with all threads it will ever have. It panics or waits for ever where one is refused, so
+/// whether there are as many is tried first.
+fn http_runtime() -> Result<Runtime, Failure> {
+    try_threads(HTTP_THREADS)?;
+    let (begin, begun) = sync_channel(HTTP_THREADS);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(HTTP_THREADS)
+        .thread_name(HTTP_THREAD_NAME)
+        .on_thread_start(move || {
+            begin.try_send(()).ok();
+        })
         .enable_all()
-        .build();
-    let outcome = match (runtime, cli.command) {
-        (Err(error), _) => Err(Failure::from(error)),
-        (Ok(runtime), Command::Serve(options)) => runtime.block_on(serve(*options)),
-        (Ok(runtime), Command::Generate(options)) => runtime.block_on(answer(&options)),
-        (Ok(runtime), Command::Chat(options)) => runtime.block_on(converse(&options)),
-        (Ok(runtime), Command::Pull(option)) => runtime.block_on(pull(&option.model)),
-        (Ok(runtime), Command::Inspect(option)) => runtime.block_on(describe(&option.model)),
-        (Ok(_), Command::Models) => list(),
-    };
-    match outcome {
-        Ok(code) => code,
-        Err(error) => {
-            if matches!(error.downcast_ref(), Some(ModelsError::Interrupted)) {
-                return ExitCode::from(EXIT_INTERRUPTED);
-            }
-            eprintln!("arbora: {error}");
-            ExitCode::FAILURE
+        .build()?;
+    for _ in 0..HTTP_THREADS {
+        if begun.recv_timeout(THREAD_PATIENCE).is_err() {
+            runtime.shutdown_background();
+            return Err(no_http_thread(std::io::ErrorKind::WouldBlock.into()).into());
         }
+    }
+    Ok(runtime)
+}
+
+/// Whether `n` more threads can be had at once.
+fn try_threads(n: usize) -> Result<(), NoThread> {
+    let (end, ended) = sync_channel::<()>(0);
+    let ended = Arc::new(std::sync::Mutex::new(ended));
+    let mut threads = Vec::new();
+    let mut refused = Ok(());
+    for _ in 0..n {
+        let ended = Arc::clone(&ended);
+        // The first waits for the end, the others for the first.
+        let wait = move || drop(ended.lock().map(|ended| ended.recv()));
+        match std::thread::Builder::new().spawn(wait) {
+            Ok(thread) => threads.push(thread),
+            Err(source) => refused = Err(no_http_thread(source)),
+        }
+    }
+    drop(end);
+    for thread in threads {
+        drop(thread.join());
+    }
+    refused
+}
+
+fn no_http_thread(source: std::io::Error) -> NoThread {
+    NoThread {
+        name: HTTP_THREAD_NAME.to_owned(),
+        source,
     }
 }
 
-async fn serve(options: Options) -> Result<ExitCode, Failure> {
+async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
     let config = options.resolve()?;
-    start_log(&config)?;
+    start_log(&config, log)?;
+    let mut stop = Stop::of_server()?;
+    let (loaded, engine) = watch::channel(None);
+    signals::outlive(engine)?;
     // Bound before the model is loaded: a port that is taken should not cost a minute to find out.
     let listener = TcpListener::bind(config.address)
         .await
         .map_err(|error| format!("cannot listen on {}: {error}", config.address))?;
-    let path = fetch(&config.model, config.load_format).await?;
-    let started = {
-        let config = config.clone();
-        tokio::task::spawn_blocking(move || start(&path, &config)).await??
-    };
+    let path = fetch(
+        &config.model,
+        (config.load_format, config.integrity),
+        log,
+        &mut stop,
+    )
+    .await?;
+    let workers = Workers::start("work", WORKER_THREADS, MAX_QUEUED_JOBS)?;
+    let started = start(path, &config, &workers, &mut stop).await?;
+    loaded.send_replace(Some(started.engine.clone()));
     let address = listener.local_addr()?;
     let exporter = start_traces(&config, &started.name)?;
+    // Joined on a thread of its own that is there from now on.
+    let over = aside("engine-end", move || {
+        // A thread that panicked outside its steps is as failed as one that says so.
+        started.thread.join().unwrap_or(EngineExit::Failed)
+    })?;
     let app = Arc::new(App {
         engine: started.engine,
         encoder: started.encoder,
@@ -88,14 +181,20 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
         stop_tokens: started.stop_tokens,
         model: started.name,
         started: unix_seconds(),
-        api_keys: ApiKeys::new(&config.api_keys, config.cache_sharing),
+        api_keys: ApiKeys::new(
+            &config.api_keys,
+            config.cache_sharing,
+            OperatorKeys::new(config.admin_key.as_deref(), config.metrics_key.as_deref()),
+        ),
         hosts: config.hosts.clone(),
         origins: config.origins.clone(),
-        body_limit: config.body_limit,
+        intake: Intake::new(config.intake, config.api_keys.len().max(1), workers),
         http: arbora::metrics::HttpMetrics::default(),
+        generate_form: config.generate_form,
         metrics_compat: config.metrics_compat,
         traces: exporter.as_ref().map(Exporter::traces),
         cache: arbora::api::cache::CacheBook::default(),
+        log: log.metrics(),
     });
     tracing::info!(
         model = app.model,
@@ -106,12 +205,21 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
         listener,
         app,
         drain_timeout: config.drain_timeout,
+        room: files::room(config.max_connections)?,
+        patience: Patience::default(),
     };
-    let exit = server.run(told_to_stop()?, over(started.thread)).await;
+    let over = async { over.await.unwrap_or(EngineExit::Failed) };
+    let exit = server.run(told_to_stop(stop), over).await;
     if let Some(exporter) = exporter {
-        tokio::task::spawn_blocking(move || exporter.stop()).await?;
+        // Nobody is served any more, so nobody waits for this.
+        exporter.stop();
     }
-    Ok(match exit {
+    Ok(farewell(exit))
+}
+
+/// The last word, and the exit code.
+fn farewell(exit: EngineExit) -> ExitCode {
+    match exit {
         EngineExit::Drained => {
             tracing::info!("stopped");
             ExitCode::SUCCESS
@@ -120,17 +228,30 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
             tracing::error!("the engine failed too often; giving up");
             ExitCode::from(EXIT_ENGINE_FAILED)
         }
-    })
+    }
 }
 
-async fn answer(options: &GenerateOptions) -> Result<ExitCode, Failure> {
+async fn answer(options: &GenerateOptions, log: &LogWriter) -> Result<ExitCode, Failure> {
     let mut config = Options::from(options.model.clone()).resolve()?;
-    start_log(&config)?;
+    start_log(&config, log)?;
     if options.model.kv_memory.is_none() {
         config.kv = KvSize::Contexts(1);
     }
-    let path = fetch(&config.model, config.load_format).await?;
-    let started = tokio::task::spawn_blocking(move || start(&path, &config)).await??;
+    let mut stop = Stop::of_command()?;
+    let path = fetch(
+        &config.model,
+        (config.load_format, config.integrity),
+        log,
+        &mut stop,
+    )
+    .await?;
+    let workers = Workers::start("work", 1, 1)?;
+    let started = start(path, &config, &workers, &mut stop).await?;
+    // From here on this thread may wait for standard input and output, whoever is at their other ends.
+    drop(tokio::spawn(async move {
+        stop.told().await;
+        exit_now();
+    }));
     generate::generate(options, &started, &mut std::io::stdout()).await?;
     Ok(ExitCode::SUCCESS)
 }
@@ -144,13 +265,13 @@ async fn converse(options: &ChatOptions) -> Result<ExitCode, Failure> {
     let (typed, input) = mpsc::channel(1);
     let (interrupt, interrupts) = mpsc::channel(1);
     // Not a task of the runtime: that would wait for the next line at the end.
-    drop(std::thread::spawn(move || {
+    spawn_thread("input", move || {
         for line in std::io::stdin().lines().map_while(Result::ok) {
             if typed.blocking_send(line).is_err() {
                 break;
             }
         }
-    }));
+    })?;
     let mut signals = signal(SignalKind::interrupt())?;
     drop(tokio::spawn(async move {
         while signals.recv().await.is_some() {
@@ -170,15 +291,17 @@ async fn converse(options: &ChatOptions) -> Result<ExitCode, Failure> {
     }
 }
 
-async fn pull(model: &str) -> Result<ExitCode, Failure> {
-    let path = fetch(model, LoadFormat::Auto).await?;
+async fn pull(options: &PullOptions, log: &LogWriter) -> Result<ExitCode, Failure> {
+    let how = (LoadFormat::Auto, options.integrity());
+    let path = fetch(&options.model, how, log, &mut Stop::of_command()?).await?;
     writeln!(std::io::stdout(), "{}", path.display())?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn describe(model: &str) -> Result<ExitCode, Failure> {
+async fn describe(model: &str, log: &LogWriter) -> Result<ExitCode, Failure> {
     // Of a model on a hub, all but the weights is enough.
-    let path = fetch(model, LoadFormat::Dummy).await?;
+    let how = (LoadFormat::Dummy, Integrity::WhenChanged);
+    let path = fetch(model, how, log, &mut Stop::of_command()?).await?;
     inspect::write_description(&models::served_name(model), &path, &mut std::io::stdout())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -188,34 +311,83 @@ fn list() -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Finds the model, fetching it if need be; an interrupt stops that and leaves nothing half-made behind.
-async fn fetch(model: &str, format: LoadFormat) -> Result<PathBuf, Failure> {
+/// Finds the model, fetching it if need be; a signal stops that and leaves nothing half-made behind.
+async fn fetch(
+    model: &str,
+    (format, integrity): (LoadFormat, Integrity),
+    log: &LogWriter,
+    stop: &mut Stop,
+) -> Result<PathBuf, Failure> {
     let interrupted = Arc::new(AtomicBool::new(false));
-    let (model, flag) = (model.to_owned(), Arc::clone(&interrupted));
-    let mut fetched = tokio::task::spawn_blocking(move || models::resolve_unless(&model, format, &flag));
+    let fetching = Fetching {
+        format,
+        integrity,
+        log: log.clone(),
+        interrupted: Arc::clone(&interrupted),
+    };
+    let model = model.to_owned();
+    let fetched = aside("fetch", move || models::resolve_as(&model, &fetching))?;
+    let mut fetched = std::pin::pin!(fetched);
     tokio::select! {
         done = &mut fetched => Ok(done??),
-        () = first_signal()? => {
+        () = stop.told() => {
             interrupted.store(true, Ordering::Relaxed);
             Ok(fetched.await??)
         }
     }
 }
 
+/// Loads the model at `path`; a signal ends that at once, as nothing needs to be put in order.
+async fn start(
+    path: PathBuf,
+    config: &Config,
+    workers: &Workers,
+    stop: &mut Stop,
+) -> Result<Started, Failure> {
+    let (config, workers) = (config.clone(), workers.clone());
+    let started = aside("load", move || load_model(&path, &config, &workers))?;
+    tokio::select! {
+        started = started => started?,
+        () = stop.told() => Err(ModelsError::Interrupted.into()),
+    }
+}
+
 /// The one place that knows which devices there are.
-fn start(path: &std::path::Path, config: &Config) -> Result<Started, Failure> {
+fn load_model(path: &std::path::Path, config: &Config, workers: &Workers) -> Result<Started, Failure> {
     let file = ModelFile::open_as(path, config.load_format).map_err(StartError::from)?;
     let backend = CpuBackend::new(CpuConfig {
         n_threads: config.n_threads,
         isa: config.isa,
         pinning: Pinning::Free,
+    })
+    .map_err(|error| match error {
+        BackendError::Threads { source, .. } => Failure::from(NoThread {
+            name: "arbora-cpu".to_owned(),
+            source,
+        }),
+        other => other.into(),
     })?;
     tracing::info!(
         threads = config.n_threads,
         isa = backend.isa().name(),
         "device cpu"
     );
-    Ok(load::start(backend, &file, config)?)
+    Ok(load::start(backend, &file, config, workers)?)
+}
+
+/// What `job` returns, run on a thread of its own that is started now.
+fn aside<T: Send + 'static>(
+    name: &'static str,
+    job: impl FnOnce() -> T + Send + 'static,
+) -> Result<impl Future<Output = Result<T, Failure>>, NoThread> {
+    let (done, result) = oneshot::channel();
+    // Whoever does not wait any more wants no result.
+    spawn_thread(name, move || drop(done.send(job())))?;
+    Ok(async move {
+        result
+            .await
+            .map_err(|_| format!("thread '{name}' panicked").into())
+    })
 }
 
 /// Starts the thread that exports traces, if they are asked for.
@@ -235,43 +407,24 @@ fn start_traces(config: &Config, model: &str) -> Result<Option<Exporter>, Failur
     Ok(Some(Exporter::start(settings)?))
 }
 
-fn start_log(config: &Config) -> Result<(), Failure> {
+fn start_log(config: &Config, log: &LogWriter) -> Result<(), Failure> {
     let filter = tracing_subscriber::EnvFilter::builder()
         .parse(&config.log)
         .map_err(|error| format!("--log '{}': {error}", config.log))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
-    Ok(())
+    let style = match std::io::stderr().is_terminal() {
+        true => LogStyle::Colored,
+        false => LogStyle::Plain,
+    };
+    Ok(log.take_events(filter, style)?)
 }
 
-fn first_signal() -> Result<impl Future<Output = ()>, std::io::Error> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
-}
-
-/// The first signal asks for a good end; the second one gets any end. The second is listened for only after
-/// the first: every listener that is there hears every signal.
-fn told_to_stop() -> Result<impl Future<Output = ()>, std::io::Error> {
-    let first = first_signal()?;
-    Ok(async move {
-        first.await;
-        match first_signal() {
-            Ok(second) => drop(tokio::spawn(async move {
-                second.await;
-                exit_now();
-            })),
-            Err(error) => tracing::warn!(%error, "a second signal will not be heard"),
-        }
-    })
+/// The first signal asks for a good end; the second one gets any end.
+async fn told_to_stop(mut stop: Stop) {
+    stop.told().await;
+    drop(tokio::spawn(async move {
+        stop.told().await;
+        exit_now();
+    }));
 }
 
 #[expect(
@@ -280,11 +433,4 @@ fn told_to_stop() -> Result<impl Future<Output = ()>, std::io::Error> {
 )]
 fn exit_now() {
     std::process::exit(i32::from(EXIT_INTERRUPTED));
-}
-
-/// Ends when the engine's thread does.
-async fn over(thread: std::thread::JoinHandle<EngineExit>) -> EngineExit {
-    // A thread that panicked outside its steps is as failed as one that says so.
-    let joined = tokio::task::spawn_blocking(move || thread.join().unwrap_or(EngineExit::Failed));
-    joined.await.unwrap_or(EngineExit::Failed)
 }

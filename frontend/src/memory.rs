@@ -1,5 +1,5 @@
 //! How much memory this process can still have: what the machine has free, within every cgroup limit above
-//! us.
+//! us and the limits of the process itself.
 
 use std::fs;
 use std::path::Path;
@@ -15,8 +15,24 @@ fn available_below(root: &Path) -> Option<usize> {
         "MemAvailable:",
     )? * 1024;
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
-    let limits = groups.lines().filter_map(|line| group_headroom(root, line));
-    Some(limits.fold(machine, usize::min))
+    let groups = groups.lines().filter_map(|line| group_headroom(root, line));
+    let own = OWN_LIMITS
+        .into_iter()
+        .filter_map(|limit| own_headroom(root, limit));
+    Some(groups.chain(own).fold(machine, usize::min))
+}
+
+/// Limits that a process may have of its own (`ulimit -v`, `ulimit -d`): the name in `/proc/self/limits`, and
+/// in `/proc/self/status` what counts against it.
+const OWN_LIMITS: [(&str, &str); 2] = [("Max address space", "VmSize:"), ("Max data size", "VmData:")];
+
+/// What a limit of the process leaves; nothing where it has none.
+fn own_headroom(root: &Path, (name, used): (&str, &str)) -> Option<usize> {
+    let limits = fs::read_to_string(root.join("proc/self/limits")).ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
+    let limit: usize = line.split_whitespace().next()?.parse().ok()?;
+    let status = fs::read_to_string(root.join("proc/self/status")).ok()?;
+    Some(limit.saturating_sub(field(&status, used)? * 1024))
 }
 
 /// What the tightest group on the way from the one in `line` (of `/proc/self/cgroup`) to the top leaves us.
@@ -85,6 +101,22 @@ mod tests {
             ("sys/fs/cgroup/a/b/memory.max", "max\n"),
         ]);
         assert_eq!(available_below(root.path()), Some(700_000));
+    }
+
+    #[test]
+    fn limits_of_the_process_count_less_what_it_has() {
+        let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                      Max data size             unlimited            unlimited            bytes     \n\
+                      Max address space         1000000              unlimited            bytes     \n";
+        let root = machine(&[
+            MEMINFO,
+            ("proc/self/limits", limits),
+            (
+                "proc/self/status",
+                "Name:\tarbora\nVmSize:\t     300 kB\nVmData:\t     100 kB\n",
+            ),
+        ]);
+        assert_eq!(available_below(root.path()), Some(1_000_000 - 300 * 1024));
     }
 
     #[test]

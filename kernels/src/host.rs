@@ -1,4 +1,5 @@
-//! What the kernels need of the operating system: big aligned memory and threads that stay on a core.
+//! What is needed of the operating system: big aligned memory, threads that stay on a core, and child
+//! processes that go with their parent.
 //!
 //! * A [`Buffer`] never moves, starts zeroed, and is aligned to [`LINE`]; large ones are anonymous mappings
 //!   aligned to [`HUGE_PAGE`] with huge pages asked for. Memory of a file mapping could be reclaimed under
@@ -222,6 +223,58 @@ pub fn pin_to(_cpu: usize) -> bool {
     false
 }
 
+/// Has `command` start in a process group of its own, for [`kill_group`], and be killed when the thread that
+/// starts it ends, however that ends.
+#[cfg(target_os = "linux")]
+pub fn tie_to_this_thread(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+
+    let parent = std::process::id();
+    let tie = move || {
+        // SAFETY: both calls are async-signal-safe and take no memory of ours.
+        let (tied, now) = unsafe {
+            (
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong),
+                libc::getppid(),
+            )
+        };
+        if tied != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        // A parent that ended before the call is not heard of any more.
+        match u32::try_from(now) == Ok(parent) {
+            true => Ok(()),
+            false => Err(std::io::ErrorKind::Interrupted.into()),
+        }
+    };
+    command.process_group(0);
+    // SAFETY: between fork and exec `tie` calls nothing but prctl and getppid, and makes errors that take no
+    // memory from the heap.
+    unsafe {
+        command.pre_exec(tie);
+    }
+}
+
+/// Has `command` start in a process group of its own, for [`kill_group`].
+#[cfg(all(unix, not(target_os = "linux")))]
+pub fn tie_to_this_thread(command: &mut std::process::Command) {
+    std::os::unix::process::CommandExt::process_group(command, 0);
+}
+
+/// Kills `child` and the processes it started, where it leads a process group of its own. The caller has not
+/// waited for it yet, or another process might have its number.
+#[cfg(unix)]
+pub fn kill_group(child: &std::process::Child) {
+    if let Ok(id) = libc::pid_t::try_from(child.id())
+        && id > 1
+    {
+        // SAFETY: the call takes no memory. It can fail only where the whole group has ended.
+        unsafe {
+            libc::kill(-id, libc::SIGKILL);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,6 +318,42 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_child_and_what_it_started_are_killed_together() {
+        use std::io::Read;
+
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "sleep 1000 & sleep 1000"]);
+        command.stdout(std::process::Stdio::piped());
+        tie_to_this_thread(&mut command);
+        let mut child = command.spawn().expect("there is a shell");
+        kill_group(&child);
+        child.wait().expect("it ends");
+        // The pipe ends only when nobody holds it.
+        let mut said = String::new();
+        child
+            .stdout
+            .take()
+            .expect("piped")
+            .read_to_string(&mut said)
+            .expect("readable");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_child_goes_with_the_thread_that_started_it() {
+        let started = std::thread::spawn(|| {
+            let mut command = std::process::Command::new("sleep");
+            command.arg("1000");
+            tie_to_this_thread(&mut command);
+            command.spawn().expect("there is a sleep")
+        });
+        let mut child = started.join().expect("no panic");
+        let status = child.wait().expect("it ends");
+        assert!(!status.success(), "{status}");
     }
 
     #[test]

@@ -120,6 +120,41 @@ pub fn bf16_from_f32(value: f32) -> u16 {
     (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
+/// Whether every number that whole blocks hold as floating point is finite: the elements, or the scales and
+/// minima of blocks of integers.
+///
+/// # Panics
+/// When `bytes` is no whole number of blocks.
+pub fn is_finite(format: Format, bytes: &[u8]) -> bool {
+    const F16_EXPONENT: u16 = 0x7c00;
+    const BF16_EXPONENT: u16 = 0x7f80;
+    assert!(
+        bytes.len().is_multiple_of(format.block_bytes()),
+        "blocks of {format:?}"
+    );
+    // Without a way out before the end, so that the compiler makes vectors of it.
+    let halves_at = |offsets: &[usize], exponent: u16| {
+        let blocks = bytes.chunks_exact(format.block_bytes());
+        !blocks.fold(false, |found, block| {
+            offsets.iter().fold(found, |found, &at| {
+                let half = u16::from_le_bytes([block[at], block[at + 1]]);
+                found | (half & exponent == exponent)
+            })
+        })
+    };
+    match format {
+        Format::F32 => {
+            let (values, _) = bytes.as_chunks::<4>();
+            !values.iter().fold(false, |found, value| {
+                found | !f32::from_le_bytes(*value).is_finite()
+            })
+        }
+        Format::F16 | Format::Q8_0 | Format::Q4_0 => halves_at(&[0], F16_EXPONENT),
+        Format::Bf16 => halves_at(&[0], BF16_EXPONENT),
+        Format::Q4_1 => halves_at(&[0, 2], F16_EXPONENT),
+    }
+}
+
 /// The values of one row as the file stores it, one rounding to f32 an element (the sum with Q4_1's minimum;
 /// everything else is exact).
 ///
@@ -180,6 +215,40 @@ mod tests {
                 assert!(f32_from_bf16(bf16_from_f32(value)).is_nan());
             } else {
                 assert_eq!(bf16_from_f32(value), bits, "{value}");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_are_found_where_they_are_numbers() {
+        for format in Format::ALL {
+            let n_blocks = 5;
+            let fine = vec![0; n_blocks * format.block_bytes()];
+            assert!(is_finite(format, &fine), "{format:?}");
+            assert!(is_finite(format, &[]), "{format:?}");
+            let n_halves = match format {
+                Format::Q4_1 => 2,
+                _ => 1,
+            };
+            for block in 0..n_blocks {
+                let start = block * format.block_bytes();
+                for half in 0..n_halves {
+                    // The bytes that hold sign and exponent.
+                    let at = start + 2 * half + if format == Format::F32 { 2 } else { 0 };
+                    let mut bytes = fine.clone();
+                    bytes[at..at + 2].fill(0xff);
+                    assert!(!is_finite(format, &bytes), "{format:?} {block} {half}");
+                    bytes[at + 1] = 0xbb;
+                    assert!(is_finite(format, &bytes), "{format:?} {block} {half}");
+                }
+                if format.is_quantized() {
+                    let mut bytes = fine.clone();
+                    bytes[start + 2 * n_halves..start + format.block_bytes()].fill(0xff);
+                    assert!(
+                        is_finite(format, &bytes),
+                        "{format:?}: integers are what they are"
+                    );
+                }
             }
         }
     }

@@ -129,15 +129,37 @@ pub enum TokenizerError {
 
 const TOKENIZER_JSON: &str = "tokenizer.json";
 
+/// Longest piece that the merges work on, in bytes: they take some 60 bytes of memory for each.
+const MAX_PIECE_BYTES: usize = 1 << 20;
+
 /// Why a text could not be encoded.
 #[derive(Debug, thiserror::Error)]
-#[error("encoding a piece of {n_bytes} bytes: {source}")]
-pub struct EncodeError {
-    /// Length of the piece.
-    pub n_bytes: usize,
-    /// What the merges reported.
-    #[source]
-    pub source: tokenizers::Error,
+pub enum EncodeError {
+    /// The merges failed.
+    #[error("encoding a piece of {n_bytes} bytes: {source}")]
+    Merges {
+        /// Length of the piece.
+        n_bytes: usize,
+        /// What the merges reported.
+        #[source]
+        source: tokenizers::Error,
+    },
+    /// The text has more tokens than were wanted.
+    #[error("the text has more than {limit} tokens")]
+    TooManyTokens {
+        /// Most tokens wanted.
+        limit: usize,
+    },
+    /// The tokenizer's rules cut the text nowhere for too long.
+    #[error(
+        "the text has a piece of {n_bytes} bytes that is not cut into words, at most {limit} are possible"
+    )]
+    PieceTooLong {
+        /// Length of the piece.
+        n_bytes: usize,
+        /// Longest piece.
+        limit: usize,
+    },
 }
 
 /// How pieces are written for the merges, and tokens read back.
@@ -229,6 +251,8 @@ pub struct Tokenizer {
     splitter: Splitter,
     kinds: Vec<TokenKind>,
     token_bytes: TokenBytes,
+    /// Bytes of the longest token, as the merges spell it.
+    longest_token: usize,
     /// Control and user-defined tokens, found in text when parsing.
     all_added: AddedSets,
     /// User-defined tokens only, found in any text.
@@ -295,6 +319,7 @@ impl Tokenizer {
         stop_token_ids.sort_unstable();
         stop_token_ids.dedup();
         let token_bytes = token_bytes(tokens, kinds, &parts.spelling);
+        let longest_token = parts.vocabulary.keys().map(String::len).max().unwrap_or(1);
         let is_sentencepiece = matches!(parts.spelling, Spelling::SentencePiece);
         let bpe = BPE::builder()
             .vocab_and_merges(parts.vocabulary, parts.merges)
@@ -311,6 +336,7 @@ impl Tokenizer {
             splitter: parts.splitter,
             kinds: parts.kinds,
             token_bytes,
+            longest_token,
             bos: parts.bos,
             eos: parts.eos,
             pad: parts.pad,
@@ -321,59 +347,36 @@ impl Tokenizer {
 
     /// The tokens of `text`. Adds no BOS. A byte the vocabulary has no token for (SmolLM2 lacks some control
     /// characters) leaves no trace, as in Hugging Face and llama.cpp.
+    ///
+    /// # Errors
+    /// Where a piece that is not cut into words is longer than a mebibyte.
     pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>, EncodeError> {
+        self.encode_within(text, special, usize::MAX)
+    }
+
+    /// The tokens of `text` if there are at most `limit`. Takes time and memory for that many, however long
+    /// the text is.
+    ///
+    /// # Errors
+    /// As for [`Tokenizer::encode`], and where there are more tokens.
+    pub fn encode_within(
+        &self,
+        text: &str,
+        special: SpecialTokens,
+        limit: usize,
+    ) -> Result<Vec<u32>, EncodeError> {
         let added = match special {
             SpecialTokens::Parse => &self.all_added,
             SpecialTokens::AsText => &self.user_defined,
         };
-        let mut ids = Vec::with_capacity(text.len() / 3 + 1);
-        let mut start = 0;
-        for (range, token) in added.raw.find_in(text) {
-            self.encode_segment(&text[start..range.start], start == 0, added, &mut ids)?;
-            ids.push(token);
-            start = range.end;
-        }
-        self.encode_segment(&text[start..], start == 0, added, &mut ids)?;
-        Ok(ids)
-    }
-
-    /// Text between added tokens; `is_first` where it starts the whole text.
-    fn encode_segment(
-        &self,
-        segment: &str,
-        is_first: bool,
-        added: &AddedSets,
-        ids: &mut Vec<u32>,
-    ) -> Result<(), EncodeError> {
-        if segment.is_empty() {
-            return Ok(());
-        }
-        let text = self.normalizer.apply(segment);
-        let mut start = 0;
-        for (range, token) in added.normalized.find_in(&text) {
-            self.encode_plain(&text[start..range.start], is_first && start == 0, ids)?;
-            ids.push(token);
-            start = range.end;
-        }
-        self.encode_plain(&text[start..], is_first && start == 0, ids)
-    }
-
-    /// Normalized text without added tokens.
-    fn encode_plain(&self, text: &str, is_first: bool, ids: &mut Vec<u32>) -> Result<(), EncodeError> {
-        if text.is_empty() {
-            return Ok(());
-        }
-        let text = self.normalizer.mark_blanks(text, is_first);
-        let mut buffer = String::new();
-        for piece in self.splitter.split(&text) {
-            let spelled = self.spelling.spell(piece, &mut buffer);
-            let tokens = self.bpe.tokenize(spelled).map_err(|source| EncodeError {
-                n_bytes: piece.len(),
-                source,
-            })?;
-            ids.extend(tokens.iter().map(|token| token.id));
-        }
-        Ok(())
+        let mut encoding = Encoding {
+            tokenizer: self,
+            ids: Vec::with_capacity(text.len().min(limit) / 3 + 1),
+            limit,
+            buffer: String::new(),
+        };
+        encoding.text(text, added)?;
+        Ok(encoding.ids)
     }
 
     /// The bytes a token stands for; of a control token, its name; none outside the vocabulary.
@@ -451,6 +454,81 @@ impl Tokenizer {
     /// message, and control tokens with a well-known name.
     pub fn stop_token_ids(&self) -> &[u32] {
         &self.stop_token_ids
+    }
+}
+
+/// The tokens of a text as far as it was read.
+struct Encoding<'t> {
+    tokenizer: &'t Tokenizer,
+    ids: Vec<u32>,
+    /// Most of them.
+    limit: usize,
+    /// For spelling pieces.
+    buffer: String,
+}
+
+impl Encoding<'_> {
+    fn text(&mut self, text: &str, added: &AddedSets) -> Result<(), EncodeError> {
+        let mut start = 0;
+        for (range, token) in added.raw.find_in(text) {
+            self.segment(&text[start..range.start], start == 0, added)?;
+            self.push(token)?;
+            start = range.end;
+        }
+        self.segment(&text[start..], start == 0, added)
+    }
+
+    /// Text between added tokens; `is_first` where it starts the whole text.
+    fn segment(&mut self, segment: &str, is_first: bool, added: &AddedSets) -> Result<(), EncodeError> {
+        if segment.is_empty() {
+            return Ok(());
+        }
+        let text = self.tokenizer.normalizer.apply(segment);
+        let mut start = 0;
+        for (range, token) in added.normalized.find_in(&text) {
+            self.plain(&text[start..range.start], is_first && start == 0)?;
+            self.push(token)?;
+            start = range.end;
+        }
+        self.plain(&text[start..], is_first && start == 0)
+    }
+
+    /// Normalized text without added tokens.
+    fn plain(&mut self, text: &str, is_first: bool) -> Result<(), EncodeError> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        let text = self.tokenizer.normalizer.mark_blanks(text, is_first);
+        self.tokenizer
+            .splitter
+            .split(&text, &mut |piece| self.piece(piece))
+    }
+
+    /// What the merges work on.
+    fn piece(&mut self, piece: &str) -> Result<(), EncodeError> {
+        let n_bytes = piece.len();
+        let fewest = n_bytes / self.tokenizer.longest_token;
+        if fewest > self.limit - self.ids.len() {
+            return Err(EncodeError::TooManyTokens { limit: self.limit });
+        }
+        if n_bytes > MAX_PIECE_BYTES {
+            let limit = MAX_PIECE_BYTES;
+            return Err(EncodeError::PieceTooLong { n_bytes, limit });
+        }
+        let spelled = self.tokenizer.spelling.spell(piece, &mut self.buffer);
+        let merged = self.tokenizer.bpe.tokenize(spelled);
+        for token in merged.map_err(|source| EncodeError::Merges { n_bytes, source })? {
+            self.push(token.id)?;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, token: u32) -> Result<(), EncodeError> {
+        if self.ids.len() == self.limit {
+            return Err(EncodeError::TooManyTokens { limit: self.limit });
+        }
+        self.ids.push(token);
+        Ok(())
     }
 }
 

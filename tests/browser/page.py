@@ -274,8 +274,19 @@ def at_a_desk(browser, options):
     stopping(browser, options)
 
 
+# Answers go on to their last token: where a model ends them by itself depends on the instruction set.
+ENDLESS = """(() => {
+  const ask = window.fetch;
+  window.fetch = (path, options) => {
+    const body = options?.body && JSON.stringify({ ...JSON.parse(options.body), ignore_eos: true });
+    return ask(path, body ? { ...options, body } : options);
+  };
+})()"""
+
+
 def stopping(browser, options):
-    browser.run("document.getElementById('max-tokens').value = 2000")
+    browser.run(ENDLESS)
+    browser.run("document.getElementById('max-tokens').value = 7000")
     browser.type_in("message", "Tell a very long story.")
     browser.press("Enter", 13)
     browser.wait("document.querySelector('#talk li:last-child.assistant .text')?.textContent.length > 20", "a story")

@@ -39,8 +39,8 @@
 //! Without `id`, the latest 20 in short: `{"data": [{"id", "request_id", "created", "prompts": [{…}]}]}`.
 //!
 //! Who sees what: an explanation is for the key that asked, and for those without keys for whoever knows the
-//! id. The tree is one for all keys: with more than one key, it is shown without text, and so is text with a
-//! `cache_salt`. Where keys are isolated, the tree has no nodes at all, only their number.
+//! id. The tree is one for all keys, and for operators (`auth.rs`): with more than one key, it is shown
+//! without text and without telling salts apart, and so is text with a `cache_salt`.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
@@ -50,7 +50,7 @@ use std::time::{Duration, Instant};
 use arbora_runtime::NodeView;
 use arbora_runtime::explain::{Cause, Explanation, Leaving, RECENT_REQUESTS};
 use arbora_runtime::inspect::{CacheView, InspectError, Inspected, Inspection, MAX_NODES};
-use arbora_runtime::request::{Namespace, Request, RequestId, SubmitError};
+use arbora_runtime::request::{Namespace, Request, RequestId, SamplingParams, SubmitError};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
@@ -58,11 +58,11 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::{App, chat, completions, unix_seconds};
-use crate::auth::CacheSharing;
 use crate::body::RequestBody;
 use crate::route::REQUEST_ID;
 use crate::wire::chat::ChatRequest;
@@ -145,9 +145,12 @@ impl CacheBook {
             return "shared".to_owned();
         }
         let name = self.label_key.hash_one(namespace);
-        format!("salted-{:08x}", name >> 32)
+        format!("{SALTED}-{:08x}", name >> 32)
     }
 }
+
+/// What the parts of the cache are called that are not for everybody.
+const SALTED: &str = "salted";
 
 /// Parameters of `GET /cache/tree`.
 #[derive(Debug, Deserialize)]
@@ -175,14 +178,9 @@ pub async fn tree(
     let json = match picture.as_ref().filter(is_fresh) {
         Some(fresh) => fresh.json.clone(),
         None => {
-            let Inspected::Tree(mut view) = ask(&app, &Inspection::Tree { max_nodes: limit }).await? else {
+            let Inspected::Tree(view) = ask(&app, &Inspection::Tree { max_nodes: limit }).await? else {
                 return Err(ApiError::Failed);
             };
-            if app.api_keys.sharing() == CacheSharing::WithinKey {
-                // When a node was used tells about its key.
-                view.n_nodes_left_out += view.nodes.len();
-                view.n_pages_left_out += view.nodes.drain(..).map(|node| node.n_pages).sum::<usize>();
-            }
             let json = Bytes::from(tree_json(&app, &view).to_string());
             *picture = Some(Picture {
                 taken: Instant::now(),
@@ -214,29 +212,47 @@ pub async fn explain(
     Ok(Json(answered_json(&app, &answered, &prompts)))
 }
 
+/// The body of a completion that is not run.
+enum ExplainedPrompt {
+    Chat(ChatRequest),
+    Text(CompletionRequest),
+}
+
+impl ExplainedPrompt {
+    /// A body with messages is a chat's.
+    fn parse(body: &[u8], sampling: &SamplingParams) -> Result<Self, ApiError> {
+        #[derive(Deserialize)]
+        struct Kind {
+            messages: Option<IgnoredAny>,
+        }
+        let is_chat = serde_json::from_slice::<Kind>(body).is_ok_and(|kind| kind.messages.is_some());
+        match is_chat {
+            true => ChatRequest::parse(body, sampling).map(ExplainedPrompt::Chat),
+            false => CompletionRequest::parse(body, sampling).map(ExplainedPrompt::Text),
+        }
+    }
+}
+
 /// `POST /cache/explain`.
 pub async fn explain_prompt(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
     body: RequestBody,
 ) -> Result<Json<Value>, ApiError> {
-    let is_chat = serde_json::from_slice::<Value>(&body.0).is_ok_and(|body| body.get("messages").is_some());
-    let (tokens, salt) = if is_chat {
-        let request = ChatRequest::parse(&body.0, &app.sampling)?;
-        app.check_model(request.options.model.as_deref())?;
-        let salt = request.options.salt;
-        (
-            chat::prompt(&app, body.0.len(), request.conversation)
-                .await?
-                .tokens,
-            salt,
-        )
-    } else {
-        let request = CompletionRequest::parse(&body.0, &app.sampling)?;
-        app.check_model(request.options.model.as_deref())?;
-        let salt = request.options.salt;
-        (completions::only_prompt(&app, request).await?, salt)
+    let sampling = app.sampling;
+    let parse = move |bytes: &[u8]| ExplainedPrompt::parse(bytes, &sampling);
+    let (request, admitted) = body.parse(&app, parse).await?;
+    let (is_chat, options) = match &request {
+        ExplainedPrompt::Chat(chat) => (true, &chat.options),
+        ExplainedPrompt::Text(text) => (false, &text.options),
     };
+    app.check_model(options.model.as_deref())?;
+    let salt = options.salt;
+    let tokens = match request {
+        ExplainedPrompt::Chat(chat) => chat::prompt(&app, &admitted, chat.conversation).await?.tokens,
+        ExplainedPrompt::Text(text) => completions::only_prompt(&app, &admitted, text).await?,
+    };
+    drop(admitted);
     // Refused as the engine would refuse it, were it asked for no output.
     let (nobody, _) = mpsc::channel(1);
     let request = Request::new(app.engine.next_id(), tokens, 0, Instant::now(), nobody);
@@ -348,10 +364,15 @@ fn node_json(app: &App, node: &NodeView) -> Value {
         let (first, last) = (tokenizer.decode(&node.first), tokenizer.decode(&node.last));
         json!({"first": first, "last": last})
     });
+    let namespace = match app.cache.label(&node.namespace) {
+        // Whoever guesses a salt would know it by its label.
+        label if label.starts_with(SALTED) && app.is_shared_by_keys() => SALTED.to_owned(),
+        label => label,
+    };
     json!({
         "id": node.id,
         "parent": node.parent,
-        "namespace": app.cache.label(&node.namespace),
+        "namespace": namespace,
         "depth": node.depth,
         "n_tokens": node.n_tokens,
         "n_pages": node.n_pages,

@@ -9,8 +9,9 @@ use axum::response::Response;
 use arbora_constrained::CallFormat;
 use arbora_runtime::thought_limit::{ThoughtLimit, ThoughtMarks};
 
-use super::{App, Asked, Job, PreparedPrompt, Traced, prompt_error};
+use super::{App, Asked, Job, PreparedPrompt, Traced};
 use crate::body::RequestBody;
+use crate::intake::Admitted;
 use crate::prompt::ChatPrompt;
 use crate::reply::Format;
 use crate::template::Chat;
@@ -30,7 +31,9 @@ pub async fn chat_completions(
     exchange: Traced,
     body: RequestBody,
 ) -> Result<Response, ApiError> {
-    let mut request = ChatRequest::parse(&body.0, &app.sampling)?;
+    let sampling = app.sampling;
+    let parse = move |bytes: &[u8]| ChatRequest::parse(bytes, &sampling);
+    let (mut request, admitted) = body.parse(&app, parse).await?;
     request.options.deadlines = Deadlines::read(&headers)?;
     app.check_model(request.options.model.as_deref())?;
     let ChatRequest {
@@ -42,7 +45,7 @@ pub async fn chat_completions(
     } = request;
     let owner = app.owner(&headers);
     let tenant = App::tenant(owner);
-    let prompt = prompt(&app, body.0.len(), conversation).await?;
+    let prompt = prompt(&app, &admitted, conversation).await?;
     let mut thinking = prompt.thinking;
     if let (Thinking::Optional, Some(constraint)) = (thinking, &options.constraint)
         && app.grammars.may_begin(constraint, thinking::OPEN, tenant).await?
@@ -73,6 +76,7 @@ pub async fn chat_completions(
         thoughts: thought_limit.as_ref(),
     };
     let generated = app.generate(vec![job], owner);
+    drop(admitted);
     let (mut generation, requests) = generated.map_err(|error| error.of_prompt_in("messages"))?;
     if thoughts != Thoughts::InText {
         generation.read_thinking(thinking, answer, thoughts);
@@ -103,8 +107,8 @@ fn thought_limit(app: &App, thinking: Thinking, budget: usize) -> Result<Option<
     };
     let closing_tokens = app
         .encoder
-        .text(thinking::CLOSE, Bos::Without)
-        .map_err(prompt_error)?;
+        .text(thinking::CLOSE, Bos::Without, usize::MAX)
+        .map_err(|error| app.prompt_error(error))?;
     let marks = ThoughtMarks {
         opening,
         closing: thinking::CLOSE.to_owned(),
@@ -114,10 +118,10 @@ fn thought_limit(app: &App, thinking: Thinking, budget: usize) -> Result<Option<
     Ok(Some(ThoughtLimit::new(budget, Arc::new(marks))))
 }
 
-/// The prompt of a conversation that came in a body of `n_bytes`.
+/// The prompt of a conversation.
 pub(super) async fn prompt(
     app: &App,
-    n_bytes: usize,
+    admitted: &Admitted,
     conversation: Conversation,
 ) -> Result<ChatPrompt, ApiError> {
     let Conversation {
@@ -126,20 +130,22 @@ pub(super) async fn prompt(
         ending,
         template_values,
     } = conversation;
-    app.encode(n_bytes, move |encoder| {
+    let limit = app.prompt_limit();
+    let prompt = app.encode(admitted, move |encoder| {
         // A model that was not taught to call tools is told how.
         let (messages, tools) = match encoder.prints_tools() {
             true => (messages, tools),
             false => (written_out(messages, &tools), Vec::new()),
         };
-        encoder.chat(&Chat {
+        let chat = Chat {
             messages: &messages,
             tools: &tools,
             ending,
             values: &template_values,
-        })
-    })
-    .await
+        };
+        encoder.chat(&chat, limit)
+    });
+    prompt.await.map_err(|error| error.of_prompt_in("messages"))
 }
 
 /// Makes the calls of `tools` what the output must look like, besides what it must look like already; returns

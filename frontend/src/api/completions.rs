@@ -8,6 +8,8 @@ use axum::response::Response;
 
 use super::{App, Asked, Job, PreparedPrompt, Traced};
 use crate::body::RequestBody;
+use crate::intake::Admitted;
+use crate::prompt::PromptEncoder;
 use crate::reply::Format;
 use crate::wire::completion::{CompletionRequest, Echo, Prompt};
 use crate::wire::deadlines::Deadlines;
@@ -20,18 +22,21 @@ pub async fn completions(
     exchange: Traced,
     body: RequestBody,
 ) -> Result<Response, ApiError> {
+    let sampling = app.sampling;
+    let parse = move |bytes: &[u8]| CompletionRequest::parse(bytes, &sampling);
+    let (request, admitted) = body.parse(&app, parse).await?;
     let CompletionRequest {
         prompts,
         echo,
         mut options,
-    } = CompletionRequest::parse(&body.0, &app.sampling)?;
+    } = request;
     options.deadlines = Deadlines::read(&headers)?;
     app.check_model(options.model.as_deref())?;
     let owner = app.owner(&headers);
     let grammar = app.grammar(&options, owner).await?;
     let mut prepared = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        prepared.push(prepare(&app, prompt, echo).await?);
+        prepared.push(prepare(&app, &admitted, prompt, echo).await?);
     }
     let jobs = prepared.iter().map(|prompt| Job {
         prompt,
@@ -40,6 +45,7 @@ pub async fn completions(
         thoughts: None,
     });
     let (generation, requests) = app.generate(jobs.collect(), owner)?;
+    drop(admitted);
     let asked = Asked {
         format: Format::Text,
         options: &options,
@@ -51,10 +57,14 @@ pub async fn completions(
 }
 
 /// The tokens of a request that has one prompt.
-pub(super) async fn only_prompt(app: &App, request: CompletionRequest) -> Result<Vec<u32>, ApiError> {
+pub(super) async fn only_prompt(
+    app: &App,
+    admitted: &Admitted,
+    request: CompletionRequest,
+) -> Result<Vec<u32>, ApiError> {
     let mut prompts = request.prompts;
     match (prompts.pop(), prompts.len()) {
-        (Some(prompt), 0) => Ok(prepare(app, prompt, Echo::Output).await?.tokens),
+        (Some(prompt), 0) => Ok(prepare(app, admitted, prompt, Echo::Output).await?.tokens),
         (_, n_others) => {
             let message = format!("'prompt' has {} prompts, must have 1.", n_others + 1);
             Err(ApiError::invalid("prompt", message))
@@ -62,17 +72,22 @@ pub(super) async fn only_prompt(app: &App, request: CompletionRequest) -> Result
     }
 }
 
-pub(super) async fn prepare(app: &App, prompt: Prompt, echo: Echo) -> Result<PreparedPrompt, ApiError> {
+/// The tokens of one prompt.
+pub(super) async fn prepare(
+    app: &App,
+    admitted: &Admitted,
+    prompt: Prompt,
+    echo: Echo,
+) -> Result<PreparedPrompt, ApiError> {
     match prompt {
         Prompt::Text { text, bos } => {
             let repeated = match echo {
                 Echo::Output => None,
                 Echo::PromptAndOutput => Some(text.clone()),
             };
-            let tokens = app
-                .encode(text.len(), move |encoder| encoder.text(&text, bos))
-                .await?;
-            Ok(PreparedPrompt::new(tokens, repeated))
+            let limit = app.prompt_limit();
+            let encode = move |encoder: &PromptEncoder| encoder.text(&text, bos, limit);
+            Ok(PreparedPrompt::new(app.encode(admitted, encode).await?, repeated))
         }
         Prompt::Tokens(tokens) => {
             let repeated = match echo {

@@ -2,8 +2,13 @@
 //!
 //! ```text
 //! whole     {text, output_ids, meta_info}, or a list of them
-//! streamed  the same with all that came so far, once per step, then [DONE]
+//! streamed  the same with all that came so far, once per step, then [DONE]; with
+//!           --incremental-streaming-output, with what came since the event before
 //! ```
+//!
+//! What is repeated once per step grows with the square of the output. So an event of more than
+//! [`SHORT_EVENT`] bytes is followed by the next one when the output is longer by a sixteenth: all of them
+//! together have at most 17 times the bytes of the last one, besides those that are short.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,6 +28,7 @@ use super::completions::prepare;
 use super::{App, Job, KEEP_ALIVE, PreparedPrompt, Traced, cache};
 use crate::body::RequestBody;
 use crate::grammars::Begun;
+use crate::intake::Admitted;
 use crate::logprobs::finite;
 use crate::random::random_id;
 use crate::reply::{event, event_stream};
@@ -35,6 +41,21 @@ use crate::wire::generate::{
 };
 use crate::wire::options::Options;
 
+/// Events up to this many bytes are sent at every step.
+const SHORT_EVENT: usize = 16 << 10;
+/// By which part of itself an output is longer when the event after a long one is sent.
+const GROWTH: usize = 16;
+
+/// What an event of a stream holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StreamForm {
+    /// All that came so far.
+    #[default]
+    Cumulative,
+    /// What came since the event before.
+    Incremental,
+}
+
 /// Continues texts.
 pub async fn generate(
     State(app): State<Arc<App>>,
@@ -43,15 +64,18 @@ pub async fn generate(
     body: RequestBody,
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
-    let request = GenerateRequest::parse(&body.0, &app.sampling)?;
+    let sampling = app.sampling;
+    let parse = move |bytes: &[u8]| GenerateRequest::parse(bytes, &sampling);
+    let (request, admitted) = body.parse(&app, parse).await?;
     let (deadlines, owner) = (Deadlines::read(&headers)?, app.owner(&headers));
     let mut prompts = Vec::with_capacity(request.prompts.len());
     for mut asked in request.prompts {
         asked.options.deadlines = deadlines;
-        prompts.push(ReadPrompt::new(&app, asked, owner).await?);
+        prompts.push(ReadPrompt::new(&app, &admitted, asked, owner).await?);
     }
     let field = prompts.first().map_or("text", |prompt| prompt.field);
     let generated = app.generate(prompts.iter().map(ReadPrompt::job).collect(), owner);
+    drop(admitted);
     let (mut generation, requests) = generated.map_err(|error| error.of_prompt_in(field))?;
     for (prompt, request) in prompts.iter().zip(requests) {
         cache::note(&app, &prompt.told.id, &headers, vec![request]);
@@ -69,6 +93,7 @@ pub async fn generate(
         told: Told {
             tokenizer: Arc::clone(app.encoder.tokenizer()),
             is_list: request.is_list,
+            form: app.generate_form,
             arrived,
             prompts: prompts.into_iter().map(|prompt| prompt.told).collect(),
         },
@@ -90,7 +115,12 @@ struct ReadPrompt {
 }
 
 impl ReadPrompt {
-    async fn new(app: &App, asked: GeneratePrompt, owner: Option<usize>) -> Result<Self, ApiError> {
+    async fn new(
+        app: &App,
+        admitted: &Admitted,
+        asked: GeneratePrompt,
+        owner: Option<usize>,
+    ) -> Result<Self, ApiError> {
         let GeneratePrompt {
             prompt,
             id,
@@ -101,7 +131,8 @@ impl ReadPrompt {
             Prompt::Text { .. } => "text",
             Prompt::Tokens(_) => "input_ids",
         };
-        let prompt = prepare(app, prompt, Echo::Output).await?;
+        let prompt = prepare(app, admitted, prompt, Echo::Output).await;
+        let prompt = prompt.map_err(|error| error.of_prompt_in(field))?;
         let n_tokens = prompt.tokens.len();
         if let Some(from) = logprobs.from.filter(|from| *from > n_tokens) {
             let message = format!("'logprob_start_len' is {from}, the prompt has {n_tokens} tokens.");
@@ -148,6 +179,7 @@ impl ReadPrompt {
 struct Told {
     tokenizer: Arc<Tokenizer>,
     is_list: bool,
+    form: StreamForm,
     arrived: Instant,
     prompts: Vec<PromptTold>,
 }
@@ -162,7 +194,7 @@ struct PromptTold {
     wanted: LogprobsWanted,
 }
 
-/// One output as far as it came.
+/// One output as far as it came, or what came of it since the last event.
 #[derive(Clone, Debug, Default)]
 struct Output {
     /// Its place among the prompts.
@@ -173,14 +205,37 @@ struct Output {
     text: String,
     tokens: Vec<u32>,
     logprobs: Vec<RowLogprobs>,
+    /// All tokens that came.
+    n_tokens: usize,
+    /// How many had come at the last event, and its length in bytes.
+    n_told: usize,
+    event_bytes: usize,
 }
 
 impl Output {
     fn add(&mut self, piece: Piece) {
         self.prompt.extend(piece.prompt.unwrap_or_default());
         self.text.push_str(&piece.text);
+        self.n_tokens += piece.tokens.len();
         self.tokens.extend(piece.tokens);
         self.logprobs.extend(piece.logprobs);
+    }
+
+    /// Whether it is time for an event, though the output is not over.
+    fn is_due(&self, form: StreamForm) -> bool {
+        let is_short = self.event_bytes <= SHORT_EVENT;
+        form == StreamForm::Incremental || is_short || self.n_tokens >= self.n_told + self.n_told / GROWTH
+    }
+
+    /// Notes an event of `n_bytes`.
+    fn note_event(&mut self, form: StreamForm, n_bytes: usize) {
+        (self.n_told, self.event_bytes) = (self.n_tokens, n_bytes);
+        if form == StreamForm::Incremental {
+            self.text.clear();
+            self.tokens.clear();
+            self.logprobs.clear();
+            self.prompt.clear();
+        }
     }
 }
 
@@ -217,29 +272,32 @@ impl GenerateAnswer {
 
     /// The next bytes to send, and what goes on after them.
     async fn next(mut self) -> (Bytes, Option<Self>) {
-        let mut out = Vec::new();
-        match tokio::time::timeout(KEEP_ALIVE, self.generation.next()).await {
-            Err(_) => out.extend_from_slice(b": keep-alive\n\n"),
-            Ok(None) => {
-                out.extend_from_slice(b"data: [DONE]\n\n");
-                return (out.into(), None);
+        let form = self.told.form;
+        loop {
+            let piece = match tokio::time::timeout(KEEP_ALIVE, self.generation.next()).await {
+                Err(_) => return (Bytes::from_static(b": keep-alive\n\n"), Some(self)),
+                Ok(None) => return (Bytes::from_static(b"data: [DONE]\n\n"), None),
+                Ok(Some(piece)) => piece,
+            };
+            let idx = piece.choice;
+            self.outputs[idx].add(piece);
+            if self.generation.finished(idx).is_none() && !self.outputs[idx].is_due(form) {
+                continue;
             }
-            Ok(Some(piece)) => {
-                let idx = piece.choice;
-                self.outputs[idx].add(piece);
-                match self.output(idx) {
-                    Ok(mut output) => {
-                        output.index = self.told.is_list.then_some(idx);
-                        event(&output, &mut out);
-                    }
-                    Err(error) => {
-                        event(&error.body(), &mut out);
-                        return (out.into(), None);
-                    }
+            let mut out = Vec::new();
+            match self.output(idx) {
+                Ok(mut output) => {
+                    output.index = self.told.is_list.then_some(idx);
+                    event(&output, &mut out);
+                }
+                Err(error) => {
+                    event(&error.body(), &mut out);
+                    return (out.into(), None);
                 }
             }
+            self.outputs[idx].note_event(form, out.len());
+            return (out.into(), Some(self));
         }
-        (out.into(), Some(self))
     }
 
     /// Output `idx` as far as it came.
@@ -248,14 +306,14 @@ impl GenerateAnswer {
         let prompt = &self.told.prompts[output.prompt_idx];
         let finished = self.generation.finished(idx);
         let finish_reason = match finished {
-            Some(finished) => Some(prompt.finished_by(&finished.reason, output.tokens.len())?),
+            Some(finished) => Some(prompt.finished_by(&finished.reason, output.n_tokens)?),
             None => None,
         };
         let mut meta_info = MetaInfo {
             id: prompt.id.clone(),
             finish_reason,
             prompt_tokens: output.prompt_tokens,
-            completion_tokens: finished.map_or(output.tokens.len(), |f| f.usage.completion_tokens),
+            completion_tokens: finished.map_or(output.n_tokens, |f| f.usage.completion_tokens),
             cached_tokens: finished.map(|finished| finished.usage.cached_tokens),
             e2e_latency: finished.map(|_| self.told.arrived.elapsed().as_secs_f64()),
             ..MetaInfo::default()

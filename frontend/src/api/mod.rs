@@ -19,6 +19,7 @@ use arbora_runtime::request::{Namespace, Request, RequestId, SamplingParams};
 use arbora_runtime::stop::TextStream;
 use arbora_runtime::thought_limit::ThoughtLimit;
 use arbora_runtime::token_bytes::TokenBytes;
+use arbora_runtime::tokenizer::EncodeError;
 use axum::Extension;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
@@ -28,6 +29,8 @@ use crate::auth::ApiKeys;
 use crate::config::MetricsCompat;
 use crate::grammars::{Begun, Grammars};
 use crate::hosts::AllowedHosts;
+use crate::intake::{Admitted, Intake};
+use crate::log::LogMetrics;
 use crate::logprobs::LogprobWriter;
 use crate::metrics::HttpMetrics;
 use crate::origins::AllowedOrigins;
@@ -38,15 +41,12 @@ use crate::random::random_id;
 use crate::reply::{Format, Reply};
 use crate::stream::{Choice, Explain, Generation, Opening, Submission};
 use crate::template::TemplateError;
-use crate::wire::error::ApiError;
+use crate::wire::error::{ApiError, PROMPT};
 use crate::wire::options::{ControlTokens, Delivery, Options};
 use crate::wire::response::Head;
 
 /// Streams that have nothing to say speak up this often, so that nobody on the way gives up on them.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-
-/// Texts longer than this are encoded aside, so that no other connection waits for them.
-const LONG_TEXT: usize = 16 << 10;
 
 /// What handlers share.
 #[derive(Debug)]
@@ -75,16 +75,20 @@ pub struct App {
     pub hosts: AllowedHosts,
     /// Whose pages may ask.
     pub origins: AllowedOrigins,
-    /// Largest request body in bytes.
-    pub body_limit: usize,
+    /// What bodies of requests may take.
+    pub intake: Intake,
     /// What was answered.
     pub http: HttpMetrics,
+    /// What events of `/generate` hold.
+    pub generate_form: generate::StreamForm,
     /// In whose words metrics are told besides our own.
     pub metrics_compat: MetricsCompat,
     /// Where exchanges are traced; absent where they are not.
     pub traces: Option<Traces>,
     /// Which answers there were lately, for those who ask about the cache.
     pub cache: cache::CacheBook,
+    /// What became of the lines of the log.
+    pub log: Arc<LogMetrics>,
 }
 
 /// Seconds since 1970.
@@ -135,13 +139,13 @@ impl App {
     }
 
     /// Which key a request came with.
-    fn owner(&self, headers: &HeaderMap) -> Option<usize> {
+    pub(crate) fn owner(&self, headers: &HeaderMap) -> Option<usize> {
         let authorization = headers.get(header::AUTHORIZATION);
         self.api_keys.which(authorization.map(HeaderValue::as_bytes))
     }
 
     /// Whose share of the engine a request of `owner` takes from: each key's own, where there are several.
-    fn tenant(owner: Option<usize>) -> usize {
+    pub(crate) fn tenant(owner: Option<usize>) -> usize {
         owner.unwrap_or(0)
     }
 
@@ -158,23 +162,42 @@ impl App {
         self.api_keys.len() > 1
     }
 
-    /// Runs `encode`, on a thread of its own where the text is long.
+    /// Runs `encode` for a request that takes what was admitted, where and when that may be.
     async fn encode<T: Send + 'static>(
         &self,
-        n_bytes: usize,
+        admitted: &Admitted,
         encode: impl FnOnce(&PromptEncoder) -> Result<T, PromptError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let encoded = if n_bytes <= LONG_TEXT {
-            encode(&self.encoder)
-        } else {
-            let encoder = Arc::clone(&self.encoder);
-            let task = tokio::task::spawn_blocking(move || encode(&encoder));
-            task.await.map_err(|panic| {
-                tracing::error!(%panic, "encoding a prompt failed");
+        let encoder = Arc::clone(&self.encoder);
+        let encoded = self.intake.run(admitted, move || encode(&encoder)).await?;
+        encoded.map_err(|error| self.prompt_error(error))
+    }
+
+    /// Tokens of a prompt after which nobody counts on: it is refused, and by how much it is too long matters
+    /// to clients that cut a little off and try again.
+    fn prompt_limit(&self) -> usize {
+        self.engine.context().saturating_mul(4)
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "the shape map_err wants")]
+    fn prompt_error(&self, error: PromptError) -> ApiError {
+        match &error {
+            PromptError::Encode(EncodeError::TooManyTokens { limit }) => {
+                ApiError::longer_than_context(self.engine.context(), *limit)
+            }
+            PromptError::Encode(EncodeError::PieceTooLong { .. }) => {
+                ApiError::invalid(PROMPT, format!("{error}."))
+            }
+            PromptError::Encode(source @ EncodeError::Merges { .. }) => {
+                tracing::error!(%source, "a prompt could not be encoded");
                 ApiError::Failed
-            })?
-        };
-        encoded.map_err(prompt_error)
+            }
+            PromptError::Template(TemplateError::Failed(source)) => {
+                tracing::warn!(%source, "the chat template failed");
+                ApiError::invalid("messages", format!("{error}."))
+            }
+            _ => ApiError::invalid("messages", format!("{error}.")),
+        }
     }
 
     /// The beginning of what the output must look like. Waits for its compilation, and lets nobody else wait.
@@ -335,18 +358,3 @@ struct Asked<'a> {
 
 /// The exchange that a handler answers in, where it is traced.
 type Traced = Option<Extension<Exchange>>;
-
-#[expect(clippy::needless_pass_by_value, reason = "the shape map_err wants")]
-fn prompt_error(error: PromptError) -> ApiError {
-    match &error {
-        PromptError::Encode(source) => {
-            tracing::error!(%source, "a prompt could not be encoded");
-            ApiError::Failed
-        }
-        PromptError::Template(TemplateError::Failed(source)) => {
-            tracing::warn!(%source, "the chat template failed");
-            ApiError::invalid("messages", format!("{error}."))
-        }
-        _ => ApiError::invalid("messages", format!("{error}.")),
-    }
-}

@@ -24,9 +24,11 @@ pub async fn chat_completions(
     State(app): State<Arc<App>>,
     body: RequestBody,
 ) -> Result<Json<Rendered>, ApiError> {
-    let request = ChatRequest::parse(&body.0, &app.sampling)?;
+    let sampling = app.sampling;
+    let parse = move |bytes: &[u8]| ChatRequest::parse(bytes, &sampling);
+    let (request, admitted) = body.parse(&app, parse).await?;
     app.check_model(request.options.model.as_deref())?;
-    let prompt = chat::prompt(&app, body.0.len(), request.conversation).await?;
+    let prompt = chat::prompt(&app, &admitted, request.conversation).await?;
     let rendered = rendered(&app, "chatcmpl", prompt.tokens, &request.options);
     Ok(Json(rendered.map_err(|error| error.of_prompt_in("messages"))?))
 }
@@ -36,11 +38,13 @@ pub async fn completions(
     State(app): State<Arc<App>>,
     body: RequestBody,
 ) -> Result<Json<Vec<Rendered>>, ApiError> {
-    let request = CompletionRequest::parse(&body.0, &app.sampling)?;
+    let sampling = app.sampling;
+    let parse = move |bytes: &[u8]| CompletionRequest::parse(bytes, &sampling);
+    let (request, admitted) = body.parse(&app, parse).await?;
     app.check_model(request.options.model.as_deref())?;
     let mut list = Vec::with_capacity(request.prompts.len());
     for prompt in request.prompts {
-        let tokens = prepare(&app, prompt, Echo::Output).await?.tokens;
+        let tokens = prepare(&app, &admitted, prompt, Echo::Output).await?.tokens;
         list.push(rendered(&app, "cmpl", tokens, &request.options)?);
     }
     Ok(Json(list))

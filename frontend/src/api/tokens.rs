@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::App;
 use super::chat;
 use crate::body::RequestBody;
+use crate::prompt::PromptEncoder;
 use crate::wire::error::ApiError;
 use crate::wire::tokens::{DetokenizeRequest, DetokenizeResponse, Text, TokenizeRequest, TokenizeResponse};
 
@@ -18,15 +19,15 @@ pub async fn tokenize(
     State(app): State<Arc<App>>,
     body: RequestBody,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
-    let request = TokenizeRequest::parse(&body.0)?;
+    let (request, admitted) = body.parse(&app, TokenizeRequest::parse).await?;
     app.check_model(request.model.as_deref())?;
-    let n_bytes = body.0.len();
     let tokens = match request.text {
         Text::Plain { text, bos } => {
-            app.encode(n_bytes, move |encoder| encoder.text(&text, bos))
-                .await?
+            // How long a text is may be asked of any.
+            let encode = move |encoder: &PromptEncoder| encoder.text(&text, bos, usize::MAX);
+            app.encode(&admitted, encode).await?
         }
-        Text::Chat(conversation) => chat::prompt(&app, n_bytes, conversation).await?.tokens,
+        Text::Chat(conversation) => chat::prompt(&app, &admitted, conversation).await?.tokens,
     };
     let spelled = |id: &u32| String::from_utf8_lossy(app.encoder.tokenizer().token_bytes(*id)).into_owned();
     Ok(Json(TokenizeResponse {
@@ -42,7 +43,7 @@ pub async fn detokenize(
     State(app): State<Arc<App>>,
     body: RequestBody,
 ) -> Result<Json<DetokenizeResponse>, ApiError> {
-    let request = DetokenizeRequest::parse(&body.0)?;
+    let (request, _admitted) = body.parse(&app, DetokenizeRequest::parse).await?;
     app.check_model(request.model.as_deref())?;
     let tokenizer = app.encoder.tokenizer();
     if let Some((position, token)) = unknown(&request.tokens, tokenizer) {

@@ -5,13 +5,14 @@ use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
 use super::ChatError;
 use crate::config::ChatOptions;
 use crate::tls::system_tls;
+use crate::workers::spawn_thread;
 
 /// Pieces of an answer that wait for the terminal.
 const MAX_PIECES: usize = 256;
@@ -81,12 +82,14 @@ impl Client {
             model: options.model.clone().unwrap_or_default(),
         };
         // Also where a model was named: whether anybody answers is better known before a message is typed.
-        let asked = tokio::task::spawn_blocking(move || {
+        let (told, asked) = oneshot::channel();
+        spawn_thread("ask", move || {
             let found = client.first_model();
-            (client, found)
-        });
-        let (mut connected, found) = asked.await.map_err(|panic| ChatError::Broken {
-            reason: panic.to_string(),
+            // Whoever does not wait any more wants to know nothing.
+            drop(told.send((client, found)));
+        })?;
+        let (mut connected, found) = asked.await.map_err(|_| ChatError::Broken {
+            reason: "asking for the models panicked".to_owned(),
         })?;
         let found = found?;
         if options.model.is_none() {
@@ -114,7 +117,7 @@ impl Client {
     }
 
     /// Sends a chat; what is heard of the answer arrives on the channel, which closes at its end.
-    pub(super) fn ask(&self, body: &Value) -> mpsc::Receiver<Result<Heard, ChatError>> {
+    pub(super) fn ask(&self, body: &Value) -> Result<mpsc::Receiver<Result<Heard, ChatError>>, ChatError> {
         let (heard, receiver) = mpsc::channel(MAX_PIECES);
         let client = Client {
             agent: self.agent.clone(),
@@ -124,12 +127,12 @@ impl Client {
         };
         let body = body.to_string();
         // Not a task of the runtime: that would wait for it at the end.
-        drop(std::thread::spawn(move || {
+        spawn_thread("listen", move || {
             if let Err(error) = client.listen(&body, &heard) {
                 drop(heard.blocking_send(Err(error)));
             }
-        }));
-        receiver
+        })?;
+        Ok(receiver)
     }
 
     fn listen(&self, body: &str, heard: &mpsc::Sender<Result<Heard, ChatError>>) -> Result<(), ChatError> {

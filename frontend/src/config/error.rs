@@ -50,6 +50,12 @@ pub enum ConfigError {
         /// As given.
         host: String,
     },
+    /// Keys that are not there are to be kept apart.
+    #[error(
+        "--isolate-keys keeps API keys apart and there is none: set --api-key KEY for each client (or \
+         ARBORA_API_KEY), or leave --isolate-keys out"
+    )]
+    NothingToIsolate,
     /// Two ways to say how large the KV pool is.
     #[error("--kv-memory and --kv-pages exclude each other")]
     KvTwice,

@@ -10,15 +10,15 @@
 //! ```
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
-
-use super::client::{Client, FileFacts};
+use super::client::{Client, FileFacts, is_sha256};
 use super::{HubError, HubModel};
+use crate::checked::{self, Verdict};
+use crate::models::Fetching;
 use crate::progress::{Progress, pause};
 
 const POLL: Duration = Duration::from_millis(50);
@@ -120,11 +120,20 @@ impl HubCache {
         model: &HubModel,
         commit: &str,
         file: &str,
-        (progress, interrupted): (&mut Progress, &AtomicBool),
+        (progress, fetching): (&mut Progress, &Fetching),
     ) -> Result<PathBuf, HubError> {
+        let interrupted = &*fetching.interrupted;
         let link = self.snapshot(model, commit).join(file);
+        let mut is_damaged = false;
         if link.is_file() {
-            return Ok(link);
+            progress.show(&format!("checking {file}"));
+            match self.verify(model, &link, fetching) {
+                Err(damaged @ HubError::Damaged { .. }) => {
+                    tracing::warn!(%damaged, "a file in the cache is fetched again");
+                    is_damaged = true;
+                }
+                verified => return verified.map(|()| link),
+            }
         }
         let facts = client.facts(model, commit, file, interrupted)?;
         let blob = self.folder(model).join("blobs").join(&facts.etag);
@@ -132,11 +141,49 @@ impl HubCache {
         fs::create_dir_all(folder).map_err(error("create", folder))?;
         let _lock = self.lock(model, &facts.etag, progress, interrupted)?;
         // Another process may have fetched it while this one waited.
-        if !blob.is_file() {
+        if !blob.is_file() || is_damaged && self.verify(model, &blob, fetching).is_err() {
             self.fetch_blob(client, &facts, file, &blob, (progress, interrupted))?;
+        }
+        if let Some(sha256) = facts.sha256() {
+            checked::note(&blob, sha256, &self.note(model, sha256));
         }
         make_link(&link, file, &facts.etag)?;
         Ok(link)
+    }
+
+    /// Where it is noted what a file of `model` looked like when it was hashed.
+    fn note(&self, model: &HubModel, sha256: &str) -> PathBuf {
+        self.lock_folder(model).join(format!("{sha256}.checked"))
+    }
+
+    fn lock_folder(&self, model: &HubModel) -> PathBuf {
+        self.root.join(".locks").join(HubCache::folder_name(model))
+    }
+
+    /// Compares the bytes of `file`, a blob of `model` or a link to one, with its name, where that tells what
+    /// they must be.
+    pub(super) fn verify(&self, model: &HubModel, file: &Path, fetching: &Fetching) -> Result<(), HubError> {
+        let blob = fs::canonicalize(file).map_err(error("read", file))?;
+        let Some(expected) = blob
+            .file_name()
+            .and_then(|name| name.to_str())
+            .filter(|name| is_sha256(name))
+        else {
+            return Ok(());
+        };
+        // Where there is no such folder, the note is not kept and the file is hashed every time.
+        fs::create_dir_all(self.lock_folder(model)).ok();
+        let how = (fetching.integrity, &*fetching.interrupted);
+        match checked::check(&blob, expected, &self.note(model, expected), how) {
+            Ok(Verdict::Same) => Ok(()),
+            Ok(Verdict::Interrupted) => Err(HubError::Interrupted),
+            Ok(Verdict::Differs(found)) => Err(HubError::Damaged {
+                expected: expected.to_owned(),
+                path: blob,
+                found,
+            }),
+            Err(source) => Err(error("read", &blob)(source)),
+        }
     }
 
     fn fetch_blob(
@@ -147,8 +194,28 @@ impl HubCache {
         blob: &Path,
         (progress, interrupted): (&mut Progress, &AtomicBool),
     ) -> Result<(), HubError> {
-        let partial = blob.with_extension("incomplete");
-        let opened = OpenOptions::new().create(true).append(true).open(&partial);
+        let is_resumed = fs::metadata(partial_of(blob)).is_ok_and(|metadata| metadata.len() > 0);
+        match self.try_blob(client, facts, file, blob, (&mut *progress, interrupted)) {
+            // What an earlier try left was no beginning of this file, and is gone now.
+            Err(HubError::WrongHash { .. } | HubError::WrongLength { .. }) if is_resumed => {
+                self.try_blob(client, facts, file, blob, (progress, interrupted))
+            }
+            tried => tried,
+        }
+    }
+
+    fn try_blob(
+        &self,
+        client: &Client,
+        facts: &FileFacts,
+        file: &str,
+        blob: &Path,
+        (progress, interrupted): (&mut Progress, &AtomicBool),
+    ) -> Result<(), HubError> {
+        let partial = partial_of(blob);
+        let open = || OpenOptions::new().create(true).append(true).open(&partial);
+        // One that an earlier try left and nobody may write to is in the way.
+        let opened = open().or_else(|_| fs::remove_file(&partial).and_then(|()| open()));
         let mut out = opened.map_err(error("create", &partial))?;
         let n_bytes = match client.download(facts, file, &mut out, (progress, interrupted)) {
             Ok(n_bytes) => n_bytes,
@@ -161,12 +228,16 @@ impl HubCache {
                 return Err(failed);
             }
         };
-        let checked = check(facts, file, &partial, n_bytes);
-        if checked.is_err() {
+        let checked = check((facts, n_bytes), file, &partial, interrupted);
+        // What was not hashed to its end is hashed by the next try.
+        if checked
+            .as_ref()
+            .is_err_and(|error| !matches!(error, HubError::Interrupted))
+        {
             progress.clear();
             fs::remove_file(&partial).map_err(error("remove", &partial))?;
-            return checked;
         }
+        checked?;
         out.sync_all().map_err(error("write", &partial))?;
         fs::rename(&partial, blob).map_err(error("create", blob))?;
         progress.done(&format!("fetched {file}: {:.1} MB", n_bytes as f64 / 1e6));
@@ -181,7 +252,7 @@ impl HubCache {
         progress: &mut Progress,
         interrupted: &AtomicBool,
     ) -> Result<File, HubError> {
-        let folder = self.root.join(".locks").join(HubCache::folder_name(model));
+        let folder = self.lock_folder(model);
         fs::create_dir_all(&folder).map_err(error("create", &folder))?;
         let path = folder.join(format!("{etag}.lock"));
         let file = File::create(&path).map_err(error("create", &path))?;
@@ -200,8 +271,18 @@ impl HubCache {
     }
 }
 
+/// Where a blob's bytes are until they are whole and checked.
+fn partial_of(blob: &Path) -> PathBuf {
+    blob.with_extension("incomplete")
+}
+
 /// What came must be what was announced.
-fn check(facts: &FileFacts, file: &str, partial: &Path, n_bytes: u64) -> Result<(), HubError> {
+fn check(
+    (facts, n_bytes): (&FileFacts, u64),
+    file: &str,
+    partial: &Path,
+    interrupted: &AtomicBool,
+) -> Result<(), HubError> {
     if let Some(expected) = facts.n_bytes.filter(|&expected| expected != n_bytes) {
         return Err(HubError::WrongLength {
             file: file.to_owned(),
@@ -212,17 +293,9 @@ fn check(facts: &FileFacts, file: &str, partial: &Path, n_bytes: u64) -> Result<
     let Some(expected) = facts.sha256() else {
         return Ok(());
     };
-    let mut hash = Sha256::new();
     let mut reader = File::open(partial).map_err(error("read", partial))?;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let n = reader.read(&mut buffer).map_err(error("read", partial))?;
-        if n == 0 {
-            break;
-        }
-        hash.update(&buffer[..n]);
-    }
-    let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hashed = checked::sha256_of(&mut reader, interrupted).map_err(error("read", partial))?;
+    let found = hashed.ok_or(HubError::Interrupted)?;
     if found == expected {
         return Ok(());
     }

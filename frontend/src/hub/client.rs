@@ -50,9 +50,13 @@ pub(super) struct FileFacts {
 impl FileFacts {
     /// What the bytes must hash to, where the hub says it.
     pub(super) fn sha256(&self) -> Option<&str> {
-        let is_sha256 = self.etag.len() == 64 && self.etag.bytes().all(|byte| byte.is_ascii_hexdigit());
-        is_sha256.then_some(self.etag.as_str())
+        is_sha256(&self.etag).then_some(self.etag.as_str())
     }
+}
+
+/// Whether the name of a blob is the SHA-256 of its bytes.
+pub(super) fn is_sha256(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 pub(super) struct Client {
@@ -202,6 +206,12 @@ impl Client {
         let mut n_bytes = length(out, name).map_err(Failed::Final)?;
         if n_bytes > 0 && Some(n_bytes) == facts.n_bytes {
             return Ok(n_bytes);
+        }
+        if facts.n_bytes.is_some_and(|expected| n_bytes > expected) {
+            // Something else left it: there is nothing to go on with.
+            out.set_len(0)
+                .map_err(|error| Failed::Final(io_error(name, error)))?;
+            n_bytes = 0;
         }
         let (mut answer, _) = self.follow(&facts.location, name, Some(Method::From(n_bytes)))?;
         let continues = answer.status() == 206 && content_start(answer.headers()) == Some(n_bytes);

@@ -8,6 +8,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use crate::workers::WorkError;
+
 /// An error as clients see it. Texts come from this closed set: nothing internal leaks.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ApiError {
@@ -30,6 +32,11 @@ pub enum ApiError {
     /// No or a wrong API key.
     #[error("Incorrect or missing API key: send it as 'Authorization: Bearer KEY'.")]
     Unauthorized,
+    /// A client's key where an operator's is asked for.
+    #[error(
+        "This concerns all clients of the server, and needs the key that it was started with as '--admin-key'."
+    )]
+    AdminOnly,
     /// A host name that is not the server's: a page may have bound it to this machine.
     #[error(
         "This server does not answer to the host '{host}'. Start it with '--allowed-host {host}' if that is its \
@@ -84,6 +91,16 @@ pub enum ApiError {
         /// Most bytes of a body.
         limit: usize,
     },
+    /// The body has more values than there is memory for.
+    #[error(
+        "The request body holds {n_values} JSON values, at most {limit} are possible in one of its length."
+    )]
+    TooManyValues {
+        /// Counted in the body, at most one too many for each list and object.
+        n_values: usize,
+        /// Most values.
+        limit: usize,
+    },
     /// The body did not arrive in time.
     #[error("The request body did not arrive within {seconds} seconds.")]
     BodyTimeout {
@@ -110,9 +127,18 @@ pub enum ApiError {
         /// When to try again.
         retry_after: Duration,
     },
+    /// More work waits for a thread than may.
+    #[error("The server is busy: {0}.")]
+    NoWorker(WorkError),
     /// The request waited longer than allowed.
     #[error("The server is busy: the request waited too long.")]
     QueueTimeout,
+    /// All places for connections are taken, and this one is for health checks.
+    #[error("The server is busy: all {limit} connections that it takes at a time are in use.")]
+    TooManyConnections {
+        /// Most connections at a time.
+        limit: usize,
+    },
     /// The server drains.
     #[error("The server is shutting down.")]
     ShuttingDown,
@@ -140,6 +166,7 @@ impl ApiError {
                 (StatusCode::BAD_REQUEST, REQUEST, Some("context_length_exceeded"))
             }
             ApiError::Unauthorized => (StatusCode::UNAUTHORIZED, REQUEST, Some("invalid_api_key")),
+            ApiError::AdminOnly => (StatusCode::FORBIDDEN, REQUEST, Some("admin_key_required")),
             ApiError::HostNotAllowed { .. } => (StatusCode::FORBIDDEN, REQUEST, Some("host_not_allowed")),
             ApiError::OriginNotAllowed { .. } => (StatusCode::FORBIDDEN, REQUEST, Some("origin_not_allowed")),
             ApiError::ModelNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("model_not_found")),
@@ -160,7 +187,7 @@ impl ApiError {
                 REQUEST,
                 Some("unsupported_content_encoding"),
             ),
-            ApiError::BodyTooLarge { .. } => {
+            ApiError::BodyTooLarge { .. } | ApiError::TooManyValues { .. } => {
                 (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, Some("request_too_large"))
             }
             ApiError::BodyTimeout { .. } => (StatusCode::REQUEST_TIMEOUT, REQUEST, Some("request_timeout")),
@@ -169,7 +196,13 @@ impl ApiError {
                 "rate_limit_error",
                 Some("rate_limit_exceeded"),
             ),
+            ApiError::NoWorker(_) => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("overloaded")),
             ApiError::QueueTimeout => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("queue_timeout")),
+            ApiError::TooManyConnections { .. } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                SERVER,
+                Some("too_many_connections"),
+            ),
             ApiError::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("shutting_down")),
             ApiError::Failed => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, Some("internal_error")),
         }
@@ -199,7 +232,10 @@ impl ApiError {
             ApiError::QueueFull { retry_after, .. } | ApiError::WaitTooLong { retry_after, .. } => {
                 Some(*retry_after)
             }
-            ApiError::QueueTimeout | ApiError::ShuttingDown => Some(Duration::from_secs(5)),
+            ApiError::NoWorker(_) => Some(Duration::from_secs(1)),
+            ApiError::QueueTimeout | ApiError::TooManyConnections { .. } | ApiError::ShuttingDown => {
+                Some(Duration::from_secs(5))
+            }
             _ => None,
         }
     }
@@ -225,7 +261,10 @@ impl IntoResponse for ApiError {
         }
         if matches!(
             self,
-            ApiError::BodyTooLarge { .. } | ApiError::BodyTimeout { .. } | ApiError::ShuttingDown
+            ApiError::BodyTooLarge { .. }
+                | ApiError::BodyTimeout { .. }
+                | ApiError::TooManyConnections { .. }
+                | ApiError::ShuttingDown
         ) {
             // What is left of the body would be read as the next request.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -235,7 +274,7 @@ impl IntoResponse for ApiError {
 }
 
 /// The field that holds the prompt where nothing else is said.
-const PROMPT: &str = "prompt";
+pub(crate) const PROMPT: &str = "prompt";
 
 impl ApiError {
     /// The same error of a request whose prompt is in the field `name`.
@@ -251,6 +290,18 @@ impl ApiError {
                 message,
             } if param == PROMPT => ApiError::invalid(name, message),
             other => other,
+        }
+    }
+
+    /// The prompt alone has more tokens than the `context`; after `n_counted` nobody counted on.
+    pub(crate) fn longer_than_context(context: usize, n_counted: usize) -> Self {
+        let message = format!(
+            "This model's maximum context length is {context} tokens. However, you requested more than \
+             {n_counted} tokens in the prompt. Please shorten the prompt."
+        );
+        ApiError::ContextExceeded {
+            param: PROMPT.to_owned(),
+            message,
         }
     }
 
@@ -287,6 +338,15 @@ fn foreign_page(origin: Option<&str>) -> String {
             "Pages of other origins may not do this. Start the server with '--allow-origin ORIGIN' for those \
                  that should."
                 .to_owned()
+        }
+    }
+}
+
+impl From<WorkError> for ApiError {
+    fn from(error: WorkError) -> Self {
+        match error {
+            WorkError::Busy { .. } => ApiError::NoWorker(error),
+            WorkError::Failed => ApiError::Failed,
         }
     }
 }

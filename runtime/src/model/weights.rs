@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use arbora_kernels::quant::{Format, f32_from_bf16, f32_from_f16};
+use arbora_kernels::quant::{Format, f32_from_bf16, f32_from_f16, is_finite};
 use arbora_kernels::{Backend, MatrixSource};
 
 use super::config::DecoderConfig;
@@ -324,7 +324,13 @@ impl WeightSource<'_> {
                     .kind
                     .format()
                     .ok_or_else(|| unsupported_format(tensor, "F32, F16, BF16, Q8_0, Q4_0 or Q4_1"))?;
+                let start = buffer.len();
                 self.read(tensor, format, buffer)?;
+                // One such weight makes every answer NaN: better said here than with every request.
+                if !is_finite(format, &buffer[start..]) {
+                    let name = part.name.clone();
+                    return Err(LoadError::NotFinite { name });
+                }
                 Ok(format)
             }
         }
@@ -430,5 +436,40 @@ fn unsupported_format(tensor: &TensorInfo, expected: &'static str) -> LoadError 
         name: tensor.name.clone(),
         kind: tensor.kind,
         expected,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arbora_kernels::reference::ReferenceBackend;
+
+    use super::super::decoder::ForwardLimits;
+    use super::super::file::ModelFile;
+    use super::super::testing::GgufWriter;
+
+    #[test]
+    fn a_matrix_with_a_number_that_is_not_finite_is_refused_by_name() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let path = folder.path().join("model.gguf");
+        let load = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).expect("writable");
+            let limits = ForwardLimits {
+                max_rows: 1,
+                max_logit_rows: 1,
+            };
+            let file = ModelFile::open(&path).expect("a good header");
+            let loaded = file.load_decoder(&mut ReferenceBackend::new(), 16, limits);
+            loaded.map(drop)
+        };
+        let mut bytes = GgufWriter::tiny_llama().bytes();
+        load(&bytes).expect("zeros are finite");
+        // The last tensor's last number.
+        let end = bytes.len();
+        bytes[end - 4..].fill(0xff);
+        let error = load(&bytes).expect_err("it is not finite").to_string();
+        assert_eq!(
+            error,
+            "tensor `blk.1.ffn_down.weight` holds a number that is not finite"
+        );
     }
 }

@@ -72,8 +72,64 @@ impl Normalizer {
     }
 }
 
+/// Text is normalized in parts of about this many bytes: the library needs 40 bytes of memory for each.
+const PART_BYTES: usize = 64 << 10;
+
 fn normal_form_c(text: &str) -> String {
-    let mut normalized = NormalizedString::from(text);
-    normalized.nfc();
-    normalized.get().to_owned()
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (part, after) = rest.split_at(part_end(rest));
+        let mut normalized = NormalizedString::from(part);
+        normalized.nfc();
+        out.push_str(normalized.get());
+        rest = after;
+    }
+    out
+}
+
+/// The first place from [`PART_BYTES`] on at which what comes before and what comes after do not change each
+/// other: before an ASCII character, a Chinese one or a whole Korean syllable, none of which is the second
+/// half of a composition.
+fn part_end(text: &str) -> usize {
+    let is_free = |c: char| matches!(c, '\0'..='\x7f' | '\u{4e00}'..='\u{9fff}' | '\u{ac00}'..='\u{d7a3}');
+    let found = text
+        .char_indices()
+        .find(|(at, c)| *at >= PART_BYTES && is_free(*c));
+    found.map_or(text.len(), |(at, _)| at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(text: &str) -> String {
+        let mut normalized = NormalizedString::from(text);
+        normalized.nfc();
+        normalized.get().to_owned()
+    }
+
+    #[test]
+    fn text_that_is_normalized_in_parts_is_normalized_as_a_whole() {
+        // Combining marks, jamo of syllables with and without a final, marks that change places.
+        let syllables = [
+            "e\u{301}",
+            "a",
+            "\u{1100}\u{1161}",
+            "\u{ac00}\u{11a8}",
+            "\u{1100}\u{1161}\u{11a8}",
+            "\u{5341}",
+            "q\u{307}\u{323}",
+            "\u{304b}\u{3099}",
+            " ",
+        ];
+        let mut text = String::new();
+        let mut state = 7_u64;
+        while text.len() < 5 * PART_BYTES {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            text.push_str(syllables[(state >> 33) as usize % syllables.len()]);
+        }
+        assert_eq!(normal_form_c(&text), whole(&text));
+        assert!(part_end(&text) < text.len());
+    }
 }

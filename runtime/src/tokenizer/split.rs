@@ -135,17 +135,24 @@ impl Splitter {
         Splitter { stages }
     }
 
-    /// The pieces of `text` in order; together they are `text`.
-    pub(super) fn split<'t>(&self, text: &'t str) -> Vec<&'t str> {
-        let mut pieces = vec![text];
-        for stage in &self.stages {
-            let mut finer = Vec::with_capacity(pieces.len());
-            for piece in pieces {
-                stage.split(piece, &mut finer);
-            }
-            pieces = finer;
-        }
-        pieces
+    /// Hands the pieces of `text` to `take` in order, up to its first error; together they are `text`.
+    pub(super) fn split<'t, E>(
+        &self,
+        text: &'t str,
+        take: &mut dyn FnMut(&'t str) -> Result<(), E>,
+    ) -> Result<(), E> {
+        split_by(&self.stages, text, take)
+    }
+}
+
+fn split_by<'t, E>(
+    stages: &[Stage],
+    text: &'t str,
+    take: &mut dyn FnMut(&'t str) -> Result<(), E>,
+) -> Result<(), E> {
+    match stages.split_first() {
+        None => take(text),
+        Some((first, finer)) => first.split(text, &mut |piece| split_by(finer, piece, take)),
     }
 }
 
@@ -156,41 +163,43 @@ impl Stage {
         Splitter::of_row(row).stages.pop().expect("a row has a pattern")
     }
 
-    fn split<'t>(&self, text: &'t str, pieces: &mut Vec<&'t str>) {
+    fn split<'t, E>(&self, text: &'t str, take: &mut dyn FnMut(&'t str) -> Result<(), E>) -> Result<(), E> {
         match self {
-            Stage::Pattern(pattern) => pattern.split(text, pieces),
-            Stage::Digits | Stage::DigitRuns => self.split_digits(text, pieces),
+            Stage::Pattern(pattern) => pattern.split(text, take),
+            Stage::Digits | Stage::DigitRuns => self.split_digits(text, take),
             Stage::Marks => {
                 let mut start = 0;
                 for (at, _) in text.match_indices(SPACE_MARK).filter(|(at, _)| *at > 0) {
-                    pieces.push(&text[start..at]);
+                    take(&text[start..at])?;
                     start = at;
                 }
-                push(pieces, &text[start..]);
+                take_some(&text[start..], take)
             }
         }
     }
 
-    fn split_digits<'t>(&self, text: &'t str, pieces: &mut Vec<&'t str>) {
+    fn split_digits<'t, E>(
+        &self,
+        text: &'t str,
+        take: &mut dyn FnMut(&'t str) -> Result<(), E>,
+    ) -> Result<(), E> {
         let single = matches!(self, Stage::Digits);
         let mut start = 0;
         let mut after_digit = false;
         for (at, character) in text.char_indices() {
             let is_digit = character.is_numeric();
             if at > 0 && (is_digit != after_digit || is_digit && single) {
-                pieces.push(&text[start..at]);
+                take(&text[start..at])?;
                 start = at;
             }
             after_digit = is_digit;
         }
-        push(pieces, &text[start..]);
+        take_some(&text[start..], take)
     }
 }
 
-fn push<'t>(pieces: &mut Vec<&'t str>, piece: &'t str) {
-    if !piece.is_empty() {
-        pieces.push(piece);
-    }
+fn take_some<'t, E>(piece: &'t str, take: &mut dyn FnMut(&'t str) -> Result<(), E>) -> Result<(), E> {
+    if piece.is_empty() { Ok(()) } else { take(piece) }
 }
 
 /// A regular expression without look-around besides the tail described above.
@@ -241,7 +250,7 @@ impl Pattern {
         Ok(Pattern { regex, gives_back })
     }
 
-    fn split<'t>(&self, text: &'t str, pieces: &mut Vec<&'t str>) {
+    fn split<'t, E>(&self, text: &'t str, take: &mut dyn FnMut(&'t str) -> Result<(), E>) -> Result<(), E> {
         let mut start = 0;
         let mut search = 0;
         while search < text.len() {
@@ -256,7 +265,7 @@ impl Pattern {
                 search = found.end() + next.map_or(1, char::len_utf8);
                 continue;
             }
-            push(pieces, &text[start..found.start()]);
+            take_some(&text[start..found.start()], take)?;
             let mut end = found.end();
             if self.gives_back && found.pattern() == WHITESPACE && end < text.len() {
                 let run = &text[found.start()..end];
@@ -265,10 +274,10 @@ impl Pattern {
                     end = found.start() + last;
                 }
             }
-            pieces.push(&text[found.start()..end]);
+            take(&text[found.start()..end])?;
             (start, search) = (end, end);
         }
-        push(pieces, &text[start..]);
+        take_some(&text[start..], take)
     }
 }
 
@@ -292,10 +301,25 @@ fn is_possessive(pattern: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
 
+    /// A list of what `split` gives away.
+    fn collected<'t>(
+        split: impl FnOnce(&mut dyn FnMut(&'t str) -> Result<(), Infallible>) -> Result<(), Infallible>,
+    ) -> Vec<&'t str> {
+        let mut pieces = Vec::new();
+        let Ok(()) = split(&mut |piece| {
+            pieces.push(piece);
+            Ok(())
+        });
+        pieces
+    }
+
     fn pieces<'t>(name: &str, text: &'t str) -> Vec<&'t str> {
-        Splitter::of_row(PreTokenizer::named(name).expect("a known name")).split(text)
+        let splitter = Splitter::of_row(PreTokenizer::named(name).expect("a known name"));
+        collected(|take| splitter.split(text, take))
     }
 
     #[test]
@@ -319,7 +343,8 @@ mod tests {
             let splitter = Splitter::of_row(PreTokenizer::named(name).expect("a known name"));
             let mut buffer = [0; 4];
             for character in '\0'..=char::MAX {
-                let n_pieces = splitter.split(character.encode_utf8(&mut buffer)).len();
+                let text = character.encode_utf8(&mut buffer);
+                let n_pieces = collected(|take| splitter.split(text, take)).len();
                 assert_eq!(n_pieces, 1, "{name}: {character:?}");
             }
         }
@@ -337,11 +362,8 @@ mod tests {
     #[test]
     fn a_pattern_from_a_file_leaves_gaps_as_pieces_and_never_stands_still() {
         let pieces = |pattern: &str, text: &'static str| {
-            let mut pieces = Vec::new();
-            Pattern::new(pattern)
-                .expect("a good pattern")
-                .split(text, &mut pieces);
-            pieces
+            let pattern = Pattern::new(pattern).expect("a good pattern");
+            collected(|take| pattern.split(text, take))
         };
         assert_eq!(pieces("[a-c]+", "xxabcyyaz"), ["xx", "abc", "yy", "a", "z"]);
         assert_eq!(pieces("", "ab"), ["ab"]);

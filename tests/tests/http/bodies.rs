@@ -1,8 +1,11 @@
 //! Bodies with a content coding.
 
+use std::io::Write;
+
+use arbora::intake::IntakeLimits;
 use serde_json::json;
 
-use crate::site::{Answer, Site};
+use crate::site::{Answer, Setup, Site, tokenizer};
 
 /// `{"prompt": "once upon a time", "max_tokens": 3, "temperature": 0}` and 60 blanks, by Python's gzip.
 const GZIP: &str = "1f8b0800000000000203ab562a28cacf2d2851b25250cacf4b4e55282dc8cf53485428c9cc4d55d25150ca4dac882f\
@@ -83,4 +86,76 @@ fn a_compressed_body_that_is_damaged_or_too_large_is_refused_as_such() {
     // What is sent counts, too.
     assert_eq!(post(&site, "gzip", &[0; 100_001]).status, 413);
     site.wait_until_quiet();
+}
+
+#[test]
+fn bodies_of_all_connections_together_have_a_limit() {
+    let mut setup = Setup::new(tokenizer());
+    // A third of it for what was received.
+    setup.bodies = IntakeLimits {
+        body: 10_000,
+        memory: 90_000,
+    };
+    let site = setup.start();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+                content-length: 10000\r\nconnection: close\r\n\r\n";
+    let open = || {
+        let mut stream = site.connect();
+        stream.write_all(head.as_bytes()).expect("the server reads");
+        stream.write_all(&[b' '; 9_000]).expect("the server reads");
+        stream
+    };
+    let held: Vec<_> = (0..3).map(|_| open()).collect();
+    let ask = json!({"prompt": "once upon a time", "max_tokens": 1, "user": "u".repeat(5_000)});
+    // Until the server has read them all.
+    let refused = (0..1_000_000)
+        .map(|_| site.post("/v1/completions", &ask))
+        .find(|a| a.status != 200);
+    let refused = refused.expect("the server reads what is sent to it");
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    assert!(refused.head.contains("retry-after: 1"), "{}", refused.head);
+    let error = refused.json()["error"].take();
+    assert_eq!(error["code"], "rate_limit_exceeded");
+    let message = error["message"].as_str().expect("a text");
+    assert!(
+        message.contains("bytes of request bodies") && message.contains("30000"),
+        "{message}"
+    );
+    drop(held);
+    let served = (0..1_000_000)
+        .map(|_| site.post("/v1/completions", &ask))
+        .find(|a| a.status != 429);
+    assert_eq!(served.expect("what is given up is given back").status, 200);
+}
+
+#[test]
+fn a_body_that_is_declared_too_large_is_refused_before_it_is_sent() {
+    let site = Site::new();
+    let mut stream = site.connect();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+                content-length: 100001\r\n\r\n";
+    stream.write_all(head.as_bytes()).expect("the server reads");
+    let answer = Answer::read(stream);
+    assert_eq!(answer.status, 413);
+    assert_eq!(answer.json()["error"]["code"], "request_too_large");
+}
+
+#[test]
+fn a_body_of_more_values_than_there_is_memory_for_is_a_413() {
+    let mut setup = Setup::new(tokenizer());
+    setup.bodies = IntakeLimits {
+        body: 100_000,
+        memory: 1_000_000,
+    };
+    let site = setup.start();
+    let ask = json!({"prompt": "once", "max_tokens": 1, "metadata": vec![1; 20_000]});
+    let answer = site.post("/v1/completions", &ask);
+    assert_eq!(answer.status, 413, "{}", answer.body);
+    let message = answer.json()["error"]["message"].take();
+    assert!(
+        message
+            .as_str()
+            .is_some_and(|text| text.contains("JSON values, at most ")),
+        "{message}"
+    );
 }

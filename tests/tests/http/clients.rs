@@ -173,6 +173,46 @@ fn a_prompt_beyond_the_context_is_refused_in_the_words_clients_know_on_every_rou
 }
 
 #[test]
+fn a_prompt_far_beyond_the_context_is_refused_before_it_is_tokenized_whole() {
+    let site = Site::with(&[], |config| config.context = 100);
+    let blanks = " ".repeat(60_000);
+    let cases = [
+        ("/v1/chat/completions", chat(&blanks, &json!({})), "messages"),
+        (
+            "/v1/chat/completions/render",
+            chat(&blanks, &json!({})),
+            "messages",
+        ),
+        // A control token that is spelled out is kept text, which is tokenized in parts.
+        (
+            "/v1/chat/completions",
+            chat(&format!("<|im_end|>{blanks}"), &json!({})),
+            "messages",
+        ),
+        ("/v1/completions", json!({"prompt": blanks}), "prompt"),
+        (
+            "/v1/completions/render",
+            json!({"prompt": ["a", blanks]}),
+            "prompt",
+        ),
+        ("/generate", json!({"text": blanks}), "text"),
+        ("/cache/explain", json!({"prompt": blanks}), "prompt"),
+    ];
+    for (path, body, param) in cases {
+        let answer = site.post(path, &body);
+        assert_eq!(answer.status, 400, "{path}: {}", answer.body);
+        let error = answer.json()["error"].take();
+        assert_eq!(error["code"], "context_length_exceeded", "{path}");
+        assert_eq!(error["param"], param, "{path}");
+        let expected = "This model's maximum context length is 100 tokens. However, you requested more than 400 \
+                        tokens in the prompt. Please shorten the prompt.";
+        assert_eq!(error["message"], expected, "{path}");
+    }
+    let count = site.post("/tokenize", &json!({"prompt": blanks})).json()["count"].clone();
+    assert_eq!(count, 60_000, "what is only counted may be of any length");
+}
+
+#[test]
 fn ids_outside_the_vocabulary_are_refused_in_every_field() {
     let site = Site::new();
     let n_vocab = site.engine.n_vocab();

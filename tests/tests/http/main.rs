@@ -5,6 +5,7 @@ mod bodies;
 mod browsers;
 mod cache;
 mod clients;
+mod connections;
 mod constrained;
 mod drain;
 mod hostile;

@@ -1,6 +1,6 @@
 //! What operators configure: whose words metrics are told in, whether keys share the cache.
 
-use arbora::auth::CacheSharing;
+use arbora::auth::{CacheSharing, OperatorKeys};
 use arbora::config::MetricsCompat;
 use serde_json::json;
 
@@ -72,9 +72,28 @@ fn cached_by_keys(sharing: CacheSharing) -> [u64; 4] {
             explained["prompts"][0]["cached_tokens"], cached,
             "looked at where it runs"
         );
-        let tree = Answer::read(site.send("GET", "/cache/tree", &key, "")).json();
-        let n_shown = tree["nodes"].as_array().expect("nodes").len();
-        assert_eq!(n_shown == 0, sharing == CacheSharing::WithinKey, "{tree}");
+        site.wait_until_quiet();
+        // One picture of a size is kept for a moment.
+        let path = format!("/cache/tree?limit={}", if salt.is_some() { 200 } else { 100 });
+        let tree = Answer::read(site.send("GET", &path, &key, ""));
+        match sharing {
+            CacheSharing::WithinKey => assert_eq!(tree.status, 403, "{}", tree.body),
+            CacheSharing::AcrossKeys => {
+                let nodes = tree.json()["nodes"].take();
+                let labels = nodes
+                    .as_array()
+                    .expect("nodes")
+                    .iter()
+                    .map(|node| &node["namespace"]);
+                let mut labels: Vec<_> = labels.map(|label| label.as_str().expect("a label")).collect();
+                labels.dedup();
+                assert!(
+                    labels.iter().all(|label| ["shared", "salted"].contains(label)),
+                    "{labels:?}"
+                );
+                assert_eq!(labels.contains(&"salted"), salt.is_some());
+            }
+        }
         cached
     })
 }
@@ -85,4 +104,52 @@ fn keys_share_the_cache_unless_they_are_isolated() {
     assert!(cold == 0 && again > 20 && other == again && salted == 0);
     let isolated = cached_by_keys(CacheSharing::WithinKey);
     assert_eq!(isolated, [0, again, 0, 0]);
+}
+
+/// Everything that tells of all clients together or changes what they share.
+const OPERATORS_ROUTES: [(&str, &str); 10] = [
+    ("GET", "/server_info"),
+    ("GET", "/get_server_info"),
+    ("GET", "/get_load"),
+    ("GET", "/v1/loads"),
+    ("GET", "/loads"),
+    ("GET", "/load"),
+    ("GET", "/cache/tree"),
+    ("GET", "/flush_cache"),
+    ("POST", "/flush_cache"),
+    ("GET", "/metrics"),
+];
+
+#[test]
+fn what_concerns_all_clients_is_not_for_one_of_several_that_are_isolated() {
+    let mut setup = Setup::new(tokenizer());
+    setup.api_keys = vec!["one".to_owned(), "two".to_owned()];
+    setup.cache_sharing = CacheSharing::WithinKey;
+    setup.operators = OperatorKeys::new(Some("the operator"), Some("the scraper"));
+    let site = setup.start();
+    let status = |(method, path): (&str, &str), key: &str| {
+        let header = format!("authorization: Bearer {key}\r\n");
+        Answer::read(site.send(method, path, &header, "{}")).status
+    };
+    for route in OPERATORS_ROUTES {
+        assert_eq!(status(route, "one"), 403, "{route:?}");
+        assert_eq!(status(route, "nobody's"), 401, "{route:?}");
+        assert_eq!(status(route, "the operator"), 200, "{route:?}");
+        let scraped = if route.1 == "/metrics" { 200 } else { 401 };
+        assert_eq!(status(route, "the scraper"), scraped, "{route:?}");
+    }
+    for (method, path) in [
+        ("GET", "/v1/models"),
+        ("GET", "/health"),
+        ("GET", "/cache/explain"),
+    ] {
+        assert_eq!(status((method, path), "one"), 200, "{path} is for clients");
+    }
+    assert_eq!(
+        status(("POST", "/v1/completions"), "the operator"),
+        401,
+        "an operator generates nothing"
+    );
+    let refused = Answer::read(site.send("GET", "/metrics", "authorization: Bearer one\r\n", "")).json();
+    assert_eq!(refused["error"]["code"], "admin_key_required");
 }

@@ -6,15 +6,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arbora::api::App;
-use arbora::auth::{ApiKeys, CacheSharing};
+use arbora::api::generate::StreamForm;
+use arbora::auth::{ApiKeys, CacheSharing, OperatorKeys};
 use arbora::config::MetricsCompat;
 use arbora::grammars::Grammars;
 use arbora::hosts::{Addresses, AllowedHosts};
+use arbora::intake::{Intake, IntakeLimits};
 use arbora::origins::AllowedOrigins;
 use arbora::otlp::Traces;
+use arbora::places::{Patience, Room};
 use arbora::prompt::PromptEncoder;
 use arbora::server::Server;
 use arbora::template::{ChatTemplate, TemplateTokens};
+use arbora::workers::Workers;
 use arbora_runtime::engine::{EngineConfig, EngineExit, EngineHandle, spawn};
 use arbora_runtime::model::metadata::{Metadata, Value};
 use arbora_runtime::request::{Request, SamplingParams};
@@ -97,6 +101,9 @@ pub(crate) struct Setup {
     pub(crate) api_keys: Vec<String>,
     pub(crate) hosts: AllowedHosts,
     pub(crate) origins: AllowedOrigins,
+    pub(crate) bodies: IntakeLimits,
+    pub(crate) generate_form: StreamForm,
+    pub(crate) operators: OperatorKeys,
     pub(crate) metrics_compat: MetricsCompat,
     pub(crate) traces: Option<Traces>,
     pub(crate) cache_sharing: CacheSharing,
@@ -104,6 +111,8 @@ pub(crate) struct Setup {
     pub(crate) template: &'static str,
     pub(crate) engine: EngineConfig,
     pub(crate) drain_timeout: Duration,
+    pub(crate) room: Room,
+    pub(crate) patience: Patience,
 }
 
 impl Setup {
@@ -115,6 +124,12 @@ impl Setup {
                 hosts: Vec::new(),
             },
             origins: AllowedOrigins::Listed(Vec::new()),
+            bodies: IntakeLimits {
+                body: 100_000,
+                memory: 64 << 20,
+            },
+            generate_form: StreamForm::default(),
+            operators: OperatorKeys::default(),
             metrics_compat: MetricsCompat::default(),
             traces: None,
             cache_sharing: CacheSharing::default(),
@@ -122,6 +137,11 @@ impl Setup {
             template: TEMPLATE,
             engine: EngineConfig::new(13_000, 200_000),
             drain_timeout: Duration::ZERO,
+            room: Room {
+                places: 1000,
+                reserved: 10,
+            },
+            patience: Patience::default(),
         }
     }
 
@@ -140,9 +160,14 @@ impl Setup {
         let (engine, thread) =
             spawn(backend, decoder, Arc::clone(&token_bytes), config).expect("a configuration");
         let template = ChatTemplate::new(self.template, TemplateTokens::default()).expect("a template");
+        let workers = Workers::start("work", 2, 256).expect("threads");
         let app = Arc::new(App {
             engine: engine.clone(),
-            grammars: Grammars::new(Arc::clone(&tokenizer), n_vocab, &stops, n_tenants),
+            grammars: Grammars::new(
+                (Arc::clone(&tokenizer), n_vocab, &stops),
+                n_tenants,
+                workers.clone(),
+            ),
             encoder: Arc::new(PromptEncoder::new(Arc::clone(&tokenizer), Some(template))),
             token_bytes,
             named_bytes: Arc::new(tokenizer.named_bytes()),
@@ -150,14 +175,16 @@ impl Setup {
             stop_tokens: stops,
             model: "toy".to_owned(),
             started: 7,
-            api_keys: ApiKeys::new(&self.api_keys, self.cache_sharing),
+            api_keys: ApiKeys::new(&self.api_keys, self.cache_sharing, self.operators),
             hosts: self.hosts,
             origins: self.origins,
-            body_limit: 100_000,
+            intake: Intake::new(self.bodies, n_tenants, workers),
             http: arbora::metrics::HttpMetrics::default(),
+            generate_form: self.generate_form,
             metrics_compat: self.metrics_compat,
             traces: self.traces,
             cache: arbora::api::cache::CacheBook::default(),
+            log: Arc::default(),
         });
         let runtime = tokio::runtime::Runtime::new().expect("threads");
         let listener = runtime
@@ -169,11 +196,14 @@ impl Setup {
             listener,
             app,
             drain_timeout: self.drain_timeout,
+            room: self.room,
+            patience: self.patience,
         };
         let server = runtime.spawn(async move {
-            let over = async { tokio::task::spawn_blocking(move || thread.join().expect("no panic")).await };
+            #[expect(clippy::disallowed_methods, reason = "a test that gets no thread fails")]
+            let joined = tokio::task::spawn_blocking(move || thread.join().expect("no panic"));
             let stop = async { drop(stopped.await) };
-            server.run(stop, async { over.await.expect("joined") }).await
+            server.run(stop, async { joined.await.expect("joined") }).await
         });
         Site {
             address,

@@ -2,10 +2,11 @@
 
 use std::io::Read;
 
+use arbora::api::generate::StreamForm;
 use arbora_tests::toy::N_VOCAB;
 use serde_json::{Value as Json, json};
 
-use crate::site::{Answer, Setup, Site, TEMPLATE, bos_tokenizer, rendered};
+use crate::site::{Answer, Setup, Site, TEMPLATE, bos_tokenizer, rendered, tokenizer};
 
 const PROMPT: &str = "once upon a time";
 
@@ -60,6 +61,83 @@ fn generate_streams_all_that_came_so_far() {
         assert_eq!(last[idx]["output_ids"], whole[idx]["output_ids"]);
         assert_eq!(last[idx]["meta_info"]["finish_reason"]["type"], "length");
     }
+}
+
+/// Every event of a stream of `/generate`, and its bytes.
+fn events(site: &Site, ask: &Json) -> (Vec<Json>, usize) {
+    let body = site.post("/generate", ask).body;
+    let events = body
+        .split_terminator("\n\n")
+        .map(|event| event.strip_prefix("data: "));
+    let events = events.flatten().filter(|data| *data != "[DONE]");
+    let events = events.map(|data| serde_json::from_str(data).expect("JSON"));
+    (events.collect(), body.len())
+}
+
+#[test]
+fn generate_streams_what_came_since_the_event_before_where_that_is_wanted() {
+    let mut setup = Setup::new(tokenizer());
+    setup.generate_form = StreamForm::Incremental;
+    let site = setup.start();
+    let params = json!({"max_new_tokens": 40, "temperature": 0, "ignore_eos": true});
+    let mut ask = json!({"text": PROMPT, "sampling_params": params, "stream": true, "return_logprob": true,
+        "logprob_start_len": 0});
+    let (events, _) = events(&site, &ask);
+    assert!(events.len() > 1);
+    ask["stream"] = false.into();
+    let whole = site.post("/generate", &ask).json();
+    let text: String = events
+        .iter()
+        .map(|event| event["text"].as_str().expect("a text"))
+        .collect();
+    assert_eq!(whole["text"], text);
+    let joined = |list: &dyn Fn(&Json) -> Json| -> Json {
+        let parts = events.iter().map(list);
+        parts
+            .flat_map(|part| part.as_array().expect("a list").clone())
+            .collect()
+    };
+    assert_eq!(whole["output_ids"], joined(&|event| event["output_ids"].clone()));
+    let told = "output_token_logprobs";
+    assert_eq!(
+        whole["meta_info"][told],
+        joined(&|event| event["meta_info"][told].clone())
+    );
+    let mut n_tokens = 0;
+    for event in &events {
+        n_tokens += event["output_ids"].as_array().expect("a list").len();
+        assert_eq!(
+            event["meta_info"]["completion_tokens"], n_tokens,
+            "they are counted from the start"
+        );
+    }
+    assert_eq!(
+        events.last().expect("one")["meta_info"]["finish_reason"],
+        whole["meta_info"]["finish_reason"]
+    );
+}
+
+#[test]
+fn what_generate_repeats_grows_no_faster_than_the_output() {
+    let site = Site::new();
+    let asked = |n: usize| {
+        let params = json!({"max_new_tokens": n, "temperature": 0, "ignore_eos": true});
+        let ask = json!({"text": PROMPT, "sampling_params": params, "stream": true, "return_logprob": true,
+            "top_logprobs_num": 20});
+        let (events, n_bytes) = events(&site, &ask);
+        let last = events.last().expect("an event");
+        assert_eq!(last["meta_info"]["completion_tokens"], n);
+        (events.len(), n_bytes, last.to_string().len())
+    };
+    let (few, _, short) = asked(20);
+    assert!(few > 1 && short < 16 << 10, "{few} events up to {short} bytes");
+    let (n_events, n_bytes, n_last) = asked(2000);
+    // Some twenty short ones come first.
+    assert!(
+        n_bytes < 18 * n_last + few * (16 << 10),
+        "{n_bytes} bytes for {n_last}"
+    );
+    assert!(n_events > 50, "{n_events} events");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use arbora::grammars::Grammars;
 use arbora::wire::constraint::{Constraint, Source};
+use arbora::workers::Workers;
 use arbora_constrained::Whitespace;
 use arbora_kernels::cpu::Isa;
 use arbora_runtime::grammar::GrammarState;
@@ -113,7 +114,9 @@ fn begin(grammars: &Grammars, text: &str, whitespace: Whitespace) -> GrammarStat
 fn asks(n: usize, whitespace: Whitespace) -> Vec<Ask> {
     let tokenizer = Arc::clone(&MODEL.tokenizer);
     let stops = tokenizer.stop_token_ids().to_vec();
-    let grammars = Grammars::new(tokenizer, MODEL.file.config().n_vocab, &stops, 1);
+    let n_vocab = MODEL.file.config().n_vocab;
+    let workers = Workers::start("work", 1, 8).expect("a thread");
+    let grammars = Grammars::new((tokenizer, n_vocab, &stops), 1, workers);
     let states: Vec<GrammarState> = SCHEMAS
         .iter()
         .map(|(_, schema)| begin(&grammars, schema, whitespace))

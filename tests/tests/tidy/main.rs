@@ -25,7 +25,7 @@ struct LineRule {
     sample: (&'static str, &'static str),
 }
 
-const LINE_RULES: [LineRule; 8] = [
+const LINE_RULES: [LineRule; 9] = [
     LineRule {
         what: "wider than 110 columns",
         applies: |path| path.ends_with(".rs") || path.ends_with(".py") || path.ends_with(".md"),
@@ -97,6 +97,13 @@ const LINE_RULES: [LineRule; 8] = [
             "kernels/src/a.rs",
             "pub static COUNT: AtomicUsize = AtomicUsize::new(0);",
         ),
+    },
+    LineRule {
+        what: "panics where standard error cannot be written, and waits where nobody reads it",
+        applies: is_product,
+        is_bad: |line| line.contains(concat!("epr", "int!(")) || line.contains(concat!("epr", "intln!(")),
+        comments: false,
+        sample: ("runtime/src/a.rs", concat!("    epr", "intln!(\"a\");")),
     },
     LineRule {
         what: "no async below the frontend",

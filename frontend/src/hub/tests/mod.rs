@@ -3,10 +3,22 @@
 mod server;
 
 use std::net::TcpListener;
+use std::sync::Arc;
 
 use server::{COMMIT, Fault, Server, sha256};
 
 use super::*;
+use crate::checked::Integrity;
+use crate::log::LogWriter;
+
+fn fetching(format: LoadFormat) -> Fetching {
+    Fetching {
+        format,
+        integrity: Integrity::WhenChanged,
+        log: LogWriter::start(std::io::sink()).expect("a thread"),
+        interrupted: Arc::default(),
+    }
+}
 
 struct Fixture {
     folder: tempfile::TempDir,
@@ -48,8 +60,7 @@ impl Fixture {
 
     fn resolve(&self, model: &str) -> Result<PathBuf, HubError> {
         let model = model.parse().expect("a model's name");
-        self.hub()
-            .resolve(&model, LoadFormat::Auto, &AtomicBool::new(false))
+        self.hub().resolve(&model, &fetching(LoadFormat::Auto))
     }
 
     /// Names below the model's folder, of files and links.
@@ -166,7 +177,7 @@ fn a_folder_is_what_loading_needs_and_no_more() {
     assert_eq!(files, expected);
     let offline = f.hub_with(|settings| settings.offline = true);
     let model = "owner/model".parse().expect("a model");
-    let resolve = |hub: &Hub| hub.resolve(&model, LoadFormat::Auto, &AtomicBool::new(false));
+    let resolve = |hub: &Hub| hub.resolve(&model, &fetching(LoadFormat::Auto));
     assert_eq!(resolve(&offline).expect("cached"), path);
     std::fs::remove_file(path.join("model-2.safetensors")).expect("writable");
     let error = resolve(&offline).expect_err("a shard is gone").to_string();
@@ -182,7 +193,7 @@ fn made_up_weights_fetch_no_weights() {
     let model = "owner/model".parse().expect("a model");
     let path = f
         .hub()
-        .resolve(&model, LoadFormat::Dummy, &AtomicBool::new(false))
+        .resolve(&model, &fetching(LoadFormat::Dummy))
         .expect("fetched");
     assert_eq!(HubCache::new(PathBuf::new()).files(&path), ["config.json"]);
 }
@@ -321,6 +332,42 @@ fn what_an_interruption_left_is_continued_by_the_next_try() {
 }
 
 #[test]
+fn what_an_earlier_try_left_never_prevents_a_fetch() {
+    let left: [(&str, &[u8]); 2] = [
+        ("no beginning of it", &[7; 5000]),
+        ("longer than it", &[7; 500_000]),
+    ];
+    for (what, bytes) in left {
+        let f = one_file();
+        let blobs = f.folder.path().join("hub/models--owner--model/blobs");
+        std::fs::create_dir_all(&blobs).expect("writable");
+        std::fs::write(blobs.join(sha256(&weights()) + ".incomplete"), bytes).expect("writable");
+        let path = f.resolve("owner/model").expect(what);
+        assert_eq!(std::fs::read(&path).expect("readable"), weights(), "{what}");
+    }
+}
+
+#[test]
+fn a_cached_file_whose_bytes_changed_is_fetched_again_or_refused() {
+    let f = one_file();
+    let path = f.resolve("owner/model").expect("fetched");
+    let mut damaged = weights();
+    damaged[70..99].fill(0);
+    std::fs::write(&path, &damaged).expect("writable");
+    let model: HubModel = "owner/model".parse().expect("a model");
+    let offline = f.hub_with(|settings| settings.offline = true);
+    let error = offline
+        .resolve(&model, &fetching(LoadFormat::Auto))
+        .expect_err("damaged");
+    assert!(matches!(error, HubError::Damaged { .. }), "{error}");
+    f.resolve("owner/model").expect("fetched");
+    assert_eq!(std::fs::read(&path).expect("readable"), weights());
+    offline
+        .resolve(&model, &fetching(LoadFormat::Auto))
+        .expect("whole again");
+}
+
+#[test]
 fn a_server_without_ranges_starts_again() {
     let f = one_file();
     f.server
@@ -381,35 +428,26 @@ fn redirects_are_followed_but_the_token_stays_at_home() {
 fn offline_nothing_is_asked_and_a_dead_hub_leaves_what_is_cached() {
     let f = one_file();
     let model: HubModel = "owner/model".parse().expect("a model");
-    let never = AtomicBool::new(false);
+    let fetching = fetching(LoadFormat::Auto);
     let offline = f.hub_with(|settings| settings.offline = true);
     let error = offline
-        .resolve(&model, LoadFormat::Auto, &never)
+        .resolve(&model, &fetching)
         .expect_err("not there")
         .to_string();
     assert!(error.contains("owner/model@main is not in"), "{error}");
     assert!(f.server.log().is_empty(), "nothing was asked");
     let path = f.resolve("owner/model").expect("fetched");
     let n_asked = f.server.log().len();
-    assert_eq!(
-        offline.resolve(&model, LoadFormat::Auto, &never).expect("cached"),
-        path
-    );
+    assert_eq!(offline.resolve(&model, &fetching).expect("cached"), path);
     assert_eq!(f.server.log().len(), n_asked);
     // A port that was bound and closed again: nobody listens there.
     let gone = TcpListener::bind("127.0.0.1:0")
         .and_then(|l| l.local_addr())
         .expect("a free port");
     let dead = f.hub_with(|settings| settings.endpoint = format!("http://{gone}"));
-    assert_eq!(
-        dead.resolve(&model, LoadFormat::Auto, &never).expect("cached"),
-        path
-    );
+    assert_eq!(dead.resolve(&model, &fetching).expect("cached"), path);
     let other: HubModel = "owner/other".parse().expect("a model");
-    let error = dead
-        .resolve(&other, LoadFormat::Auto, &never)
-        .expect_err("no hub")
-        .to_string();
+    let error = dead.resolve(&other, &fetching).expect_err("no hub").to_string();
     assert!(error.contains("no answer for model owner/other"), "{error}");
 }
 
@@ -418,7 +456,8 @@ fn an_interrupt_ends_a_download_that_stalls() {
     let mut f = one_file();
     f.silence = Duration::from_millis(500);
     f.server.fail("GET", "model.gguf", &vec![Fault::Stall(100); 50]);
-    let interrupted = AtomicBool::new(false);
+    let fetching = fetching(LoadFormat::Auto);
+    let interrupted = Arc::clone(&fetching.interrupted);
     let model = "owner/model".parse().expect("a model");
     std::thread::scope(|scope| {
         let (server, flag) = (&f.server, &interrupted);
@@ -428,10 +467,7 @@ fn an_interrupt_ends_a_download_that_stalls() {
             }
             flag.store(true, Ordering::Relaxed);
         });
-        let error = f
-            .hub()
-            .resolve(&model, LoadFormat::Auto, &interrupted)
-            .expect_err("interrupted");
+        let error = f.hub().resolve(&model, &fetching).expect_err("interrupted");
         assert!(matches!(error, HubError::Interrupted), "{error}");
     });
 }

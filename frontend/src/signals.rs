@@ -1,0 +1,116 @@
+//! What signals mean to a process.
+//!
+//! ```text
+//! INT, TERM      end: a server drains, everything else stops at once and takes its download along
+//! HUP, QUIT      end everything but a server; that ignores the one with a line and answers the other by
+//!                telling the log what runs
+//! USR1, USR2     nothing to a server, the default elsewhere
+//! ```
+//!
+//! A signal whose listener is gone is lost, so whoever listens does so from the start to the end.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
+
+use arbora_runtime::engine::EngineHandle;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+/// The signals that ask for an end.
+#[derive(Debug)]
+pub struct Stop(Vec<Signal>);
+
+impl Stop {
+    /// Those that end a server.
+    ///
+    /// # Errors
+    /// Where the system refuses.
+    pub fn of_server() -> io::Result<Stop> {
+        Stop::of(&[SignalKind::interrupt(), SignalKind::terminate()])
+    }
+
+    /// Those that end everything else.
+    ///
+    /// # Errors
+    /// Where the system refuses.
+    pub fn of_command() -> io::Result<Stop> {
+        Stop::of(&[
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+            SignalKind::quit(),
+        ])
+    }
+
+    fn of(kinds: &[SignalKind]) -> io::Result<Stop> {
+        kinds
+            .iter()
+            .map(|&kind| signal(kind))
+            .collect::<Result<_, _>>()
+            .map(Stop)
+    }
+
+    /// Waits for the next one.
+    pub async fn told(&mut self) {
+        poll_fn(|context| {
+            match self
+                .0
+                .iter_mut()
+                .any(|signal| signal.poll_recv(context).is_ready())
+            {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
+    }
+}
+
+/// From now on HUP, USR1 and USR2 do nothing, and QUIT tells the log what `engine` does, once it is there.
+///
+/// # Errors
+/// Where the system refuses.
+pub fn outlive(engine: watch::Receiver<Option<EngineHandle>>) -> io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut quit = signal(SignalKind::quit())?;
+    let mut users = [
+        signal(SignalKind::user_defined1())?,
+        signal(SignalKind::user_defined2())?,
+    ];
+    drop(tokio::spawn(async move {
+        loop {
+            let [user1, user2] = &mut users;
+            tokio::select! {
+                _ = hangup.recv() => {
+                    tracing::warn!("SIGHUP is ignored: nothing is read anew; SIGTERM stops the server");
+                }
+                _ = quit.recv() => tell(engine.borrow().as_ref()),
+                _ = user1.recv() => tracing::debug!("SIGUSR1 is ignored"),
+                _ = user2.recv() => tracing::debug!("SIGUSR2 is ignored"),
+            }
+        }
+    }));
+    Ok(())
+}
+
+/// Tells the log what runs. Asks nobody, so that it answers for an engine that is stuck as well.
+fn tell(engine: Option<&EngineHandle>) {
+    let Some(engine) = engine else {
+        tracing::warn!("SIGQUIT: the model is not loaded yet");
+        return;
+    };
+    let now = engine.metrics().gauges();
+    let stalled = engine.stalled_for(std::time::Instant::now());
+    tracing::warn!(
+        in_flight = engine.n_in_flight(),
+        running = now.running,
+        waiting = now.waiting,
+        waiting_tokens = now.waiting_tokens,
+        pages_owned = now.pages_owned,
+        pages_cached = now.pages_cached,
+        pages_free = now.pages_free,
+        since_last_step_ms = stalled.map_or(0, |time| time.as_millis() as u64),
+        "SIGQUIT: what runs"
+    );
+}

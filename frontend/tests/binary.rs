@@ -1,0 +1,485 @@
+//! The binary itself, where standard error, signals, threads, memory or the model's file are not as they
+//! should be. It says so in a line, or goes on; it never panics and never hangs.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_arbora");
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/families/qwen2.gguf");
+/// Far more than anything here takes, on a machine that does other things as well.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The user that owns nothing.
+const NOBODY: &str = "65534";
+
+fn arbora() -> Command {
+    let mut command = Command::new(BINARY);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}
+
+/// `arbora serve` with the smallest model there is.
+fn serve(mut command: Command, port: u16) -> Command {
+    command
+        .args(["serve", "--model", MODEL, "--threads", "1", "--kv-pages", "64"])
+        .args(["--log", "debug", "--port", &port.to_string()]);
+    command
+}
+
+/// Looks until it is so.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < end, "{what} did not come to be");
+        std::thread::yield_now();
+    }
+}
+
+struct Server {
+    child: Child,
+    port: u16,
+}
+
+impl Server {
+    /// Waits until it serves, and returns what it goes on to say.
+    fn start(command: &mut Command) -> (Server, BufReader<ChildStderr>) {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the binary runs");
+        let mut log = BufReader::new(child.stderr.take().expect("it is piped"));
+        let line = next_line(&mut log, "serving at http://");
+        let port = line.split("127.0.0.1:").nth(1).expect("an address");
+        let port = port.split('/').next().expect("a port").parse().expect("a number");
+        (Server { child, port }, log)
+    }
+
+    /// Waits until somebody listens on the port it was told.
+    fn start_mute(stderr: File) -> Server {
+        let free = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = free.local_addr().expect("bound").port();
+        drop(free);
+        let child = serve(arbora(), port)
+            .stderr(stderr)
+            .spawn()
+            .expect("the binary runs");
+        let mut server = Server { child, port };
+        until("a server", || {
+            if let Some(status) = server.child.try_wait().expect("ours") {
+                panic!("it ended with {status}");
+            }
+            TcpStream::connect(("127.0.0.1", port)).is_ok() && server.get("/health").contains("\"ok\"")
+        });
+        server
+    }
+
+    fn exchange(&self, bytes: &[u8]) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.write_all(bytes).expect("it reads");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("an answer in time");
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    fn get(&self, path: &str) -> String {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        self.exchange(request.as_bytes())
+    }
+
+    fn post(&self, path: &str, headers: &str, body: &[u8]) -> String {
+        let n = body.len();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {n}\r\n{headers}\r\n"
+        );
+        self.exchange(&[head.as_bytes(), body].concat())
+    }
+
+    fn completes(&self, more: &str) {
+        let body = format!("{{\"prompt\": \"a\", \"max_tokens\": 3, \"temperature\": 0{more}}}");
+        let answer = self.post("/v1/completions", "", body.as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+
+    /// Something that the log says a line about.
+    fn provoke_a_line(&self) {
+        self.exchange(b"\0\r\n\r\n");
+    }
+
+    fn metric(&self, name: &str) -> u64 {
+        let page = self.get("/metrics");
+        let value = page
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.expect("it is exported").parse().expect("a count")
+    }
+
+    fn signal(&self, name: &str) {
+        kill(name, self.child.id());
+    }
+
+    fn stop(mut self) -> ExitStatus {
+        self.signal("TERM");
+        let mut status = None;
+        until("its end", || {
+            status = self.child.try_wait().expect("ours");
+            status.is_some()
+        });
+        status.expect("it ended")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn kill(signal: &str, process: u32) {
+    let killed = Command::new("kill")
+        .args(["-s", signal, &process.to_string()])
+        .status();
+    assert!(killed.expect("there is a kill").success());
+}
+
+/// The next line of `log` that holds `text`.
+fn next_line(log: &mut impl BufRead, text: &str) -> String {
+    let mut read = String::new();
+    loop {
+        let start = read.len();
+        let n = log.read_line(&mut read).expect("text");
+        assert!(n > 0, "no line with '{text}' in:\n{read}");
+        if read[start..].contains(text) {
+            return read[start..].to_owned();
+        }
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Ended by itself, with one line that begins like this.
+fn refused(output: &Output, beginning: &str) {
+    let said = said(output);
+    assert_eq!(output.status.code(), Some(1), "{}: {said}", output.status);
+    let lines: Vec<&str> = said.lines().filter(|line| !line.contains(" INFO ")).collect();
+    assert_eq!(lines.len(), 1, "{said}");
+    assert!(lines[0].starts_with(beginning), "{said}");
+}
+
+#[test]
+fn a_full_disk_under_the_log_costs_lines_and_nothing_else() {
+    let full = OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .expect("Linux has it");
+    let server = Server::start_mute(full);
+    for _ in 0..20 {
+        server.provoke_a_line();
+    }
+    server.completes("");
+    until("a count", || {
+        server.metric("arbora_log_lines_dropped_total") >= 20
+    });
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn a_log_whose_reader_is_gone_costs_lines_and_nothing_else() {
+    let (server, log) = Server::start(&mut serve(arbora(), 0));
+    drop(log);
+    for _ in 0..20 {
+        server.provoke_a_line();
+    }
+    server.completes("");
+    until("a count", || {
+        server.metric("arbora_log_lines_dropped_total") >= 20
+    });
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn a_log_that_nobody_reads_keeps_nobody_waiting() {
+    let (server, log) = Server::start(&mut serve(arbora(), 0));
+    // A pipe holds 64 KiB, and a line with a time and a message is longer than 44 bytes.
+    for _ in 0..1600 {
+        server.provoke_a_line();
+    }
+    server.completes("");
+    server.signal("QUIT");
+    server.completes("");
+    assert_eq!(server.stop().code(), Some(0));
+    drop(log);
+}
+
+#[test]
+fn signals_that_ask_for_no_end_do_not_end_a_server() {
+    let (server, mut log) = Server::start(&mut serve(arbora(), 0));
+    for (signal, expected) in [
+        ("HUP", "SIGHUP is ignored"),
+        ("USR1", "SIGUSR1 is ignored"),
+        ("USR2", "SIGUSR2 is ignored"),
+        ("QUIT", "what runs"),
+    ] {
+        server.signal(signal);
+        let line = next_line(&mut log, expected);
+        if signal == "QUIT" {
+            for field in ["in_flight=0", "running=0", "waiting=0", "pages_free="] {
+                assert!(line.contains(field), "{line}");
+            }
+        }
+        server.completes("");
+    }
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+#[test]
+fn a_signal_while_the_model_is_fetched_takes_the_downloader_along() {
+    for signal in ["INT", "TERM", "HUP", "QUIT"] {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let at = |name: &str| folder.path().join(name);
+        let pid = at("pid");
+        // A pip that has started another process, and waits for it.
+        let script = format!(
+            "#!/bin/sh\nPATH=/usr/bin:/bin\nsleep 1000 &\necho $! > {0}.new\nmv {0}.new {0}\nwait\n",
+            pid.display()
+        );
+        fs::write(at("python3"), script).expect("writable");
+        fs::set_permissions(at("python3"), fs::Permissions::from_mode(0o755)).expect("ours");
+        let mut pull = arbora();
+        pull.args(["pull", "smollm2:135m"]).stderr(Stdio::null());
+        pull.env("PATH", folder.path()).env("XDG_CACHE_HOME", at("cache"));
+        let mut pull = pull.spawn().expect("the binary runs");
+        until("a downloader", || pid.exists());
+        let sleeper = fs::read_to_string(&pid).expect("a number").trim().to_owned();
+        kill(signal, pull.id());
+        assert_eq!(pull.wait().expect("ours").code(), Some(130), "{signal}");
+        until("the downloader's end", || {
+            let stat = fs::read_to_string(format!("/proc/{sleeper}/stat")).unwrap_or_default();
+            // Gone, or not yet taken note of by whoever inherited it.
+            stat.is_empty() || stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"))
+        });
+        let left = fs::read_dir(at("cache/arbora/models/smollm2-135m")).expect("a folder");
+        let left: Vec<_> = left.map(|entry| entry.expect("readable").file_name()).collect();
+        assert_eq!(left, [".lock"], "{signal}");
+    }
+}
+
+/// The binary under a limit on the threads of its user. The superuser has none, so it becomes nobody.
+fn with_threads(n: usize, folder: &Path) -> Command {
+    let limit = format!("--nproc={n}:{n}");
+    let is_root = fs::metadata("/proc/self").expect("Linux").uid() == 0;
+    let mut command = match is_root {
+        true => {
+            let mut command = Command::new("setpriv");
+            let ids = ["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"];
+            command.args(ids).args(["prlimit", &limit]);
+            command
+        }
+        false => {
+            let mut command = Command::new("prlimit");
+            command.arg(&limit);
+            command
+        }
+    };
+    // Where that user may run it from.
+    let (binary, model) = (folder.join("arbora"), folder.join("model.gguf"));
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("ours");
+    if !binary.exists() {
+        fs::copy(BINARY, &binary).expect("room for the binary");
+        fs::copy(MODEL, &model).expect("room for the model");
+    }
+    command
+        .arg(binary)
+        .args(["serve", "--threads", "1", "--kv-pages", "64", "--port", "0"]);
+    command.arg("--model").arg(model).current_dir(folder);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn without_threads_a_start_ends_in_a_line_and_a_running_server_needs_no_more() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let n_needed = (1..=64).find(|&n| {
+        let mut child = with_threads(n, folder.path()).spawn().expect("it runs");
+        let mut log = BufReader::new(child.stderr.take().expect("piped"));
+        let mut said = String::new();
+        let serves = loop {
+            let is_over = log.read_line(&mut said).expect("text") == 0;
+            if is_over || said.contains("serving at http://") {
+                break !is_over;
+            }
+        };
+        drop(child.kill());
+        let status = child.wait().expect("ours");
+        if serves {
+            return true;
+        }
+        assert_eq!(status.code(), Some(1), "{n} threads: {said}");
+        let last = said.lines().last().expect("a line");
+        assert!(
+            last.starts_with("arbora: cannot start thread '"),
+            "{n} threads: {said}"
+        );
+        assert!(last.contains("ulimit -u"), "{n} threads: {said}");
+        assert!(!said.contains("panicked"), "{n} threads: {said}");
+        false
+    });
+    if fs::metadata("/proc/self").expect("Linux").uid() != 0 {
+        // Another process of this user may take a thread at any time.
+        return;
+    }
+    let n_needed = n_needed.expect("64 threads are enough");
+    assert!(n_needed > 4, "it has as many threads from the start");
+    // Threads that only load the model end at one time or another, and count until they have.
+    let (server, _log) = Server::start(&mut with_threads(n_needed + 4, folder.path()));
+    let process = server.child.id().to_string();
+    let limited = Command::new("prlimit")
+        .args(["--pid", &process, "--nproc=1:1"])
+        .status();
+    assert!(limited.expect("there is a prlimit").success());
+    for idx in 0..5 {
+        server.completes(&format!(", \"regex\": \"[ab]{{{}}}\"", idx + 1));
+        let compressed = gzip(b"{\"prompt\": \"a\", \"max_tokens\": 1}");
+        let answer = server.post("/v1/completions", "content-encoding: gzip\r\n", &compressed);
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        // Long enough to be encoded aside, and too long for the model.
+        let long = format!("{{\"prompt\": \"{}\"}}", "a ".repeat(20_000));
+        let answer = server.post("/v1/completions", "", long.as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    }
+    assert_eq!(server.stop().code(), Some(0));
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).expect("memory");
+    encoder.finish().expect("memory")
+}
+
+#[test]
+fn a_pool_beyond_the_memory_there_is_ends_in_a_line() {
+    for (option, value) in [("--kv-memory", "1048576GiB"), ("--kv-pages", "1000000000000")] {
+        let mut command = arbora();
+        command.args(["serve", "--model", MODEL, "--port", "0", option, value]);
+        let output = command.output().expect("the binary runs");
+        refused(&output, "arbora: the model's weights take ");
+        assert!(said(&output).contains("--kv-memory"), "{}", said(&output));
+    }
+}
+
+#[test]
+fn keys_that_are_not_there_cannot_be_kept_apart() {
+    let output = arbora()
+        .args(["serve", "--model", MODEL, "--port", "0", "--isolate-keys"])
+        .output();
+    refused(
+        &output.expect("the binary runs"),
+        "arbora: --isolate-keys keeps API keys apart and there is none",
+    );
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_named_at_the_start() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let path = folder.path().join("model.gguf");
+    let mut bytes = fs::read(MODEL).expect("readable");
+    let end = bytes.len();
+    bytes[end - 64..].fill(0xff);
+    fs::write(&path, bytes).expect("writable");
+    let mut command = arbora();
+    command
+        .args(["serve", "--port", "0", "--kv-pages", "64", "--model"])
+        .arg(path);
+    refused(&command.output().expect("the binary runs"), "arbora: tensor `");
+}
+
+#[test]
+fn a_closed_output_ends_a_command_without_a_backtrace() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let commands: [&[&str]; 5] = [
+        &["--help"],
+        &["inspect", MODEL],
+        &["pull", MODEL],
+        &["models"],
+        &[
+            "generate",
+            "--model",
+            MODEL,
+            "--threads",
+            "1",
+            "--raw",
+            "--max-tokens",
+            "9",
+            "a",
+        ],
+    ];
+    for arguments in commands {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = arbora();
+        command.args(arguments).env("XDG_CACHE_HOME", folder.path());
+        let output = command.stdout(writer).output().expect("the binary runs");
+        let said = said(&output);
+        assert!(output.status.code().is_some(), "{arguments:?}: {}", output.status);
+        assert!(!said.contains("panicked"), "{arguments:?}: {said}");
+        assert!(said.lines().count() <= 1, "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn what_is_sent_to_the_collector_is_in_no_log() {
+    let collector = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/v1/traces", collector.local_addr().expect("bound"));
+    let received = std::thread::spawn(move || {
+        let (mut stream, _) = collector.accept().expect("the server connects");
+        let (mut received, mut buffer) = (Vec::new(), [0; 4096]);
+        // The head is enough.
+        while !received.windows(4).any(|end| end == b"\r\n\r\n") {
+            let n = stream.read(&mut buffer).expect("a request");
+            assert!(n > 0, "a whole head");
+            received.extend_from_slice(&buffer[..n]);
+        }
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-answer: geheim\r\n\r\n{}")
+            .expect("the server reads");
+        String::from_utf8_lossy(&received).into_owned()
+    });
+    let mut command = arbora();
+    command.args([
+        "serve",
+        "--model",
+        MODEL,
+        "--threads",
+        "1",
+        "--kv-pages",
+        "64",
+        "--port",
+        "0",
+    ]);
+    command.args(["--log", "trace", "--otlp-traces-endpoint", &url]);
+    command.env("OTEL_EXPORTER_OTLP_HEADERS", "x-key=sesame");
+    let (server, mut log) = Server::start(&mut command);
+    let log = std::thread::spawn(move || {
+        let mut said = String::new();
+        log.read_to_string(&mut said).expect("text");
+        said
+    });
+    server.completes("");
+    assert_eq!(server.stop().code(), Some(0));
+    assert!(
+        received.join().expect("no panic").contains("sesame"),
+        "it was sent"
+    );
+    let said = log.join().expect("no panic");
+    assert!(!said.contains("sesame") && !said.contains("geheim"), "{said}");
+    assert!(said.contains("stopped"), "{said}");
+}
