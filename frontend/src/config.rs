@@ -168,6 +168,10 @@ pub struct Options {
     /// Most prompt tokens waiting; more get a 429 [default: 1048576]
     #[arg(long, env = "ARBORA_MAX_WAITING_TOKENS", help_heading = "Scheduling")]
     pub max_waiting_tokens: Option<usize>,
+    /// Seconds; what would wait longer for its turn, by the rate of late, gets a 429; 0 for no limit
+    /// [default: 60]
+    #[arg(long, env = "ARBORA_MAX_QUEUE_WAIT", help_heading = "Scheduling")]
+    pub max_queue_wait: Option<u64>,
     /// Who is next: prefix (longest cached prefix, with aging), fcfs or priority [default: prefix]
     #[arg(long, env = "ARBORA_SCHEDULE_POLICY", help_heading = "Scheduling")]
     pub schedule_policy: Option<String>,
@@ -259,6 +263,8 @@ pub struct Config {
     pub max_waiting: Option<usize>,
     /// Limit of waiting prompt tokens; the engine's default where absent.
     pub max_waiting_tokens: Option<usize>,
+    /// Seconds a request may be expected to wait; 0 for any time, the engine's default where absent.
+    pub max_queue_wait: Option<u64>,
     /// Who is next.
     pub schedule_policy: SchedulePolicy,
     /// What is evicted first.
@@ -377,6 +383,7 @@ impl Options {
             max_running: self.max_running.or(under.max_running),
             max_waiting: self.max_waiting.or(under.max_waiting),
             max_waiting_tokens: self.max_waiting_tokens.or(under.max_waiting_tokens),
+            max_queue_wait: self.max_queue_wait.or(under.max_queue_wait),
             schedule_policy: self.schedule_policy.or(under.schedule_policy),
             eviction_policy: self.eviction_policy.or(under.eviction_policy),
             draft: self.draft.or(under.draft),
@@ -452,6 +459,7 @@ impl Options {
             max_running: self.max_running,
             max_waiting: self.max_waiting,
             max_waiting_tokens: self.max_waiting_tokens,
+            max_queue_wait: self.max_queue_wait,
             schedule_policy: choice("schedule-policy", &SchedulePolicy::NAMES, self.schedule_policy)?
                 .unwrap_or_default(),
             eviction_policy: choice("eviction-policy", &EVICTION_POLICIES, self.eviction_policy)?

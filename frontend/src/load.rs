@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use arbora_kernels::{Backend, KvShape};
 use arbora_runtime::draft::Drafters;
@@ -221,6 +222,11 @@ fn engine_config(config: &Config, n_pages: usize, context: usize) -> EngineConfi
         },
         max_waiting: config.max_waiting.unwrap_or(defaults.max_waiting),
         max_waiting_tokens: config.max_waiting_tokens.unwrap_or(defaults.max_waiting_tokens),
+        max_queue_wait: match config.max_queue_wait {
+            Some(0) => None,
+            Some(seconds) => Some(Duration::from_secs(seconds)),
+            None => defaults.max_queue_wait,
+        },
         schedule_policy: config.schedule_policy,
         n_tenants: config.api_keys.len().max(1),
         eviction_policy: config.eviction_policy,

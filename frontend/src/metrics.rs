@@ -174,7 +174,7 @@ fn counters(engine: &Metrics) -> [(&'static str, &'static str, &Counter); 11] {
         ),
         (
             "preemptions_total",
-            "Sequences sent back to waiting for want of pages.",
+            "Sequences sent back to waiting for want of pages, or for an API key below its share.",
             &engine.preemptions,
         ),
         (

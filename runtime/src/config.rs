@@ -63,6 +63,9 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// Most prompt tokens waiting, shared likewise.
     pub max_waiting_tokens: usize,
+    /// What would wait longer than this for its first step is refused, by the rate at which the queue drained
+    /// lately; nothing is refused for it where absent, and while no rate was measured.
+    pub max_queue_wait: Option<Duration>,
     /// Order of admission.
     pub schedule_policy: SchedulePolicy,
     /// Who shares the engine: each tenant that has requests waiting gets the same share of the work.
@@ -99,6 +102,7 @@ impl EngineConfig {
             max_scored_rows: 64,
             max_waiting: 1024,
             max_waiting_tokens: 1 << 20,
+            max_queue_wait: Some(Duration::from_secs(60)),
             schedule_policy: SchedulePolicy::default(),
             n_tenants: 1,
             eviction_policy: EvictionPolicy::Lru,

@@ -243,22 +243,40 @@ impl RowCost {
         }
     }
 
-    /// What a row more costs a step of `n_rows` rows that gives `n_tokens` tokens, in tokens.
-    pub(crate) fn of_step(&self, n_rows: usize, n_tokens: usize) -> f64 {
-        let (n_rows, n_tokens) = (n_rows as f64, n_tokens as f64);
-        let guess = n_tokens / (n_rows + 1.0 / Self::GUESS - 1.0);
+    /// Start and slope of the line through the steps; absent without steps of different sizes, and where the
+    /// line does not rise.
+    fn line(&self) -> Option<(f64, f64)> {
         let spread = self.weight * self.rows_rows - self.rows * self.rows;
-        // Without steps of different sizes there is no line.
         if spread <= 0.05 * self.rows * self.rows {
-            return guess;
+            return None;
         }
         let slope = (self.weight * self.rows_time - self.rows * self.time) / spread;
         let start = (self.time - slope * self.rows) / self.weight;
-        let step = start.max(0.0) + slope * n_rows;
-        if slope <= 0.0 || step <= 0.0 {
-            return guess;
+        (slope > 0.0).then_some((start.max(0.0), slope))
+    }
+
+    /// What a row more costs a step of `n_rows` rows that gives `n_tokens` tokens, in tokens.
+    pub(crate) fn of_step(&self, n_rows: usize, n_tokens: usize) -> f64 {
+        let (n_rows, n_tokens) = (n_rows as f64, n_tokens as f64);
+        match self.line() {
+            Some((start, slope)) => (slope * n_tokens / (start + slope * n_rows)).min(1.0),
+            None => n_tokens / (n_rows + 1.0 / Self::GUESS - 1.0),
         }
-        (slope * n_tokens / step).min(1.0)
+    }
+
+    /// Seconds that a step of `n_rows` rows takes; absent while nothing was measured.
+    pub(crate) fn seconds(&self, n_rows: usize) -> Option<f64> {
+        if self.time <= 0.0 {
+            return None;
+        }
+        let n_rows = n_rows as f64;
+        Some(match self.line() {
+            Some((start, slope)) => start + slope * n_rows,
+            None => {
+                let rows_of = |n: f64| 1.0 + Self::GUESS * (n - 1.0);
+                self.time / self.weight * rows_of(n_rows) / rows_of(self.rows / self.weight)
+            }
+        })
     }
 }
 

@@ -41,6 +41,9 @@ use crate::token_bytes::TokenBytes;
 /// Inbox slots beyond the waiting requests: one wake-up and one question.
 const N_EXTRA_SLOTS: usize = 2;
 
+/// Messages are taken in for about this long before the next step.
+const MAX_POLL_TIME: Duration = Duration::from_millis(2);
+
 /// Panics are counted over this time.
 const REBUILD_WINDOW: Duration = Duration::from_secs(60);
 
@@ -154,6 +157,7 @@ impl<B: Backend> Engine<B> {
             max_waiting: config.max_waiting,
             n_tenants: config.n_tenants,
             max_waiting_tokens: config.max_waiting_tokens,
+            max_queue_wait: config.max_queue_wait,
         };
         let shared = Arc::new(Shared::new(limits));
         let (sender, inbox) = bounded(config.max_waiting + N_EXTRA_SLOTS);
@@ -207,7 +211,7 @@ impl<B: Backend> Engine<B> {
         if let Some(exit) = self.exit {
             return Turn::Over(exit);
         }
-        self.poll_inbox(clock());
+        self.poll_inbox(clock);
         if self.scheduler.sequences.is_empty() {
             self.publish();
             return match self.is_draining {
@@ -268,7 +272,7 @@ impl<B: Backend> Engine<B> {
             .decoder
             .forward(&mut self.backend, self.kv.kv_mut(), &self.batch);
         // A device computes while the masks are filled.
-        prepare_rows(&self.plan, &mut self.scheduler.sequences);
+        prepare_rows(&mut self.plan, &mut self.scheduler.sequences, clock);
         let sample_rows = sample_rows(&self.plan, &self.scheduler.sequences);
         self.backend.sample(logits, &sample_rows, &mut self.sampled);
         logprob_rows(
@@ -281,7 +285,7 @@ impl<B: Backend> Engine<B> {
             self.backend
                 .logprobs(logits, &self.logprob_rows, &mut self.logprobs);
         }
-        self.commit(clock());
+        self.commit(clock);
         if cfg!(debug_assertions) {
             self.check();
         }
@@ -357,7 +361,8 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Takes the step's results in: tokens, endings, shared prefixes.
-    fn commit(&mut self, now: Instant) {
+    fn commit(&mut self, clock: &dyn Fn() -> Instant) {
+        let now = clock();
         self.now = now;
         self.shared.metrics().steps.add(1);
         let mut answers = StepAnswers::new(&self.sampled, &mut self.logprobs);
@@ -379,7 +384,13 @@ impl<B: Backend> Engine<B> {
             sequence.stage = Stage::Decode;
             let stops = &self.config.model_stop_tokens;
             let (source, before) = (sequence.draft_source(), sequence.usage());
+            let started = sequence.has_grammar().then(clock);
             let (n_new, mut ends) = sequence.verify(its_own.sampled, &self.token_bytes, stops);
+            if let Some(started) = started {
+                let time = clock().saturating_duration_since(started);
+                sequence.add_mask_time(time);
+                self.plan.mask_time += time;
+            }
             let metrics = self.shared.metrics();
             let usage = sequence.usage();
             metrics.generated_tokens.add(n_new);
@@ -432,12 +443,18 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    fn poll_inbox(&mut self, now: Instant) {
+    /// Takes messages in. A request's grammar is looked at here, so what takes long is left to the next turn.
+    fn poll_inbox(&mut self, clock: &dyn Fn() -> Instant) {
+        let now = clock();
         self.now = now;
         self.cache.set_time(now);
-        loop {
+        let mut time = Duration::ZERO;
+        while time <= MAX_POLL_TIME {
             match self.inbox.try_recv() {
-                Ok(message) => self.receive(message),
+                Ok(message) => {
+                    self.receive(message);
+                    time = clock().saturating_duration_since(now);
+                }
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
                     self.start_draining();

@@ -132,6 +132,15 @@ impl FairLimit {
         self.n_taken.load(Ordering::SeqCst)
     }
 
+    /// What `tenant` has.
+    ///
+    /// # Panics
+    /// Where there is no such tenant.
+    pub fn held(&self, tenant: usize) -> usize {
+        let its = &self.tenants[tenant];
+        its.n_own.load(Ordering::SeqCst) + its.n_shared.load(Ordering::SeqCst)
+    }
+
     /// Takes `n` for `tenant`, of its own part first, or nothing.
     ///
     /// # Panics
@@ -292,6 +301,7 @@ mod tests {
         assert!(limit.take(0, 151).is_err(), "10 are the other's");
         assert_eq!(limit.most_of_one(), 150);
         let large = limit.take(0, 150).expect("all that may be one's");
+        assert_eq!((limit.held(0), limit.held(1)), (150, 0));
         assert!(limit.take(0, 1).is_err());
         let small = limit.take(1, 10).expect("its own part");
         let refused = limit.take(1, 1).expect_err("nothing is left");

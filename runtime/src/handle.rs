@@ -51,6 +51,7 @@ pub(crate) struct RequestLimits {
     pub(crate) max_waiting: usize,
     pub(crate) n_tenants: usize,
     pub(crate) max_waiting_tokens: usize,
+    pub(crate) max_queue_wait: Option<Duration>,
 }
 
 /// Counters and flags between handles and engine.
@@ -68,7 +69,7 @@ pub(crate) struct Shared {
     /// Limits on both.
     waiting: FairLimit,
     waiting_tokens: FairLimit,
-    /// Prompt tokens leaving the waiting queue per second; 0 while unknown.
+    /// Prompt tokens leaving the waiting queue in 1,000 seconds; 0 while unknown.
     drain_rate: AtomicU64,
     accepting: AtomicBool,
     /// Milliseconds a drain may take; `u64::MAX` while nobody asked for one.
@@ -149,13 +150,26 @@ impl Shared {
         self.is_asked.store(false, Ordering::SeqCst);
     }
 
-    /// Takes a newly measured rate in; half of it is the new value, so that one odd second does not decide.
-    pub(crate) fn average_drain_rate(&self, tokens_per_second: u64) {
-        let average = match self.drain_rate.load(Ordering::Relaxed) {
-            0 => tokens_per_second,
-            old => old.midpoint(tokens_per_second),
-        };
-        self.drain_rate.store(average, Ordering::Relaxed);
+    /// Prompt tokens leave the waiting queue at this rate.
+    pub(crate) fn set_drain_rate(&self, tokens_per_second: f64) {
+        let rate = (tokens_per_second * 1000.0) as u64;
+        self.drain_rate.store(rate.max(1), Ordering::Relaxed);
+    }
+
+    /// Time until `n_tokens` prompt tokens have left the waiting queue; absent while nothing is known.
+    fn time_to_drain(&self, n_tokens: usize) -> Option<Duration> {
+        let rate = self.drain_rate.load(Ordering::Relaxed);
+        let ms = (n_tokens as u64).saturating_mul(1_000_000).checked_div(rate)?;
+        Some(Duration::from_millis(ms))
+    }
+
+    /// Time that a request of `tenant` will wait, if tenants take turns: before the last of its tokens each
+    /// other one has as many served, as far as it has them. Absent while nothing is known.
+    fn expected_wait(&self, tenant: usize) -> Option<Duration> {
+        let own = self.waiting_tokens.held(tenant);
+        let all = 0..self.limits.n_tenants;
+        let ahead = all.map(|other| self.waiting_tokens.held(other).min(own)).sum();
+        self.time_to_drain(ahead)
     }
 
     pub(crate) fn epoch(&self) -> Instant {
@@ -254,6 +268,7 @@ impl EngineHandle {
             assert_eq!(grammar.n_vocab(), n_vocab, "vocabulary of the grammar");
         }
         self.check(&request)?;
+        self.check_wait(request.tenant as usize)?;
         let place = Place::reserve(&self.shared, request.tenant as usize, request.prompt.len());
         let place = place.map_err(|no_room| self.queue_full(no_room))?;
         if !self.shared.accepting.load(Ordering::SeqCst) {
@@ -425,22 +440,36 @@ impl EngineHandle {
         }
     }
 
+    /// Refuses what would wait longer than anybody does.
+    fn check_wait(&self, tenant: usize) -> Result<(), SubmitError> {
+        let limit = self.shared.limits.max_queue_wait;
+        match (limit, self.shared.expected_wait(tenant)) {
+            (Some(limit), Some(expected)) if expected > limit => {
+                self.shared.metrics.requests_refused.add(1);
+                Err(SubmitError::WaitTooLong {
+                    expected,
+                    limit,
+                    retry_after: retry_after(Some(expected - limit)),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn queue_full(&self, no_room: NoRoom) -> SubmitError {
         self.shared.metrics.requests_refused.add(1);
-        let rate = self.shared.drain_rate.load(Ordering::Relaxed);
+        // By then a retry finds room, while waiting for all of them would leave the engine idle.
+        let half = self.shared.waiting_tokens() / 2;
         SubmitError::QueueFull {
             no_room,
-            retry_after: retry_after(self.shared.waiting_tokens(), rate),
+            retry_after: retry_after(self.shared.time_to_drain(half)),
         }
     }
 }
 
-/// Time until half of the waiting tokens are gone: by then a retry finds room, while waiting for all of them
-/// would leave the engine idle.
-fn retry_after(waiting_tokens: usize, tokens_per_second: u64) -> Duration {
-    let seconds = (waiting_tokens as u64 / 2)
-        .checked_div(tokens_per_second)
-        .unwrap_or(1);
+/// What a client is told that is refused for about `time`, or for a time that is not known.
+fn retry_after(time: Option<Duration>) -> Duration {
+    let seconds = time.map_or(1, |time| time.as_secs());
     Duration::from_secs(seconds.clamp(1, 60))
 }
 
@@ -449,10 +478,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retry_after_is_the_time_half_the_queue_takes() {
-        assert_eq!(retry_after(10_000, 500), Duration::from_secs(10));
-        assert_eq!(retry_after(10_000, 0), Duration::from_secs(1));
-        assert_eq!(retry_after(10, 500), Duration::from_secs(1));
-        assert_eq!(retry_after(usize::MAX, 1), Duration::from_secs(60));
+    fn retry_after_is_between_a_second_and_a_minute() {
+        let of = |ms| retry_after(Some(Duration::from_millis(ms)));
+        assert_eq!(of(10_900), Duration::from_secs(10));
+        assert_eq!(of(20), Duration::from_secs(1));
+        assert_eq!(of(u64::MAX), Duration::from_secs(60));
+        assert_eq!(retry_after(None), Duration::from_secs(1));
+    }
+
+    fn shared(n_tenants: usize) -> Arc<Shared> {
+        Arc::new(Shared::new(RequestLimits {
+            n_vocab: 48,
+            context: 64,
+            n_pages: 64,
+            page_size: 4,
+            max_running: 4,
+            max_waiting: 64,
+            n_tenants,
+            max_waiting_tokens: 10_000,
+            max_queue_wait: None,
+        }))
+    }
+
+    #[test]
+    fn a_request_waits_for_its_own_tenant_and_as_long_for_each_other_one() {
+        let shared = shared(3);
+        let mut places = Vec::new();
+        for (tenant, n_tokens) in [(0, 1000), (0, 1000), (1, 300)] {
+            places.push(Place::reserve(&shared, tenant, n_tokens).expect("there is room"));
+        }
+        assert_eq!(shared.expected_wait(0), None, "nothing is known");
+        shared.set_drain_rate(100.0);
+        let waits = [0, 1, 2].map(|tenant| shared.expected_wait(tenant).map(|wait| wait.as_secs()));
+        assert_eq!(waits, [Some(23), Some(6), Some(0)]);
     }
 }

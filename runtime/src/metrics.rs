@@ -118,7 +118,7 @@ impl Histogram<Tokens> {
 pub struct Metrics {
     /// Requests accepted by `submit`.
     pub requests_accepted: Counter,
-    /// Requests refused because the queue was full.
+    /// Requests refused because the queue was full or too long.
     pub requests_refused: Counter,
     /// Requests ended, by reason: see [`Metrics::FINISH_REASONS`].
     pub requests_finished: [Counter; Metrics::FINISH_REASONS.len()],
@@ -139,7 +139,7 @@ pub struct Metrics {
     pub drafted_tokens: [Counter; Metrics::DRAFT_SOURCES.len()],
     /// Of those, the ones that became output.
     pub accepted_tokens: [Counter; Metrics::DRAFT_SOURCES.len()],
-    /// Sequences sent back to waiting because pages ran out.
+    /// Sequences sent back to waiting because pages ran out or another tenant was below its share.
     pub preemptions: Counter,
     /// Cached pages given up for new ones.
     pub evicted_pages: Counter,

@@ -17,6 +17,10 @@
 //! smallest counter is next. A tenant that had nothing waiting is lifted to the smallest counter of those who
 //! have, so that idleness saves nothing up. Who waits is charged nothing while the others are, so every lane
 //! has its turn again, and one tenant alone sees no difference.
+//!
+//! A tenant that holds less than its share of the running places is ahead of those that do not, as long as it
+//! is at most [`TURN_SLACK`] beyond the smallest counter: so places settle at equal parts, instead of being
+//! given away and taken back by preemption, and work is still equal in the long run.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -28,6 +32,12 @@ use crate::sequence::{Sequence, SequenceSlot, Sequences};
 
 /// Waiting sequences whose cached prefix is looked up again per step, in turn.
 const REFRESHED_PER_STEP: usize = 32;
+
+/// How much more work, in weighted tokens, a tenant may have had and still be ahead for want of places.
+const TURN_SLACK: u64 = 4096;
+
+/// Tenants looked at for one that wants places.
+const MAX_TURNS: usize = 32;
 
 /// Where a sequence stands in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -163,6 +173,16 @@ impl WaitingQueue {
         }
     }
 
+    /// Whether anything of `tenant` waits.
+    pub(crate) fn waits(&self, tenant: u32) -> bool {
+        self.lanes[tenant as usize].n_waiting > 0
+    }
+
+    /// Tenants of whom anything waits.
+    pub(crate) fn n_tenants_waiting(&self) -> usize {
+        self.lanes.iter().filter(|lane| lane.n_waiting > 0).count()
+    }
+
     /// Forgets who waits, and keeps the counters.
     pub(crate) fn clear(&mut self) {
         for lane in &mut self.lanes {
@@ -173,10 +193,22 @@ impl WaitingQueue {
         self.refreshed = None;
     }
 
-    /// The first sequence of the tenant whose turn it is.
-    pub(crate) fn first(&self) -> Option<Rank> {
-        let (_, tenant) = self.turns.first()?;
-        self.lanes[*tenant].ordered.first().copied()
+    /// Whether nobody has a place in a lane.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.turns.is_empty()
+    }
+
+    /// The first sequence of the tenant whose turn it is; `wants_places` of those that hold too few.
+    pub(crate) fn first(&self, wants_places: impl Fn(u32) -> bool) -> Option<Rank> {
+        let &(least, first) = self.turns.first()?;
+        let mut near = self.turns.iter().take(MAX_TURNS);
+        let ahead = near.find(|(counter, tenant)| {
+            *counter <= least.saturating_add(TURN_SLACK)
+                && self.turns.len() > 1
+                && wants_places(*tenant as u32)
+        });
+        let tenant = ahead.map_or(first, |(_, tenant)| *tenant);
+        self.lanes[tenant].ordered.first().copied()
     }
 
     /// Looks up the next few sequences' cached prefixes.

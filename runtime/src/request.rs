@@ -361,6 +361,20 @@ pub enum SubmitError {
         /// When to try again, from the measured drain rate.
         retry_after: Duration,
     },
+    /// The waiting queue is so long that the request would wait longer than allowed.
+    #[error(
+        "the queue is too long: the request would wait about {} s, the limit is {} s",
+        expected.as_secs(),
+        limit.as_secs()
+    )]
+    WaitTooLong {
+        /// What it would wait, from the measured drain rate.
+        expected: Duration,
+        /// [`crate::config::EngineConfig::max_queue_wait`].
+        limit: Duration,
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// An empty prompt.
     #[error("the prompt is empty")]
     EmptyPrompt,

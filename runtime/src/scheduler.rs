@@ -5,11 +5,15 @@
 //!          <----------------------------- at most max_batch_tokens ------------------------------------->
 //! ```
 //!
+//! * Which of them a step takes, and how many, is in [`crate::step_rows`] and [`crate::pace`].
 //! * Admission is in the queue's order and stops at the first sequence that does not fit, so a large request
 //!   is not passed by smaller ones for ever.
 //! * A waiting sequence that would compute the same prefix as one being prefilled follows it: it holds
 //!   nothing and is looked at again when the common part is in the tree or the leader no longer prefills.
 //!   Only running sequences lead, so there is no cycle.
+//! * Where places or pages are short, a tenant that holds more than its share gives way to one that stays
+//!   within its own ([`crate::shares`]): its sequence with the least progress is preempted. Tenants take
+//!   turns as the queue says, so this is at the expense of who got more.
 //! * A sequence that decodes and finds no page preempts; in every step at least one sequence keeps its pages
 //!   and gets its token, so the whole always ends.
 
@@ -17,10 +21,13 @@ use std::time::{Duration, Instant};
 
 use crate::cache::{AdmissionWish, PageCopy, PrefixCache};
 use crate::config::EngineConfig;
-use crate::draft::{Drafters, RowCost};
+use crate::draft::Drafters;
+use crate::pace::{Load, Pace};
 use crate::queue::{WaitingQueue, Work};
 use crate::request::{Request, RequestError};
 use crate::sequence::{Following, Sequence, SequenceSlot, Sequences, Stage};
+use crate::shares::gives_way;
+use crate::step_rows::{Budget, PromptLoad, plan_decode, plan_prompts};
 
 /// A sequence follows at most this often.
 const MAX_FOLLOWS: usize = 8;
@@ -51,14 +58,6 @@ impl PlannedRows {
     }
 }
 
-/// What a step can still take.
-#[derive(Clone, Copy, Debug)]
-struct Budget {
-    n_rows: usize,
-    /// Rows for a prompt's log-probabilities.
-    n_scored: usize,
-}
-
 /// One step, and what has to be done before it.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
@@ -70,6 +69,8 @@ pub(crate) struct Plan {
     /// Sequences that cannot go on.
     pub(crate) failed: Vec<(SequenceSlot, RequestError)>,
     pub(crate) n_preempted: usize,
+    /// Time that grammars took in this step.
+    pub(crate) mask_time: Duration,
 }
 
 impl Plan {
@@ -79,6 +80,7 @@ impl Plan {
         self.started.clear();
         self.failed.clear();
         self.n_preempted = 0;
+        self.mask_time = Duration::ZERO;
     }
 
     /// Tokens that will be sampled.
@@ -126,7 +128,8 @@ pub(crate) struct Scheduler {
     max_batch_tokens: usize,
     max_draft_rows: usize,
     drafters: Drafters,
-    row_cost: RowCost,
+    pace: Pace,
+    n_steps: u64,
     max_scored_rows: usize,
     n_extra_logit_rows: usize,
     page_size: usize,
@@ -146,7 +149,8 @@ impl Scheduler {
             max_batch_tokens: config.max_batch_tokens,
             max_draft_rows: config.max_draft_rows,
             drafters: config.drafters,
-            row_cost: RowCost::default(),
+            pace: Pace::default(),
+            n_steps: 0,
             max_scored_rows: config.max_scored_rows,
             n_extra_logit_rows: config.n_extra_logit_rows(),
             page_size: config.page_size,
@@ -169,15 +173,13 @@ impl Scheduler {
         sequence
     }
 
-    /// `n` tokens of output were computed for a tenant.
-    pub(crate) fn charge_output(&mut self, tenant: u32, n: usize) {
-        self.queue.charge(
-            tenant,
-            Work {
-                n_output: n,
-                ..Work::default()
-            },
-        );
+    /// `n_output` tokens of output were made for a tenant.
+    pub(crate) fn charge_output(&mut self, tenant: u32, n_output: usize) {
+        let work = Work {
+            n_output,
+            ..Work::default()
+        };
+        self.queue.charge(tenant, work);
     }
 
     /// Takes a sequence out for its ending. It still holds its pages if it was running.
@@ -191,11 +193,15 @@ impl Scheduler {
 
     /// A step that was planned took `time`.
     pub(crate) fn note_time(&mut self, plan: &Plan, time: Duration) {
-        let is_decode = |rows: &PlannedRows| rows.n_rows - rows.n_draft == 1;
-        if plan.rows.iter().all(is_decode) {
-            let n_rows = plan.rows.iter().map(|rows| rows.n_rows).sum();
-            self.row_cost.record(n_rows, time);
+        let mut load = Load::default();
+        for rows in &plan.rows {
+            match rows.n_rows - rows.n_draft {
+                1 => load.n_decode += rows.n_rows,
+                n_rows => load.chunks.add(rows.first_position, n_rows),
+            }
         }
+        self.pace.record(load, time.saturating_sub(plan.mask_time));
+        self.pace.charge_masks(plan.mask_time);
     }
 
     /// An output came to its natural end.
@@ -230,22 +236,42 @@ impl Scheduler {
     /// Decides the next step. Evicts, preempts and admits as needed.
     pub(crate) fn plan(&mut self, cache: &mut PrefixCache, plan: &mut Plan) {
         plan.clear();
+        self.n_steps += 1;
         self.secure_decode_pages(cache, plan);
-        let mut budget = Budget {
-            n_rows: self.max_batch_tokens,
-            n_scored: self.max_scored_rows,
-        };
-        for stage in [Stage::Decode, Stage::Prefill] {
-            for &slot in &self.running {
-                if self.sequences[slot].stage == stage {
-                    plan_rows(plan, slot, &self.sequences[slot], &mut budget);
-                }
-            }
-        }
         self.return_followers();
         self.queue.refresh(&mut self.sequences, cache);
-        self.admit(cache, plan, &mut budget);
+        self.admit(cache, plan);
+        let mut budget = self.budget();
+        let running = (&self.sequences, self.running.as_slice());
+        let masks = plan_decode(plan, running, (&mut budget, &mut self.pace));
+        plan_prompts(plan, running, (&mut budget, &self.pace), masks);
+        for rows in &plan.rows {
+            let sequence = &mut self.sequences[rows.slot];
+            sequence.latest_step = self.n_steps;
+            // What a preempted one computes again is not its tenant's fault.
+            if sequence.stage == Stage::Prefill && sequence.usage().n_preemptions == 0 {
+                let work = Work {
+                    n_computed: rows.n_rows,
+                    ..Work::default()
+                };
+                self.queue.charge(sequence.request().tenant, work);
+            }
+        }
         self.plan_drafts(cache, plan, budget);
+    }
+
+    /// What a step can take, decode rows included.
+    fn budget(&self) -> Budget {
+        Budget {
+            n_rows: self.max_batch_tokens,
+            n_scored: self.max_scored_rows,
+            seconds: self.pace.spare(self.n_decoding()),
+        }
+    }
+
+    fn n_decoding(&self) -> usize {
+        let decodes = |slot: &&SequenceSlot| self.sequences[**slot].stage == Stage::Decode;
+        self.running.iter().filter(decodes).count()
     }
 
     /// A page for every decode row, at the price of preemptions where there is none.
@@ -268,14 +294,16 @@ impl Scheduler {
                 self.running.clear();
                 return;
             }
-            let victim_idx = self.victim();
+            let victim_idx = self.victim(|_| true).expect("somebody runs");
             self.preempt(victim_idx, cache, plan);
+            self.estimate.raise();
             idx -= usize::from(victim_idx < idx);
         }
     }
 
-    /// The running sequence with the least progress per page; of equals the one admitted last.
-    fn victim(&self) -> usize {
+    /// Of the running sequences that `may_be` chosen the one with the least progress per page; of equals the
+    /// one admitted last.
+    fn victim(&self, may_be: impl Fn(&Sequence) -> bool) -> Option<usize> {
         let progress = |&slot: &SequenceSlot| {
             let sequence = &self.sequences[slot];
             let n_pages = sequence.tokens.len().div_ceil(self.page_size);
@@ -284,13 +312,9 @@ impl Scheduler {
         let by_progress = |(i, a): &(usize, &SequenceSlot), (j, b): &(usize, &SequenceSlot)| {
             progress(a).total_cmp(&progress(b)).then(j.cmp(i))
         };
-        let (idx, _) = self
-            .running
-            .iter()
-            .enumerate()
-            .min_by(by_progress)
-            .expect("somebody runs");
-        idx
+        let running = self.running.iter().enumerate();
+        let possible = running.filter(|(_, slot)| may_be(&self.sequences[**slot]));
+        possible.min_by(by_progress).map(|(idx, _)| idx)
     }
 
     fn preempt(&mut self, running_idx: usize, cache: &mut PrefixCache, plan: &mut Plan) {
@@ -300,7 +324,6 @@ impl Scheduler {
         cache.finish(table, sequence.computed(), sequence.n_prompt);
         sequence.n_computed = 0;
         self.queue.enter(slot, sequence);
-        self.estimate.raise();
         plan.n_preempted += 1;
     }
 
@@ -328,14 +351,17 @@ impl Scheduler {
         });
     }
 
-    /// Starts waiting sequences as far as `budget` goes.
-    fn admit(&mut self, cache: &mut PrefixCache, plan: &mut Plan, budget: &mut Budget) {
+    /// Starts waiting sequences as far as the rows of the next step go.
+    fn admit(&mut self, cache: &mut PrefixCache, plan: &mut Plan) {
         let mut n_lookups = 0;
-        while budget.n_rows > 0 && self.running.len() < self.max_running {
-            let Some(rank) = self.queue.first() else {
-                break;
-            };
+        let mut budget = self.budget();
+        budget.n_rows -= self.n_decoding();
+        let mut load = PromptLoad::new(&self.sequences, &self.running, budget, &self.pace);
+        while let Some(rank) = self.queue.first(|tenant| self.wants_places(tenant)) {
             let slot = rank.slot();
+            if !load.has_room(self.sequences[slot].request().tenant, budget.n_rows) {
+                break;
+            }
             if n_lookups < MAX_LOOKUPS {
                 n_lookups += 1;
                 if self.queue.update(rank, &mut self.sequences, cache) {
@@ -350,13 +376,79 @@ impl Scheduler {
                 self.followers.push(slot);
                 continue;
             }
-            if !self.try_admit(slot, cache, plan) {
+            let n_before = plan.n_preempted;
+            if self.running.len() == self.max_running && !self.make_place(slot, cache, plan) {
                 break;
             }
-            if let Some(last) = self.running.last().filter(|&&last| last == slot) {
-                plan_rows(plan, *last, &self.sequences[slot], budget);
+            let mut is_admitted = self.try_admit(slot, cache, plan);
+            while !is_admitted && self.make_pages(slot, cache, plan) {
+                is_admitted = self.try_admit(slot, cache, plan);
+            }
+            if !is_admitted {
+                break;
+            }
+            if plan.n_preempted > n_before {
+                load = PromptLoad::new(&self.sequences, &self.running, budget, &self.pace);
+            } else if self.running.last() == Some(&slot) {
+                load.add(&self.sequences[slot], budget, &self.pace);
             }
         }
+    }
+
+    /// Whether `tenant` holds less than its share of the running places, by a whole one.
+    fn wants_places(&self, tenant: u32) -> bool {
+        let is_its = |slot: &&SequenceSlot| self.sequences[**slot].request().tenant == tenant;
+        let n_own = self.running.iter().filter(is_its).count();
+        (n_own + 1) * self.n_active() <= self.max_running
+    }
+
+    /// Preempts for a place for `slot` where its tenant may ask for one.
+    fn make_place(&mut self, slot: SequenceSlot, cache: &mut PrefixCache, plan: &mut Plan) -> bool {
+        let tenant = self.sequences[slot].request().tenant;
+        let held = self
+            .running
+            .iter()
+            .map(|&slot| (self.sequences[slot].request().tenant, 1));
+        let shared = (self.max_running, self.n_active());
+        let other = gives_way(held, (tenant, 1), shared);
+        other.is_some_and(|other| self.preempt_one_of(other, cache, plan))
+    }
+
+    /// The same for pages. One preemption may not be enough.
+    fn make_pages(&mut self, slot: SequenceSlot, cache: &mut PrefixCache, plan: &mut Plan) -> bool {
+        let n_pages = |slot| self.sequences[slot].tokens.len().div_ceil(self.page_size);
+        let tenant = self.sequences[slot].request().tenant;
+        let held = self
+            .running
+            .iter()
+            .map(|&slot| (self.sequences[slot].request().tenant, n_pages(slot)));
+        let needed = (tenant, n_pages(slot) + self.expected_growth(slot));
+        let other = gives_way(held, needed, (cache.n_total(), self.n_active()));
+        other.is_some_and(|other| self.preempt_one_of(other, cache, plan))
+    }
+
+    /// Preempts a sequence of `tenant`, none that was admitted just now: its page may not yet be copied.
+    fn preempt_one_of(&mut self, tenant: u32, cache: &mut PrefixCache, plan: &mut Plan) -> bool {
+        let may_be = |s: &Sequence| s.request().tenant == tenant && s.admitted_step < self.n_steps;
+        let victim_idx = self.victim(may_be);
+        if let Some(idx) = victim_idx {
+            self.preempt(idx, cache, plan);
+            // It leads nobody any more.
+            self.return_followers();
+        }
+        victim_idx.is_some()
+    }
+
+    /// Tenants that run or wait.
+    fn n_active(&self) -> usize {
+        let tenants = self
+            .running
+            .iter()
+            .map(|&slot| self.sequences[slot].request().tenant);
+        let mut idle: Vec<u32> = tenants.filter(|&tenant| !self.queue.waits(tenant)).collect();
+        idle.sort_unstable();
+        idle.dedup();
+        idle.len() + self.queue.n_tenants_waiting()
     }
 
     /// Drafts get what is left: rows nobody else wants, and pages only where nobody waits for one.
@@ -366,10 +458,10 @@ impl Scheduler {
             .n_rows
             .min(self.max_draft_rows)
             .min(self.n_extra_logit_rows - n_scored);
-        let nobody_waits = self.queue.first().is_none();
+        let nobody_waits = self.queue.is_empty();
         let n_rows = plan.rows.iter().map(|rows| rows.n_rows).sum();
         let n_tokens = plan.rows.iter().map(PlannedRows::n_sampled).sum();
-        let row_cost = self.row_cost.of_step(n_rows, n_tokens);
+        let row_cost = self.pace.rows().of_step(n_rows, n_tokens);
         for rows in &mut plan.rows {
             let sequence = &mut self.sequences[rows.slot];
             let n_most = sequence.n_output_left().saturating_sub(1).min(n_left);
@@ -438,14 +530,12 @@ impl Scheduler {
         match cache.admit(&wish) {
             Some(admission) => {
                 self.queue.leave(sequence);
+                sequence.admitted_step = self.n_steps;
                 plan.copies.extend(admission.copy);
-                // What a preempted one computes again is not its tenant's fault.
                 if sequence.admit(admission.table, admission.n_cached, admission.n_copied) {
-                    let n_computed = sequence.tokens.len() - admission.n_cached;
                     let work = Work {
-                        n_computed,
                         n_cached: admission.n_cached,
-                        n_output: 0,
+                        ..Work::default()
                     };
                     self.queue.charge(sequence.request().tenant, work);
                     plan.started.push(slot);
@@ -472,33 +562,6 @@ impl Scheduler {
         let now = sequence.tokens.len().div_ceil(self.page_size);
         expected.div_ceil(self.page_size) - now
     }
-}
-
-/// Plans the rows `sequence` is due, as far as `budget` goes.
-fn plan_rows(plan: &mut Plan, slot: SequenceSlot, sequence: &Sequence, budget: &mut Budget) {
-    let n_due = sequence.n_uncomputed();
-    let mut n_rows = n_due.min(budget.n_rows);
-    let mut scored = sequence.rows_to_score(n_rows);
-    if scored.len() > budget.n_scored {
-        n_rows = scored.start + budget.n_scored;
-        scored = sequence.rows_to_score(n_rows);
-    }
-    if n_rows == 0 {
-        return;
-    }
-    let n_sampled = usize::from(n_rows == n_due);
-    let n_scored = scored.len();
-    budget.n_rows -= n_rows;
-    budget.n_scored -= n_scored;
-    plan.rows.push(PlannedRows {
-        slot,
-        first_position: sequence.n_computed,
-        n_rows,
-        n_draft: 0,
-        // Rows to score end where the chunk ends, or before the row that is sampled from.
-        logit_rows: n_rows - n_sampled - n_scored..n_rows,
-        n_scored,
-    });
 }
 
 /// Number of equal tokens at the start.

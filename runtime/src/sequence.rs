@@ -80,6 +80,12 @@ pub(crate) struct Sequence {
     pub(crate) rank: Option<Rank>,
     /// How many were accepted before it.
     pub(crate) number: u64,
+    /// The step that computed rows of it latest.
+    pub(crate) latest_step: u64,
+    /// The step in which it was admitted latest.
+    pub(crate) admitted_step: u64,
+    /// What its grammar takes in a step, from the latest ones; absent before the first.
+    pub(crate) mask_time: Option<Duration>,
     /// Its place among the waiting that `submit` bounds; none once it has started.
     pub(crate) place: Option<Place>,
     usage: Usage,
@@ -127,6 +133,9 @@ impl Sequence {
             matched_generation: None,
             rank: None,
             number,
+            latest_step: 0,
+            admitted_step: 0,
+            mask_time: None,
             place: None,
             usage: Usage {
                 prompt_tokens: n_prompt,
@@ -236,6 +245,22 @@ impl Sequence {
         self.matched_generation = None;
         self.usage.n_preemptions += 1;
         self.table.take().expect("a running sequence holds pages")
+    }
+
+    /// Whether its output follows a grammar.
+    pub(crate) fn has_grammar(&self) -> bool {
+        self.request.grammar.is_some()
+    }
+
+    /// Its grammar took `time` to fill the masks of a step. A state that took long is seldom alone, so this
+    /// is forgotten slowly.
+    pub(crate) fn note_mask_time(&mut self, time: Duration) {
+        self.mask_time = Some(time.max(self.mask_time.unwrap_or_default() / 2));
+    }
+
+    /// Its grammar took `time` to follow the output of the same step.
+    pub(crate) fn add_mask_time(&mut self, time: Duration) {
+        self.mask_time = Some(self.mask_time.unwrap_or_default() + time);
     }
 
     /// Notes the start of its first step and returns the time it waited.

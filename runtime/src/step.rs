@@ -8,6 +8,7 @@
 //! Answers come in the order of the plan: one sampled token for each logit row, and log-probabilities for
 //! those that are wanted.
 
+use std::time::Instant;
 use std::vec::Drain;
 
 use arbora_kernels::{LogprobRow, RowLogprobs, SampleRow};
@@ -16,10 +17,19 @@ use crate::sampler::sample_row;
 use crate::scheduler::{Plan, PlannedRows};
 use crate::sequence::{Sequence, Sequences};
 
-/// Prepares what every sequence that gives a token may become.
-pub(crate) fn prepare_rows(plan: &Plan, sequences: &mut Sequences) {
+/// Prepares what every sequence that gives a token may become, and notes what its grammar took.
+pub(crate) fn prepare_rows(plan: &mut Plan, sequences: &mut Sequences, clock: &dyn Fn() -> Instant) {
     for rows in plan.rows.iter().filter(|rows| rows.n_sampled() > 0) {
-        sequences[rows.slot].prepare_rows(rows.n_draft);
+        let sequence = &mut sequences[rows.slot];
+        if sequence.has_grammar() {
+            let started = clock();
+            sequence.prepare_rows(rows.n_draft);
+            let time = clock().saturating_duration_since(started);
+            sequence.note_mask_time(time);
+            plan.mask_time += time;
+        } else {
+            sequence.prepare_rows(rows.n_draft);
+        }
     }
 }
 

@@ -132,6 +132,7 @@ pub struct ToyBackend {
     n_vocab: usize,
     /// Rows whose hash is a multiple of it have no finite logit; 0 is never.
     not_finite_one_in: u64,
+    n_rows: Arc<AtomicU64>,
 }
 
 impl ToyBackend {
@@ -142,8 +143,14 @@ impl ToyBackend {
             fuse: fuse.clone(),
             n_vocab: N_VOCAB,
             not_finite_one_in,
+            n_rows: Arc::default(),
         };
         (backend, fuse)
+    }
+
+    /// Counts the rows it computes.
+    pub fn n_rows(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.n_rows)
     }
 
     /// The same with a vocabulary of `n_vocab` tokens.
@@ -305,6 +312,7 @@ impl Backend for ToyBackend {
 
     fn embed(&mut self, table: &ToyLinear, ids: &[u32], out: &mut ToyTensor) {
         self.fuse.burn("embed");
+        self.n_rows.fetch_add(ids.len() as u64, Ordering::SeqCst);
         out.set(ids.iter().map(|&id| mix(table.0, u64::from(id))));
     }
 

@@ -1,6 +1,7 @@
 //! An engine on the toy model, driven step by step with a clock of its own, and the clients that talk to it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arbora_constrained::Grammar;
@@ -204,6 +205,9 @@ pub struct World {
     pub fuse: Fuse,
     /// All clients ever accepted.
     pub clients: Vec<Client>,
+    /// Time that a computed row takes, besides [`TICK`] for each step.
+    pub row_time: Duration,
+    n_rows: Arc<AtomicU64>,
     now: Instant,
     config: EngineConfig,
     not_finite_one_in: u64,
@@ -218,6 +222,7 @@ impl World {
     /// The same on a model that fails once in `not_finite_one_in` rows.
     pub fn with_not_finite(config: EngineConfig, not_finite_one_in: u64) -> Self {
         let (mut backend, fuse) = ToyBackend::new(not_finite_one_in);
+        let n_rows = backend.n_rows();
         let decoder = backend.decoder(config.context, config.forward_limits());
         let table: Vec<Vec<u8>> = (0..N_VOCAB as u32).map(token_bytes).collect();
         let bytes = Arc::new(TokenBytes::new(table.iter().map(Vec::as_slice)));
@@ -228,10 +233,17 @@ impl World {
             handle,
             fuse,
             clients: Vec::new(),
+            row_time: Duration::ZERO,
+            n_rows,
             now: Instant::now(),
             config,
             not_finite_one_in,
         }
+    }
+
+    /// Rows computed so far.
+    pub fn n_rows(&self) -> u64 {
+        self.n_rows.load(Ordering::SeqCst)
     }
 
     /// The world's time.
@@ -285,9 +297,21 @@ impl World {
 
     /// One turn of the engine; all clients listen.
     pub fn turn(&mut self) -> Turn {
-        let now = self.now;
-        let turn = self.engine.turn(&|| now);
-        self.now += TICK;
+        let (now, row_time) = (self.now, self.row_time);
+        let n_before = self.n_rows();
+        let counter = Arc::clone(&self.n_rows);
+        let elapsed = move || {
+            let n_rows = counter.load(Ordering::SeqCst) - n_before;
+            // A step takes a while, however few rows it has.
+            let fixed = if n_rows > 0 { TICK } else { Duration::ZERO };
+            if row_time.is_zero() {
+                row_time
+            } else {
+                fixed + row_time * n_rows as u32
+            }
+        };
+        let turn = self.engine.turn(&|| now + elapsed());
+        self.now += TICK + row_time * (self.n_rows() - n_before) as u32;
         for client in &mut self.clients {
             client.listen();
         }

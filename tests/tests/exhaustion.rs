@@ -262,6 +262,7 @@ fn retry_after_follows_the_measured_rate() {
     config.max_running = 1;
     config.max_batch_tokens = 4;
     config.max_waiting = 200;
+    config.max_queue_wait = None;
     let mut world = World::new(config);
     let full = |world: &mut World| loop {
         match world.submit(&Ask::new(&[1; 10], 40)) {
@@ -277,6 +278,64 @@ fn retry_after_follows_the_measured_rate() {
     }
     // About one request of 10 tokens in 41 steps of 101 ms: half of 2,000 tokens take minutes.
     assert_eq!(full(&mut world), Duration::from_secs(60));
+    world.handle.drain(Duration::ZERO);
+    assert!(matches!(world.run(2), Turn::Over(_)));
+}
+
+/// Requests of `tenant` that are accepted, and why the next one is not.
+fn submit_all(world: &mut World, tenant: u32, n_most: usize) -> (usize, Option<SubmitError>) {
+    for n in 0..n_most {
+        let ask = Ask {
+            tenant,
+            ..Ask::new(&[tenant + 1; 10], 40)
+        };
+        if let Err(error) = world.submit(&ask) {
+            return (n, Some(error));
+        }
+    }
+    (n_most, None)
+}
+
+#[test]
+fn what_would_wait_too_long_is_refused_once_that_is_known() {
+    let mut config = EngineConfig::new(64, 64);
+    config.max_running = 1;
+    config.max_batch_tokens = 4;
+    config.n_tenants = 2;
+    config.max_queue_wait = Some(Duration::from_secs(20));
+    config.max_draft_rows = 0;
+    let mut world = World::new(config);
+    assert_eq!(submit_all(&mut world, 0, 9), (9, None), "nothing is known yet");
+    let pass = |world: &mut World, n_turns| {
+        for _ in 0..n_turns {
+            world.wait(Duration::from_millis(100));
+            world.turn();
+        }
+    };
+    // A request of 10 tokens takes about 41 steps of 101 ms.
+    pass(&mut world, 200);
+    let (n, refused) = submit_all(&mut world, 0, 40);
+    let Some(SubmitError::WaitTooLong {
+        expected,
+        limit,
+        retry_after,
+    }) = refused
+    else {
+        panic!("{n} accepted, then {refused:?}");
+    };
+    assert!(n <= 4, "{n} more besides the four that wait");
+    assert_eq!(limit, Duration::from_secs(20));
+    assert!((limit..2 * limit).contains(&expected), "{expected:?}");
+    assert!((1..=20).contains(&retry_after.as_secs()));
+    assert_eq!(world.handle.metrics().requests_refused.value(), 1);
+    // The other tenant has its turn in between.
+    let (n, refused) = submit_all(&mut world, 1, 40);
+    assert!((1..=4).contains(&n), "{n} accepted, then {refused:?}");
+    pass(&mut world, 300);
+    assert!(
+        submit_all(&mut world, 0, 1).1.is_none(),
+        "the queue is short again"
+    );
     world.handle.drain(Duration::ZERO);
     assert!(matches!(world.run(2), Turn::Over(_)));
 }

@@ -397,3 +397,173 @@ fn a_tenant_saves_nothing_up_while_it_is_idle() {
     world.run(MAX_TURNS);
     world.verify_quiet();
 }
+
+/// Turns until `client` has its first token.
+fn turns_to_first_token(world: &mut World, client: usize) -> usize {
+    for n in 1..MAX_TURNS {
+        assert_eq!(world.turn(), Turn::Busy);
+        if !world.clients[client].tokens.is_empty() {
+            return n;
+        }
+    }
+    panic!("no token after {MAX_TURNS} turns");
+}
+
+/// Pages for whatever four sequences may hold.
+fn roomy() -> EngineConfig {
+    EngineConfig {
+        n_pages: 256,
+        ..config()
+    }
+}
+
+/// Two tenants, of which the first has sent `n` requests of these sizes and 20 turns have passed.
+fn flooded(mut config: EngineConfig, n: u64, sizes: (usize, usize)) -> World {
+    config.n_tenants = 2;
+    let mut world = World::new(config);
+    for seed in 0..n {
+        world.submit(&ask_of(0, seed, sizes)).expect("it fits");
+    }
+    for _ in 0..20 {
+        world.turn();
+    }
+    world
+}
+
+#[test]
+fn a_tenant_that_holds_no_place_starts_at_once_beside_one_that_holds_all() {
+    let mut world = flooded(roomy(), 12, (10, 60));
+    assert_eq!(world.handle.metrics().gauges().running, 4);
+    let light = world.submit(&ask_of(1, 99, (7, 5))).expect("it fits");
+    assert!(turns_to_first_token(&mut world, light) <= 3);
+    assert_eq!(world.handle.metrics().preemptions.value(), 1);
+    world.run(MAX_TURNS);
+    world.verify_quiet();
+    assert_eq!(
+        world.handle.metrics().preemptions.value(),
+        1,
+        "what gave way comes back when a place is free, not before"
+    );
+}
+
+#[test]
+fn a_tenant_that_holds_no_page_starts_at_once_beside_one_that_holds_all() {
+    let mut config = config();
+    config.n_pages = 20;
+    let mut world = flooded(config, 12, (30, 10));
+    assert!(
+        world.handle.metrics().gauges().running < 4,
+        "pages are what is short"
+    );
+    let n_before = world.handle.metrics().preemptions.value();
+    let light = world.submit(&ask_of(1, 99, (10, 5))).expect("it fits");
+    assert!(turns_to_first_token(&mut world, light) <= 5);
+    assert!(world.handle.metrics().preemptions.value() <= n_before + 2);
+    world.run(MAX_TURNS);
+    world.verify_quiet();
+}
+
+#[test]
+fn a_short_prompt_does_not_wait_for_the_long_ones_of_another_tenant() {
+    let mut world = flooded(roomy(), 12, (100, 5));
+    let light = world.submit(&ask_of(1, 99, (10, 5))).expect("it fits");
+    // Half of the 8 rows of a step.
+    assert!(turns_to_first_token(&mut world, light) <= 5);
+    world.run(MAX_TURNS);
+    world.verify_quiet();
+}
+
+#[test]
+fn tenants_that_both_flood_divide_the_places_and_leave_each_other_alone() {
+    let mut world = flooded(roomy(), 12, (10, 60));
+    for seed in 0..12 {
+        world.submit(&ask_of(1, seed, (10, 60))).expect("it fits");
+    }
+    for _ in 0..300 {
+        world.turn();
+    }
+    let n_preemptions = world.handle.metrics().preemptions.value();
+    assert!((1..=2).contains(&n_preemptions), "{n_preemptions} for two places");
+    world.run(MAX_TURNS);
+    world.verify_quiet();
+}
+
+#[test]
+fn a_tenant_alone_uses_every_place() {
+    let mut world = flooded(roomy(), 12, (10, 60));
+    assert_eq!(world.handle.metrics().gauges().running, 4);
+    world.run(MAX_TURNS);
+    world.verify_quiet();
+    assert_eq!(world.handle.metrics().preemptions.value(), 0);
+}
+
+/// Rows of each step of `world` in which `client` gets a token, until it ends.
+fn rows_beside(world: &mut World, client: usize) -> Vec<u64> {
+    let mut rows = Vec::new();
+    while !world.clients[client].is_over() {
+        let (n_rows, n_tokens) = (world.n_rows(), world.clients[client].tokens.len());
+        assert_eq!(world.turn(), Turn::Busy);
+        if world.clients[client].tokens.len() > n_tokens {
+            rows.push(world.n_rows() - n_rows);
+        }
+    }
+    rows
+}
+
+#[test]
+fn a_long_prompt_is_computed_in_chunks_that_leave_a_running_output_its_pace() {
+    let mut config = EngineConfig::new(1024, 2048);
+    config.max_draft_rows = 0;
+    let mut world = World::new(config);
+    world.row_time = Duration::from_micros(100);
+    let output = world.submit(&ask_of(0, 1, (20, 200))).expect("it fits");
+    for _ in 0..50 {
+        world.turn();
+    }
+    let long = world.submit(&ask_of(0, 2, (1500, 2))).expect("it fits");
+    let rows = rows_beside(&mut world, output);
+    // A step of 8 rows takes 1.8 ms, and twice that are 26 rows; but as long as only steps of one row were
+    // seen, eight are thought to take 3 ms.
+    let most = rows.iter().copied().max().expect("it went on");
+    assert!((17..=60).contains(&most), "{most} rows in a step");
+    assert!(
+        world.clients[long].is_over(),
+        "and the prompt is computed meanwhile"
+    );
+    world.submit(&ask_of(0, 3, (1500, 2))).expect("it fits");
+    let n_before = world.n_rows();
+    world.turn();
+    assert_eq!(
+        world.n_rows() - n_before,
+        256,
+        "a prompt alone is computed at once"
+    );
+    world.run(MAX_TURNS);
+    world.verify_quiet();
+}
+
+#[test]
+fn many_outputs_of_one_tenant_leave_the_single_one_of_another_its_pace() {
+    let mut config = EngineConfig::new(1024, 256);
+    config.max_draft_rows = 0;
+    config.n_tenants = 2;
+    let mut world = World::new(config);
+    world.row_time = Duration::from_millis(1);
+    for seed in 0..32 {
+        world.submit(&ask_of(0, seed, (4, 100))).expect("it fits");
+    }
+    for _ in 0..30 {
+        world.turn();
+    }
+    let light = world.submit(&ask_of(1, 1, (4, 40))).expect("it fits");
+    let rows = rows_beside(&mut world, light);
+    assert!(rows[1..].iter().all(|&n| n <= 8), "{rows:?}");
+    let n_outputs: Vec<usize> = world.clients[..31].iter().map(|c| c.tokens.len()).collect();
+    let (least, most) = (n_outputs.iter().min(), n_outputs.iter().max());
+    assert!(
+        most.expect("31") - least.expect("31") < 40,
+        "they take turns: {n_outputs:?}"
+    );
+    world.run(MAX_TURNS);
+    world.verify_quiet();
+}

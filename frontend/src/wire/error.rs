@@ -115,6 +115,18 @@ pub enum ApiError {
         /// When to try again.
         retry_after: Duration,
     },
+    /// The waiting queue is too long.
+    #[error(
+        "The server is busy: the request would wait about {expected_s} seconds, the limit is {limit_s} seconds."
+    )]
+    WaitTooLong {
+        /// Seconds that it would wait.
+        expected_s: u64,
+        /// Seconds that a request may wait.
+        limit_s: u64,
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// More work waits for a thread than may.
     #[error("The server is busy: {0}.")]
     NoWorker(WorkError),
@@ -179,7 +191,7 @@ impl ApiError {
                 (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, Some("request_too_large"))
             }
             ApiError::BodyTimeout { .. } => (StatusCode::REQUEST_TIMEOUT, REQUEST, Some("request_timeout")),
-            ApiError::QueueFull { .. } => (
+            ApiError::QueueFull { .. } | ApiError::WaitTooLong { .. } => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_error",
                 Some("rate_limit_exceeded"),
@@ -217,7 +229,9 @@ impl ApiError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            ApiError::QueueFull { retry_after, .. } => Some(*retry_after),
+            ApiError::QueueFull { retry_after, .. } | ApiError::WaitTooLong { retry_after, .. } => {
+                Some(*retry_after)
+            }
             ApiError::NoWorker(_) => Some(Duration::from_secs(1)),
             ApiError::QueueTimeout | ApiError::TooManyConnections { .. } | ApiError::ShuttingDown => {
                 Some(Duration::from_secs(5))
@@ -342,6 +356,15 @@ impl From<SubmitError> for ApiError {
         let message = error.to_string();
         match error {
             SubmitError::QueueFull { no_room, retry_after } => ApiError::QueueFull { no_room, retry_after },
+            SubmitError::WaitTooLong {
+                expected,
+                limit,
+                retry_after,
+            } => ApiError::WaitTooLong {
+                expected_s: expected.as_secs(),
+                limit_s: limit.as_secs(),
+                retry_after,
+            },
             SubmitError::EmptyPrompt | SubmitError::TokenOutOfRange { .. } => {
                 ApiError::invalid(PROMPT, message)
             }
