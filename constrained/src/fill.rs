@@ -94,7 +94,10 @@ impl Tables {
         let mut filling = std::mem::take(&mut self.filling);
         filling.begin();
         if self.fill(asked, state, &mut filling).is_err() {
-            self.fill_by_steps(asked, state, &mut filling);
+            match asked.ir.plenty {
+                None => self.fill_by_walk(asked, state, &mut filling),
+                Some(_) => self.fill_by_steps(asked, state, &mut filling),
+            }
         }
         self.add_tokens(asked, state, &mut filling);
         if self.is_accepting(state) {
@@ -169,6 +172,19 @@ impl Tables {
         Ok(())
     }
 
+    /// Adds the tokens that stay within the leaves of `state`.
+    pub(crate) fn fill_inside(&mut self, asked: Asked<'_>, state: StateId, filling: &mut Filling) {
+        for reading in self.readings(state).iter() {
+            if matches!(
+                reading.leaf,
+                Leaf::Dfa { .. } | Leaf::Text { .. } | Leaf::Free { .. }
+            ) {
+                let piece = self.piece(asked, reading, filling);
+                filling.add_part(&piece.inside);
+            }
+        }
+    }
+
     /// Follows what goes on after leaves, in the vocabulary's tree and in those of what is left of tokens.
     pub(crate) fn follow_all(
         &mut self,
@@ -192,7 +208,7 @@ impl Tables {
         onward: &mut Onward,
         filling: &mut Filling,
     ) -> Result<(), StepTheSet> {
-        /// Beyond so many leaves, sets of them are likely to have been met before.
+        /// Beyond so many leaves above shallow stacks, sets of them are likely to have been met before.
         const MAX_ENTERED: usize = 4_096;
         while let Some(Reverse(mut point)) = onward.pop() {
             while let Some(Reverse(next)) = onward.peek().copied() {
@@ -204,7 +220,11 @@ impl Tables {
                 onward.pop();
             }
             let readings = self.stacks.continuation(asked.ir, point.stack);
-            filling.n_entered += readings.len();
+            let cost = match asked.ir.plenty {
+                None => self.stacks.cost(point.stack),
+                Some(_) => 1,
+            };
+            filling.n_entered += readings.len() * cost;
             let keeps_text = |reading: &Reading| self.stacks.keeps_text(reading.stack);
             // Of more that keep a text, a state has not all.
             let is_many = filling.n_entered > MAX_KEEPING && readings.iter().any(keeps_text);
@@ -486,7 +506,7 @@ impl Tables {
 }
 
 impl Filling {
-    fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         self.parts.clear();
         self.extras.clear();
         self.unsure.clear();
@@ -507,7 +527,7 @@ impl Filling {
     }
 
     /// What is allowed so far, by place in the vocabulary's tree.
-    fn known_places(&self, vocabulary: &Vocabulary) -> Vec<u64> {
+    pub(crate) fn known_places(&self, vocabulary: &Vocabulary) -> Vec<u64> {
         let mut allowed = vec![0; vocabulary.n_words()];
         self.parts.iter().for_each(|part| part.mask.add_to(&mut allowed));
         for token in &self.extras {
@@ -580,7 +600,7 @@ impl Filling {
 }
 
 /// Whether all bits of `range` are set in `words`.
-fn has_all(words: &[u64], range: Range<usize>) -> bool {
+pub(crate) fn has_all(words: &[u64], range: Range<usize>) -> bool {
     let Range { start, end } = range;
     let (first, last) = (start / 64, end / 64);
     let from = u64::MAX << (start % 64);
