@@ -118,8 +118,8 @@ impl<'a> Closure<'a> {
         true
     }
 
-    /// All stacks of the sets. The shallowest are united first: a deeper set that ends in them meets their union
-    /// there, which is known then, where the other way round each union goes down through all of them.
+    /// All stacks of the sets. The shallowest are united first: a deeper set that ends in them meets their
+    /// union there, which is known then, where the other way round each union goes down through all of them.
     fn union(&mut self, Above { first, mut others }: Above) -> StackId {
         if others.is_empty() {
             return first;

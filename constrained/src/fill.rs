@@ -172,19 +172,6 @@ impl Tables {
         Ok(())
     }
 
-    /// Adds the tokens that stay within the leaves of `state`.
-    pub(crate) fn fill_inside(&mut self, asked: Asked<'_>, state: StateId, filling: &mut Filling) {
-        for reading in self.readings(state).iter() {
-            if matches!(
-                reading.leaf,
-                Leaf::Dfa { .. } | Leaf::Text { .. } | Leaf::Free { .. }
-            ) {
-                let piece = self.piece(asked, reading, filling);
-                filling.add_part(&piece.inside);
-            }
-        }
-    }
-
     /// Follows what goes on after leaves, in the vocabulary's tree and in those of what is left of tokens.
     pub(crate) fn follow_all(
         &mut self,
@@ -208,7 +195,7 @@ impl Tables {
         onward: &mut Onward,
         filling: &mut Filling,
     ) -> Result<(), StepTheSet> {
-        /// Beyond so many leaves above shallow stacks, sets of them are likely to have been met before.
+        /// Leaves above shallow stacks: beyond them, sets are likely to have been met before.
         const MAX_ENTERED: usize = 4_096;
         while let Some(Reverse(mut point)) = onward.pop() {
             while let Some(Reverse(next)) = onward.peek().copied() {
@@ -220,9 +207,11 @@ impl Tables {
                 onward.pop();
             }
             let readings = self.stacks.continuation(asked.ir, point.stack);
-            let cost = match asked.ir.plenty {
-                None => self.stacks.cost(point.stack),
-                Some(_) => 1,
+            let is_walked = asked.ir.plenty.is_none();
+            let cost = if is_walked {
+                self.stacks.cost(point.stack)
+            } else {
+                1
             };
             filling.n_entered += readings.len() * cost;
             let keeps_text = |reading: &Reading| self.stacks.keeps_text(reading.stack);
@@ -346,7 +335,7 @@ impl Tables {
 
     /// What is known about the leaf of `reading`, now if not before. Of a JSON string only the tokens that
     /// are not plain; the plain ones become a part.
-    fn piece(&mut self, asked: Asked<'_>, reading: &Reading, filling: &mut Filling) -> Arc<Piece> {
+    pub(crate) fn piece(&mut self, asked: Asked<'_>, reading: &Reading, filling: &mut Filling) -> Arc<Piece> {
         let cache = asked.vocabulary.cache();
         match reading.leaf {
             Leaf::Dfa { dfa, state } => {

@@ -214,8 +214,8 @@ impl Stacks {
         self.sets[set as usize].most
     }
 
-    /// How much longer it takes than above shallow stacks to find what may come once everything above `set` is
-    /// complete: parts that may be empty are complete one after the other, all the way down.
+    /// How much longer it takes than above shallow stacks to find what may come once everything above `set`
+    /// is complete: parts that may be empty are complete one after the other, all the way down.
     pub(crate) fn cost(&self, set: StackId) -> usize {
         const DEPTH_OF_UNIT: u32 = 32;
         1 + (self.depth(set) / DEPTH_OF_UNIT) as usize

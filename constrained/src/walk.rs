@@ -1,8 +1,8 @@
 //! Masks of very ambiguous states: the vocabulary's tree is walked level by level, shorter tokens first.
 //!
 //! Where an output may be read in many ways, nearly every node of the tree has stacks of its own. Two things
-//! keep a node cheap. What is complete waits on one set of stacks, and is entered when the next byte is known:
-//! of a hundred alternatives that begin with a letter each, one is looked at and not all. And a place of the
+//! keep a node cheap. What is complete waits on one set of stacks, and is entered when the next byte is
+//! known: of a hundred alternatives that begin with a letter each, one is looked at and not all. And a place of the
 //! walk that was met before, with what each byte does there, is known for the next mask.
 //!
 //! The walk ends before the first level that would take the work beyond [`MAX_WORK`]. Then tokens up to a
@@ -19,7 +19,7 @@ use crate::fill::{Asked, Filling, has_all};
 use crate::hash::Map;
 use crate::ir::Ir;
 use crate::stacks::StackId;
-use crate::step::Reading;
+use crate::step::{Leaf, Reading};
 use crate::tables::{StateId, Tables};
 use crate::trie::Trie;
 
@@ -126,6 +126,19 @@ impl Tables {
                 }
             }
             level = next_level;
+        }
+    }
+
+    /// Adds the tokens that stay within the leaves of `state`.
+    fn fill_inside(&mut self, asked: Asked<'_>, state: StateId, filling: &mut Filling) {
+        for reading in self.readings(state).iter() {
+            if matches!(
+                reading.leaf,
+                Leaf::Dfa { .. } | Leaf::Text { .. } | Leaf::Free { .. }
+            ) {
+                let piece = self.piece(asked, reading, filling);
+                filling.add_part(&piece.inside);
+            }
         }
     }
 
