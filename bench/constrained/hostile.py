@@ -36,6 +36,31 @@ def schemas():
 REGEXES = ["(a|b)*a(a|b){16}", "[ab]{0,5000}", "(?:(?:a?){30}b?){30}", "(.*a.*){8}", "(?:[a-z]+ ?){1,400}", "\\p{L}{1,1000}", "(?:a|aa|aaa)*b", ".*", "(?s:.*)", ".*a.{12}", "(?:[^a]*a){1,300}", "(?:.{0,50}a){0,300}", "\\w+( \\w+)*"]
 
 
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PRINTABLE = LETTERS + LETTERS.upper() + "0123456789 ,.;:!?()-_"
+
+
+def palindromes(letters, middle):
+    ways = [f'"{letter}" root "{letter}"' for letter in letters]
+    return "root ::= " + " | ".join([*ways, middle])
+
+
+# Text grammars that can be read in very many ways.
+GBNFS = {
+    "palindromes of a and b": palindromes("ab", '""'),
+    "palindromes of letters": palindromes(LETTERS, '""'),
+    "palindromes around letters": palindromes(LETTERS, "[a-z]*"),
+    "palindromes of printable text": palindromes(PRINTABLE, '""'),
+    "500 stars": "root ::= (" + "[ab]* " * 500 + ')* "z"',
+    "letters, letters": "root ::= [a-zA-Z]* [a-zA-Z]*",
+    "words that begin anew": 'root ::= w*\nw ::= [a-zA-Z]* [a-zA-Z]* (" " w)?',
+    "three of itself": "root ::= root root root | root root | [a-z ]",
+    "pairs and brackets": 'root ::= root root | "(" root ")" | "[" root "]" | [a-z ]+ | ""',
+    "sums without precedence": 'root ::= root [-+*/^] root | "(" root ")" | [0-9]+ | [a-z]+ | root root',
+    "counts within counts": 'root ::= ((x{1,3}){1,3} " "?){50,90}\nx ::= [a-z] | "(" root ")"',
+}
+
+
 N_RUNS = 3
 
 
@@ -66,6 +91,7 @@ def main():
     program, folder = sys.argv[1:]
     cases = [(name, {"schema": json.dumps(schema)}) for name, schema in schemas()]
     cases += [(f"`{regex}`", {"kind": "regex", "schema": regex}) for regex in REGEXES]
+    cases += [(name, {"kind": "gbnf", "schema": grammar}) for name, grammar in GBNFS.items()]
     runs = [list(run(program, folder, cases)) for _ in range(N_RUNS)]
     print(f"{time.strftime('%Y-%m-%d')}; walks of 200 random tokens, 3 each\n")
     print("| grammar | compile ms | worst mask ms | kB | refused by |\n|---|---|---|---|---|")

@@ -1,6 +1,7 @@
 //! What nodes begin with: which may be empty, that none begins with itself, and in which order they are
 //! entered.
 
+use crate::dfa::{ByteSet, DEAD, Dfa, bytes_of, union_of};
 use crate::error::CompileError;
 use crate::ir::{Ir, Node, NodeId};
 
@@ -23,7 +24,61 @@ impl Ranks {
     }
 }
 
+/// By node, what it may begin with.
+#[derive(Debug)]
+pub(crate) struct Firsts(Box<[First]>);
+
+#[derive(Clone, Copy, Debug)]
+struct First {
+    bytes: ByteSet,
+    may_be_empty: bool,
+}
+
+impl Firsts {
+    /// Of all nodes of `ir`, which is complete.
+    pub(crate) fn new(ir: &Ir) -> Self {
+        let is_empty = ir.nullable();
+        let mut firsts: Vec<First> = is_empty
+            .iter()
+            .map(|may_be_empty| First {
+                bytes: [0; 4],
+                may_be_empty: *may_be_empty,
+            })
+            .collect();
+        // Nodes come before what they may begin with.
+        for node in ir.ranks.nodes.iter().rev() {
+            let own = ir.own_first_bytes(*node);
+            let children = ir.left_children(*node, &is_empty).iter();
+            let bytes = children.map(|child| firsts[*child as usize].bytes);
+            firsts[*node as usize].bytes = bytes.fold(own, union_of);
+        }
+        Self(firsts.into())
+    }
+
+    /// Whether a text of `node` may begin with `byte`, or be empty.
+    pub(crate) fn may_take(&self, node: NodeId, byte: u8) -> bool {
+        let First { bytes, may_be_empty } = self.0[node as usize];
+        may_be_empty || bytes[usize::from(byte) / 64] >> (byte % 64) & 1 == 1
+    }
+}
+
+fn first_bytes(dfa: &Dfa) -> ByteSet {
+    bytes_of((0..=255u8).filter(|byte| dfa.step(dfa.start(), *byte) != DEAD))
+}
+
 impl Ir {
+    /// The bytes with which `node` begins by itself; those that its parts begin with are left out.
+    fn own_first_bytes(&self, node: NodeId) -> ByteSet {
+        match &self.nodes[node as usize] {
+            Node::Dfa(dfa) => first_bytes(&self.dfas[*dfa as usize]),
+            Node::Text(_) => bytes_of(*b"\""),
+            Node::Object(_) => bytes_of(*b"{"),
+            Node::Array(_) => bytes_of(*b"["),
+            Node::Free(free) => first_bytes(&self.dfas[self.free_texts[*free as usize].dfa as usize]),
+            _ => [0; 4],
+        }
+    }
+
     /// Makes sure that an output's next byte is found in finitely many ways, no more than `max_ways` from one
     /// place.
     pub(crate) fn check_beginnings(&mut self, max_ways: usize) -> Result<Ranks, CompileError> {

@@ -1,9 +1,11 @@
 //! What may come once a part is complete or begun: everything that needs no byte is followed.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use crate::array::Array;
+use crate::beginnings::Firsts;
 use crate::hash::SmallSet;
 use crate::ir::{Ir, Node, NodeId};
 use crate::memory::{EMPTY, NONE, TextId};
@@ -17,11 +19,18 @@ use crate::step::{Leaf, Reading};
 pub(crate) struct Scratch {
     /// Nodes to be entered, by rank, and above which stacks: what begins with a node has a smaller rank, so
     /// that a node is entered once for all that begin with it.
-    todo: BTreeMap<u32, StackId>,
+    todo: BTreeMap<u32, Above>,
     entered: SmallSet<(NodeId, StackId)>,
     complete: Vec<StackId>,
     popped: SmallSet<Edge>,
     found: Vec<Reading>,
+}
+
+/// Sets of stacks, mostly one.
+#[derive(Debug)]
+struct Above {
+    first: StackId,
+    others: Vec<StackId>,
 }
 
 /// Follows what needs no byte.
@@ -29,6 +38,8 @@ pub(crate) struct Closure<'a> {
     stacks: &'a mut Stacks,
     ir: &'a Ir,
     own: Scratch,
+    /// The byte that comes next, where nothing else is asked for.
+    next: Option<(&'a Firsts, u8)>,
 }
 
 impl<'a> Closure<'a> {
@@ -46,32 +57,83 @@ impl<'a> Closure<'a> {
         closure.finish()
     }
 
+    /// Of the readings once everything above `stack` is complete, at least those that can take `byte`.
+    pub(crate) fn above_with(
+        stacks: &'a mut Stacks,
+        ir: &'a Ir,
+        stack: StackId,
+        next: (&'a Firsts, u8),
+    ) -> Arc<[Reading]> {
+        let mut closure = Self::new(stacks, ir);
+        closure.next = Some(next);
+        closure.pop(stack);
+        closure.finish()
+    }
+
+    /// Whether there is any reading once everything above `stack` is complete.
+    pub(crate) fn is_any_above(stacks: &'a mut Stacks, ir: &'a Ir, stack: StackId) -> bool {
+        let mut closure = Self::new(stacks, ir);
+        closure.pop(stack);
+        while closure.own.found.is_empty() && closure.go_on() {}
+        let is_any = !closure.own.found.is_empty();
+        closure.own.complete.clear();
+        closure.own.todo.clear();
+        closure.stacks.scratch = closure.own;
+        is_any
+    }
+
     fn new(stacks: &'a mut Stacks, ir: &'a Ir) -> Self {
         let mut own = std::mem::take(&mut stacks.scratch);
         own.entered.clear();
         own.popped.clear();
         own.found.clear();
-        Self { stacks, ir, own }
+        let next = None;
+        Self {
+            stacks,
+            ir,
+            own,
+            next,
+        }
+    }
+
+    /// Follows one stack that is complete or one node to be entered; whether there was any.
+    fn go_on(&mut self) -> bool {
+        if let Some(stack) = self.own.complete.pop() {
+            for at in 0..self.stacks.edges(stack).len() {
+                let edge = self.stacks.edges(stack)[at];
+                if self.own.popped.insert(edge) {
+                    self.resume(edge);
+                }
+            }
+            return true;
+        }
+        let Some((rank, above)) = self.own.todo.pop_first() else {
+            return false;
+        };
+        let node = self.ir.ranks.node_at(rank);
+        let stack = self.union(above);
+        if self.own.entered.insert((node, stack)) {
+            self.expand(node, stack);
+        }
+        true
+    }
+
+    /// All stacks of the sets. The shallowest are united first: a deeper set that ends in them meets their
+    /// union there, which is known then, where the other way round each union goes down through all of them.
+    fn union(&mut self, Above { first, mut others }: Above) -> StackId {
+        if others.is_empty() {
+            return first;
+        }
+        others.push(first);
+        others.sort_unstable_by_key(|set| (self.stacks.depth(*set), *set));
+        others.dedup();
+        let (first, others) = others.split_first().expect("there is one at least");
+        let union = |all, other: &StackId| self.stacks.union(self.ir, all, *other);
+        others.iter().fold(*first, union)
     }
 
     fn finish(mut self) -> Arc<[Reading]> {
-        loop {
-            while let Some(stack) = self.own.complete.pop() {
-                for at in 0..self.stacks.edges(stack).len() {
-                    let edge = self.stacks.edges(stack)[at];
-                    if self.own.popped.insert(edge) {
-                        self.resume(edge);
-                    }
-                }
-            }
-            let Some((rank, stack)) = self.own.todo.pop_first() else {
-                break;
-            };
-            let node = self.ir.ranks.node_at(rank);
-            if self.own.entered.insert((node, stack)) {
-                self.expand(node, stack);
-            }
-        }
+        while self.go_on() {}
         self.stacks.merge(self.ir, &mut self.own.found);
         let found = self.own.found[..].into();
         self.stacks.scratch = self.own;
@@ -85,6 +147,11 @@ impl<'a> Closure<'a> {
 
     /// Enters `node` above those of `stack` that are not too deep for it.
     fn enter(&mut self, node: NodeId, stack: StackId) {
+        if let Some((firsts, byte)) = self.next
+            && !firsts.may_take(node, byte)
+        {
+            return;
+        }
         let Some(stack) = self.stacks.with_room(stack, self.ir.needs[node as usize]) else {
             return;
         };
@@ -97,8 +164,13 @@ impl<'a> Closure<'a> {
             }
             Node::Seq(_) | Node::Alt(_) | Node::Repeat { .. } | Node::Rule(_) | Node::Marked { .. } => {
                 let rank = self.ir.ranks.of(node);
-                let waiting = self.own.todo.entry(rank).or_insert(stack);
-                *waiting = self.stacks.union(self.ir, *waiting, stack);
+                match self.own.todo.entry(rank) {
+                    Entry::Occupied(waiting) => waiting.into_mut().others.push(stack),
+                    Entry::Vacant(none) => {
+                        let others = Vec::new();
+                        none.insert(Above { first: stack, others });
+                    }
+                }
             }
             _ => self.expand(node, stack),
         }

@@ -94,7 +94,10 @@ impl Tables {
         let mut filling = std::mem::take(&mut self.filling);
         filling.begin();
         if self.fill(asked, state, &mut filling).is_err() {
-            self.fill_by_steps(asked, state, &mut filling);
+            match asked.ir.plenty {
+                None => self.fill_by_walk(asked, state, &mut filling),
+                Some(_) => self.fill_by_steps(asked, state, &mut filling),
+            }
         }
         self.add_tokens(asked, state, &mut filling);
         if self.is_accepting(state) {
@@ -192,7 +195,7 @@ impl Tables {
         onward: &mut Onward,
         filling: &mut Filling,
     ) -> Result<(), StepTheSet> {
-        /// Beyond so many leaves, sets of them are likely to have been met before.
+        /// Leaves above shallow stacks: beyond them, sets are likely to have been met before.
         const MAX_ENTERED: usize = 4_096;
         while let Some(Reverse(mut point)) = onward.pop() {
             while let Some(Reverse(next)) = onward.peek().copied() {
@@ -204,7 +207,13 @@ impl Tables {
                 onward.pop();
             }
             let readings = self.stacks.continuation(asked.ir, point.stack);
-            filling.n_entered += readings.len();
+            let is_walked = asked.ir.plenty.is_none();
+            let cost = if is_walked {
+                self.stacks.cost(point.stack)
+            } else {
+                1
+            };
+            filling.n_entered += readings.len() * cost;
             let keeps_text = |reading: &Reading| self.stacks.keeps_text(reading.stack);
             // Of more that keep a text, a state has not all.
             let is_many = filling.n_entered > MAX_KEEPING && readings.iter().any(keeps_text);
@@ -326,7 +335,7 @@ impl Tables {
 
     /// What is known about the leaf of `reading`, now if not before. Of a JSON string only the tokens that
     /// are not plain; the plain ones become a part.
-    fn piece(&mut self, asked: Asked<'_>, reading: &Reading, filling: &mut Filling) -> Arc<Piece> {
+    pub(crate) fn piece(&mut self, asked: Asked<'_>, reading: &Reading, filling: &mut Filling) -> Arc<Piece> {
         let cache = asked.vocabulary.cache();
         match reading.leaf {
             Leaf::Dfa { dfa, state } => {
@@ -486,7 +495,7 @@ impl Tables {
 }
 
 impl Filling {
-    fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         self.parts.clear();
         self.extras.clear();
         self.unsure.clear();
@@ -507,7 +516,7 @@ impl Filling {
     }
 
     /// What is allowed so far, by place in the vocabulary's tree.
-    fn known_places(&self, vocabulary: &Vocabulary) -> Vec<u64> {
+    pub(crate) fn known_places(&self, vocabulary: &Vocabulary) -> Vec<u64> {
         let mut allowed = vec![0; vocabulary.n_words()];
         self.parts.iter().for_each(|part| part.mask.add_to(&mut allowed));
         for token in &self.extras {
@@ -580,7 +589,7 @@ impl Filling {
 }
 
 /// Whether all bits of `range` are set in `words`.
-fn has_all(words: &[u64], range: Range<usize>) -> bool {
+pub(crate) fn has_all(words: &[u64], range: Range<usize>) -> bool {
     let Range { start, end } = range;
     let (first, last) = (start / 64, end / 64);
     let from = u64::MAX << (start % 64);

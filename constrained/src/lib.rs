@@ -173,6 +173,7 @@ mod tokens;
 mod tools;
 mod trie;
 mod vocabulary;
+mod walk;
 
 pub use constraint::Constraint;
 pub use ebnf::GrammarSyntax;

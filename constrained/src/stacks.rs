@@ -209,6 +209,18 @@ impl Stacks {
         self.sets[set as usize].keeps_text
     }
 
+    /// The depth of the deepest stack of `set`.
+    pub(crate) fn depth(&self, set: StackId) -> u32 {
+        self.sets[set as usize].most
+    }
+
+    /// How much longer it takes than above shallow stacks to find what may come once everything above `set`
+    /// is complete: parts that may be empty are complete one after the other, all the way down.
+    pub(crate) fn cost(&self, set: StackId) -> usize {
+        const DEPTH_OF_UNIT: u32 = 32;
+        1 + (self.depth(set) / DEPTH_OF_UNIT) as usize
+    }
+
     /// Whether the stacks of both may become one set.
     pub(crate) fn may_join(&self, a: StackId, b: StackId) -> bool {
         a == b || !self.keeps_text(a) && !self.keeps_text(b)

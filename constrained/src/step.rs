@@ -51,6 +51,22 @@ pub(crate) enum Leaf {
     },
 }
 
+/// What a byte does to a reading.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MovedLeaf {
+    /// How the leaf goes on.
+    pub(crate) inside: Option<Reading>,
+    /// What is still to come where the leaf may be complete.
+    pub(crate) complete: Option<StackId>,
+}
+
+impl MovedLeaf {
+    const NOWHERE: Self = Self {
+        inside: None,
+        complete: None,
+    };
+}
+
 impl Reading {
     /// Whether its automaton may end where it stands.
     pub(crate) fn may_end(&self, ir: &Ir) -> bool {
@@ -85,46 +101,50 @@ impl Stacks {
         byte: u8,
         out: &mut Vec<Reading>,
     ) -> Option<Reading> {
+        let moved = self.move_leaf(ir, reading, byte);
+        if let Some(stack) = moved.complete {
+            self.resume(ir, stack, out);
+        }
+        moved.inside
+    }
+
+    /// Where `byte` leads within the leaf of `reading`, and behind it.
+    pub(crate) fn move_leaf(&mut self, ir: &Ir, reading: &Reading, byte: u8) -> MovedLeaf {
         let stack = reading.stack;
-        let leaf = match reading.leaf {
-            Leaf::Done | Leaf::Token { .. } => return None,
+        let complete_at = |stack| MovedLeaf {
+            inside: None,
+            complete: Some(stack),
+        };
+        let (leaf, complete) = match reading.leaf {
+            Leaf::Done | Leaf::Token { .. } => return MovedLeaf::NOWHERE,
             Leaf::Dfa { dfa, state } => {
                 let automaton = &ir.dfas[dfa as usize];
                 let state = automaton.step(state, byte);
                 if state == DEAD {
-                    return None;
+                    return MovedLeaf::NOWHERE;
                 }
-                if automaton.is_accepting(state) {
-                    self.resume(ir, stack, out);
-                }
+                let complete = automaton.is_accepting(state).then_some(stack);
                 if !automaton.has_edges(state) {
-                    return None;
+                    let inside = None;
+                    return MovedLeaf { inside, complete };
                 }
-                Leaf::Dfa { dfa, state }
+                (Leaf::Dfa { dfa, state }, complete)
             }
             Leaf::Text { text, place } => match ir.texts[text as usize].step(place, byte) {
-                Moved::Dead => return None,
-                Moved::To(place) => Leaf::Text { text, place },
-                Moved::End => {
-                    self.resume(ir, stack, out);
-                    return None;
-                }
+                Moved::Dead => return MovedLeaf::NOWHERE,
+                Moved::To(place) => (Leaf::Text { text, place }, None),
+                Moved::End => return complete_at(stack),
             },
             Leaf::Free { free, state } => {
                 let shape = &ir.free_texts[free as usize];
                 let state = ir.dfas[shape.dfa as usize].step(state, byte);
                 if state == DEAD {
-                    return None;
+                    return MovedLeaf::NOWHERE;
                 }
                 if shape.after(state).is_some() {
-                    let marked = self.after(ir, reading, state);
-                    self.resume(ir, marked, out);
-                    return None;
+                    return complete_at(self.after(ir, reading, state));
                 }
-                if shape.may_end(state) {
-                    self.resume(ir, stack, out);
-                }
-                Leaf::Free { free, state }
+                (Leaf::Free { free, state }, shape.may_end(state).then_some(stack))
             }
             Leaf::Key {
                 object,
@@ -132,20 +152,24 @@ impl Stacks {
                 members,
             } => {
                 let trie = &ir.objects[object as usize].trie;
-                let node = trie.step(node, byte, &self.records.standing(members).keys)?;
+                let Some(node) = trie.step(node, byte, &self.records.standing(members).keys) else {
+                    return MovedLeaf::NOWHERE;
+                };
                 if let Some(key) = trie.key_at(node) {
-                    let colon = self.after(ir, reading, key);
-                    self.resume(ir, colon, out);
-                    return None;
+                    return complete_at(self.after(ir, reading, key));
                 }
-                Leaf::Key {
+                let leaf = Leaf::Key {
                     object,
                     node,
                     members,
-                }
+                };
+                (leaf, None)
             }
         };
-        Some(Reading { leaf, stack })
+        MovedLeaf {
+            inside: Some(Reading { leaf, stack }),
+            complete,
+        }
     }
 
     /// The stack that begins with `node`, above `stack`.

@@ -16,6 +16,7 @@ use crate::pieces::AnyText;
 use crate::stacks::Stacks;
 use crate::step::{Leaf, Reading};
 use crate::vocabulary::Vocabulary;
+use crate::walk::Walks;
 
 pub(crate) type StateId = u32;
 pub(crate) const NOTHING: StateId = 0;
@@ -45,6 +46,7 @@ pub(crate) struct Tables {
     /// same.
     pub(crate) own_pieces: Map<(Leaf, bool), Arc<Piece>>,
     pub(crate) filling: Filling,
+    pub(crate) walks: Walks,
 }
 
 impl Tables {
@@ -61,6 +63,7 @@ impl Tables {
             any_text: None,
             own_pieces: Map::default(),
             filling: Filling::default(),
+            walks: Walks::default(),
         };
         tables.intern(&[], ir.classes.len());
         tables
@@ -111,6 +114,7 @@ impl Tables {
             + self.n_mask_bytes
             + self.states.len() * STATE_BYTES
             + self.stacks.n_bytes()
+            + self.walks.n_bytes()
             + n_fragments * 8
     }
 

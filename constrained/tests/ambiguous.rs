@@ -4,8 +4,9 @@
 mod common;
 
 use std::fmt::Write;
+use std::sync::Arc;
 
-use arbora_constrained::{Constraint, Grammar, Limits, Matcher, SchemaOptions};
+use arbora_constrained::{Constraint, Grammar, Limits, Matcher, SchemaOptions, Vocabulary};
 use common::{EOS, Random, brute_force, byte_token, check, vocabulary};
 
 fn gbnf(text: &str) -> Grammar {
@@ -191,6 +192,55 @@ fn is_doubled(text: &str) -> bool {
     rest.is_some_and(|rest| rest.len() == 20 && rest.bytes().all(|byte| b"yz".contains(&byte)))
 }
 
+/// Sums of ones, whose operators may be left out.
+fn is_sum(text: &str) -> bool {
+    let (first, last) = (text.bytes().next(), text.bytes().last());
+    first == Some(b'1')
+        && last == Some(b'1')
+        && text.bytes().all(|byte| b"1+".contains(&byte))
+        && !text.contains("++")
+}
+
+/// Brackets that match, with ones in between.
+fn is_balanced(text: &str) -> bool {
+    let mut depth = 0i32;
+    let closes = text.bytes().all(|byte| {
+        depth += i32::from(byte == b'(') - i32::from(byte == b')');
+        depth >= 0
+    });
+    closes && depth == 0
+}
+
+#[test]
+fn rules_that_begin_and_end_with_themselves_are_lists() {
+    let cases: [(&str, &[u8], Oracle); 5] = [
+        ("root ::= root \"+\" root | root root | \"1\"", b"1+", is_sum),
+        ("root ::= root root root | \"1\"", b"1", |text| {
+            text.len() % 2 == 1
+        }),
+        (
+            "root ::= root root | \"(\" root \")\" | \"1\" | \"\"",
+            b"1()",
+            is_balanced,
+        ),
+        ("root ::= root \"+\" root | \"\"", b"+", |_| true),
+        // The other ways may mention the rule, at an end too.
+        ("root ::= root root | root \"+\" | \"1\"", b"1+", |text| {
+            text.starts_with('1')
+        }),
+    ];
+    for (source, letters, expected) in cases {
+        let grammar = gbnf(source);
+        for length in 0..8u32 {
+            for number in 0..letters.len().pow(length) {
+                let letter = |at| letters[number / letters.len().pow(at) % letters.len()] as char;
+                let text: String = (0..length).map(letter).collect();
+                assert_eq!(accepts(&grammar, &text), expected(&text), "{text} of {source}");
+            }
+        }
+    }
+}
+
 type Oracle = fn(&str) -> bool;
 
 #[test]
@@ -227,5 +277,45 @@ fn ambiguous_grammars_accept_what_a_simple_look_says() {
             *(if is_right { &mut n_right } else { &mut n_wrong }) += 1;
         }
         assert!(n_right > 20 && n_wrong > 20, "{n_right} and {n_wrong}");
+    }
+}
+
+/// The end of the text, every byte, and every three letters.
+fn many_tokens() -> Arc<Vocabulary> {
+    let letters = || b'a'..=b'z';
+    let triples = letters().flat_map(|a| letters().flat_map(move |b| letters().map(move |c| vec![a, b, c])));
+    let bytes = (0..=255u8).map(|byte| vec![byte]);
+    let tokens = [None].into_iter().chain(bytes.chain(triples).map(Some));
+    Arc::new(Vocabulary::new(tokens, &[EOS]).expect("18,000 tokens"))
+}
+
+#[test]
+fn what_takes_too_long_to_find_out_is_left_out_whatever_is_known() {
+    let letters: Vec<String> = (b'a'..=b'z').map(|byte| char::from(byte).to_string()).collect();
+    let ways: Vec<String> = letters.iter().map(|a| format!("\"{a}\" root \"{a}\"")).collect();
+    let text = format!("root ::= {} | \"\"", ways.join(" | "));
+    let vocabulary = many_tokens();
+    let compiled = || Grammar::compile_gbnf(&vocabulary, &text, &Limits::default()).expect("palindromes");
+    let (fresh, known) = (compiled(), compiled());
+    let mut random = Random(7);
+    for _ in 0..5 {
+        let mut other = known.matcher();
+        for _ in 0..20 {
+            // Any three letters go on, whether a mask has them or not.
+            let token = 257 + random.below(26 * 26 * 26) as u32;
+            other.advance(token).expect("every text begins a palindrome");
+            other.mask();
+        }
+    }
+    let (mut fresh, mut known) = (fresh.matcher(), known.matcher());
+    for _ in 0..40 {
+        let mask = fresh.mask();
+        assert_eq!(mask, known.mask());
+        let allowed: Vec<u32> = (0..mask.n_vocab()).filter(|token| mask.allows(*token)).collect();
+        assert!(letters.iter().all(|a| mask.allows(byte_token(a.as_bytes()[0]))));
+        assert!(allowed.len() < 26 * 26 * 26, "all is allowed: {}", allowed.len());
+        let token = byte_token(b'a' + random.below(26) as u8);
+        fresh.advance(token).expect("it is allowed");
+        known.advance(token).expect("it is allowed");
     }
 }

@@ -171,7 +171,7 @@ impl State {
         let n = request["n"].as_u64().ok_or("`n` is missing")?;
         let mut random = request["seed"].as_u64().ok_or("`seed` is missing")?;
         let mut matcher = grammar.matcher();
-        let mut mask_ns = vec![];
+        let (mut mask_ns, mut adv_ns) = (vec![], vec![]);
         for _ in 0..n {
             let begin = Instant::now();
             let mask = matcher.mask();
@@ -183,9 +183,12 @@ impl State {
             let Some(token) = allowed.get((random >> 33) as usize % allowed.len().max(1)) else {
                 break;
             };
+            let begin = Instant::now();
             matcher.advance(*token).map_err(|error| error.to_string())?;
+            adv_ns.push(begin.elapsed().as_nanos() as u64);
         }
-        Ok(json!({ "ok": true, "mask_ns": mask_ns, "n_bytes": grammar.n_bytes() }))
+        let n_bytes = grammar.n_bytes();
+        Ok(json!({ "ok": true, "mask_ns": mask_ns, "adv_ns": adv_ns, "n_bytes": n_bytes }))
     }
 
     fn walk(&mut self, request: &Value) -> Result<Value, String> {

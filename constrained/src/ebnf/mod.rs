@@ -1,7 +1,7 @@
 //! Grammars written as text: GBNF, XGrammar's EBNF and a subset of Lark.
 //!
 //! Each dialect has its parser; all give the same small tree, kept in one array. From there on the dialects
-//! are one: rules are checked, left recursion is rewritten, and pieces without recursion become automata.
+//! are one: rules are checked, lists and left recursion are rewritten, and pieces without recursion become automata.
 //!
 //! Every name that is used must be defined, and every rule that the root reaches must derive something. A
 //! rule that the root does not reach costs nothing and changes nothing. What is accepted is decided by the
@@ -12,6 +12,7 @@ mod gbnf;
 mod lark;
 mod left;
 mod library;
+mod lists;
 mod lower;
 mod quoting;
 mod regular;
@@ -294,6 +295,7 @@ fn finish(ir: &mut Ir, mut tree: Tree<'_>, root: Name) -> Result<NodeId, Compile
         ir.lay_out(layout, tree.limits.max_indent);
     }
     sets::check_productive(&tree, root)?;
+    lists::rewrite(&mut tree, root)?;
     left::rewrite(&mut tree, root)?;
     lower::lower(ir, &tree, root)
 }
