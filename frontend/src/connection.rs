@@ -5,7 +5,7 @@
 //! socket's own readiness tells it, whatever is still unread:
 //!
 //! ```text
-//! the client closes     while its body is incomplete     hyper reads up to the end, the handler gets an error
+//! the client closes     while its body is incomplete     hyper reads to the end, the handler gets an error
 //!                       while its answer is computed     the handler's future is dropped: so is the request
 //!                       while its answer is streamed     the answer's body is dropped: so is the request
 //!                       between two requests             the connection ends
