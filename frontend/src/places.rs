@@ -504,7 +504,7 @@ mod tests {
         let room = |n_files, wanted| Room::within(n_files, wanted);
         let usual = room(1 << 20, None).expect("room");
         assert_eq!((usual.places, usual.reserved), (4096, 32));
-        for n_files in [26, 64, 200, 1000, 4144] {
+        for n_files in [27, 64, 200, 1000, 4144] {
             let room = room(n_files, None).expect("room");
             assert!(
                 room.n_open() <= n_files && room.places >= 8 && room.reserved >= 2,
