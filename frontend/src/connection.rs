@@ -1,15 +1,15 @@
 //! One HTTP/1.1 connection: notices that its client left, and that its client does not read.
 //!
-//! hyper reads from a socket only while it has use for the bytes. The end of a client that sent anything after
-//! its request (a line break, a pipelined request) would therefore be seen after the answer. Here the socket's
-//! own readiness tells it, whatever is still unread:
+//! hyper reads from a socket only while it has use for the bytes. The end of a client that sent anything
+//! after its request (a line break, a pipelined request) would therefore be seen after the answer. Here the
+//! socket's own readiness tells it, whatever is still unread:
 //!
 //! ```text
-//! the client closes     while its body is incomplete      hyper reads up to the end, the handler gets an error
-//!                       while its answer is computed      the handler's future is dropped: so is the request
-//!                       while its answer is streamed      the answer's body is dropped: so is the request
-//!                       between two requests              the connection ends
-//! the client reads nothing for `Patience::write`          the connection ends, and what it asked for
+//! the client closes     while its body is incomplete     hyper reads to the end, the handler gets an error
+//!                       while its answer is computed     the handler's future is dropped: so is the request
+//!                       while its answer is streamed     the answer's body is dropped: so is the request
+//!                       between two requests             the connection ends
+//! the client reads nothing for `Patience::write`         the connection ends, and what it asked for
 //! ```
 //!
 //! TCP does not tell a client that closed only its sending half from one that is gone. Such a client gets the
@@ -128,25 +128,28 @@ pub(crate) async fn serve(stream: TcpStream, settings: Settings) -> End {
             }
         }
     };
+    let (end, is_listening) = judge(ended, &client);
+    if is_listening {
+        linger(&client, &mut closing).await;
+    }
+    end
+}
+
+/// How a connection ended, and whether its client may still be sending and has to see the answer.
+fn judge(ended: hyper::Result<()>, client: &Client) -> (End, bool) {
     let Err(error) = ended else {
-        if client.is_body_owed.load(Ordering::Relaxed) {
-            linger(&client, &mut closing).await;
-        }
-        return End::Closed;
+        return (End::Closed, client.is_body_owed.load(Ordering::Relaxed));
     };
     tracing::debug!(%error, "connection ended");
     if has_cause(&error, is_timeout) {
-        return End::WriteTimeout;
+        return (End::WriteTimeout, false);
     }
     let is_unreachable = client.is_unreachable.load(Ordering::Relaxed);
     if is_unreachable || has_cause(&error, |cause| cause.is::<ClientLeft>()) {
-        return End::ClientLeft;
+        return (End::ClientLeft, false);
     }
-    // hyper has said what is wrong with a head; the client may still be sending it.
-    if error.is_parse() {
-        linger(&client, &mut closing).await;
-    }
-    End::Closed
+    // hyper has said what is wrong with a head.
+    (End::Closed, error.is_parse())
 }
 
 fn has_cause(error: &hyper::Error, is_it: impl Fn(&(dyn std::error::Error + 'static)) -> bool) -> bool {
@@ -352,7 +355,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // From here on the connection is only in the way, though its client may know before its task has ended.
+        // From here on the connection is only in the way; its client may know before its task has ended.
         self.client.activity.wait_for_sending();
         let shut = rustix::net::shutdown(&self.client.stream, rustix::net::Shutdown::Write);
         Poll::Ready(shut.map_err(io::Error::from))

@@ -188,8 +188,8 @@ impl House {
         }
     }
 
-    /// After accepting failed `n_failures` times on end: a connection that waits for its client gives its file
-    /// handle back.
+    /// After accepting failed `n_failures` times on end: a connection that waits for its client gives its
+    /// file handle back.
     fn make_room(&mut self, error: &io::Error, n_failures: u64) {
         self.metrics().fail();
         // The first says it all; many would only fill the log.

@@ -221,10 +221,11 @@ fn a_log_that_nobody_reads_keeps_nobody_waiting() {
 fn signals_that_ask_for_no_end_do_not_end_a_server() {
     let (server, mut log) = Server::start(&mut serve(arbora(), 0));
     for (signal, expected) in [
+        // First, before anything is asked: a request is over for its client before it is for the engine.
+        ("QUIT", "what runs"),
         ("HUP", "SIGHUP is ignored"),
         ("USR1", "SIGUSR1 is ignored"),
         ("USR2", "SIGUSR2 is ignored"),
-        ("QUIT", "what runs"),
     ] {
         server.signal(signal);
         let line = next_line(&mut log, expected);
