@@ -98,6 +98,7 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
         traces: exporter.as_ref().map(Exporter::traces),
         cache: arbora::api::cache::CacheBook::default(),
     });
+    let room = files::room(config.max_connections)?;
     tracing::info!(
         model = app.model,
         api_keys = config.api_keys.len(),
@@ -107,7 +108,7 @@ async fn serve(options: Options) -> Result<ExitCode, Failure> {
         listener,
         app,
         drain_timeout: config.drain_timeout,
-        room: files::room(config.max_connections)?,
+        room,
         patience: Patience::default(),
     };
     let exit = server.run(told_to_stop()?, over(started.thread)).await;
