@@ -7,7 +7,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::places::{Room, TooFewFiles};
 
 /// Files besides connections that may be opened while the server runs, such as a collector's sockets.
-const OTHERS: usize = 32;
+const OTHERS: usize = 16;
 /// What is taken to be open where the system does not tell.
 const USUALLY_OPEN: usize = 64;
 

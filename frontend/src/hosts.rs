@@ -151,6 +151,14 @@ fn bad_request(message: impl Into<String>) -> ApiError {
     }
 }
 
+/// Stands before everything that answers, preflights of browsers included: a request names its host.
+pub async fn require_named_host(request: Request, next: Next) -> Response {
+    match named(&request) {
+        Err(error) => error.into_response(),
+        Ok(_) => next.run(request).await,
+    }
+}
+
 /// Stands before every route.
 pub async fn require_host(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     match named(&request) {

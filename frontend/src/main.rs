@@ -196,6 +196,7 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
         cache: arbora::api::cache::CacheBook::default(),
         log: log.metrics(),
     });
+    let room = files::room(config.max_connections)?;
     tracing::info!(
         model = app.model,
         api_keys = config.api_keys.len(),
@@ -205,7 +206,7 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
         listener,
         app,
         drain_timeout: config.drain_timeout,
-        room: files::room(config.max_connections)?,
+        room,
         patience: Patience::default(),
     };
     let over = async { over.await.unwrap_or(EngineExit::Failed) };

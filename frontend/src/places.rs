@@ -51,7 +51,7 @@ pub struct Room {
 
 impl Room {
     /// Connections that end while others take their places.
-    const LEAVING: usize = 16;
+    const LEAVING: usize = 8;
     /// What most servers need.
     const MOST: usize = 4096;
     /// For probes every second from a few places.
@@ -504,7 +504,7 @@ mod tests {
         let room = |n_files, wanted| Room::within(n_files, wanted);
         let usual = room(1 << 20, None).expect("room");
         assert_eq!((usual.places, usual.reserved), (4096, 32));
-        for n_files in [27, 64, 200, 1000, 4144] {
+        for n_files in [18, 64, 200, 1000, 4136] {
             let room = room(n_files, None).expect("room");
             assert!(
                 room.n_open() <= n_files && room.places >= 8 && room.reserved >= 2,
@@ -512,13 +512,13 @@ mod tests {
             );
             assert!(room.n_open() + 1 >= n_files, "no file is left over: {room:?}");
         }
-        let exact = room(10_048, Some(10_000)).expect("room");
-        assert_eq!((exact.places, exact.n_open()), (10_000, 10_048));
-        let error = room(10_047, Some(10_000)).expect_err("one file too few");
-        let message = "10000 connections need 10048 more open files, and the process may have 10047 more";
+        let exact = room(10_040, Some(10_000)).expect("room");
+        assert_eq!((exact.places, exact.n_open()), (10_000, 10_040));
+        let error = room(10_039, Some(10_000)).expect_err("one file too few");
+        let message = "10000 connections need 10040 more open files, and the process may have 10039 more";
         assert_eq!(error.to_string(), message);
-        let error = room(20, None).expect_err("no server");
-        let message = "8 connections need 26 more open files, and the process may have 20 more";
+        let error = room(17, None).expect_err("no server");
+        let message = "8 connections need 18 more open files, and the process may have 17 more";
         assert_eq!(error.to_string(), message);
     }
 }

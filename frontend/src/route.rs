@@ -1,9 +1,9 @@
 //! Which handler serves which URL, and what stands before all of them.
 //!
 //! ```text
-//! request id, span, count, log  ->  CORS  ->  panic becomes a 500  ->  place  ->  length  ->  host
-//!     ->  key  ->  handler
-//!     ->  the page, which holds no data
+//! request id, span, count, log  ->  one host  ->  CORS  ->  panic becomes a 500  ->  place  ->  length
+//!     ->  host  ->  key  ->  handler
+//!               ->  the page, which holds no data
 //! ```
 
 use std::panic::AssertUnwindSafe;
@@ -19,7 +19,7 @@ use futures_util::FutureExt;
 
 use crate::api::{App, admin, cache, chat, completions, generate, models, render, tokens, worker};
 use crate::auth::{require_key, require_metrics_key, require_operator};
-use crate::hosts::require_host;
+use crate::hosts::{require_host, require_named_host};
 use crate::openapi;
 use crate::page;
 use crate::places::require_seat;
@@ -51,6 +51,7 @@ pub fn router(app: Arc<App>) -> Router {
         None => router,
     };
     router
+        .layer(from_fn(require_named_host))
         .layer(from_fn_with_state(Arc::clone(&app), observe))
         .with_state(app)
 }

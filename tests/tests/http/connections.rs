@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
+use arbora::origins::AllowedOrigins;
 use arbora::places::{Patience, Room};
 use serde_json::json;
 
@@ -264,7 +265,12 @@ fn a_client_that_sends_a_refused_body_to_its_end_finds_the_answer() {
 fn a_request_without_a_host_or_with_two_is_refused_whatever_it_asks_for() {
     let plain = Site::new();
     let keyed = Site::with(&["key"], |_| {});
-    for site in [&plain, &keyed] {
+    let open = Setup {
+        origins: AllowedOrigins::All,
+        ..Setup::new(tokenizer())
+    };
+    let open = open.start();
+    for site in [&plain, &keyed, &open] {
         for target in [
             "GET /",
             "GET /health",
