@@ -16,7 +16,7 @@ use std::time::Duration;
 use crate::draft::RowCost;
 
 /// What a step may take, in steps that only decode.
-const STRETCH: f64 = 2.0;
+const STRETCH: f64 = 3.0;
 
 /// Decode steps of up to this many rows are as good as one another: an output beside so many is not slow.
 const USUAL_ROWS: usize = 8;
