@@ -207,12 +207,8 @@ impl Tables {
                 onward.pop();
             }
             let readings = self.stacks.continuation(asked.ir, point.stack);
-            let is_walked = asked.ir.plenty.is_none();
-            let cost = if is_walked {
-                self.stacks.cost(point.stack)
-            } else {
-                1
-            };
+            let walked = asked.ir.plenty.is_none().then(|| self.stacks.cost(point.stack));
+            let cost = walked.unwrap_or(1);
             filling.n_entered += readings.len() * cost;
             let keeps_text = |reading: &Reading| self.stacks.keeps_text(reading.stack);
             // Of more that keep a text, a state has not all.

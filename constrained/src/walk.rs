@@ -2,8 +2,8 @@
 //!
 //! Where an output may be read in many ways, nearly every node of the tree has stacks of its own. Two things
 //! keep a node cheap. What is complete waits on one set of stacks, and is entered when the next byte is
-//! known: of a hundred alternatives that begin with a letter each, one is looked at and not all. And a place of the
-//! walk that was met before, with what each byte does there, is known for the next mask.
+//! known: of a hundred alternatives that begin with a letter each, one is looked at and not all. And a place
+//! of the walk that was met before, with what each byte does there, is known for the next mask.
 //!
 //! The walk ends before the first level that would take the work beyond [`MAX_WORK`]. Then tokens up to a
 //! length are allowed as the grammar has it, and of longer ones those alone that stay within what the output

@@ -1,6 +1,7 @@
 //! What the operator decided: file, then environment, then flags, the later over the earlier. Decided once,
 //! before anything starts. The only module that reads the environment.
 
+mod access;
 mod commands;
 mod conventions;
 mod error;
@@ -26,7 +27,7 @@ pub use self::size::ByteSize;
 use crate::api::generate::StreamForm;
 use crate::auth::CacheSharing;
 use crate::checked::Integrity;
-use crate::hosts::{Addresses, AllowedHosts, Host};
+use crate::hosts::AllowedHosts;
 use crate::intake::IntakeLimits;
 use crate::models::DEFAULT_MODEL;
 use crate::origins::AllowedOrigins;
@@ -418,26 +419,15 @@ impl Options {
             (None, Some(pages)) => KvSize::Pages(pages),
             (Some(_), Some(_)) => return Err(ConfigError::KvTwice),
         };
-        for (option, keys) in [
-            ("api-key", self.api_key.as_slice()),
-            ("admin-key", self.admin_key.as_slice()),
-            ("metrics-key", self.metrics_key.as_slice()),
-        ] {
-            if let Some(empty) = keys.iter().find(|key| key.trim().is_empty()) {
-                return Err(bad_value(option, "a key that is not empty", empty));
-            }
-        }
-        if self.isolate_keys == Some(true) && self.api_key.is_empty() {
-            return Err(ConfigError::NothingToIsolate);
-        }
+        access::check_keys(&self)?;
         if let Some(n) = self.max_connections.filter(|n| !(1..=1 << 20).contains(n)) {
             return Err(bad_value("max-connections", "in [1, 1048576]", n));
         }
         let address = self.address()?;
         Ok(Config {
             address,
-            hosts: hosts(&self.allowed_host, address)?,
-            origins: origins(&self.allow_origin)?,
+            hosts: access::hosts(&self.allowed_host, address)?,
+            origins: access::origins(&self.allow_origin)?,
             model: self.model.unwrap_or_else(|| DEFAULT_MODEL.to_owned()),
             load_format: choice("load-format", &LoadFormat::NAMES, self.load_format)?.unwrap_or_default(),
             integrity: match self.verify {
@@ -527,39 +517,6 @@ fn given<T>(list: Vec<T>, under: Vec<T>) -> Vec<T> {
     if list.is_empty() { under } else { list }
 }
 
-/// The hosts by which a server at `address` may be asked.
-fn hosts(given: &[String], address: SocketAddr) -> Result<AllowedHosts, ConfigError> {
-    let host = |text: &String| {
-        let expected = "NAME, NAME:PORT or *";
-        Host::parse(text).ok_or_else(|| bad_value("allowed-host", expected, text))
-    };
-    let listed = given.iter().filter(|text| *text != "*");
-    let hosts = listed.map(host).collect::<Result<Vec<_>, _>>()?;
-    Ok(match hosts.len() < given.len() {
-        true => AllowedHosts::All,
-        false => AllowedHosts::Listed {
-            addresses: match address.ip().to_canonical().is_loopback() {
-                true => Addresses::Loopback,
-                false => Addresses::All,
-            },
-            hosts,
-        },
-    })
-}
-
-fn origins(given: &[String]) -> Result<AllowedOrigins, ConfigError> {
-    let listed = given.iter().filter(|origin| *origin != "*");
-    let origin = |text: &String| {
-        let expected = "an origin such as http://localhost:3000, null or *";
-        AllowedOrigins::parse(text).ok_or_else(|| bad_value("allow-origin", expected, text))
-    };
-    let origins = listed.map(origin).collect::<Result<Vec<_>, _>>()?;
-    Ok(match origins.len() < given.len() {
-        true => AllowedOrigins::All,
-        false => AllowedOrigins::Listed(origins),
-    })
-}
-
 /// `--otlp-traces-endpoint`, if requests can be sent there.
 fn http_url(url: String) -> Result<String, ConfigError> {
     let is_http = url.parse::<Uri>().is_ok_and(|uri| {
@@ -622,6 +579,7 @@ fn environment(name: &str) -> Option<std::ffi::OsString> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hosts::{Addresses, Host};
 
     fn file(text: &str) -> Result<Options, ConfigError> {
         let directory = tempfile::tempdir().expect("a temporary directory");

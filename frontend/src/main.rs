@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -151,20 +152,12 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
     let (loaded, engine) = watch::channel(None);
     signals::outlive(engine)?;
     // Bound before the model is loaded: a port that is taken should not cost a minute to find out.
-    let listener = TcpListener::bind(config.address)
-        .await
-        .map_err(|error| format!("cannot listen on {}: {error}", config.address))?;
-    let path = fetch(
-        &config.model,
-        (config.load_format, config.integrity),
-        log,
-        &mut stop,
-    )
-    .await?;
+    let listener = listen(config.address).await?;
+    let wanted = (config.load_format, config.integrity);
+    let path = fetch(&config.model, wanted, log, &mut stop).await?;
     let workers = Workers::start("work", WORKER_THREADS, MAX_QUEUED_JOBS)?;
     let started = start(path, &config, &workers, &mut stop).await?;
     loaded.send_replace(Some(started.engine.clone()));
-    let address = listener.local_addr()?;
     let exporter = start_traces(&config, &started.name)?;
     // Joined on a thread of its own that is there from now on.
     let over = aside("engine-end", move || {
@@ -200,7 +193,8 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
     tracing::info!(
         model = app.model,
         api_keys = config.api_keys.len(),
-        "serving at http://{address}/v1"
+        "serving at http://{}/v1",
+        listener.local_addr()?
     );
     let server = Server {
         listener,
@@ -216,6 +210,11 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
         exporter.stop();
     }
     Ok(farewell(exit))
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+    let bound = TcpListener::bind(address).await;
+    Ok(bound.map_err(|error| format!("cannot listen on {address}: {error}"))?)
 }
 
 /// The last word, and the exit code.

@@ -384,11 +384,11 @@ impl<B: Backend> Engine<B> {
             sequence.stage = Stage::Decode;
             let stops = &self.config.model_stop_tokens;
             let (source, before) = (sequence.draft_source(), sequence.usage());
-            let started = sequence.has_grammar().then(clock);
+            let started = sequence.request().grammar.is_some().then(clock);
             let (n_new, mut ends) = sequence.verify(its_own.sampled, &self.token_bytes, stops);
             if let Some(started) = started {
                 let time = clock().saturating_duration_since(started);
-                sequence.add_mask_time(time);
+                sequence.mask_time = Some(sequence.mask_time.unwrap_or_default() + time);
                 self.plan.mask_time += time;
             }
             let metrics = self.shared.metrics();

@@ -247,20 +247,10 @@ impl Sequence {
         self.table.take().expect("a running sequence holds pages")
     }
 
-    /// Whether its output follows a grammar.
-    pub(crate) fn has_grammar(&self) -> bool {
-        self.request.grammar.is_some()
-    }
-
     /// Its grammar took `time` to fill the masks of a step. A state that took long is seldom alone, so this
     /// is forgotten slowly.
     pub(crate) fn note_mask_time(&mut self, time: Duration) {
         self.mask_time = Some(time.max(self.mask_time.unwrap_or_default() / 2));
-    }
-
-    /// Its grammar took `time` to follow the output of the same step.
-    pub(crate) fn add_mask_time(&mut self, time: Duration) {
-        self.mask_time = Some(self.mask_time.unwrap_or_default() + time);
     }
 
     /// Notes the start of its first step and returns the time it waited.

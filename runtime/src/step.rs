@@ -21,7 +21,7 @@ use crate::sequence::{Sequence, Sequences};
 pub(crate) fn prepare_rows(plan: &mut Plan, sequences: &mut Sequences, clock: &dyn Fn() -> Instant) {
     for rows in plan.rows.iter().filter(|rows| rows.n_sampled() > 0) {
         let sequence = &mut sequences[rows.slot];
-        if sequence.has_grammar() {
+        if sequence.request().grammar.is_some() {
             let started = clock();
             sequence.prepare_rows(rows.n_draft);
             let time = clock().saturating_duration_since(started);

@@ -228,7 +228,7 @@ pub(crate) fn plan_prompts(
         for &slot in prompts().filter(|slot| sequences[**slot].request().tenant == tenant) {
             let sequence = &sequences[slot];
             let mut n_rows = left.rows_of(sequence, pace);
-            if let (Some(masks), true) = (&mut masks, sequence.has_grammar()) {
+            if let (Some(masks), true) = (&mut masks, sequence.request().grammar.is_some()) {
                 let gives_token = n_rows > 0 && n_rows == sequence.n_uncomputed();
                 n_rows -= usize::from(gives_token && !masks.take(sequence.mask_time));
             }

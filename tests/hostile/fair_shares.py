@@ -2,8 +2,8 @@
 
     python3 tests/hostile/fair_shares.py target/release/arbora --model FILE [--port PORT] [--seconds S]
 
-Capacity is what the flood alone gets. The light key sends a fifth of that, at random times, alone and beside the
-flood. The goal: its p99 is at most three times that alone, and both together get 95 % of the capacity.
+Capacity is what the flood alone gets. The light key sends a fifth of that, at random times, alone and beside
+the flood. The goal: its p99 is at most three times that alone, and both together get 95 % of the capacity.
 """
 
 import argparse

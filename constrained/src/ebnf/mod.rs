@@ -1,7 +1,8 @@
 //! Grammars written as text: GBNF, XGrammar's EBNF and a subset of Lark.
 //!
 //! Each dialect has its parser; all give the same small tree, kept in one array. From there on the dialects
-//! are one: rules are checked, lists and left recursion are rewritten, and pieces without recursion become automata.
+//! are one: rules are checked, lists and left recursion are rewritten, and pieces without recursion become
+//! automata.
 //!
 //! Every name that is used must be defined, and every rule that the root reaches must derive something. A
 //! rule that the root does not reach costs nothing and changes nothing. What is accepted is decided by the

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! What is repeated once per step grows with the square of the output. So an event of more than
-//! [`SHORT_EVENT`] bytes is followed by the next one when the output is longer by a sixteenth: all of them
+//! 16 KiB is followed by the next one when the output is longer by a sixteenth: all of them
 //! together have at most 17 times the bytes of the last one, besides those that are short.
 
 use std::convert::Infallible;

@@ -67,8 +67,8 @@ const LINE_RULES: [LineRule; 9] = [
         sample: ("runtime/src/a.rs", concat!("    un", "safe { read() }")),
     },
     LineRule {
-        what: "only frontend/src/config.rs reads the environment",
-        applies: |path| path.ends_with(".rs") && path != "frontend/src/config.rs",
+        what: "only frontend/src/config.rs and its parts read the environment",
+        applies: |path| path.ends_with(".rs") && !path.starts_with("frontend/src/config"),
         is_bad: |line| line.contains(concat!("env::", "var")) || line.contains(concat!("env = \"", "ARBORA")),
         comments: false,
         sample: ("runtime/src/a.rs", concat!("std::env::", "var(\"HOME\")")),
