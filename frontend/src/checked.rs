@@ -1,4 +1,4 @@
-//! Whether a file on disk still has the bytes whose SHA-256 is known.
+//! Integrity of cached files: whether a file on disk still has the bytes whose SHA-256 is known.
 //!
 //! Bytes are hashed once and then believed for as long as the file's size, times and inode are those noted
 //! when they were hashed: a disk that fails, a copy that broke off or a hand that slipped changes one of

@@ -1,4 +1,4 @@
-//! The way of log lines, panics and progress to standard error, on which nobody waits.
+//! Non-blocking log writer: lines, panics and progress go to standard error, and nobody waits for it.
 //!
 //! ```text
 //! line ─► queue, at most MAX_QUEUED_BYTES ─► thread "log" ─► standard error

@@ -1,4 +1,4 @@
-//! What signals mean to a process.
+//! Signal handling: which signals end the process, and what the others do.
 //!
 //! ```text
 //! INT, TERM      end: a server drains, everything else stops at once and takes its download along

@@ -1,4 +1,4 @@
-//! A pool of threads, all started at the beginning, for work that would hold up the threads of the
+//! Thread pool, all threads started at the beginning, for work that would hold up the threads of the
 //! connections: encoding, compiling grammars, decoding bodies.
 //!
 //! ```text
