@@ -129,7 +129,8 @@ pub enum TokenizerError {
 
 const TOKENIZER_JSON: &str = "tokenizer.json";
 
-/// Longest piece that the merges work on, in bytes: they take some 60 bytes of memory for each.
+/// Longest piece of a client's text that the merges work on, in bytes: they take some 60 bytes of memory for
+/// each.
 const MAX_PIECE_BYTES: usize = 1 << 20;
 
 /// Why a text could not be encoded.
@@ -349,21 +350,30 @@ impl Tokenizer {
     /// characters) leaves no trace, as in Hugging Face and llama.cpp.
     ///
     /// # Errors
-    /// Where a piece that is not cut into words is longer than a mebibyte.
+    /// Where the merges fail.
     pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>, EncodeError> {
-        self.encode_within(text, special, usize::MAX)
+        self.encode_bounded(text, special, (usize::MAX, usize::MAX))
     }
 
-    /// The tokens of `text` if there are at most `limit`. Takes time and memory for that many, however long
-    /// the text is.
+    /// The tokens of a client's `text` if there are at most `limit`. Takes time and memory for that many,
+    /// however long the text is.
     ///
     /// # Errors
-    /// As for [`Tokenizer::encode`], and where there are more tokens.
+    /// Where there are more tokens, and where a piece that is not cut into words is longer than a mebibyte.
     pub fn encode_within(
         &self,
         text: &str,
         special: SpecialTokens,
         limit: usize,
+    ) -> Result<Vec<u32>, EncodeError> {
+        self.encode_bounded(text, special, (limit, MAX_PIECE_BYTES))
+    }
+
+    fn encode_bounded(
+        &self,
+        text: &str,
+        special: SpecialTokens,
+        (limit, longest_piece): (usize, usize),
     ) -> Result<Vec<u32>, EncodeError> {
         let added = match special {
             SpecialTokens::Parse => &self.all_added,
@@ -373,6 +383,7 @@ impl Tokenizer {
             tokenizer: self,
             ids: Vec::with_capacity(text.len().min(limit) / 3 + 1),
             limit,
+            longest_piece,
             buffer: String::new(),
         };
         encoding.text(text, added)?;
@@ -463,6 +474,8 @@ struct Encoding<'t> {
     ids: Vec<u32>,
     /// Most of them.
     limit: usize,
+    /// Bytes of the longest piece.
+    longest_piece: usize,
     /// For spelling pieces.
     buffer: String,
 }
@@ -511,8 +524,8 @@ impl Encoding<'_> {
         if fewest > self.limit - self.ids.len() {
             return Err(EncodeError::TooManyTokens { limit: self.limit });
         }
-        if n_bytes > MAX_PIECE_BYTES {
-            let limit = MAX_PIECE_BYTES;
+        if n_bytes > self.longest_piece {
+            let limit = self.longest_piece;
             return Err(EncodeError::PieceTooLong { n_bytes, limit });
         }
         let spelled = self.tokenizer.spelling.spell(piece, &mut self.buffer);
@@ -560,5 +573,31 @@ fn bad_entry(what: &'static str, idx: usize, text: &str, reason: &'static str) -
         idx,
         text,
         reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clients_text_is_read_up_to_a_number_of_tokens_and_a_length_of_pieces() {
+        let tokenizer = Tokenizer::of_bytes(257);
+        let within = |n_bytes: usize, limit| {
+            let ids = tokenizer.encode_within(&"a".repeat(n_bytes), SpecialTokens::AsText, limit);
+            ids.map(|ids| ids.len())
+        };
+        assert_eq!(within(10, 10).expect("no more than that"), 10);
+        for n_bytes in [11, MAX_PIECE_BYTES + 1] {
+            let more = within(n_bytes, 10).expect_err("one more at least");
+            assert!(matches!(more, EncodeError::TooManyTokens { limit: 10 }), "{more}");
+        }
+        let n_bytes = MAX_PIECE_BYTES + 1;
+        let long = within(n_bytes, usize::MAX).expect_err("one piece");
+        let limit = MAX_PIECE_BYTES;
+        assert!(
+            matches!(long, EncodeError::PieceTooLong { n_bytes: n, limit: l } if (n, l) == (n_bytes, limit)),
+            "{long}"
+        );
     }
 }
