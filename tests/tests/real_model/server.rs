@@ -49,6 +49,8 @@ impl Server {
     pub(crate) fn start(isa: Isa, n_threads: usize, change: impl FnOnce(&mut EngineConfig)) -> Self {
         let mut config = EngineConfig::new(32 * CONTEXT / 16, CONTEXT);
         config.model_stop_tokens = MODEL.tokenizer.stop_token_ids().to_vec();
+        // How long a request waits here depends on the machine, and with it what would be refused.
+        config.max_queue_wait = None;
         change(&mut config);
         let cpu = CpuConfig {
             n_threads,
