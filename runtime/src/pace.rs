@@ -28,6 +28,12 @@ const MIN_CHUNK: usize = 16;
 /// there are tenants, if that is more.
 const FAIR_STRETCH: f64 = 2.5;
 
+/// A batch has lost its point where fewer rows give less than this share of the tokens in a second.
+const KEPT: f64 = 0.95;
+
+/// What prompts of tenants with many sequences get at least, of what a fair step may take.
+const LEAST_PROMPTS: f64 = 0.25;
+
 /// The most that masks can owe, seconds: how long a sequence with one very expensive mask is held back.
 const MAX_DEBT: f64 = 1.0;
 
@@ -38,6 +44,9 @@ pub(crate) struct Pace {
     chunks: ChunkCost,
     /// Seconds that masks may still take; negative while they owe.
     mask_credit: f64,
+    /// Seconds that prompts of tenants with more than the fewest sequences may still take; negative while
+    /// they owe.
+    prompt_credit: f64,
 }
 
 /// What one step computed.
@@ -121,20 +130,50 @@ impl Pace {
         self.chunks.fit().unwrap_or_else(guess)
     }
 
+    /// What a step with rows of `n_tenants` may take, the one with the fewest running having `n_fewest`;
+    /// absent while nothing is known.
+    fn fair_seconds(&self, n_tenants: usize, n_fewest: usize) -> Option<f64> {
+        let fewest = self.rows.seconds(n_fewest)?;
+        Some(fewest * FAIR_STRETCH.max(n_tenants as f64))
+    }
+
     /// Most rows of a step in which `n_tenants` decode `n_wanted` rows, the one with the fewest `n_fewest`.
     /// Never so few that a batch loses its point.
     pub(crate) fn fair_rows(&self, n_tenants: usize, n_fewest: usize, n_wanted: usize) -> usize {
-        let Some(fewest) = self.rows.seconds(n_fewest) else {
+        let Some(limit) = self.fair_seconds(n_tenants, n_fewest) else {
             return n_wanted;
         };
-        let limit = fewest * FAIR_STRETCH.max(n_tenants as f64);
-        let least = USUAL_ROWS.max(n_tenants * n_fewest);
-        let fits = |&n: &usize| self.rows.seconds(n).is_none_or(|seconds| seconds <= limit);
+        let seconds = |n: usize| self.rows.seconds(n).unwrap_or(0.0);
+        let worth = |n: usize| n as f64 * seconds(n_wanted) >= KEPT * n_wanted as f64 * seconds(n);
+        // Beyond the usual rows a batch has its point already.
+        let least = (1..USUAL_ROWS).find(|&n| worth(n)).unwrap_or(USUAL_ROWS);
+        let least = least.max(n_tenants * n_fewest);
+        let fits = |&n: &usize| seconds(n) <= limit;
         (least..=n_wanted)
             .take_while(fits)
             .last()
             .unwrap_or(least)
             .min(n_wanted)
+    }
+
+    /// A step begins that decodes `n_decode` rows, of `n_tenants` tenants that run, the one with the fewest
+    /// sequences having `n_fewest`: the prompts of the others get their part of the time. Returns how long
+    /// they may take; absent while nothing is known.
+    pub(crate) fn refill_prompts(
+        &mut self,
+        n_tenants: usize,
+        n_fewest: usize,
+        n_decode: usize,
+    ) -> Option<f64> {
+        let fair = self.fair_seconds(n_tenants, n_fewest)?;
+        let part = (fair - self.rows.seconds(n_decode)?).max(fair * LEAST_PROMPTS);
+        self.prompt_credit = (self.prompt_credit + part).min(fair);
+        Some(self.prompt_credit)
+    }
+
+    /// Such prompts take `seconds` in this step.
+    pub(crate) fn charge_prompts(&mut self, seconds: f64) {
+        self.prompt_credit -= seconds;
     }
 
     /// A step begins that decodes about `n_decode` rows: masks get their part of the time. Absent where they
@@ -326,7 +365,27 @@ mod tests {
             };
             steep.record(load, micros(1000 * n_decode));
         }
-        assert_eq!(steep.fair_rows(2, 1, 32), USUAL_ROWS);
+        assert_eq!(steep.fair_rows(2, 1, 32), 2, "more rows at once get no more done");
+    }
+
+    #[test]
+    fn prompts_of_tenants_with_many_sequences_get_a_part_of_the_time() {
+        assert_eq!(Pace::default().refill_prompts(2, 1, 1), None, "nothing is known");
+        let mut pace = pace();
+        // One row takes 1.1 ms, a fair step 2.75; four rows leave 1.35.
+        near(pace.refill_prompts(2, 1, 4).expect("it is known"), 1.35e-3);
+        near(pace.refill_prompts(2, 1, 4).expect("it is known"), 2.7e-3);
+        near(pace.refill_prompts(2, 1, 4).expect("it is known"), 2.75e-3);
+        pace.charge_prompts(5e-3);
+        assert!(
+            pace.refill_prompts(2, 1, 4).expect("it is known") < 0.0,
+            "it owes"
+        );
+        assert!(pace.refill_prompts(2, 1, 32).expect("it is known") < 0.0);
+        near(
+            pace.refill_prompts(2, 1, 32).expect("it is known"),
+            -2.25e-3 + 1.35e-3 + 2.0 * 2.75e-3 / 4.0,
+        );
     }
 
     #[test]

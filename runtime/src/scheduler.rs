@@ -244,7 +244,7 @@ impl Scheduler {
         let mut budget = self.budget();
         let running = (&self.sequences, self.running.as_slice());
         let masks = plan_decode(plan, running, (&mut budget, &mut self.pace));
-        plan_prompts(plan, running, (&mut budget, &self.pace), masks);
+        plan_prompts(plan, running, (&mut budget, &mut self.pace), masks);
         for rows in &plan.rows {
             let sequence = &mut self.sequences[rows.slot];
             sequence.latest_step = self.n_steps;

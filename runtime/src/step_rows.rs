@@ -5,7 +5,8 @@
 //! decode rows   all of them, unless       their masks take too long: expensive ones wait a step
 //!                                         one tenant has many rows and another few: fewer of the many
 //! prompt rows   in order of admission within a tenant, in equal parts among tenants; as many as
-//!               max_batch_tokens and, while anybody decodes, the time of the step leave
+//!               max_batch_tokens and, while anybody decodes, the time of the step leave; those of
+//!               tenants with more than the fewest sequences get a part of the time
 //! ```
 //!
 //! Decode rows that are left out go first in the next step. Every step computes a row of some sequence, so
@@ -162,32 +163,40 @@ pub(crate) fn plan_decode(
     masks
 }
 
+/// Running sequences of each tenant.
+fn counts(sequences: &Sequences, slots: &[SequenceSlot]) -> Vec<(u32, usize)> {
+    let mut counts: Vec<(u32, usize)> = Vec::new();
+    for &slot in slots {
+        let tenant = sequences[slot].request().tenant;
+        match counts.iter_mut().find(|(of, _)| *of == tenant) {
+            Some((_, n)) => *n += 1,
+            None => counts.push((tenant, 1)),
+        }
+    }
+    counts
+}
+
+/// What the tenant with the fewest sequences has; absent where there is one tenant.
+fn n_fewest(counts: &[(u32, usize)]) -> Option<usize> {
+    let fewest = counts.iter().map(|(_, n)| *n).min();
+    fewest.filter(|_| counts.len() > 1)
+}
+
 /// Keeps as many of the `chosen` as do not slow the tenant with the fewest running sequences down too much.
 fn limit_rows_of_tenants(
     chosen: &mut Vec<SequenceSlot>,
     (sequences, running): (&Sequences, &[SequenceSlot]),
     pace: &Pace,
 ) {
-    let counts = |slots: &[SequenceSlot]| {
-        let mut counts: Vec<(u32, usize)> = Vec::new();
-        for &slot in slots {
-            let tenant = sequences[slot].request().tenant;
-            match counts.iter_mut().find(|(of, _)| *of == tenant) {
-                Some((_, n)) => *n += 1,
-                None => counts.push((tenant, 1)),
-            }
-        }
-        counts
-    };
-    let all = counts(running);
-    let Some(n_fewest) = all.iter().map(|(_, n)| *n).min().filter(|_| all.len() > 1) else {
+    let all = counts(sequences, running);
+    let Some(n_fewest) = n_fewest(&all) else {
         return;
     };
     let n_rows = pace.fair_rows(all.len(), n_fewest, chosen.len());
     if n_rows >= chosen.len() {
         return;
     }
-    let wanted = counts(chosen);
+    let wanted = counts(sequences, chosen);
     let n_wanted: Vec<usize> = wanted.iter().map(|(_, n)| *n).collect();
     let mut given = divide(n_rows, &n_wanted);
     chosen.retain(|&slot| {
@@ -200,14 +209,45 @@ fn limit_rows_of_tenants(
     });
 }
 
+/// The time that prompts of tenants with more than the fewest sequences may take.
+struct CrowdedPrompts {
+    n_fewest: usize,
+    seconds: f64,
+    running: Vec<(u32, usize)>,
+}
+
+impl CrowdedPrompts {
+    /// None where they are not limited.
+    fn new(
+        plan: &Plan,
+        (sequences, running): (&Sequences, &[SequenceSlot]),
+        pace: &mut Pace,
+    ) -> Option<Self> {
+        let running = counts(sequences, running);
+        let n_fewest = n_fewest(&running)?;
+        let seconds = pace.refill_prompts(running.len(), n_fewest, plan.rows.len())?;
+        Some(CrowdedPrompts {
+            n_fewest,
+            seconds,
+            running,
+        })
+    }
+
+    fn limits(&self, tenant: u32) -> bool {
+        let n_running = self.running.iter().find(|(of, _)| *of == tenant);
+        n_running.is_some_and(|(_, n)| *n > self.n_fewest)
+    }
+}
+
 /// Plans chunks of the prompts that are being computed. The last row of one whose first mask has to wait is
 /// left for another step.
 pub(crate) fn plan_prompts(
     plan: &mut Plan,
     (sequences, running): (&Sequences, &[SequenceSlot]),
-    (budget, pace): (&mut Budget, &Pace),
+    (budget, pace): (&mut Budget, &mut Pace),
     mut masks: Option<MaskBudget>,
 ) {
+    let mut crowded = CrowdedPrompts::new(plan, (sequences, running), pace);
     let mut tenants: Vec<(usize, u32)> = Vec::new();
     let prompts = || {
         let is_prompt = |slot: &&SequenceSlot| sequences[**slot].stage == Stage::Prefill;
@@ -223,7 +263,11 @@ pub(crate) fn plan_prompts(
     // What who wants least leaves of its part is the others'.
     tenants.sort_unstable();
     for (n_before, &(_, tenant)) in tenants.iter().enumerate() {
-        let part = budget.part(tenants.len() - n_before);
+        let mut part = budget.part(tenants.len() - n_before);
+        let crowded = crowded.as_mut().filter(|crowded| crowded.limits(tenant));
+        if let (Some(crowded), Some(seconds)) = (&crowded, &mut part.seconds) {
+            *seconds = seconds.min(crowded.seconds);
+        }
         let mut left = part;
         for &slot in prompts().filter(|slot| sequences[**slot].request().tenant == tenant) {
             let sequence = &sequences[slot];
@@ -233,6 +277,10 @@ pub(crate) fn plan_prompts(
                 n_rows -= usize::from(gives_token && !masks.take(sequence.mask_time));
             }
             left.plan(plan, (slot, sequence), n_rows, pace);
+        }
+        if let (Some(crowded), Some(all), Some(left)) = (crowded, part.seconds, left.seconds) {
+            crowded.seconds -= all - left;
+            pace.charge_prompts(all - left);
         }
         *budget = budget.less(part, left);
     }
