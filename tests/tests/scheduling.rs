@@ -567,3 +567,33 @@ fn many_outputs_of_one_tenant_leave_the_single_one_of_another_its_pace() {
     world.run(MAX_TURNS);
     world.verify_quiet();
 }
+
+#[test]
+fn prompts_of_a_tenant_with_many_sequences_leave_the_single_output_of_another_its_pace() {
+    let mut config = EngineConfig::new(1024, 512);
+    config.max_draft_rows = 0;
+    config.n_tenants = 2;
+    let mut world = World::new(config);
+    world.row_time = Duration::from_millis(1);
+    world.submit(&ask_of(0, 0, (4, 200))).expect("it fits");
+    let light = world.submit(&ask_of(1, 1, (4, 200))).expect("it fits");
+    for _ in 0..30 {
+        world.turn();
+    }
+    for seed in 2..22 {
+        world.submit(&ask_of(0, seed, (200, 4))).expect("it fits");
+    }
+    let (n_rows, mut n_tokens) = (world.n_rows(), world.clients[light].tokens.len());
+    n_tokens = 200 - n_tokens;
+    let most = rows_beside(&mut world, light)
+        .into_iter()
+        .max()
+        .expect("it went on");
+    // Alone it has a row a step. A chunk of 16 rows comes at once, but then no other for a while.
+    assert!(most <= 20, "{most} rows in a step");
+    let average = (world.n_rows() - n_rows) as f64 / n_tokens as f64;
+    // A step of one row takes 2 ms, one of six 7 ms.
+    assert!((2.0..6.0).contains(&average), "{average} rows a token");
+    world.run(MAX_TURNS);
+    world.verify_quiet();
+}
