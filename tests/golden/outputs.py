@@ -3,8 +3,9 @@
     python3 tests/golden/outputs.py http://127.0.0.1:8000 [--requests 1000] [--clients 16] [--out FILE]
 
 Greedy and sampled texts, several choices, log-probabilities, regular expressions, JSON schemas and tool
-calls, with shared and with own prefixes, many at a time. The same build gives the same hash whatever the order
-and the cache (contract C3); two builds that should compute the same give the same on each instruction set.
+calls, with shared and with own prefixes, many at a time. The same build gives the same hash whatever the
+order and the cache (contract C3); two builds that should compute the same give the same on each instruction
+set.
 Standard library only.
 """
 
