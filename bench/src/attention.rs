@@ -7,15 +7,16 @@
 use std::io::Write;
 use std::time::Instant;
 
-use arbora_kernels::cpu::{AttentionPlan, CpuBackend, CpuKv, CpuTensor, Isa, measure};
+use arbora_kernels::cpu::{CpuBackend, CpuBatch, CpuKv, CpuTensor, Isa, measure};
 use arbora_kernels::{
-    AttentionRows, Backend, BackendError, HeadLayout, KvShape, RopeStore, RopeStyle, RopeTable, SequenceRows,
+    Backend, BackendError, HeadLayout, KvShape, RopeStore, RopeStyle, RopeTable, SequenceRows, StepRows,
 };
 
 use crate::http::BenchError;
 use crate::kernels::{MEASUREMENT, N_MEASUREMENTS, ROTATED_BYTES, backend, chosen_isa, fill, limits, median};
 use crate::machine;
 use crate::random::Random;
+use crate::step;
 
 /// Options of the attention bench.
 #[derive(Debug, clap::Args)]
@@ -137,7 +138,9 @@ struct Case {
     n_layers: usize,
     sequences: Vec<SequenceRows>,
     page_tables: Vec<u32>,
-    plan: AttentionPlan,
+    /// Ids, positions and slots, which attention does not look at.
+    zeros: Vec<u32>,
+    batch: CpuBatch,
     qkv: CpuTensor,
     out: CpuTensor,
     next: usize,
@@ -162,27 +165,33 @@ impl Case {
         let mut qkv = backend.tensor(n_rows, HEADS.qkv_width())?;
         fill(&mut qkv, n_rows, &mut Random(5));
         let out = backend.tensor(n_rows, HEADS.n_heads * HEADS.head_dim)?;
-        let mut case = Case {
+        let zeros = vec![0; n_rows];
+        let tables = (sequences.as_slice(), page_tables.as_slice());
+        let batch = step::batch(&mut backend, (HEADS, kv_shape), (&zeros, &zeros), tables)?;
+        Ok(Case {
             backend,
             kv,
             n_layers: kv_shape.n_layers,
             sequences,
             page_tables,
-            plan: AttentionPlan::default(),
+            zeros,
+            batch,
             qkv,
             out,
             next: 0,
-        };
-        case.make_plan();
-        Ok(case)
+        })
     }
 
     fn make_plan(&mut self) {
-        let rows = AttentionRows {
+        let rows = StepRows {
+            ids: &self.zeros,
+            positions: &self.zeros,
+            slots: &self.zeros,
+            logit_rows: &[],
             sequences: &self.sequences,
             page_tables: &self.page_tables,
         };
-        self.backend.plan_attention(&self.kv, HEADS, rows, &mut self.plan);
+        self.backend.upload_batch(&rows, &mut self.batch);
     }
 
     fn seconds_per_layer(&mut self) -> f64 {
@@ -192,7 +201,7 @@ impl Case {
                 let mut n = 0;
                 while start.elapsed() < MEASUREMENT {
                     self.backend
-                        .attention(&self.qkv, &self.kv, self.next, &self.plan, &mut self.out);
+                        .attention(&self.qkv, &self.kv, self.next, &self.batch, &mut self.out);
                     self.next = (self.next + 1) % self.n_layers;
                     n += 1;
                 }
@@ -255,11 +264,11 @@ fn write_all(backend: &mut CpuBackend, kv: &mut CpuKv) -> Result<(), BackendErro
             let store = RopeStore {
                 heads: HEADS,
                 layer,
-                positions: &vec![0; n_rows],
-                slots: &slots,
                 qk_norm: None,
             };
-            backend.rope_store(&mut qkv, &unrotated, &store, kv);
+            let rows = (&vec![0; n_rows][..], &slots[..]);
+            let batch = step::batch_of_rows(backend, (HEADS, shape), rows)?;
+            backend.rope_store(&mut qkv, &unrotated, &store, &batch, kv);
         }
     }
     Ok(())

@@ -14,6 +14,7 @@ mod random;
 mod rows;
 mod serve;
 mod soak;
+mod step;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

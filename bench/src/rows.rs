@@ -6,14 +6,15 @@ use std::time::Instant;
 
 use arbora_kernels::cpu::{CpuBackend, CpuTensor, Isa};
 use arbora_kernels::{
-    Adjustment, Allowed, Backend, BackendError, HeadLayout, KvShape, LogprobRow, RopeStore, RopeStyle,
-    RopeTable, SampleRow,
+    Adjustment, Allowed, Answers, Backend, BackendError, HeadLayout, KvShape, LogprobRow, RopeStore,
+    RopeStyle, RopeTable, SampleRow, Scored,
 };
 
 use crate::http::BenchError;
 use crate::kernels::{MEASUREMENT, N_MEASUREMENTS, backend, chosen_isa, fill, median};
 use crate::machine;
 use crate::random::Random;
+use crate::step;
 
 /// Options of the row bench.
 #[derive(Debug, clap::Args)]
@@ -121,13 +122,14 @@ fn row_ops(isa: Isa, n_threads: usize, n_rows: usize) -> Result<Vec<(&'static st
 }
 
 fn rope_store(backend: &mut CpuBackend, n_rows: usize, style: RopeStyle) -> Result<f64, BackendError> {
-    let mut kv = backend.kv(KvShape {
+    let shape = KvShape {
         n_layers: 1,
         n_kv_heads: HEADS.n_kv_heads,
         head_dim: HEADS.head_dim,
         page_size: PAGE_SIZE,
         n_pages: n_rows.div_ceil(PAGE_SIZE),
-    })?;
+    };
+    let mut kv = backend.kv(shape)?;
     let mut qkv = filled(backend, n_rows, HEADS.qkv_width())?;
     let rope = RopeTable {
         style,
@@ -138,12 +140,11 @@ fn rope_store(backend: &mut CpuBackend, n_rows: usize, style: RopeStyle) -> Resu
     let store = RopeStore {
         heads: HEADS,
         layer: 0,
-        positions: &positions,
-        slots: &positions,
         qk_norm: None,
     };
+    let batch = step::batch_of_rows(backend, (HEADS, shape), (&positions, &positions))?;
     Ok(seconds_per_call(|| {
-        backend.rope_store(&mut qkv, &rope, &store, &mut kv);
+        backend.rope_store(&mut qkv, &rope, &store, &batch, &mut kv);
     }))
 }
 
@@ -196,13 +197,13 @@ fn sampling(isa: Isa, n_threads: usize, n_rows: usize) -> Result<Vec<(&'static s
             },
         ),
     ];
-    let mut out = Vec::new();
+    let mut pending = Answers::default();
     let mut random = Random(7);
     let results = cases.map(|(name, row)| {
         let seconds = seconds_per_call(|| {
             let noisy = |noise| SampleRow { noise, ..row };
             let rows: Vec<SampleRow<'_>> = (0..n_rows).map(|_| noisy(random.next_u64())).collect();
-            backend.sample(&logits, &rows, &mut out);
+            backend.sample(&logits, &rows, &[], &mut pending);
         });
         (name, seconds)
     });
@@ -214,12 +215,12 @@ fn logprobs(backend: &mut CpuBackend, logits: &CpuTensor, n_rows: usize) -> (&'s
     let asked: Vec<LogprobRow> = (0..n_rows)
         .map(|row| LogprobRow {
             row,
-            token: 7,
+            token: Scored::Drawn,
             n_top: 20,
             listed: Arc::default(),
         })
         .collect();
-    let mut logprobs = Vec::new();
-    let seconds = seconds_per_call(|| backend.logprobs(logits, &asked, &mut logprobs));
-    ("logprobs, 20 beside", seconds)
+    let (rows, mut pending) = (vec![SampleRow::GREEDY; n_rows], Answers::default());
+    let seconds = seconds_per_call(|| backend.sample(logits, &rows, &asked, &mut pending));
+    ("greedy with 21 logprobs", seconds)
 }

@@ -228,6 +228,10 @@ fn farewell(exit: EngineExit) -> ExitCode {
             tracing::error!("the engine failed too often; giving up");
             ExitCode::from(EXIT_ENGINE_FAILED)
         }
+        EngineExit::DeviceLost => {
+            tracing::error!("the device that computes was lost; giving up");
+            ExitCode::from(EXIT_ENGINE_FAILED)
+        }
     }
 }
 

@@ -20,10 +20,13 @@ pub mod cpu;
 pub mod host;
 pub mod quant;
 pub mod reference;
-
-use std::sync::Arc;
+mod step;
 
 use quant::Format;
+pub use step::{
+    Adjustment, Allowed, Answers, BatchShape, LogprobRow, RowLogprobs, SampleRow, Scored, SequenceRows,
+    StepRows, TokenLogprob,
+};
 
 /// Tokens per attention block (C2). One constant, independent of the page size; every page size divides it or
 /// is a multiple of it.
@@ -103,31 +106,6 @@ impl HeadLayout {
     }
 }
 
-/// The consecutive query rows of one sequence in a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SequenceRows {
-    /// Index of the sequence's first row in the batch's tensors.
-    pub first_row: usize,
-    /// Number of rows, at least one.
-    pub n_rows: usize,
-    /// Position of the first row. Row `i` sees the `first_position + i + 1` oldest tokens: its KV limit.
-    pub first_position: usize,
-    /// Where the sequence's page table starts in [`AttentionRows::page_tables`].
-    pub first_page: usize,
-    /// Pages in its table: `n_pages * page_size >= first_position + n_rows`.
-    pub n_pages: usize,
-}
-
-/// All rows of a batch and the pages they see. Sequences whose tables start with the same page ids share that
-/// prefix, and a backend may then load it once for all of them.
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionRows<'a> {
-    /// In order of `first_row`, without gaps.
-    pub sequences: &'a [SequenceRows],
-    /// Page tables of all sequences, one after the other.
-    pub page_tables: &'a [u32],
-}
-
 /// Inputs of [`Backend::rope_store`] besides the tensors.
 #[derive(Clone, Copy, Debug)]
 pub struct RopeStore<'a, T> {
@@ -135,118 +113,8 @@ pub struct RopeStore<'a, T> {
     pub heads: HeadLayout,
     /// Layer whose keys and values are written.
     pub layer: usize,
-    /// Position of each row.
-    pub positions: &'a [u32],
-    /// KV slot of each row: `page * page_size + offset`.
-    pub slots: &'a [u32],
     /// RMSNorm over each query head and each key head before rotation (Qwen3), as `(query, key, eps)`.
     pub qk_norm: Option<(&'a T, &'a T, f32)>,
-}
-
-/// Which tokens a row may become.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Allowed<'a> {
-    /// Every token.
-    All,
-    /// These, ascending.
-    Ids(&'a [u32]),
-    /// Those whose bit is set: token `t` is bit `t % 64` of word `t / 64`; at least a bit for every token.
-    Bits(&'a [u64]),
-}
-
-/// What the logit `l` of a token becomes before a row is drawn from:
-/// `(if l > 0 { l / divisor } else { l * divisor }) + shift`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Adjustment {
-    /// Whose logit.
-    pub token: u32,
-    /// 1 changes nothing; above 1 makes the token less likely.
-    pub divisor: f32,
-    /// Minus infinity takes the token out.
-    pub shift: f32,
-}
-
-impl Adjustment {
-    /// The adjusted logit, in f32.
-    pub fn apply(&self, logit: f32) -> f32 {
-        let divided = if logit > 0.0 {
-            logit / self.divisor
-        } else {
-            logit * self.divisor
-        };
-        divided + self.shift
-    }
-}
-
-/// Asks for the log-probabilities of one row of logits as the model gave them: not restricted, not adjusted,
-/// at temperature 1.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogprobRow {
-    /// Index of the row.
-    pub row: usize,
-    /// The token to look up.
-    pub token: u32,
-    /// How many of the likeliest tokens to list besides.
-    pub n_top: usize,
-    /// Further tokens to look up.
-    pub listed: Arc<[u32]>,
-}
-
-/// How likely a token was.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct TokenLogprob {
-    /// Which token.
-    pub token: u32,
-    /// Natural logarithm of its probability; minus infinity where its logit is not finite.
-    pub logprob: f32,
-    /// 1 for the likeliest: one more than the number of larger logits.
-    pub rank: u32,
-}
-
-/// What a [`LogprobRow`] asked for.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RowLogprobs {
-    /// The token that was asked for.
-    pub token: TokenLogprob,
-    /// The likeliest tokens, likeliest first, among equals the smaller id.
-    pub top: Vec<TokenLogprob>,
-    /// Log-probabilities of the further tokens, in the order in which they were asked for.
-    pub listed: Vec<f32>,
-}
-
-/// How one row of logits becomes a token. Plain numbers: which request it belongs to is not the backend's
-/// business.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SampleRow<'a> {
-    /// The others count as if they had no finite logit: they are out before anything else is looked at.
-    pub allowed: Allowed<'a>,
-    /// Changed logits, by ascending token, each token once.
-    pub adjustments: &'a [Adjustment],
-    /// 0 means greedy: the largest logit, the smallest token id among equals.
-    pub temperature: f32,
-    /// Keep the `top_k` largest logits; 0 keeps all.
-    pub top_k: u32,
-    /// Keep the smallest set of tokens whose probability reaches `top_p`, at least the likeliest one; 1.0
-    /// keeps all.
-    pub top_p: f32,
-    /// Drop tokens less likely than `min_p` times the likeliest; 0.0 drops none.
-    pub min_p: f32,
-    /// Random bits for this row, keyed by (seed, choice, absolute position) by the caller, so that a draw
-    /// does not depend on the batch.
-    pub noise: u64,
-}
-
-impl SampleRow<'_> {
-    /// The likeliest token.
-    pub const GREEDY: SampleRow<'static> = SampleRow {
-        allowed: Allowed::All,
-        adjustments: &[],
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        noise: 0,
-    };
 }
 
 /// What can go wrong while a backend is being filled. Steps themselves do not fail: a broken shape is a bug
@@ -297,8 +165,11 @@ pub enum BackendError {
     },
 }
 
-/// The verbs of a decoder. Tensors are contiguous `[rows, width]`; outputs are allocated before the first
-/// step and every op sets the number of rows of its output. `x[r]` is row `r`.
+/// A device that computes a decoder's steps. Tensors are contiguous `[rows, width]`; outputs are allocated
+/// before the first step and every op sets the number of rows of its output. `x[r]` is row `r`.
+///
+/// Ops may be queued and computed later, in the order of the calls, on copies of what they were given; only
+/// [`download`](Self::download) and [`collect`](Self::collect) wait.
 pub trait Backend: Send + Sized + 'static {
     /// Activations: up to `capacity` rows of `width` elements (f32 on the CPU).
     type Tensor: Send;
@@ -307,8 +178,14 @@ pub trait Backend: Send + Sized + 'static {
     type Linear: Send;
     /// Paged keys and values of all layers, bf16.
     type Kv: Send;
-    /// The work of one step's attention, built once and used by every layer.
-    type AttentionPlan: Send + Default;
+    /// Cosines and sines of every position.
+    type Rope: Send;
+    /// The index arrays of one step on the device, with the work of its attention, which every layer uses.
+    type Batch: Send;
+    /// Answers of one step that may not have come yet.
+    type Pending: Send;
+
+    // Memory: what is allocated and filled before the first step.
 
     /// An empty tensor for up to `capacity` rows of `width` elements.
     fn tensor(&mut self, capacity: usize, width: usize) -> Result<Self::Tensor, BackendError>;
@@ -330,8 +207,30 @@ pub trait Backend: Send + Sized + 'static {
     /// A pool of `shape.n_pages` pages, all memory touched so that it is really there.
     fn kv(&mut self, shape: KvShape) -> Result<Self::Kv, BackendError>;
 
+    /// The table, where the kernels read it.
+    fn rope(&mut self, table: RopeTable) -> Result<Self::Rope, BackendError>;
+
+    /// An empty batch, and all that attention needs for any batch of this shape.
+    fn batch(&mut self, shape: BatchShape) -> Result<Self::Batch, BackendError>;
+
+    /// Room for the answers of a step with up to `max_logit_rows` rows of logits.
+    fn pending(&mut self, max_logit_rows: usize) -> Result<Self::Pending, BackendError>;
+
+    // One step: its inputs, the ops of the forward pass, its answers.
+
+    /// Replaces the batch by `rows` and prepares its attention: who shares which pages, how the work is cut.
+    /// Costs no heap once warm.
+    fn upload_batch(&mut self, rows: &StepRows<'_>, batch: &mut Self::Batch);
+
+    /// Runs `forward`, which calls only the ops below up to [`gather`](Self::gather) and always the same for
+    /// batches of the same numbers of rows: a device may record its commands once and replay them.
+    fn recorded(&mut self, batch: &Self::Batch, forward: &mut dyn FnMut(&mut Self)) {
+        let _ = batch;
+        forward(self);
+    }
+
     /// `out[r] = table[ids[r]]`: rows of the embedding (possibly the tied head), dequantized to f32. Exact.
-    fn embed(&mut self, table: &Self::Linear, ids: &[u32], out: &mut Self::Tensor);
+    fn embed(&mut self, table: &Self::Linear, batch: &Self::Batch, out: &mut Self::Tensor);
 
     /// `out[r][i] = x[r][i] * weight[i] / sqrt(mean_i(x[r][i]^2) + eps)`. `weight` has one row.
     fn rms_norm(&mut self, x: &Self::Tensor, weight: &Self::Tensor, eps: f32, out: &mut Self::Tensor);
@@ -351,24 +250,22 @@ pub trait Backend: Send + Sized + 'static {
     /// and BF16 multiply in f32.
     fn matmul(&mut self, w: &Self::Linear, x: &Self::Tensor, out: &mut Self::Tensor);
 
+    /// Sums `x` over the ranks that hold a part of each weight matrix (tensor parallelism), in one fixed
+    /// order. With one rank there is nothing to sum.
+    fn all_reduce(&mut self, x: &mut Self::Tensor) {
+        let _ = x;
+    }
+
     /// Rotates queries and keys of `qkv` in place (after the optional per-head RMSNorm) and writes keys and
-    /// values to `kv` rounded to bf16 (nearest even):
+    /// values to the slots of their rows, rounded to bf16 (nearest even):
     /// `(a, b) -> (a cos - b sin, b cos + a sin)` for each pair of the table's style.
     fn rope_store(
         &mut self,
         qkv: &mut Self::Tensor,
-        rope: &RopeTable,
+        rope: &Self::Rope,
         store: &RopeStore<'_, Self::Tensor>,
+        batch: &Self::Batch,
         kv: &mut Self::Kv,
-    );
-
-    /// Prepares `plan` for `rows`: who shares which pages, how the work is cut. Costs no heap once warm.
-    fn plan_attention(
-        &mut self,
-        kv: &Self::Kv,
-        heads: HeadLayout,
-        rows: AttentionRows<'_>,
-        plan: &mut Self::AttentionPlan,
     );
 
     /// For every query head `h` of row `r`, over the tokens `t` below the row's limit:
@@ -380,7 +277,7 @@ pub trait Backend: Send + Sized + 'static {
         qkv: &Self::Tensor,
         kv: &Self::Kv,
         layer: usize,
-        plan: &Self::AttentionPlan,
+        batch: &Self::Batch,
         out: &mut Self::Tensor,
     );
 
@@ -388,17 +285,38 @@ pub trait Backend: Send + Sized + 'static {
     /// (gate, up).
     fn silu_mul(&mut self, x: &Self::Tensor, out: &mut Self::Tensor);
 
-    /// `out[i] = x[rows[i]]`.
-    fn gather(&mut self, x: &Self::Tensor, rows: &[u32], out: &mut Self::Tensor);
+    /// `out[i] = x[logit_rows[i]]`: the rows whose logits are wanted.
+    fn gather(&mut self, x: &Self::Tensor, batch: &Self::Batch, out: &mut Self::Tensor);
 
     /// One token per row of `logits`, `None` where no allowed token has a finite logit. Order: allowed
     /// tokens, adjustments, temperature, top-k, top-p, min-p, then the inverse of the cumulative
     /// distribution (likeliest first, then token id) at `noise / 2^64`.
-    fn sample(&mut self, logits: &Self::Tensor, rows: &[SampleRow<'_>], out: &mut Vec<Option<u32>>);
+    ///
+    /// Of the same logits the log-probabilities that `wanted` asks for:
+    /// `logprob(t) = logit(t) - ln(sum_i exp(logit(i)))` over the finite logits of the row.
+    fn sample(
+        &mut self,
+        logits: &Self::Tensor,
+        rows: &[SampleRow<'_>],
+        wanted: &[LogprobRow],
+        pending: &mut Self::Pending,
+    );
 
-    /// `logprob(t) = logit(t) - ln(sum_i exp(logit(i)))` over the finite logits of each of `rows`; `None`
-    /// where there are none. Allocates the lists it returns.
-    fn logprobs(&mut self, logits: &Self::Tensor, rows: &[LogprobRow], out: &mut Vec<Option<RowLogprobs>>);
+    /// Whether [`collect`](Self::collect) would not have to wait.
+    fn is_done(&mut self, pending: &Self::Pending) -> bool {
+        let _ = pending;
+        true
+    }
+
+    /// Waits for what [`sample`](Self::sample) asked for and hands it out.
+    fn collect(&mut self, pending: &mut Self::Pending, answers: &mut Answers);
+
+    /// Whether the device is gone for good: nothing it computes from now on means anything.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
+    // Pages.
 
     /// Copies page `from` to page `to` in every layer, keys and values.
     fn copy_page(&mut self, kv: &mut Self::Kv, from: u32, to: u32);

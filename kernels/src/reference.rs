@@ -11,8 +11,8 @@
 use crate::cpu::CpuTensor;
 use crate::quant::{BLOCK, bf16_from_f32, dequantize_row, f32_from_bf16};
 use crate::{
-    Allowed, AttentionRows, Backend, BackendError, HeadLayout, KvShape, LogprobRow, MatrixSource, RopeStore,
-    RopeStyle, RopeTable, RowLogprobs, SampleRow, TokenLogprob,
+    Allowed, Answers, Backend, BackendError, BatchShape, HeadLayout, KvShape, LogprobRow, MatrixSource,
+    RopeStore, RopeStyle, RopeTable, RowLogprobs, SampleRow, StepRows, TokenLogprob,
 };
 
 /// The executable specification of [`Backend`].
@@ -68,11 +68,14 @@ impl ReferenceKv {
     }
 }
 
-/// The page table and KV limit of every row.
-#[derive(Default)]
-pub struct ReferencePlan {
+/// The index arrays of a step, and the page table and KV limit of every row.
+pub struct ReferenceBatch {
+    shape: BatchShape,
+    ids: Vec<u32>,
+    positions: Vec<u32>,
+    slots: Vec<u32>,
+    logit_rows: Vec<u32>,
     rows: Vec<(Vec<u32>, usize)>,
-    heads: Option<HeadLayout>,
 }
 
 /// Activations as a block-quantized layer sees them: per block of 32, int8 times a scale.
@@ -162,8 +165,8 @@ fn sampled(logits: &[f32], row: &SampleRow<'_>) -> Option<u32> {
     drawn.or(tokens.last()).map(|token| token.1)
 }
 
-/// The log-probabilities that one row is asked for.
-fn logprobs(logits: &[f32], asked: &LogprobRow) -> Option<RowLogprobs> {
+/// The log-probabilities that one row is asked for, of `token` before all.
+fn logprobs(logits: &[f32], asked: &LogprobRow, token: u32) -> Option<RowLogprobs> {
     let finite: Vec<(u32, f64)> = (0..)
         .zip(logits)
         .filter(|(_, logit)| logit.is_finite())
@@ -184,7 +187,7 @@ fn logprobs(logits: &[f32], asked: &LogprobRow) -> Option<RowLogprobs> {
             rank: finite.iter().filter(|(_, other)| *other > logit).count() as u32 + 1,
         }
     };
-    let token = of(asked.token);
+    let token = of(token);
     let listed = asked.listed.iter().map(|token| of(*token).logprob).collect();
     let mut order: Vec<(u32, f64)> = finite.clone();
     order.sort_by(|a, b| {
@@ -201,7 +204,9 @@ impl Backend for ReferenceBackend {
     type Tensor = CpuTensor;
     type Linear = ReferenceLinear;
     type Kv = ReferenceKv;
-    type AttentionPlan = ReferencePlan;
+    type Rope = RopeTable;
+    type Batch = ReferenceBatch;
+    type Pending = Answers;
 
     fn tensor(&mut self, capacity: usize, width: usize) -> Result<CpuTensor, BackendError> {
         CpuTensor::new(capacity, width)
@@ -265,7 +270,41 @@ impl Backend for ReferenceBackend {
         })
     }
 
-    fn embed(&mut self, table: &ReferenceLinear, ids: &[u32], out: &mut CpuTensor) {
+    fn rope(&mut self, table: RopeTable) -> Result<RopeTable, BackendError> {
+        Ok(table)
+    }
+
+    fn batch(&mut self, shape: BatchShape) -> Result<ReferenceBatch, BackendError> {
+        Ok(ReferenceBatch {
+            shape,
+            ids: Vec::new(),
+            positions: Vec::new(),
+            slots: Vec::new(),
+            logit_rows: Vec::new(),
+            rows: Vec::new(),
+        })
+    }
+
+    fn pending(&mut self, _max_logit_rows: usize) -> Result<Answers, BackendError> {
+        Ok(Answers::default())
+    }
+
+    fn upload_batch(&mut self, rows: &StepRows<'_>, batch: &mut ReferenceBatch) {
+        rows.check(&batch.shape);
+        batch.ids = rows.ids.to_vec();
+        batch.positions = rows.positions.to_vec();
+        batch.slots = rows.slots.to_vec();
+        batch.logit_rows = rows.logit_rows.to_vec();
+        batch.rows.clear();
+        for sequence in rows.sequences {
+            let pages = &rows.page_tables[sequence.first_page..][..sequence.n_pages];
+            let limits = (1..=sequence.n_rows).map(|n| sequence.first_position + n);
+            batch.rows.extend(limits.map(|limit| (pages.to_vec(), limit)));
+        }
+    }
+
+    fn embed(&mut self, table: &ReferenceLinear, batch: &ReferenceBatch, out: &mut CpuTensor) {
+        let ids = &batch.ids;
         let rows = out.output(ids.len(), table.n_in).chunks_exact_mut(table.n_in);
         for (&id, row) in ids.iter().zip(rows) {
             row.copy_from_slice(table.row(id as usize));
@@ -319,6 +358,7 @@ impl Backend for ReferenceBackend {
         qkv: &mut CpuTensor,
         rope: &RopeTable,
         store: &RopeStore<'_, CpuTensor>,
+        batch: &ReferenceBatch,
         kv: &mut ReferenceKv,
     ) {
         let HeadLayout {
@@ -329,14 +369,14 @@ impl Backend for ReferenceBackend {
         let width = store.heads.qkv_width();
         assert_eq!(qkv.width(), width, "width of a qkv row");
         for (row, qkv) in qkv.values_mut().chunks_exact_mut(width).enumerate() {
-            let (page_size, slot) = (kv.shape.page_size, store.slots[row] as usize);
+            let (page_size, slot) = (kv.shape.page_size, batch.slots[row] as usize);
             for (head_idx, head) in qkv.chunks_exact_mut(head_dim).enumerate() {
                 if head_idx < n_heads + n_kv_heads {
                     if let Some((query, key, eps)) = store.qk_norm {
                         let weight = if head_idx < n_heads { query } else { key };
                         head.copy_from_slice(&normalized(head, weight.vector(head_dim), eps));
                     }
-                    rotate(head, rope, store.positions[row] as usize);
+                    rotate(head, rope, batch.positions[row] as usize);
                 }
                 if head_idx >= n_heads {
                     let kv_head = (head_idx - n_heads) % n_kv_heads;
@@ -352,41 +392,21 @@ impl Backend for ReferenceBackend {
         }
     }
 
-    fn plan_attention(
-        &mut self,
-        kv: &ReferenceKv,
-        heads: HeadLayout,
-        rows: AttentionRows<'_>,
-        plan: &mut ReferencePlan,
-    ) {
-        plan.heads = Some(heads);
-        plan.rows.clear();
-        for sequence in rows.sequences {
-            assert_eq!(sequence.first_row, plan.rows.len(), "rows without gaps");
-            let pages = &rows.page_tables[sequence.first_page..][..sequence.n_pages];
-            for row in 0..sequence.n_rows {
-                let limit = sequence.first_position + row + 1;
-                assert!(limit <= pages.len() * kv.shape.page_size, "pages up to the limit");
-                plan.rows.push((pages.to_vec(), limit));
-            }
-        }
-    }
-
     fn attention(
         &mut self,
         qkv: &CpuTensor,
         kv: &ReferenceKv,
         layer: usize,
-        plan: &ReferencePlan,
+        batch: &ReferenceBatch,
         out: &mut CpuTensor,
     ) {
-        let heads = plan.heads.expect("the plan was made");
+        let heads = batch.shape.heads;
         let (n_heads, head_dim) = (heads.n_heads, heads.head_dim);
         let group = n_heads / heads.n_kv_heads;
         let scale = 1.0 / (head_dim as f64).sqrt();
         let width = n_heads * head_dim;
-        let out = out.output(plan.rows.len(), width);
-        for (row, (pages, limit)) in plan.rows.iter().enumerate() {
+        let out = out.output(batch.rows.len(), width);
+        for (row, (pages, limit)) in batch.rows.iter().enumerate() {
             for head in 0..n_heads {
                 let query = &qkv.row(row)[head * head_dim..][..head_dim];
                 let page_size = kv.shape.page_size;
@@ -422,33 +442,34 @@ impl Backend for ReferenceBackend {
         }
     }
 
-    fn gather(&mut self, x: &CpuTensor, rows: &[u32], out: &mut CpuTensor) {
-        let width = x.width();
-        for (&row, out) in rows
-            .iter()
-            .zip(out.output(rows.len(), width).chunks_exact_mut(width))
-        {
+    fn gather(&mut self, x: &CpuTensor, batch: &ReferenceBatch, out: &mut CpuTensor) {
+        let (width, rows) = (x.width(), &batch.logit_rows);
+        let out = out.output(rows.len(), width).chunks_exact_mut(width);
+        for (&row, out) in rows.iter().zip(out) {
             out.copy_from_slice(x.row(row as usize));
         }
     }
 
-    fn sample(&mut self, logits: &CpuTensor, rows: &[SampleRow<'_>], out: &mut Vec<Option<u32>>) {
-        assert_eq!(
-            logits.n_rows(),
-            rows.len(),
-            "one way to sample for each row of logits"
-        );
-        out.clear();
-        out.extend(
-            rows.iter()
-                .enumerate()
-                .map(|(i, row)| sampled(logits.row(i), row)),
-        );
+    fn sample(
+        &mut self,
+        logits: &CpuTensor,
+        rows: &[SampleRow<'_>],
+        wanted: &[LogprobRow],
+        pending: &mut Answers,
+    ) {
+        assert_eq!(logits.n_rows(), rows.len(), "a sample row for each row of logits");
+        let rows = rows.iter().enumerate();
+        pending.tokens = rows.map(|(idx, row)| sampled(logits.row(idx), row)).collect();
+        let tokens = &pending.tokens;
+        let of = |asked: &LogprobRow| {
+            let token = asked.token.token(tokens[asked.row])?;
+            logprobs(logits.row(asked.row), asked, token)
+        };
+        pending.logprobs = wanted.iter().map(of).collect();
     }
 
-    fn logprobs(&mut self, logits: &CpuTensor, rows: &[LogprobRow], out: &mut Vec<Option<RowLogprobs>>) {
-        out.clear();
-        out.extend(rows.iter().map(|asked| logprobs(logits.row(asked.row), asked)));
+    fn collect(&mut self, pending: &mut Answers, answers: &mut Answers) {
+        *answers = std::mem::take(pending);
     }
 
     fn copy_page(&mut self, kv: &mut ReferenceKv, from: u32, to: u32) {

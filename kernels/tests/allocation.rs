@@ -2,16 +2,17 @@
 
 #![expect(unsafe_code, reason = "an allocator that counts is one")]
 
+#[expect(dead_code, reason = "this test makes its batch once")]
 mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use arbora_kernels::cpu::{AttentionPlan, CpuBackend, CpuConfig, CpuTensor, Isa, Pinning};
+use arbora_kernels::cpu::{CpuBackend, CpuBatch, CpuConfig, CpuTensor, Isa, Pinning};
 use arbora_kernels::quant::Format;
 use arbora_kernels::{
-    Adjustment, Allowed, AttentionRows, Backend, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle,
-    RopeTable, SampleRow, SequenceRows,
+    Adjustment, Allowed, Answers, Backend, BatchShape, HeadLayout, KvShape, MatrixSource, RopeStore,
+    RopeStyle, RopeTable, SampleRow, SequenceRows, StepRows,
 };
 use support::{Random, random_matrix, random_rows};
 
@@ -84,7 +85,7 @@ struct Step {
     kv: <CpuBackend as Backend>::Kv,
     norm: CpuTensor,
     rope: RopeTable,
-    plan: AttentionPlan,
+    batch: CpuBatch,
     x: CpuTensor,
     h: CpuTensor,
     normed: CpuTensor,
@@ -92,7 +93,8 @@ struct Step {
     gated: CpuTensor,
     logits: CpuTensor,
     samples: Vec<SampleRow<'static>>,
-    tokens: Vec<Option<u32>>,
+    pending: Answers,
+    answers: Answers,
 }
 
 impl Step {
@@ -123,6 +125,14 @@ impl Step {
             page_size: 16,
             n_pages: 4,
         };
+        let shape = BatchShape {
+            heads: HEADS,
+            kv,
+            max_rows: N_ROWS,
+            max_logit_rows: N_ROWS,
+            max_sequences: SEQUENCES.len(),
+            max_pages: PAGE_TABLES.len(),
+        };
         let tensor = |backend: &mut CpuBackend, width| backend.tensor(N_ROWS, width).expect("small");
         Step {
             embedding,
@@ -135,7 +145,7 @@ impl Step {
                 rope_dim: 16,
                 cos_sin: random_rows(1, 32 * 16, random),
             },
-            plan: AttentionPlan::default(),
+            batch: backend.batch(shape).expect("a small batch"),
             x: tensor(&mut backend, 64),
             h: tensor(&mut backend, 64),
             normed: tensor(&mut backend, 64),
@@ -143,36 +153,40 @@ impl Step {
             gated: tensor(&mut backend, 128),
             logits: tensor(&mut backend, N_VOCAB),
             samples: samples(),
-            tokens: Vec::with_capacity(N_ROWS),
+            pending: backend.pending(N_ROWS).expect("a few answers"),
+            answers: backend.pending(N_ROWS).expect("a few answers"),
             backend,
         }
     }
 
     fn run(&mut self, ids: &[u32], positions: &[u32], slots: &[u32]) {
         let b = &mut self.backend;
-        let rows = AttentionRows {
+        let rows = StepRows {
+            ids,
+            positions,
+            slots,
+            logit_rows: ids,
             sequences: &SEQUENCES,
             page_tables: &PAGE_TABLES,
         };
-        b.plan_attention(&self.kv, HEADS, rows, &mut self.plan);
-        b.embed(&self.embedding, ids, &mut self.x);
+        b.upload_batch(&rows, &mut self.batch);
+        b.embed(&self.embedding, &self.batch, &mut self.x);
         b.rms_norm(&self.x, &self.norm, 1e-5, &mut self.h);
         b.matmul(&self.qkv, &self.h, &mut self.packed);
         let store = RopeStore {
             heads: HEADS,
             layer: 0,
-            positions,
-            slots,
             qk_norm: None,
         };
-        b.rope_store(&mut self.packed, &self.rope, &store, &mut self.kv);
-        b.attention(&self.packed, &self.kv, 0, &self.plan, &mut self.h);
+        b.rope_store(&mut self.packed, &self.rope, &store, &self.batch, &mut self.kv);
+        b.attention(&self.packed, &self.kv, 0, &self.batch, &mut self.h);
         b.matmul(&self.gate_up, &self.h, &mut self.gated);
         b.silu_mul(&self.gated, &mut self.h);
         b.add_rms_norm(&mut self.x, &self.h, &self.norm, 1e-5, &mut self.normed);
-        b.gather(&self.x, ids, &mut self.h);
+        b.gather(&self.x, &self.batch, &mut self.h);
         b.matmul(&self.embedding, &self.h, &mut self.logits);
-        b.sample(&self.logits, &self.samples, &mut self.tokens);
+        b.sample(&self.logits, &self.samples, &[], &mut self.pending);
+        b.collect(&mut self.pending, &mut self.answers);
     }
 }
 
@@ -220,7 +234,8 @@ fn a_warm_step_allocates_nothing() {
             }
             let n = N_ALLOCATIONS.load(Ordering::Relaxed) - warm;
             assert_eq!(n, 0, "{} with {n_threads} threads", isa.name());
-            assert!(step.tokens.iter().all(Option::is_some));
+            assert!(step.answers.tokens.iter().all(Option::is_some));
+            assert_eq!(step.answers.tokens.len(), N_ROWS);
         }
     }
 }

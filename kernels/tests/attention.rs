@@ -2,12 +2,14 @@
 //! bit, whatever else is in the batch, who shares pages, how the work is cut, how many threads and which page
 //! size. And it is close to attention in float64.
 
+#[expect(dead_code, reason = "these tests need batches only")]
+mod support;
+
 use std::collections::HashMap;
 
-use arbora_kernels::cpu::{AttentionPlan, CpuBackend, CpuConfig, CpuKv, CpuTensor, Isa, Pinning};
-use arbora_kernels::{
-    AttentionRows, Backend, HeadLayout, KvShape, RopeStore, RopeStyle, RopeTable, SequenceRows,
-};
+use arbora_kernels::cpu::{CpuBackend, CpuConfig, CpuKv, CpuTensor, Isa, Pinning};
+use arbora_kernels::{Backend, HeadLayout, KvShape, RopeStore, RopeStyle, RopeTable, SequenceRows};
+use support::Rows;
 
 /// A hash as a source of random numbers: every element has its own, whatever the order of drawing.
 fn hash(parts: &[u64]) -> u64 {
@@ -109,15 +111,14 @@ fn attend(setup: Setup, sequences: &[Sequence]) -> Vec<Vec<u32>> {
     let width = heads.n_heads * heads.head_dim;
     let mut qkv_tensor = tensor(heads.qkv_width(), &qkv);
     let mut out = tensor(width, &vec![f32::NAN; n_rows * width]);
-    let mut plan = AttentionPlan::default();
-    let batch = AttentionRows {
-        sequences: &rows,
-        page_tables: &page_tables,
+    let batch = Rows {
+        sequences: rows,
+        page_tables,
+        ..Rows::zeros(n_rows)
     };
-    // A plan that was used before must not be seen in the next one.
+    let batch = batch.upload(&mut pool.backend, (heads, pool.shape));
     for _ in 0..2 {
-        pool.backend.plan_attention(&pool.kv, heads, batch, &mut plan);
-        pool.backend.attention(&qkv_tensor, &pool.kv, 1, &plan, &mut out);
+        pool.backend.attention(&qkv_tensor, &pool.kv, 1, &batch, &mut out);
     }
     qkv_tensor.output(0, heads.qkv_width());
     let bits = |row: &[f32]| row.iter().map(|value| value.to_bits()).collect();
@@ -134,6 +135,7 @@ fn tensor(width: usize, values: &[f32]) -> CpuTensor {
 struct Pool {
     setup: Setup,
     backend: CpuBackend,
+    shape: KvShape,
     kv: CpuKv,
     free: Vec<u32>,
     /// Page of everything up to its end.
@@ -168,6 +170,7 @@ impl Pool {
         Pool {
             setup,
             backend,
+            shape,
             kv,
             free,
             written: HashMap::new(),
@@ -217,8 +220,6 @@ impl Pool {
         let store = RopeStore {
             heads,
             layer: 1,
-            positions: &vec![0; tokens.len()],
-            slots: &slots,
             qk_norm: None,
         };
         let unrotated = RopeTable {
@@ -227,8 +228,13 @@ impl Pool {
             cos_sin: vec![1.0, 0.0],
         };
         let mut qkv = tensor(heads.qkv_width(), &rows);
+        let rows = Rows {
+            slots,
+            ..Rows::zeros(tokens.len())
+        };
+        let batch = rows.upload(&mut self.backend, (heads, self.shape));
         self.backend
-            .rope_store(&mut qkv, &unrotated, &store, &mut self.kv);
+            .rope_store(&mut qkv, &unrotated, &store, &batch, &mut self.kv);
     }
 }
 
@@ -473,19 +479,19 @@ fn wide_scores_neither_overflow_nor_vanish() {
         }
         let qkv = tensor(heads.qkv_width(), &row);
         let mut out = tensor(width, &vec![f32::NAN; width]);
-        let mut plan = AttentionPlan::default();
-        let rows = AttentionRows {
-            sequences: &[SequenceRows {
+        let rows = Rows {
+            sequences: vec![SequenceRows {
                 first_row: 0,
                 n_rows: 1,
                 first_position: 299,
                 first_page: 0,
                 n_pages: table.len(),
             }],
-            page_tables: &table,
+            page_tables: table,
+            ..Rows::zeros(1)
         };
-        pool.backend.plan_attention(&pool.kv, heads, rows, &mut plan);
-        pool.backend.attention(&qkv, &pool.kv, 1, &plan, &mut out);
+        let batch = rows.upload(&mut pool.backend, (heads, pool.shape));
+        pool.backend.attention(&qkv, &pool.kv, 1, &batch, &mut out);
         assert!(
             out.values()
                 .iter()

@@ -9,10 +9,10 @@ use arbora_kernels::cpu::{CpuBackend, CpuConfig, Isa, Pinning};
 use arbora_kernels::quant::Format;
 use arbora_kernels::reference::ReferenceBackend;
 use arbora_kernels::{
-    Adjustment, Allowed, AttentionRows, Backend, BackendError, HeadLayout, KvShape, LogprobRow, MatrixSource,
-    RopeStore, RopeStyle, RopeTable, RowLogprobs, SampleRow, SequenceRows,
+    Adjustment, Allowed, Answers, Backend, BackendError, HeadLayout, KvShape, LogprobRow, MatrixSource,
+    RopeStore, RopeStyle, RopeTable, RowLogprobs, SampleRow, Scored, SequenceRows,
 };
-use support::{Random, random_matrix, random_rows};
+use support::{Random, Rows, SMALL, answers, random_matrix, random_rows};
 
 const F32_BOUND: f32 = 1e-5;
 const BF16_BOUND: f32 = 1.5e-2;
@@ -47,7 +47,8 @@ fn tensor<B: Backend>(backend: &mut B, width: usize, values: &[f32]) -> B::Tenso
     let table = backend.linear(&[source], None).expect("a good matrix");
     let ids: Vec<u32> = (0..n_rows as u32).collect();
     let mut tensor = backend.tensor(n_rows, width).expect("small");
-    backend.embed(&table, &ids, &mut tensor);
+    let batch = Rows::of_ids(&ids).upload(backend, SMALL);
+    backend.embed(&table, &batch, &mut tensor);
     tensor
 }
 
@@ -179,7 +180,8 @@ fn stacked_parts_of_any_formats_with_a_bias_conform_and_embed_their_rows() {
     fn embed<B: Backend>(backend: &mut B, parts: &[MatrixSource<'_>], ids: &[u32]) -> Vec<f32> {
         let table = backend.linear(parts, None).expect("good matrices");
         let mut out = output(backend, ids.len(), parts[0].n_in);
-        backend.embed(&table, ids, &mut out);
+        let batch = Rows::of_ids(ids).upload(backend, SMALL);
+        backend.embed(&table, &batch, &mut out);
         values(backend, &out, ids.len(), parts[0].n_in)
     }
     for ids in [&ids[..], &[]] {
@@ -324,9 +326,15 @@ fn silu_mul_and_gather_conform() {
         values(backend, &out, n_rows, n)
     }
     fn gather<B: Backend>(backend: &mut B, width: usize, x: &[f32], rows: &[u32]) -> Vec<f32> {
+        let n_rows = x.len() / width;
         let x = tensor(backend, width, x);
         let mut out = output(backend, rows.len(), width);
-        backend.gather(&x, rows, &mut out);
+        let wanted = Rows {
+            logit_rows: rows.to_vec(),
+            ..Rows::zeros(n_rows)
+        };
+        let batch = wanted.upload(backend, SMALL);
+        backend.gather(&x, &batch, &mut out);
         values(backend, &out, rows.len(), width)
     }
     for n in [1, 3, 16, 97, 1536] {
@@ -420,7 +428,7 @@ impl AttentionCase {
         }
         let mut all = Vec::new();
         for step in [0, 1] {
-            all.extend(self.step(backend, &mut kv, step));
+            all.extend(self.step(backend, (&mut kv, shape), step));
             // Page 1 belongs to nobody: a copy there and back over a poisoned page changes nothing.
             let first = self.pages_of(0)[0];
             backend.copy_page(&mut kv, first, 1);
@@ -431,10 +439,9 @@ impl AttentionCase {
         all
     }
 
-    fn step<B: Backend>(&self, backend: &mut B, kv: &mut B::Kv, step: usize) -> Vec<f32> {
+    fn step<B: Backend>(&self, backend: &mut B, (kv, shape): (&mut B::Kv, KvShape), step: usize) -> Vec<f32> {
         let width = self.heads.qkv_width();
-        let (mut sequences, mut page_tables) = (Vec::new(), Vec::new());
-        let (mut positions, mut slots, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut batch, mut rows) = (Rows::default(), Vec::new());
         let mut first_of_sequence = 0;
         for (i, &length) in self.lengths.iter().enumerate() {
             let pages = self.pages_of(i);
@@ -443,11 +450,11 @@ impl AttentionCase {
             } else {
                 (length, length + 1)
             };
-            sequences.push(SequenceRows {
-                first_row: positions.len(),
+            batch.sequences.push(SequenceRows {
+                first_row: batch.positions.len(),
                 n_rows: end - first,
                 first_position: first,
-                first_page: page_tables.len(),
+                first_page: batch.page_tables.len(),
                 n_pages: pages.len(),
             });
             for position in first..end {
@@ -459,11 +466,14 @@ impl AttentionCase {
                     first_of_sequence + position
                 };
                 rows.extend_from_slice(&self.qkv[row * width..][..width]);
-                positions.push(position as u32);
+                batch.ids.push(0);
+                batch.positions.push(position as u32);
                 let page = pages[position / self.page_size] as usize;
-                slots.push((page * self.page_size + position % self.page_size) as u32);
+                batch
+                    .slots
+                    .push((page * self.page_size + position % self.page_size) as u32);
             }
-            page_tables.extend(pages);
+            batch.page_tables.extend(pages);
             first_of_sequence += length + 1;
         }
         let mut qkv = tensor(backend, width, &rows);
@@ -473,22 +483,17 @@ impl AttentionCase {
         let store = RopeStore {
             heads: self.heads,
             layer: 1,
-            positions: &positions,
-            slots: &slots,
             qk_norm: self.qk_norm.then_some((&query_norm, &key_norm, 1e-6)),
         };
-        backend.rope_store(&mut qkv, &self.rope, &store, kv);
-        let mut plan = B::AttentionPlan::default();
-        let attention_rows = AttentionRows {
-            sequences: &sequences,
-            page_tables: &page_tables,
-        };
-        backend.plan_attention(kv, self.heads, attention_rows, &mut plan);
+        let n_rows = batch.ids.len();
+        let rope = backend.rope(self.rope.clone()).expect("a small table");
+        let batch = batch.upload(backend, (self.heads, shape));
+        backend.rope_store(&mut qkv, &rope, &store, &batch, kv);
         let out_width = self.heads.n_heads * dim;
-        let mut out = output(backend, positions.len(), out_width);
-        backend.attention(&qkv, kv, 1, &plan, &mut out);
-        let mut all = values(backend, &out, positions.len(), out_width);
-        all.extend(values(backend, &qkv, positions.len(), width));
+        let mut out = output(backend, n_rows, out_width);
+        backend.attention(&qkv, kv, 1, &batch, &mut out);
+        let mut all = values(backend, &out, n_rows, out_width);
+        all.extend(values(backend, &qkv, n_rows, width));
         all
     }
 }
@@ -538,13 +543,8 @@ fn attention_of_no_rows_writes_nothing() {
         let kv = cpu.kv(shape).expect("a small pool");
         let qkv = tensor(&mut cpu, heads.qkv_width(), &[]);
         let mut out = output(&mut cpu, 3, 32);
-        let mut plan = <CpuBackend as Backend>::AttentionPlan::default();
-        let rows = AttentionRows {
-            sequences: &[],
-            page_tables: &[],
-        };
-        cpu.plan_attention(&kv, heads, rows, &mut plan);
-        cpu.attention(&qkv, &kv, 0, &plan, &mut out);
+        let batch = Rows::default().upload(&mut cpu, (heads, shape));
+        cpu.attention(&qkv, &kv, 0, &batch, &mut out);
         assert_eq!(out.n_rows(), 0);
     }
 }
@@ -604,9 +604,7 @@ fn sampling_conforms() {
         logits[..n_vocab].fill(f32::NEG_INFINITY);
         fn sample<B: Backend>(backend: &mut B, logits: &[f32], rows: &[SampleRow<'_>]) -> Vec<Option<u32>> {
             let logits = tensor(backend, logits.len() / rows.len(), logits);
-            let mut tokens = vec![Some(u32::MAX)];
-            backend.sample(&logits, rows, &mut tokens);
-            tokens
+            answers(backend, &logits, (rows, &[])).tokens
         }
         let expected = sample(&mut ReferenceBackend::new(), &logits, &rows);
         assert_eq!(expected[0], None);
@@ -669,9 +667,7 @@ fn a_nucleus_of_no_probability_is_the_likeliest_token_at_any_temperature() {
     }
     fn sample<B: Backend>(backend: &mut B, logits: &[f32], rows: &[SampleRow<'_>]) -> Vec<Option<u32>> {
         let logits = tensor(backend, logits.len() / rows.len(), logits);
-        let mut tokens = Vec::new();
-        backend.sample(&logits, rows, &mut tokens);
-        tokens
+        answers(backend, &logits, (rows, &[])).tokens
     }
     let expected = sample(&mut ReferenceBackend::new(), &all_logits, &greedy);
     assert!(expected.iter().all(Option::is_some));
@@ -706,7 +702,10 @@ fn logprobs_agree_with_the_reference() {
         let rows: Vec<LogprobRow> = (0..n_rows)
             .map(|idx| LogprobRow {
                 row: idx / 2 * 2,
-                token: random.below(n_vocab) as u32,
+                token: match random.below(3) {
+                    0 => Scored::Drawn,
+                    _ => Scored::Token(random.below(n_vocab) as u32),
+                },
                 n_top: [0, 1, 5, 20, 70][idx % 5],
                 listed: (0..idx % 3).map(|_| random.below(n_vocab) as u32).collect(),
             })
@@ -717,9 +716,8 @@ fn logprobs_agree_with_the_reference() {
             (n_rows, asked): (usize, &[LogprobRow]),
         ) -> Vec<Option<RowLogprobs>> {
             let logits = tensor(backend, logits.len() / n_rows, logits);
-            let mut out = vec![None; 3];
-            backend.logprobs(&logits, asked, &mut out);
-            out
+            let rows = vec![SampleRow::GREEDY; n_rows];
+            answers(backend, &logits, (&rows, asked)).logprobs
         }
         let expected = logprobs(&mut ReferenceBackend::new(), &logits, (n_rows, &rows));
         assert_eq!(expected[0], None);
@@ -745,5 +743,38 @@ fn logprobs_agree_with_the_reference() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn a_forward_pass_can_be_recorded_and_its_answers_come() {
+    fn tokens<B: Backend>(backend: &mut B, x: &[f32]) -> Vec<Option<u32>> {
+        let mut x = tensor(backend, 4, x);
+        let mut out = backend.tensor(2, 4).expect("small");
+        let rows = Rows {
+            logit_rows: vec![2, 0],
+            ..Rows::zeros(3)
+        };
+        let batch = rows.upload(backend, SMALL);
+        backend.recorded(&batch, &mut |backend| {
+            // With one rank there is nothing to sum.
+            backend.all_reduce(&mut x);
+            backend.gather(&x, &batch, &mut out);
+        });
+        let mut pending = backend.pending(2).expect("two answers");
+        backend.sample(&out, &[SampleRow::GREEDY; 2], &[], &mut pending);
+        let mut answers = Answers::default();
+        while !backend.is_done(&pending) {
+            std::hint::spin_loop();
+        }
+        backend.collect(&mut pending, &mut answers);
+        assert!(!backend.is_lost());
+        answers.tokens
+    }
+    let x = [0.0, 1.0, 0.0, 0.0, 9.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0];
+    let expected = [Some(3), Some(1)];
+    assert_eq!(tokens(&mut ReferenceBackend::new(), &x), expected);
+    for (name, mut cpu) in cpu_backends() {
+        assert_eq!(tokens(&mut cpu, &x), expected, "{name}");
     }
 }

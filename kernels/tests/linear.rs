@@ -1,6 +1,7 @@
 //! Linear layers: the same bits for every number of rows, place in the batch, number of threads and
 //! instruction set (C1), and the values the formula gives.
 
+#[expect(dead_code, reason = "these tests need matrices only")]
 mod support;
 
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, CpuLinear, Isa, Pinning};

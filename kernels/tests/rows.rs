@@ -1,14 +1,15 @@
 //! Ops that treat every row by itself give a row the same bits alone and in any batch, with any number of
 //! threads and on every instruction set.
 
-#[expect(dead_code, reason = "these tests need random rows only")]
+#[expect(dead_code, reason = "these tests need no matrices")]
 mod support;
 
-use arbora_kernels::cpu::{CpuBackend, CpuConfig, CpuKv, CpuTensor, Isa, Pinning};
+use arbora_kernels::cpu::{CpuBackend, CpuConfig, CpuTensor, Isa, Pinning};
 use arbora_kernels::{
-    Adjustment, Allowed, Backend, HeadLayout, KvShape, LogprobRow, RopeStore, RopeStyle, RopeTable, SampleRow,
+    Adjustment, Allowed, Backend, HeadLayout, KvShape, LogprobRow, RopeStore, RopeStyle, RopeTable,
+    SampleRow, Scored,
 };
-use support::{Random, random_rows};
+use support::{Random, Rows, answers, random_rows};
 
 fn backend(isa: Isa, n_threads: usize) -> CpuBackend {
     CpuBackend::new(CpuConfig {
@@ -113,8 +114,7 @@ fn a_sampled_token_does_not_depend_on_the_batch() {
                 noise: (*place as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15),
             };
             let rows: Vec<SampleRow<'_>> = places.iter().map(row).collect();
-            let mut out = vec![None; 3];
-            backend.sample(logits, &rows, &mut out);
+            let out = answers(backend, logits, (&rows, &[])).tokens;
             assert!(
                 out.iter()
                     .all(|token| token.is_some_and(|token| (token as usize) < n_vocab))
@@ -130,13 +130,16 @@ fn logprobs_of_a_row_do_not_depend_on_the_batch() {
         rows_agree(n_vocab, |backend, logits, places| {
             let asked = |(row, place): (usize, &usize)| LogprobRow {
                 row,
-                token: (place * 7 % n_vocab) as u32,
+                token: match place % 2 {
+                    0 => Scored::Drawn,
+                    _ => Scored::Token((place * 7 % n_vocab) as u32),
+                },
                 n_top: [0, 3, 20][place % 3],
                 listed: [(place * 3 % n_vocab) as u32].into(),
             };
             let rows: Vec<LogprobRow> = places.iter().enumerate().map(asked).collect();
-            let mut out = Vec::new();
-            backend.logprobs(logits, &rows, &mut out);
+            let greedy = vec![SampleRow::GREEDY; places.len()];
+            let out = answers(backend, logits, (&greedy, &rows)).logprobs;
             assert!(out.iter().all(Option::is_some));
             out
         });
@@ -173,19 +176,28 @@ impl Rotation {
         }
     }
 
-    fn store(&self, backend: &mut CpuBackend, x: &CpuTensor, places: &[usize], kv: &mut CpuKv) -> CpuTensor {
+    fn store(&self, backend: &mut CpuBackend, x: &CpuTensor, places: &[usize]) -> CpuTensor {
         let mut qkv = tensor(x.width(), x.values());
         let store = RopeStore {
             heads: self.heads,
             layer: 0,
-            positions: &places.iter().map(|place| 2 * *place as u32).collect::<Vec<_>>(),
-            slots: &places
-                .iter()
-                .map(|place| (*place * 37 % 96) as u32)
-                .collect::<Vec<_>>(),
             qk_norm: self.norms.as_ref().map(|(query, key)| (query, key, 1e-6)),
         };
-        backend.rope_store(&mut qkv, &self.rope, &store, kv);
+        let shape = KvShape {
+            n_layers: 1,
+            n_kv_heads: self.heads.n_kv_heads,
+            head_dim: self.heads.head_dim,
+            page_size: 32,
+            n_pages: 3,
+        };
+        let rows = Rows {
+            positions: places.iter().map(|place| 2 * *place as u32).collect(),
+            slots: places.iter().map(|place| (*place * 37 % 96) as u32).collect(),
+            ..Rows::zeros(places.len())
+        };
+        let mut kv = backend.kv(shape).expect("a small pool fits");
+        let batch = rows.upload(backend, (self.heads, shape));
+        backend.rope_store(&mut qkv, &self.rope, &store, &batch, &mut kv);
         qkv
     }
 }
@@ -195,16 +207,8 @@ fn rotation_of_a_row_does_not_depend_on_the_batch() {
     for style in [RopeStyle::Halves, RopeStyle::Interleaved] {
         for (rope_dim, with_norms) in [(20, false), (12, true), (20, true)] {
             let rotation = Rotation::new(style, rope_dim, with_norms);
-            let shape = KvShape {
-                n_layers: 1,
-                n_kv_heads: 2,
-                head_dim: 20,
-                page_size: 32,
-                n_pages: 3,
-            };
             rows_agree(rotation.heads.qkv_width(), |backend, x, places| {
-                let mut kv = backend.kv(shape).expect("a small pool fits");
-                bits(&rotation.store(backend, x, places, &mut kv))
+                bits(&rotation.store(backend, x, places))
             });
         }
     }

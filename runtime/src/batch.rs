@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use arbora_kernels::{AttentionRows, SequenceRows};
+use arbora_kernels::{SequenceRows, StepRows};
 use arbora_radix::PageId;
 
 /// One forward pass: rows of several sequences, prefill chunks and decode rows side by side. Built once per
@@ -81,9 +81,13 @@ impl ForwardBatch {
         self.ids.len()
     }
 
-    /// What attention needs of it.
-    pub fn attention_rows(&self) -> AttentionRows<'_> {
-        AttentionRows {
+    /// What a device is given of it.
+    pub fn step_rows(&self) -> StepRows<'_> {
+        StepRows {
+            ids: &self.ids,
+            positions: &self.positions,
+            slots: &self.slots,
+            logit_rows: &self.logit_rows,
             sequences: &self.sequences,
             page_tables: &self.page_tables,
         }

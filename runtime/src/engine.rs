@@ -1,12 +1,15 @@
 //! The engine: one thread, one loop, all state.
 //!
 //! ```text
-//! turn:  inbox -> queue          step:  end what is aborted or late
-//!        step, panics caught            plan      scheduler: rows, evictions, preemptions, admissions
-//!        metrics                        prepare   poison (debug), copy pages, build the batch
-//!                                       forward, fill masks, sample
-//!                                       commit    verify drafts, push tokens, endings, checkpoint, events
+//! turn:  inbox -> queue          step:  plan      scheduler: rows, evictions, preemptions, admissions
+//!        step, panics caught            land      the step before: verify drafts, push tokens, endings,
+//!        metrics                                  checkpoint, events; end what is aborted or late
+//!                                       prepare   drafts; poison (debug), copy pages, build the batch
+//!                                       launch    forward, fill masks, sample
 //! ```
+//!
+//! A step stays in flight while the device computes it, and the next one is planned meanwhile. With a device
+//! that is done at once, a step lands before the next is planned.
 //!
 //! Without work it blocks on the inbox. A test drives [`Engine::turn`] itself, with a clock of its own: no
 //! decision reads the real time.
@@ -14,13 +17,15 @@
 //! A panic inside a step ends every running request with an error and keeps the weights: the tree and the
 //! page tables start afresh, requests that wait and hold nothing stay. Who panics too often gives up.
 
+mod commit;
+
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use arbora_kernels::{Backend, BackendError, KvShape, LogprobRow, RowLogprobs};
+use arbora_kernels::{Answers, Backend, BackendError, KvShape, LogprobRow};
 use crossbeam::channel::{Receiver, TryRecvError, bounded};
 
 use crate::batch::{BatchEntry, ForwardBatch};
@@ -30,12 +35,14 @@ use crate::drain::DrainMeter;
 use crate::gauges::Gauges;
 pub use crate::handle::EngineHandle;
 use crate::handle::{Message, Question, RequestLimits, Shared};
-use crate::kv::KvPool;
 use crate::model::decoder::Decoder;
+use crate::plan::Plan;
 use crate::request::{FinishReason, RequestError};
-use crate::scheduler::{Plan, Scheduler};
-use crate::sequence::{Gone, SequenceSlot, Stage};
-use crate::step::{StepAnswers, logprob_rows, prepare_rows, sample_rows};
+use crate::runner::{InFlight, Runner, StepBounds};
+use crate::scheduler::Scheduler;
+use crate::sequence::Stage;
+use crate::sequences::SequenceSlot;
+use crate::step::{logprob_rows, prepare_rows, sample_rows};
 use crate::token_bytes::TokenBytes;
 
 /// Inbox slots beyond the waiting requests: one wake-up and one question.
@@ -68,6 +75,8 @@ pub enum EngineExit {
     Drained,
     /// It panicked too often. Every request got its error.
     Failed,
+    /// The device is gone for good. Every request got its error.
+    DeviceLost,
 }
 
 /// What a turn came to.
@@ -98,11 +107,18 @@ where
     Ok((handle, thread))
 }
 
+/// A step that the device computes.
+struct Flight {
+    step: InFlight,
+    plan: Plan,
+    /// What the device took for it, as far as the host waited.
+    device_time: Duration,
+}
+
 /// All state of the server's model side.
 pub struct Engine<B: Backend> {
-    backend: B,
-    decoder: Decoder<B>,
-    kv: KvPool<B>,
+    runner: Runner<B>,
+    flight: Option<Flight>,
     cache: PrefixCache,
     scheduler: Scheduler,
     token_bytes: Arc<TokenBytes>,
@@ -110,10 +126,11 @@ pub struct Engine<B: Backend> {
     inbox: Receiver<Message>,
     shared: Arc<Shared>,
     plan: Plan,
+    /// Memory of the plan before.
+    spare_plan: Plan,
     batch: ForwardBatch,
-    sampled: Vec<Option<u32>>,
     logprob_rows: Vec<LogprobRow>,
-    logprobs: Vec<Option<RowLogprobs>>,
+    answers: Answers,
     ending: Vec<(SequenceSlot, FinishReason)>,
     /// When the drain asked for must be over.
     drain_deadline: Option<Instant>,
@@ -131,23 +148,20 @@ pub struct Engine<B: Backend> {
 impl<B: Backend> Engine<B> {
     /// An engine and the first handle to it. All KV memory is allocated here.
     pub fn new(
-        mut backend: B,
+        backend: B,
         decoder: Decoder<B>,
         token_bytes: Arc<TokenBytes>,
         config: EngineConfig,
     ) -> Result<(Self, EngineHandle), EngineError> {
         config.validate(decoder.limits())?;
         let model = decoder.config();
-        let kv = KvPool::new(
-            &mut backend,
-            KvShape {
-                n_layers: model.n_layers,
-                n_kv_heads: model.heads.n_kv_heads,
-                head_dim: model.heads.head_dim,
-                page_size: config.page_size,
-                n_pages: config.n_pages,
-            },
-        )?;
+        let kv = KvShape {
+            n_layers: model.n_layers,
+            n_kv_heads: model.heads.n_kv_heads,
+            head_dim: model.heads.head_dim,
+            page_size: config.page_size,
+            n_pages: config.n_pages,
+        };
         let limits = RequestLimits {
             n_vocab: model.n_vocab,
             context: config.context.min(model.context).min(config.pool_tokens()),
@@ -159,24 +173,28 @@ impl<B: Backend> Engine<B> {
             max_waiting_tokens: config.max_waiting_tokens,
             max_queue_wait: config.max_queue_wait,
         };
+        let bounds = StepBounds {
+            max_sequences: config.max_running,
+            max_pages: config.max_running * limits.context.div_ceil(config.page_size),
+        };
+        let runner = Runner::new(backend, decoder, kv, bounds)?;
         let shared = Arc::new(Shared::new(limits));
         let (sender, inbox) = bounded(config.max_waiting + N_EXTRA_SLOTS);
         let handle = EngineHandle::new(Arc::clone(&shared), sender);
         let epoch = shared.epoch();
         let engine = Engine {
-            backend,
-            decoder,
-            kv,
+            runner,
+            flight: None,
             cache: PrefixCache::new(&config, epoch),
             scheduler: Scheduler::new(&config, epoch),
             token_bytes,
             inbox,
             shared,
             plan: Plan::default(),
+            spare_plan: Plan::default(),
             batch: ForwardBatch::default(),
-            sampled: Vec::with_capacity(config.max_running),
             logprob_rows: Vec::new(),
-            logprobs: Vec::new(),
+            answers: Answers::default(),
             ending: Vec::new(),
             drain_deadline: None,
             is_draining: false,
@@ -223,10 +241,12 @@ impl<B: Backend> Engine<B> {
         let stepped = catch_unwind(AssertUnwindSafe(|| self.step(clock)));
         let now = clock();
         let turn = match stepped {
-            Ok(()) => {
-                self.scheduler.note_time(&self.plan, now - started);
-                Turn::Busy
+            _ if self.runner.is_lost() => {
+                tracing::error!("the device is lost; every request ends with an error");
+                self.start_afresh(&RequestError::DeviceLost);
+                self.shut_down(EngineExit::DeviceLost)
             }
+            Ok(()) => Turn::Busy,
             Err(_) => self.recover(now),
         };
         self.shared.metrics().step_time.record(now - started);
@@ -259,36 +279,73 @@ impl<B: Backend> Engine<B> {
     }
 
     fn step(&mut self, clock: &dyn Fn() -> Instant) {
-        let now = clock();
-        self.end_unwanted(now);
-        self.scheduler.plan(&mut self.cache, &mut self.plan);
-        self.note_plan(now);
-        if self.plan.rows.is_empty() {
+        let is_planned = self.plan_ahead();
+        self.land(clock);
+        if self.runner.is_lost() {
             return;
         }
-        self.prepare_pages();
-        self.build_batch();
-        let logits = self
-            .decoder
-            .forward(&mut self.backend, self.kv.kv_mut(), &self.batch);
-        // A device computes while the masks are filled.
-        prepare_rows(&mut self.plan, &mut self.scheduler.sequences, clock);
-        let sample_rows = sample_rows(&self.plan, &self.scheduler.sequences);
-        self.backend.sample(logits, &sample_rows, &mut self.sampled);
-        logprob_rows(
-            &self.plan,
-            (&self.scheduler.sequences, &self.sampled),
-            &mut self.logprob_rows,
-        );
-        self.logprobs.clear();
-        if !self.logprob_rows.is_empty() {
-            self.backend
-                .logprobs(logits, &self.logprob_rows, &mut self.logprobs);
+        let now = clock();
+        self.end_unwanted(now);
+        match is_planned {
+            true => self.scheduler.settle(&mut self.cache, &mut self.plan),
+            false => self.scheduler.plan(&mut self.cache, &mut self.plan),
         }
-        self.commit(clock);
+        assert!(
+            is_planned
+                || !(self.plan.rows.is_empty() && self.plan.failed.is_empty())
+                || self.scheduler.sequences.is_empty(),
+            "sequences wait and nothing moves"
+        );
+        self.note_plan(now);
+        if !self.plan.rows.is_empty() {
+            self.scheduler.plan_drafts(&mut self.cache, &mut self.plan);
+            self.prepare_pages();
+            self.build_batch();
+            self.launch(clock);
+        }
+        if let Some(flight) = &self.flight
+            && self.runner.is_done(&flight.step)
+        {
+            self.land(clock);
+        }
         if cfg!(debug_assertions) {
             self.check();
         }
+    }
+
+    /// Plans the next step beside the one in flight, where the device still computes that and nothing has to
+    /// be preempted.
+    fn plan_ahead(&mut self) -> bool {
+        let Some(flight) = &self.flight else {
+            return false;
+        };
+        if flight.plan.waits_for_landing || self.runner.is_done(&flight.step) {
+            return false;
+        }
+        self.scheduler.plan_ahead(&mut self.cache, &mut self.plan);
+        true
+    }
+
+    /// Starts the planned step; masks are filled while the device computes.
+    fn launch(&mut self, clock: &dyn Fn() -> Instant) {
+        let started = clock();
+        let mut step = self.runner.launch(&self.batch);
+        let launched = clock();
+        prepare_rows(&mut self.plan, &mut self.scheduler.sequences, clock);
+        let sample_rows = sample_rows(&self.plan, &self.scheduler.sequences);
+        logprob_rows(&self.plan, &self.scheduler.sequences, &mut self.logprob_rows);
+        let prepared = clock();
+        self.runner.sample(&mut step, &sample_rows, &self.logprob_rows);
+        let device_time = (launched - started) + (clock() - prepared);
+        for rows in &self.plan.rows {
+            self.scheduler.sequences[rows.slot].note_launch(rows);
+        }
+        let plan = std::mem::replace(&mut self.plan, std::mem::take(&mut self.spare_plan));
+        self.flight = Some(Flight {
+            step,
+            plan,
+            device_time,
+        });
     }
 
     /// Ends requests that were aborted or are late, waiting ones too.
@@ -318,11 +375,6 @@ impl<B: Backend> Engine<B> {
             self.drain_meter.add(sequence.n_prompt);
             sequence.place = None;
         }
-        assert!(
-            !(self.plan.rows.is_empty() && self.plan.failed.is_empty())
-                || self.scheduler.sequences.is_empty(),
-            "sequences wait and nothing moves"
-        );
         let failed = self.plan.failed.drain(..);
         self.ending
             .extend(failed.map(|(slot, error)| (slot, FinishReason::Error(error))));
@@ -332,10 +384,10 @@ impl<B: Backend> Engine<B> {
     /// Copies come after the poison: a page may have been freed and taken again by the same plan.
     fn prepare_pages(&mut self) {
         for page in self.cache.take_freed() {
-            self.kv.poison_page(&mut self.backend, page);
+            self.runner.poison_page(page);
         }
-        while let Some(copy) = self.plan.copies.pop() {
-            self.kv.copy_page(&mut self.backend, copy.from, copy.to);
+        while let Some((_, copy)) = self.plan.copies.pop() {
+            self.runner.copy_page(copy.from, copy.to);
             self.cache.release_donor(copy);
         }
     }
@@ -357,89 +409,6 @@ impl<B: Backend> Engine<B> {
             if sequence.stage == Stage::Prefill {
                 self.shared.metrics().prefill_tokens.add(rows.n_rows);
             }
-        }
-    }
-
-    /// Takes the step's results in: tokens, endings, shared prefixes.
-    fn commit(&mut self, clock: &dyn Fn() -> Instant) {
-        let now = clock();
-        self.now = now;
-        self.shared.metrics().steps.add(1);
-        let mut answers = StepAnswers::new(&self.sampled, &mut self.logprobs);
-        for rows in &self.plan.rows {
-            let sequence = &mut self.scheduler.sequences[rows.slot];
-            sequence.n_computed = rows.first_position + rows.n_rows - rows.n_draft;
-            if sequence.stage == Stage::Prefill {
-                let table = sequence.table.take().expect("a planned sequence holds pages");
-                sequence.table = Some(self.cache.checkpoint(table, sequence.computed()));
-            }
-            let its_own = answers.next(rows, sequence);
-            if let Err(error) = sequence.score(its_own.scores) {
-                self.ending.push((rows.slot, FinishReason::Error(error)));
-                continue;
-            }
-            if its_own.sampled.is_empty() {
-                continue;
-            }
-            sequence.stage = Stage::Decode;
-            let stops = &self.config.model_stop_tokens;
-            let (source, before) = (sequence.draft_source(), sequence.usage());
-            let started = sequence.request().grammar.is_some().then(clock);
-            let (n_new, mut ends) = sequence.verify(its_own.sampled, &self.token_bytes, stops);
-            if let Some(started) = started {
-                let time = clock().saturating_duration_since(started);
-                sequence.mask_time = Some(sequence.mask_time.unwrap_or_default() + time);
-                self.plan.mask_time += time;
-            }
-            let metrics = self.shared.metrics();
-            let usage = sequence.usage();
-            metrics.generated_tokens.add(n_new);
-            let n_drafted = usage.drafted_tokens - before.drafted_tokens;
-            metrics.drafts[source.idx()].add(usize::from(n_drafted > 0));
-            metrics.drafted_tokens[source.idx()].add(n_drafted);
-            metrics.accepted_tokens[source.idx()].add(usage.accepted_tokens - before.accepted_tokens);
-            sequence.note_tokens(now, n_new, metrics);
-            let sent = sequence.send_scores();
-            if sent.and_then(|()| sequence.send_tokens(n_new, its_own.logprobs)) == Err(Gone) {
-                ends = Some(FinishReason::Aborted);
-            }
-            self.ending.extend(ends.map(|reason| (rows.slot, reason)));
-            let tenant = sequence.request().tenant;
-            self.scheduler.charge_output(tenant, n_new);
-        }
-        drop(answers);
-        self.end_all();
-    }
-
-    fn end_all(&mut self) {
-        while let Some((slot, reason)) = self.ending.pop() {
-            self.end(slot, reason);
-        }
-    }
-
-    /// The one way out for a sequence: what it computed stays in the tree, its pages are free or cached.
-    fn end(&mut self, slot: SequenceSlot, reason: FinishReason) {
-        let mut sequence = self.scheduler.remove(slot);
-        let is_natural = matches!(
-            reason,
-            FinishReason::StopToken(_)
-                | FinishReason::StopString(_)
-                | FinishReason::Complete
-                | FinishReason::Length
-        );
-        if is_natural {
-            self.scheduler.learn(&sequence);
-        }
-        let time = self.now.saturating_duration_since(sequence.request().arrived);
-        let metrics = self.shared.metrics();
-        metrics.count_finished(&reason, (time, sequence.n_output()));
-        sequence.note_total(time);
-        // The ending goes out before anything that could fail.
-        sequence.end(reason);
-        self.shared.leave();
-        sequence.place = None;
-        if let Some(table) = sequence.table.take() {
-            self.cache.finish(table, sequence.computed(), sequence.n_prompt);
         }
     }
 
@@ -501,10 +470,9 @@ impl<B: Backend> Engine<B> {
         self.is_draining = true;
     }
 
-    /// Everything in flight gets its error; weights stay, tree and page tables start afresh.
-    fn recover(&mut self, now: Instant) -> Turn {
-        tracing::error!("a step panicked; running requests end with an error");
-        self.shared.metrics().panics.add(1);
+    /// What runs ends with `error`; weights stay, tree and page tables start afresh.
+    fn start_afresh(&mut self, error: &RequestError) {
+        self.flight = None;
         self.plan.abandon();
         self.ending.clear();
         self.scheduler.forget_order();
@@ -513,8 +481,7 @@ impl<B: Backend> Engine<B> {
             let sequence = &mut self.scheduler.sequences[slot];
             let table = sequence.table.take();
             if sequence.stage != Stage::Waiting || table.is_some() {
-                let engine_failed = FinishReason::Error(RequestError::EngineFailed);
-                self.end(slot, engine_failed);
+                self.end(slot, FinishReason::Error(error.clone()));
             }
             if let Some(table) = table {
                 table.abandon();
@@ -522,6 +489,13 @@ impl<B: Backend> Engine<B> {
         }
         self.cache.reset();
         self.scheduler.requeue();
+    }
+
+    /// After a panic in a step. Who panics too often gives up.
+    fn recover(&mut self, now: Instant) -> Turn {
+        tracing::error!("a step panicked; running requests end with an error");
+        self.shared.metrics().panics.add(1);
+        self.start_afresh(&RequestError::EngineFailed);
         self.panics.push_back(now);
         while self
             .panics
@@ -543,6 +517,7 @@ impl<B: Backend> Engine<B> {
         let error = match exit {
             EngineExit::Drained => RequestError::ShuttingDown,
             EngineExit::Failed => RequestError::EngineFailed,
+            EngineExit::DeviceLost => RequestError::DeviceLost,
         };
         while self.shared.n_waiting() > 0 || !self.scheduler.sequences.is_empty() {
             let slots: Vec<SequenceSlot> = self.scheduler.sequences.iter().map(|(slot, _)| slot).collect();

@@ -28,7 +28,8 @@ use std::time::{Duration, Instant};
 
 use crate::cache::PrefixCache;
 use crate::config::{EngineConfig, SchedulePolicy};
-use crate::sequence::{Sequence, SequenceSlot, Sequences};
+use crate::sequence::{Sequence, Sequences};
+use crate::sequences::SequenceSlot;
 
 /// Waiting sequences whose cached prefix is looked up again per step, in turn.
 const REFRESHED_PER_STEP: usize = 32;

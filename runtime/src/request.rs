@@ -319,6 +319,9 @@ pub enum RequestError {
     /// The engine panicked in a step this request was part of, or its state was rebuilt.
     #[error("the engine failed while serving this request")]
     EngineFailed,
+    /// The device that computes is gone for good.
+    #[error("the device that computes was lost")]
+    DeviceLost,
     /// The server is shutting down and the drain time is over.
     #[error("the server is shutting down")]
     ShuttingDown,

@@ -19,13 +19,15 @@
 
 use std::time::{Duration, Instant};
 
-use crate::cache::{AdmissionWish, PageCopy, PrefixCache};
+use crate::cache::{AdmissionWish, PrefixCache};
 use crate::config::EngineConfig;
 use crate::draft::Drafters;
 use crate::pace::{Load, Pace};
+use crate::plan::{Plan, PlannedRows};
 use crate::queue::{WaitingQueue, Work};
 use crate::request::{Request, RequestError};
-use crate::sequence::{Following, Sequence, SequenceSlot, Sequences, Stage};
+use crate::sequence::{Following, Sequence, Sequences, Stage};
+use crate::sequences::SequenceSlot;
 use crate::shares::gives_way;
 use crate::step_rows::{Budget, PromptLoad, plan_decode, plan_prompts};
 
@@ -34,65 +36,6 @@ const MAX_FOLLOWS: usize = 8;
 
 /// Prefixes looked up at the head of the queue per step.
 const MAX_LOOKUPS: usize = 256;
-
-/// The rows of one sequence in a step.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PlannedRows {
-    pub(crate) slot: SequenceSlot,
-    pub(crate) first_position: usize,
-    /// Rows of its tokens, then of its draft.
-    pub(crate) n_rows: usize,
-    /// The last `n_draft` of them belong to the first tokens of its draft.
-    pub(crate) n_draft: usize,
-    /// The rows whose logits are wanted, counted from the sequence's first row.
-    pub(crate) logit_rows: std::ops::Range<usize>,
-    /// Of these the first `n_scored` are for the prompt's log-probabilities; from the others a token is
-    /// sampled each.
-    pub(crate) n_scored: usize,
-}
-
-impl PlannedRows {
-    /// Tokens that are sampled from them.
-    pub(crate) fn n_sampled(&self) -> usize {
-        self.logit_rows.len() - self.n_scored
-    }
-}
-
-/// One step, and what has to be done before it.
-#[derive(Debug, Default)]
-pub(crate) struct Plan {
-    pub(crate) rows: Vec<PlannedRows>,
-    /// Pages to copy before any row is computed.
-    pub(crate) copies: Vec<PageCopy>,
-    /// Sequences whose first step this is.
-    pub(crate) started: Vec<SequenceSlot>,
-    /// Sequences that cannot go on.
-    pub(crate) failed: Vec<(SequenceSlot, RequestError)>,
-    pub(crate) n_preempted: usize,
-    /// Time that grammars took in this step.
-    pub(crate) mask_time: Duration,
-}
-
-impl Plan {
-    fn clear(&mut self) {
-        assert!(self.copies.is_empty(), "the last step's copies were made");
-        self.rows.clear();
-        self.started.clear();
-        self.failed.clear();
-        self.n_preempted = 0;
-        self.mask_time = Duration::ZERO;
-    }
-
-    /// Tokens that will be sampled.
-    pub(crate) fn n_logit_rows(&self) -> usize {
-        self.rows.iter().map(|rows| rows.logit_rows.len()).sum()
-    }
-
-    /// Forgets what it holds of a cache that is thrown away.
-    pub(crate) fn abandon(&mut self) {
-        self.copies.drain(..).for_each(PageCopy::abandon);
-    }
-}
 
 /// Guess of the share of `max_tokens` an output will take, from those that ended.
 struct OutputEstimate(f64);
@@ -135,6 +78,8 @@ pub(crate) struct Scheduler {
     page_size: usize,
     model_stops: Vec<u32>,
     n_accepted: u64,
+    /// While it plans beside a step in flight.
+    is_in_flight: bool,
 }
 
 impl Scheduler {
@@ -156,6 +101,7 @@ impl Scheduler {
             page_size: config.page_size,
             model_stops: config.model_stop_tokens.clone(),
             n_accepted: 0,
+            is_in_flight: false,
         }
     }
 
@@ -191,7 +137,7 @@ impl Scheduler {
         sequence
     }
 
-    /// A step that was planned took `time`.
+    /// A step that was planned took the device `time`.
     pub(crate) fn note_time(&mut self, plan: &Plan, time: Duration) {
         let mut load = Load::default();
         for rows in &plan.rows {
@@ -200,7 +146,7 @@ impl Scheduler {
                 n_rows => load.chunks.add(rows.first_position, n_rows),
             }
         }
-        self.pace.record(load, time.saturating_sub(plan.mask_time));
+        self.pace.record(load, time);
         self.pace.charge_masks(plan.mask_time);
     }
 
@@ -215,6 +161,7 @@ impl Scheduler {
     /// Forgets the order, which a panic may have left half changed. Until [`Scheduler::requeue`] sequences
     /// can only be removed.
     pub(crate) fn forget_order(&mut self) {
+        self.is_in_flight = false;
         self.running.clear();
         self.followers.clear();
         self.queue.clear();
@@ -233,7 +180,15 @@ impl Scheduler {
         }
     }
 
-    /// Decides the next step. Evicts, preempts and admits as needed.
+    /// Decides the next step but for its drafts, while one is in flight: nobody is preempted, and each
+    /// sequence in that step is taken to get one token and to go on. [`settle`](Self::settle) mends the plan.
+    pub(crate) fn plan_ahead(&mut self, cache: &mut PrefixCache, plan: &mut Plan) {
+        self.is_in_flight = true;
+        self.plan(cache, plan);
+        self.is_in_flight = false;
+    }
+
+    /// Decides the next step but for its drafts. Evicts, preempts and admits as needed.
     pub(crate) fn plan(&mut self, cache: &mut PrefixCache, plan: &mut Plan) {
         plan.clear();
         self.n_steps += 1;
@@ -249,7 +204,7 @@ impl Scheduler {
             let sequence = &mut self.sequences[rows.slot];
             sequence.latest_step = self.n_steps;
             // What a preempted one computes again is not its tenant's fault.
-            if sequence.stage == Stage::Prefill && sequence.usage().n_preemptions == 0 {
+            if sequence.will_prefill() && sequence.usage().n_preemptions == 0 {
                 let work = Work {
                     n_computed: rows.n_rows,
                     ..Work::default()
@@ -257,7 +212,31 @@ impl Scheduler {
                 self.queue.charge(sequence.request().tenant, work);
             }
         }
-        self.plan_drafts(cache, plan, budget);
+        plan.n_rows_left = budget.n_rows;
+        plan.n_scored = self.max_scored_rows - budget.n_scored;
+    }
+
+    /// Mends a plan that was made before the step in flight had landed: rows of sequences that ended go, and
+    /// a sequence that got several tokens goes on after the last.
+    pub(crate) fn settle(&mut self, cache: &mut PrefixCache, plan: &mut Plan) {
+        plan.rows.retain_mut(|rows| {
+            let Some(sequence) = self.sequences.find_mut(rows.slot) else {
+                return false;
+            };
+            if sequence.stage == Stage::Decode {
+                rows.first_position = sequence.n_computed;
+                let n_tokens = sequence.tokens.len();
+                let table = sequence.table.as_mut().expect("a planned sequence holds pages");
+                return cache.grow(table, n_tokens);
+            }
+            true
+        });
+        let is_there = |slot: &SequenceSlot| self.sequences.find(*slot).is_some();
+        for (_, copy) in plan.copies.extract_if(.., |(slot, _)| !is_there(slot)) {
+            cache.release_donor(copy);
+        }
+        plan.started.retain(is_there);
+        plan.failed.retain(|(slot, _)| is_there(slot));
     }
 
     /// What a step can take, decode rows included.
@@ -270,7 +249,7 @@ impl Scheduler {
     }
 
     fn n_decoding(&self) -> usize {
-        let decodes = |slot: &&SequenceSlot| self.sequences[**slot].stage == Stage::Decode;
+        let decodes = |slot: &&SequenceSlot| self.sequences[**slot].will_decode();
         self.running.iter().filter(decodes).count()
     }
 
@@ -280,9 +259,15 @@ impl Scheduler {
         while idx < self.running.len() {
             let slot = self.running[idx];
             let sequence = &mut self.sequences[slot];
-            let n_tokens = sequence.tokens.len();
+            let (n_tokens, will_decode) = (sequence.next_len(), sequence.will_decode());
             let table = sequence.table.as_mut().expect("a running sequence holds pages");
-            if sequence.stage != Stage::Decode || cache.grow(table, n_tokens) {
+            if !will_decode || cache.grow(table, n_tokens) {
+                idx += 1;
+                continue;
+            }
+            if self.is_in_flight {
+                plan.without_page.push(slot);
+                plan.waits_for_landing = true;
                 idx += 1;
                 continue;
             }
@@ -429,6 +414,10 @@ impl Scheduler {
 
     /// Preempts a sequence of `tenant`, none that was admitted just now: its page may not yet be copied.
     fn preempt_one_of(&mut self, tenant: u32, cache: &mut PrefixCache, plan: &mut Plan) -> bool {
+        if self.is_in_flight {
+            plan.waits_for_landing = true;
+            return false;
+        }
         let may_be = |s: &Sequence| s.request().tenant == tenant && s.admitted_step < self.n_steps;
         let victim_idx = self.victim(may_be);
         if let Some(idx) = victim_idx {
@@ -452,12 +441,12 @@ impl Scheduler {
     }
 
     /// Drafts get what is left: rows nobody else wants, and pages only where nobody waits for one.
-    fn plan_drafts(&mut self, cache: &mut PrefixCache, plan: &mut Plan, budget: Budget) {
-        let n_scored = self.max_scored_rows - budget.n_scored;
-        let mut n_left = budget
-            .n_rows
+    /// The sequences' tokens are known by now.
+    pub(crate) fn plan_drafts(&mut self, cache: &mut PrefixCache, plan: &mut Plan) {
+        let mut n_left = plan
+            .n_rows_left
             .min(self.max_draft_rows)
-            .min(self.n_extra_logit_rows - n_scored);
+            .min(self.n_extra_logit_rows - plan.n_scored);
         let nobody_waits = self.queue.is_empty();
         let n_rows = plan.rows.iter().map(|rows| rows.n_rows).sum();
         let n_tokens = plan.rows.iter().map(PlannedRows::n_sampled).sum();
@@ -531,7 +520,7 @@ impl Scheduler {
             Some(admission) => {
                 self.queue.leave(sequence);
                 sequence.admitted_step = self.n_steps;
-                plan.copies.extend(admission.copy);
+                plan.copies.extend(admission.copy.map(|copy| (slot, copy)));
                 if sequence.admit(admission.table, admission.n_cached, admission.n_copied) {
                     let work = Work {
                         n_cached: admission.n_cached,

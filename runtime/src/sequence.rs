@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arbora_kernels::{Adjustment, Allowed, LogprobRow};
+use arbora_kernels::{Adjustment, Allowed, LogprobRow, Scored};
 use arbora_radix::Namespace;
 use tokio::sync::mpsc::error::TrySendError;
 
@@ -27,10 +27,12 @@ use crate::cache::{PageTable, PrefixCache};
 use crate::draft::{DraftSource, Drafters, Drafting};
 use crate::handle::Place;
 use crate::metrics::Metrics;
+use crate::plan::PlannedRows;
 use crate::queue::Rank;
 use crate::request::{
     Event, FinishReason, Finished, NewTokens, Request, RequestError, RequestId, RowLogprobs, Usage,
 };
+use crate::sequences::{SequenceSlot, Slots};
 use crate::stop::TextStream;
 use crate::token_bytes::TokenBytes;
 
@@ -58,9 +60,14 @@ pub(crate) struct Following {
     pub(crate) n_tokens: usize,
 }
 
-/// Index of a sequence in [`Sequences`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct SequenceSlot(usize);
+/// What the step in flight will have done to a sequence, as far as that is certain.
+#[derive(Clone, Copy, Debug)]
+struct Ahead {
+    n_computed: usize,
+    n_scored: usize,
+    /// Whether a token is sampled. Drafts may make it more.
+    gives_token: bool,
+}
 
 pub(crate) struct Sequence {
     request: Request,
@@ -70,6 +77,8 @@ pub(crate) struct Sequence {
     pub(crate) n_computed: usize,
     pub(crate) stage: Stage,
     pub(crate) table: Option<PageTable>,
+    /// Absent where no step in flight has rows of it.
+    ahead: Option<Ahead>,
     pub(crate) following: Option<Following>,
     /// How often it has followed: bounded, so that a chain of leaders cannot hold it back for ever.
     pub(crate) n_follows: usize,
@@ -127,6 +136,7 @@ impl Sequence {
             n_computed: 0,
             stage: Stage::Waiting,
             table: None,
+            ahead: None,
             following: None,
             n_follows: 0,
             n_matched: 0,
@@ -168,9 +178,52 @@ impl Sequence {
         self.request.max_tokens - self.n_output()
     }
 
-    /// Rows due.
+    /// Notes that a step with `rows` of it was launched.
+    pub(crate) fn note_launch(&mut self, rows: &PlannedRows) {
+        self.ahead = Some(Ahead {
+            n_computed: rows.first_position + rows.n_rows - rows.n_draft,
+            n_scored: rows.n_scored,
+            gives_token: rows.n_sampled() > 0,
+        });
+    }
+
+    /// Notes that its step is no longer in flight.
+    pub(crate) fn note_landing(&mut self) {
+        self.ahead = None;
+    }
+
+    fn gives_token(&self) -> bool {
+        self.ahead.is_some_and(|ahead| ahead.gives_token)
+    }
+
+    /// Tokens it will have for the next step.
+    pub(crate) fn next_len(&self) -> usize {
+        self.tokens.len() + usize::from(self.gives_token())
+    }
+
+    /// Of these the ones whose keys and values will exist.
+    pub(crate) fn next_computed(&self) -> usize {
+        self.ahead.map_or(self.n_computed, |ahead| ahead.n_computed)
+    }
+
+    /// Whether rows of its prompt, or of what it lost by preemption, are due in the next step.
+    pub(crate) fn will_prefill(&self) -> bool {
+        self.stage == Stage::Prefill && !self.gives_token()
+    }
+
+    /// Whether its next token is due in the next step, as far as is known: the step in flight may end it.
+    pub(crate) fn will_decode(&self) -> bool {
+        match self.stage {
+            Stage::Waiting => false,
+            Stage::Prefill | Stage::Decode if self.gives_token() => self.n_output_left() > 1,
+            Stage::Prefill => false,
+            Stage::Decode => true,
+        }
+    }
+
+    /// Rows due in the next step.
     pub(crate) fn n_uncomputed(&self) -> usize {
-        self.tokens.len() - self.n_computed
+        self.next_len() - self.next_computed()
     }
 
     pub(crate) fn computed(&self) -> &[u32] {
@@ -179,15 +232,18 @@ impl Sequence {
 
     /// Tokens of which cached keys and values are as good as computed ones: those whose rows nobody wants.
     pub(crate) fn max_cached(&self) -> usize {
-        self.scores.as_ref().map_or(usize::MAX, Vec::len)
+        let n_ahead = self.ahead.map_or(0, |ahead| ahead.n_scored);
+        let scores = self.scores.as_ref();
+        scores.map_or(usize::MAX, |scores| scores.len() + n_ahead)
     }
 
     /// Of the next `n_rows` rows, those whose log-probabilities are wanted.
     pub(crate) fn rows_to_score(&self, n_rows: usize) -> Range<usize> {
-        let first = self.max_cached().max(self.n_computed);
-        let end = (self.n_computed + n_rows).min(self.n_prompt - 1);
+        let n_computed = self.next_computed();
+        let first = self.max_cached().max(n_computed);
+        let end = (n_computed + n_rows).min(self.n_prompt - 1);
         if first < end {
-            first - self.n_computed..end - self.n_computed
+            first - n_computed..end - n_computed
         } else {
             0..0
         }
@@ -337,11 +393,11 @@ impl Sequence {
     }
 
     /// The log-probabilities wanted of a step whose logits begin at row `first_row` for this sequence: of
-    /// `n_scored` prompt tokens, then of what was `sampled`.
+    /// `n_scored` prompt tokens, then of the `n_sampled` that are drawn.
     pub(crate) fn logprob_rows(
         &self,
-        (first_row, n_scored): (usize, usize),
-        sampled: &[Option<u32>],
+        first_row: usize,
+        (n_scored, n_sampled): (usize, usize),
         out: &mut Vec<LogprobRow>,
     ) {
         let wanted = &self.request.logprobs;
@@ -350,20 +406,17 @@ impl Sequence {
             let tokens = self.tokens[first..].iter().take(n_scored).enumerate();
             out.extend(tokens.map(|(idx, &token)| LogprobRow {
                 row: first_row + idx,
-                token,
+                token: Scored::Token(token),
                 n_top,
                 listed: Arc::clone(&wanted.listed),
             }));
         }
         if let Some(n_top) = wanted.output {
-            let tokens = sampled.iter().enumerate();
-            out.extend(tokens.filter_map(|(idx, token)| {
-                Some(LogprobRow {
-                    row: first_row + n_scored + idx,
-                    token: (*token)?,
-                    n_top,
-                    listed: Arc::clone(&wanted.listed),
-                })
+            out.extend((0..n_sampled).map(|idx| LogprobRow {
+                row: first_row + n_scored + idx,
+                token: Scored::Drawn,
+                n_top,
+                listed: Arc::clone(&wanted.listed),
             }));
         }
     }
@@ -538,61 +591,7 @@ impl Drop for Sequence {
 
 /// All sequences of the engine. They stay where they are from acceptance to ending, so that a panic in the
 /// middle of a step loses none.
-#[derive(Default)]
-pub(crate) struct Sequences {
-    slots: Vec<Option<Sequence>>,
-    free: Vec<usize>,
-}
-
-impl Sequences {
-    pub(crate) fn insert(&mut self, sequence: Sequence) -> SequenceSlot {
-        let idx = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            self.slots.len() - 1
-        });
-        self.slots[idx] = Some(sequence);
-        SequenceSlot(idx)
-    }
-
-    pub(crate) fn remove(&mut self, slot: SequenceSlot) -> Sequence {
-        let sequence = self.slots[slot.0].take().expect("the slot is taken");
-        self.free.push(slot.0);
-        sequence
-    }
-
-    pub(crate) fn find(&self, slot: SequenceSlot) -> Option<&Sequence> {
-        self.slots[slot.0].as_ref()
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.slots.len() == self.free.len()
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (SequenceSlot, &Sequence)> {
-        self.slots
-            .iter()
-            .enumerate()
-            .filter_map(|(idx, slot)| slot.as_ref().map(|sequence| (SequenceSlot(idx), sequence)))
-    }
-
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
-        self.slots.iter_mut().flatten()
-    }
-}
-
-impl std::ops::Index<SequenceSlot> for Sequences {
-    type Output = Sequence;
-
-    fn index(&self, slot: SequenceSlot) -> &Sequence {
-        self.slots[slot.0].as_ref().expect("the slot is taken")
-    }
-}
-
-impl std::ops::IndexMut<SequenceSlot> for Sequences {
-    fn index_mut(&mut self, slot: SequenceSlot) -> &mut Sequence {
-        self.slots[slot.0].as_mut().expect("the slot is taken")
-    }
-}
+pub(crate) type Sequences = Slots<Sequence>;
 
 fn whole_micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)

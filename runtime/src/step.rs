@@ -11,10 +11,10 @@
 use std::time::Instant;
 use std::vec::Drain;
 
-use arbora_kernels::{LogprobRow, RowLogprobs, SampleRow};
+use arbora_kernels::{Answers, LogprobRow, RowLogprobs, SampleRow};
 
+use crate::plan::{Plan, PlannedRows};
 use crate::sampler::sample_row;
-use crate::scheduler::{Plan, PlannedRows};
 use crate::sequence::{Sequence, Sequences};
 
 /// Prepares what every sequence that gives a token may become, and notes what its grammar took.
@@ -54,18 +54,12 @@ pub(crate) fn sample_rows<'a>(plan: &Plan, sequences: &'a Sequences) -> Vec<Samp
 }
 
 /// The log-probabilities that the step's sequences want, in the order of its rows.
-pub(crate) fn logprob_rows(
-    plan: &Plan,
-    (sequences, sampled): (&Sequences, &[Option<u32>]),
-    out: &mut Vec<LogprobRow>,
-) {
+pub(crate) fn logprob_rows(plan: &Plan, sequences: &Sequences, out: &mut Vec<LogprobRow>) {
     out.clear();
     let mut first_row = 0;
     for rows in &plan.rows {
-        let end = first_row + rows.logit_rows.len();
-        let its_own = &sampled[first_row + rows.n_scored..end];
-        sequences[rows.slot].logprob_rows((first_row, rows.n_scored), its_own, out);
-        first_row = end;
+        sequences[rows.slot].logprob_rows(first_row, (rows.n_scored, rows.n_sampled()), out);
+        first_row += rows.logit_rows.len();
     }
 }
 
@@ -87,10 +81,10 @@ pub(crate) struct SequenceAnswers<'a> {
 
 impl<'a> StepAnswers<'a> {
     /// All answers of a step.
-    pub(crate) fn new(sampled: &'a [Option<u32>], logprobs: &'a mut Vec<Option<RowLogprobs>>) -> Self {
+    pub(crate) fn new(answers: &'a mut Answers) -> Self {
         StepAnswers {
-            sampled,
-            logprobs: logprobs.drain(..),
+            sampled: &answers.tokens,
+            logprobs: answers.logprobs.drain(..),
         }
     }
 
@@ -100,7 +94,7 @@ impl<'a> StepAnswers<'a> {
         self.sampled = others;
         let sampled = &its_own[rows.n_scored..];
         let wanted = &sequence.request().logprobs;
-        let n_logprobs = wanted.output.map_or(0, |_| sampled.iter().flatten().count());
+        let n_logprobs = wanted.output.map_or(0, |_| sampled.len());
         SequenceAnswers {
             scores: self.logprobs.by_ref().take(rows.n_scored).collect(),
             sampled,

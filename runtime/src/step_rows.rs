@@ -13,8 +13,9 @@
 //! the whole always ends.
 
 use crate::pace::{MaskBudget, Pace};
-use crate::scheduler::{Plan, PlannedRows};
-use crate::sequence::{Sequence, SequenceSlot, Sequences, Stage};
+use crate::plan::{Plan, PlannedRows};
+use crate::sequence::{Sequence, Sequences};
+use crate::sequences::SequenceSlot;
 use crate::shares::{divide, has_room};
 
 /// What a step, or a tenant's part of it, can still take.
@@ -50,8 +51,8 @@ impl Budget {
     /// Rows that `sequence` gets next.
     fn rows_of(self, sequence: &Sequence, pace: &Pace) -> usize {
         let mut n_rows = sequence.n_uncomputed().min(self.n_rows);
-        if let (Stage::Prefill, Some(seconds)) = (sequence.stage, self.seconds) {
-            n_rows = n_rows.min(pace.rows_within(sequence.n_computed, seconds));
+        if let (true, Some(seconds)) = (sequence.will_prefill(), self.seconds) {
+            n_rows = n_rows.min(pace.rows_within(sequence.next_computed(), seconds));
         }
         let scored = sequence.rows_to_score(n_rows);
         match scored.len() > self.n_scored {
@@ -75,12 +76,12 @@ impl Budget {
         let n_scored = sequence.rows_to_score(n_rows).len();
         self.n_rows -= n_rows;
         self.n_scored -= n_scored;
-        if let (Stage::Prefill, Some(seconds)) = (sequence.stage, &mut self.seconds) {
-            *seconds -= pace.chunk_seconds(sequence.n_computed, n_rows);
+        if let (true, Some(seconds)) = (sequence.will_prefill(), &mut self.seconds) {
+            *seconds -= pace.chunk_seconds(sequence.next_computed(), n_rows);
         }
         plan.rows.push(PlannedRows {
             slot,
-            first_position: sequence.n_computed,
+            first_position: sequence.next_computed(),
             n_rows,
             n_draft: 0,
             // Rows to score end where the chunk ends, or before the row that is sampled from.
@@ -102,7 +103,7 @@ impl PromptLoad {
     pub(crate) fn new(sequences: &Sequences, running: &[SequenceSlot], budget: Budget, pace: &Pace) -> Self {
         let mut load = PromptLoad::default();
         for &slot in running {
-            if sequences[slot].stage == Stage::Prefill {
+            if sequences[slot].will_prefill() {
                 load.add(&sequences[slot], budget, pace);
             }
         }
@@ -140,7 +141,7 @@ pub(crate) fn plan_decode(
     let mut chosen: Vec<SequenceSlot> = running
         .iter()
         .copied()
-        .filter(|&slot| sequences[slot].stage == Stage::Decode)
+        .filter(|slot| sequences[*slot].will_decode() && !plan.without_page.contains(slot))
         .collect();
     let n_decode = chosen.len();
     // Who has waited longest comes first; the sort is stable.
@@ -155,9 +156,8 @@ pub(crate) fn plan_decode(
         }
     }
     for &slot in running {
-        let sequence = &sequences[slot];
-        if sequence.stage == Stage::Decode && (chosen.len() == n_decode || chosen.contains(&slot)) {
-            budget.plan(plan, (slot, sequence), budget.n_rows.min(1), pace);
+        if chosen.contains(&slot) {
+            budget.plan(plan, (slot, &sequences[slot]), budget.n_rows.min(1), pace);
         }
     }
     masks
@@ -250,7 +250,7 @@ pub(crate) fn plan_prompts(
     let mut crowded = CrowdedPrompts::new(plan, (sequences, running), pace);
     let mut tenants: Vec<(usize, u32)> = Vec::new();
     let prompts = || {
-        let is_prompt = |slot: &&SequenceSlot| sequences[**slot].stage == Stage::Prefill;
+        let is_prompt = |slot: &&SequenceSlot| sequences[**slot].will_prefill();
         running.iter().filter(is_prompt)
     };
     for &slot in prompts() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arbora_constrained::{Grammar, Vocabulary};
-use arbora_kernels::{Adjustment, Allowed, LogprobRow, RowLogprobs, SampleRow};
+use arbora_kernels::{Adjustment, Allowed, LogprobRow, RowLogprobs, SampleRow, Scored};
 use arbora_runtime::request::{FinishReason, Request};
 use arbora_runtime::sampler::noise;
 use arbora_runtime::thought_limit::ThoughtLimit;
@@ -129,7 +129,11 @@ pub fn expected(
     let mut scores = Vec::new();
     for (idx, &token) in request.prompt.iter().enumerate() {
         if let Some(n_top) = request.logprobs.prompt.filter(|_| idx > 0) {
-            match toy_logprobs(logits, &logprob_row(request, token, n_top), not_finite_one_in) {
+            match toy_logprobs(
+                logits,
+                (&logprob_row(request, token, n_top), token),
+                not_finite_one_in,
+            ) {
                 Some(score) => scores.push(score),
                 None => return Expected::default(),
             }
@@ -182,7 +186,7 @@ pub fn expected(
         };
         if let Some(n_top) = request.logprobs.output {
             let asked = logprob_row(request, token, n_top);
-            logprobs.extend(toy_logprobs(logits, &asked, not_finite_one_in));
+            logprobs.extend(toy_logprobs(logits, (&asked, token), not_finite_one_in));
         }
         tokens.push(token);
         if tokens.len() > stop.min_tokens {
@@ -244,7 +248,7 @@ fn forced(limit: &ThoughtLimit, output: &[u32]) -> Option<u32> {
 fn logprob_row(request: &Request, token: u32, n_top: usize) -> LogprobRow {
     LogprobRow {
         row: 0,
-        token,
+        token: Scored::Token(token),
         n_top,
         listed: Arc::clone(&request.logprobs.listed),
     }

@@ -7,21 +7,28 @@
 //! sample       token = hash(logits, noise) mod vocabulary
 //! ```
 //!
+//! Calls are queued and computed on a device's memory of its own, in their order: at once, or late, some of
+//! the queue at any call and the rest when the answers are waited for. What the device reads is what it was
+//! given, whatever the host does with its own memory meanwhile.
+//!
 //! With two layers the second layer's keys depend on everything before them, as in a real model. So a wrong
 //! page, a wrong limit, a wrong position or a stale page changes the text; a page that was given back is
 //! poisoned, and reading it panics.
 
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arbora_kernels::{
-    Allowed, AttentionRows, Backend, BackendError, HeadLayout, KvShape, LogprobRow, MatrixSource, RopeStore,
-    RopeStyle, RopeTable, RowLogprobs, SampleRow, SequenceRows, TokenLogprob,
+    Adjustment, Allowed, Answers, Backend, BackendError, BatchShape, HeadLayout, KvShape, LogprobRow,
+    MatrixSource, RopeStore, RopeStyle, RopeTable, RowLogprobs, SampleRow, SequenceRows, StepRows,
+    TokenLogprob,
 };
 use arbora_runtime::model::config::{DecoderConfig, RopeConfig, RopeScaling};
 use arbora_runtime::model::decoder::{Decoder, DecoderWeights, ForwardLimits, LayerWeights};
 
-use crate::random::mix;
+use crate::random::{Random, mix};
 
 /// Layers of the toy model.
 pub const N_LAYERS: usize = 2;
@@ -58,45 +65,82 @@ pub mod weight {
     pub const HEAD: u64 = 10;
 }
 
-/// Rows of one hash each.
+/// Rows of one hash each, in the device's memory.
 #[derive(Debug)]
 pub struct ToyTensor {
-    capacity: usize,
+    idx: usize,
     width: usize,
-    rows: Vec<u64>,
-}
-
-impl ToyTensor {
-    fn set(&mut self, rows: impl Iterator<Item = u64>) {
-        self.rows.clear();
-        self.rows.extend(rows);
-        assert!(self.rows.len() <= self.capacity, "{} rows", self.rows.len());
-    }
 }
 
 /// A weight matrix: its hash.
 #[derive(Clone, Copy, Debug)]
 pub struct ToyLinear(pub u64);
 
-/// Hashes of keys and values.
+/// Hashes of keys and values, in the device's memory.
 #[derive(Debug)]
 pub struct ToyKv {
+    idx: usize,
+}
+
+/// Index arrays of a step, in the device's memory.
+#[derive(Debug)]
+pub struct ToyBatch {
+    idx: usize,
+    shape: BatchShape,
+}
+
+/// Answers of a step, in the device's memory.
+#[derive(Debug)]
+pub struct ToyPending {
+    idx: usize,
+}
+
+/// What a step's rows are.
+#[derive(Clone, Debug, Default)]
+struct Rows {
+    ids: Vec<u32>,
+    positions: Vec<u32>,
+    slots: Vec<u32>,
+    logit_rows: Vec<u32>,
+    sequences: Vec<SequenceRows>,
+    page_tables: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Pool {
     shape: KvShape,
     slots: Vec<u64>,
 }
 
-impl ToyKv {
+impl Pool {
     fn slot(&mut self, layer: usize, slot: usize) -> &mut u64 {
         &mut self.slots[layer * self.shape.n_pages * self.shape.page_size + slot]
     }
 }
 
-/// A copy of what attention was told.
-#[derive(Debug, Default)]
-pub struct ToyPlan {
-    sequences: Vec<SequenceRows>,
-    page_tables: Vec<u32>,
+/// Memory of the device and what it counts.
+struct Device {
+    tensors: Vec<Vec<u64>>,
+    pools: Vec<Pool>,
+    batches: Vec<Rows>,
+    answers: Vec<Answers>,
+    fuse: Fuse,
+    n_rows: Arc<AtomicU64>,
 }
+
+impl Device {
+    fn tensor(&mut self, rows: Vec<u64>) -> usize {
+        self.tensors.push(rows);
+        self.tensors.len() - 1
+    }
+
+    /// `out[r] = of(x[r])`.
+    fn map(&mut self, x: usize, out: usize, of: impl Fn(u64) -> u64) {
+        self.tensors[out] = self.tensors[x].iter().map(|&x| of(x)).collect();
+    }
+}
+
+type Op = Box<dyn FnOnce(&mut Device) + Send>;
 
 /// Makes the toy panic in its n-th call from now.
 #[derive(Clone, Debug)]
@@ -126,37 +170,96 @@ impl Fuse {
 }
 
 /// The backend.
-#[derive(Debug)]
 pub struct ToyBackend {
+    device: Device,
+    queue: VecDeque<Op>,
+    /// Decides how late calls are computed; absent where they are at once.
+    lateness: Option<Random>,
+    is_lost: Arc<AtomicBool>,
     fuse: Fuse,
     n_vocab: usize,
     /// Rows whose hash is a multiple of it have no finite logit; 0 is never.
     not_finite_one_in: u64,
-    n_rows: Arc<AtomicU64>,
 }
 
 impl ToyBackend {
-    /// A backend and the fuse that makes it fail.
+    /// A backend that computes at once, and the fuse that makes it fail.
     pub fn new(not_finite_one_in: u64) -> (Self, Fuse) {
         let fuse = Fuse(Arc::new(AtomicU64::new(Fuse::OUT)));
+        let device = Device {
+            tensors: Vec::new(),
+            pools: Vec::new(),
+            batches: Vec::new(),
+            answers: Vec::new(),
+            fuse: fuse.clone(),
+            n_rows: Arc::default(),
+        };
         let backend = ToyBackend {
+            device,
+            queue: VecDeque::new(),
+            lateness: None,
+            is_lost: Arc::default(),
             fuse: fuse.clone(),
             n_vocab: N_VOCAB,
             not_finite_one_in,
-            n_rows: Arc::default(),
         };
         (backend, fuse)
     }
 
+    /// Computes late, at times drawn from `seed`.
+    #[must_use]
+    pub fn late(self, seed: u64) -> Self {
+        ToyBackend {
+            lateness: Some(Random::new(seed)),
+            ..self
+        }
+    }
+
     /// Counts the rows it computes.
     pub fn n_rows(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.n_rows)
+        Arc::clone(&self.device.n_rows)
+    }
+
+    /// Set to lose the device.
+    pub fn loss(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_lost)
     }
 
     /// The same with a vocabulary of `n_vocab` tokens.
     #[must_use]
     pub fn with_vocabulary(self, n_vocab: usize) -> Self {
         ToyBackend { n_vocab, ..self }
+    }
+
+    fn queue(&mut self, call: &'static str, op: impl FnOnce(&mut Device) + Send + 'static) {
+        self.queue.push_back(Box::new(move |device| {
+            device.fuse.burn(call);
+            op(device);
+        }));
+        self.progress();
+    }
+
+    /// The device goes on for a while.
+    fn progress(&mut self) {
+        let n_due = match &mut self.lateness {
+            None => self.queue.len(),
+            Some(random) => match random.one_in(4) {
+                true => random.below(self.queue.len() + 1),
+                false => 0,
+            },
+        };
+        self.run(n_due);
+    }
+
+    fn run(&mut self, n: usize) {
+        for _ in 0..n {
+            let op = self.queue.pop_front().expect("no more than are queued");
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| op(&mut self.device))) {
+                // What was to follow has nothing to work on.
+                self.queue.clear();
+                resume_unwind(panic);
+            }
+        }
     }
 
     /// The toy model.
@@ -184,12 +287,11 @@ impl ToyBackend {
             qk_norm: false,
             tied_head: false,
         };
-        let norm = |hash| ToyTensor {
-            capacity: 1,
+        let mut norm = |hash| ToyTensor {
+            idx: self.device.tensor(vec![hash]),
             width: 1,
-            rows: vec![hash],
         };
-        let layer = |_| LayerWeights {
+        let mut layer = |_| LayerWeights {
             attention_norm: norm(weight::ATTENTION_NORM),
             qkv: ToyLinear(weight::QKV),
             qk_norm: None,
@@ -200,14 +302,10 @@ impl ToyBackend {
         };
         let weights = DecoderWeights {
             embedding: ToyLinear(weight::EMBEDDING),
-            layers: (0..N_LAYERS).map(layer).collect(),
+            layers: (0..N_LAYERS).map(&mut layer).collect(),
             final_norm: norm(weight::FINAL_NORM),
             head: Some(ToyLinear(weight::HEAD)),
-            rope: RopeTable {
-                style: RopeStyle::Halves,
-                rope_dim: 2,
-                cos_sin: Vec::new(),
-            },
+            rope: (),
         };
         Decoder::new(self, config, weights, limits).expect("the toy allocates nothing")
     }
@@ -249,7 +347,11 @@ fn sample_of(n_vocab: usize, logits: u64, row: &SampleRow<'_>, not_finite_one_in
 }
 
 /// The log-probabilities that a row of logits is asked for: made up, but always the same.
-pub fn toy_logprobs(logits: u64, asked: &LogprobRow, not_finite_one_in: u64) -> Option<RowLogprobs> {
+pub fn toy_logprobs(
+    logits: u64,
+    (asked, token): (&LogprobRow, u32),
+    not_finite_one_in: u64,
+) -> Option<RowLogprobs> {
     if not_finite_one_in > 0 && logits.is_multiple_of(not_finite_one_in) {
         return None;
     }
@@ -259,24 +361,66 @@ pub fn toy_logprobs(logits: u64, asked: &LogprobRow, not_finite_one_in: u64) -> 
         rank: (mix(logits, u64::from(token)) % N_VOCAB as u64) as u32 + 1,
     };
     Some(RowLogprobs {
-        token: of(asked.token),
+        token: of(token),
         top: (0..asked.n_top as u32).map(of).collect(),
         listed: asked.listed.iter().map(|token| of(*token).logprob).collect(),
     })
+}
+
+/// A [`SampleRow`] that owns what it refers to.
+struct OwnedRow {
+    row: SampleRow<'static>,
+    allowed: OwnedAllowed,
+    adjustments: Vec<Adjustment>,
+}
+
+enum OwnedAllowed {
+    All,
+    Ids(Vec<u32>),
+    Bits(Vec<u64>),
+}
+
+impl OwnedRow {
+    fn new(row: &SampleRow<'_>) -> OwnedRow {
+        OwnedRow {
+            row: SampleRow {
+                allowed: Allowed::All,
+                adjustments: &[],
+                ..*row
+            },
+            allowed: match row.allowed {
+                Allowed::All => OwnedAllowed::All,
+                Allowed::Ids(ids) => OwnedAllowed::Ids(ids.to_vec()),
+                Allowed::Bits(words) => OwnedAllowed::Bits(words.to_vec()),
+            },
+            adjustments: row.adjustments.to_vec(),
+        }
+    }
+
+    fn row(&self) -> SampleRow<'_> {
+        SampleRow {
+            allowed: match &self.allowed {
+                OwnedAllowed::All => Allowed::All,
+                OwnedAllowed::Ids(ids) => Allowed::Ids(ids),
+                OwnedAllowed::Bits(words) => Allowed::Bits(words),
+            },
+            adjustments: &self.adjustments,
+            ..self.row
+        }
+    }
 }
 
 impl Backend for ToyBackend {
     type Tensor = ToyTensor;
     type Linear = ToyLinear;
     type Kv = ToyKv;
-    type AttentionPlan = ToyPlan;
+    type Rope = ();
+    type Batch = ToyBatch;
+    type Pending = ToyPending;
 
     fn tensor(&mut self, capacity: usize, width: usize) -> Result<ToyTensor, BackendError> {
-        Ok(ToyTensor {
-            capacity,
-            width,
-            rows: Vec::with_capacity(capacity),
-        })
+        let idx = self.device.tensor(Vec::with_capacity(capacity));
+        Ok(ToyTensor { idx, width })
     }
 
     fn upload(&mut self, values: &[f32]) -> Result<ToyTensor, BackendError> {
@@ -284,9 +428,8 @@ impl Backend for ToyBackend {
             .iter()
             .fold(0, |hash, value| mix(hash, u64::from(value.to_bits())));
         Ok(ToyTensor {
-            capacity: 1,
+            idx: self.device.tensor(vec![hash]),
             width: values.len(),
-            rows: vec![hash],
         })
     }
 
@@ -304,21 +447,63 @@ impl Backend for ToyBackend {
     }
 
     fn kv(&mut self, shape: KvShape) -> Result<ToyKv, BackendError> {
-        Ok(ToyKv {
+        self.device.pools.push(Pool {
             shape,
             slots: vec![POISON; shape.n_layers * shape.n_pages * shape.page_size],
+        });
+        Ok(ToyKv {
+            idx: self.device.pools.len() - 1,
         })
     }
 
-    fn embed(&mut self, table: &ToyLinear, ids: &[u32], out: &mut ToyTensor) {
-        self.fuse.burn("embed");
-        self.n_rows.fetch_add(ids.len() as u64, Ordering::SeqCst);
-        out.set(ids.iter().map(|&id| mix(table.0, u64::from(id))));
+    fn rope(&mut self, _table: RopeTable) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn batch(&mut self, shape: BatchShape) -> Result<ToyBatch, BackendError> {
+        self.device.batches.push(Rows::default());
+        Ok(ToyBatch {
+            idx: self.device.batches.len() - 1,
+            shape,
+        })
+    }
+
+    fn pending(&mut self, _max_logit_rows: usize) -> Result<ToyPending, BackendError> {
+        self.device.answers.push(Answers::default());
+        Ok(ToyPending {
+            idx: self.device.answers.len() - 1,
+        })
+    }
+
+    fn upload_batch(&mut self, rows: &StepRows<'_>, batch: &mut ToyBatch) {
+        rows.check(&batch.shape);
+        let idx = batch.idx;
+        let rows = Rows {
+            ids: rows.ids.to_vec(),
+            positions: rows.positions.to_vec(),
+            slots: rows.slots.to_vec(),
+            logit_rows: rows.logit_rows.to_vec(),
+            sequences: rows.sequences.to_vec(),
+            page_tables: rows.page_tables.to_vec(),
+        };
+        self.queue("upload_batch", move |device| device.batches[idx] = rows);
+    }
+
+    fn embed(&mut self, table: &ToyLinear, batch: &ToyBatch, out: &mut ToyTensor) {
+        let (table, batch, out) = (*table, batch.idx, out.idx);
+        self.queue("embed", move |device| {
+            let ids = &device.batches[batch].ids;
+            device.n_rows.fetch_add(ids.len() as u64, Ordering::SeqCst);
+            device.tensors[out] = ids.iter().map(|&id| mix(table.0, u64::from(id))).collect();
+        });
     }
 
     fn rms_norm(&mut self, x: &ToyTensor, weight: &ToyTensor, _eps: f32, out: &mut ToyTensor) {
-        self.fuse.burn("rms_norm");
-        out.set(x.rows.iter().map(|&x| mix(x, weight.rows[0])));
+        let (x, weight, out) = (x.idx, weight.idx, out.idx);
+        self.queue("rms_norm", move |device| {
+            let weight = device.tensors[weight][0];
+            device.map(x, out, |x| mix(x, weight));
+        });
     }
 
     fn add_rms_norm(
@@ -329,118 +514,161 @@ impl Backend for ToyBackend {
         _eps: f32,
         out: &mut ToyTensor,
     ) {
-        self.fuse.burn("add_rms_norm");
-        assert_eq!(residual.rows.len(), delta.rows.len());
-        for (x, &delta) in residual.rows.iter_mut().zip(&delta.rows) {
-            *x = mix(*x, delta);
-        }
-        out.set(residual.rows.iter().map(|&x| mix(x, weight.rows[0])));
+        let (residual, delta, weight, out) = (residual.idx, delta.idx, weight.idx, out.idx);
+        self.queue("add_rms_norm", move |device| {
+            let weight = device.tensors[weight][0];
+            let (x, delta) = (&device.tensors[residual], &device.tensors[delta]);
+            assert_eq!(x.len(), delta.len());
+            let sums = x.iter().zip(delta).map(|(&x, &delta)| mix(x, delta));
+            device.tensors[residual] = sums.collect();
+            device.map(residual, out, |x| mix(x, weight));
+        });
     }
 
     fn matmul(&mut self, w: &ToyLinear, x: &ToyTensor, out: &mut ToyTensor) {
-        self.fuse.burn("matmul");
-        out.set(x.rows.iter().map(|&x| mix(w.0, x)));
+        let (w, x, out) = (*w, x.idx, out.idx);
+        self.queue("matmul", move |device| device.map(x, out, |x| mix(w.0, x)));
     }
 
     fn rope_store(
         &mut self,
         qkv: &mut ToyTensor,
-        _rope: &RopeTable,
+        _rope: &(),
         store: &RopeStore<'_, ToyTensor>,
+        batch: &ToyBatch,
         kv: &mut ToyKv,
     ) {
-        self.fuse.burn("rope_store");
-        assert_eq!(store.slots.len(), qkv.rows.len());
-        for (row, (&slot, &position)) in store.slots.iter().zip(store.positions).enumerate() {
-            *kv.slot(store.layer, slot as usize) = mix(qkv.rows[row], u64::from(position));
-        }
-    }
-
-    fn plan_attention(
-        &mut self,
-        kv: &ToyKv,
-        _heads: HeadLayout,
-        rows: AttentionRows<'_>,
-        plan: &mut ToyPlan,
-    ) {
-        self.fuse.burn("plan_attention");
-        assert!(
-            rows.page_tables
-                .iter()
-                .all(|&page| (page as usize) < kv.shape.n_pages)
-        );
-        plan.sequences.clear();
-        plan.sequences.extend_from_slice(rows.sequences);
-        plan.page_tables.clear();
-        plan.page_tables.extend_from_slice(rows.page_tables);
-    }
-
-    fn attention(&mut self, qkv: &ToyTensor, kv: &ToyKv, layer: usize, plan: &ToyPlan, out: &mut ToyTensor) {
-        self.fuse.burn("attention");
-        let page_size = kv.shape.page_size;
-        let layer_start = layer * kv.shape.n_pages * page_size;
-        out.rows.clear();
-        for rows in &plan.sequences {
-            assert_eq!(rows.first_row, out.rows.len(), "rows without gaps");
-            let table = &plan.page_tables[rows.first_page..][..rows.n_pages];
-            let mut fold = FOLD_START;
-            for position in 0..rows.first_position + rows.n_rows {
-                let slot = table[position / page_size] as usize * page_size + position % page_size;
-                let stored = kv.slots[layer_start + slot];
-                assert_ne!(stored, POISON, "slot {slot} holds nothing (position {position})");
-                fold = mix(fold, stored);
-                if position >= rows.first_position {
-                    let row = rows.first_row + position - rows.first_position;
-                    out.rows.push(mix(fold, qkv.rows[row]));
-                }
+        let (qkv, layer, batch, kv) = (qkv.idx, store.layer, batch.idx, kv.idx);
+        self.queue("rope_store", move |device| {
+            let rows = &device.batches[batch];
+            let qkv = &device.tensors[qkv];
+            assert_eq!(rows.slots.len(), qkv.len());
+            for (row, (&slot, &position)) in rows.slots.iter().zip(&rows.positions).enumerate() {
+                *device.pools[kv].slot(layer, slot as usize) = mix(qkv[row], u64::from(position));
             }
-        }
+        });
+    }
+
+    fn attention(
+        &mut self,
+        qkv: &ToyTensor,
+        kv: &ToyKv,
+        layer: usize,
+        batch: &ToyBatch,
+        out: &mut ToyTensor,
+    ) {
+        let (qkv, kv, batch, out) = (qkv.idx, kv.idx, batch.idx, out.idx);
+        self.queue("attention", move |device| {
+            let (pool, batch, qkv) = (&device.pools[kv], &device.batches[batch], &device.tensors[qkv]);
+            device.tensors[out] = attended(pool, layer, batch, qkv);
+        });
     }
 
     fn silu_mul(&mut self, x: &ToyTensor, out: &mut ToyTensor) {
-        self.fuse.burn("silu_mul");
-        out.set(x.rows.iter().map(|&x| mix(weight::SILU, x)));
+        let (x, out) = (x.idx, out.idx);
+        self.queue("silu_mul", move |device| {
+            device.map(x, out, |x| mix(weight::SILU, x));
+        });
     }
 
-    fn gather(&mut self, x: &ToyTensor, rows: &[u32], out: &mut ToyTensor) {
-        self.fuse.burn("gather");
-        out.set(rows.iter().map(|&row| x.rows[row as usize]));
+    fn gather(&mut self, x: &ToyTensor, batch: &ToyBatch, out: &mut ToyTensor) {
+        let (x, batch, out) = (x.idx, batch.idx, out.idx);
+        self.queue("gather", move |device| {
+            let (x, rows) = (&device.tensors[x], &device.batches[batch].logit_rows);
+            device.tensors[out] = rows.iter().map(|&row| x[row as usize]).collect();
+        });
     }
 
-    fn sample(&mut self, logits: &ToyTensor, rows: &[SampleRow<'_>], out: &mut Vec<Option<u32>>) {
-        self.fuse.burn("sample");
-        assert_eq!(logits.rows.len(), rows.len(), "one sample row per row of logits");
+    fn sample(
+        &mut self,
+        logits: &ToyTensor,
+        rows: &[SampleRow<'_>],
+        wanted: &[LogprobRow],
+        pending: &mut ToyPending,
+    ) {
         assert_eq!(logits.width, self.n_vocab);
-        out.clear();
-        let sampled = logits.rows.iter().zip(rows);
-        out.extend(
-            sampled.map(|(&logits, row)| sample_of(self.n_vocab, logits, row, self.not_finite_one_in)),
-        );
+        let (n_vocab, one_in) = (self.n_vocab, self.not_finite_one_in);
+        let (logits, pending) = (logits.idx, pending.idx);
+        let rows: Vec<OwnedRow> = rows.iter().map(OwnedRow::new).collect();
+        let wanted = wanted.to_vec();
+        self.queue("sample", move |device| {
+            let logits = &device.tensors[logits];
+            assert_eq!(logits.len(), rows.len(), "one sample row per row of logits");
+            let sampled = logits.iter().zip(&rows);
+            let tokens: Vec<Option<u32>> = sampled
+                .map(|(&logits, row)| sample_of(n_vocab, logits, &row.row(), one_in))
+                .collect();
+            let of = |asked: &LogprobRow| {
+                let token = asked.token.token(tokens[asked.row])?;
+                toy_logprobs(logits[asked.row], (asked, token), one_in)
+            };
+            let logprobs = wanted.iter().map(of).collect();
+            device.answers[pending] = Answers { tokens, logprobs };
+        });
     }
 
-    fn logprobs(&mut self, logits: &ToyTensor, rows: &[LogprobRow], out: &mut Vec<Option<RowLogprobs>>) {
-        self.fuse.burn("logprobs");
-        out.clear();
-        let asked = rows.iter();
-        out.extend(asked.map(|asked| toy_logprobs(logits.rows[asked.row], asked, self.not_finite_one_in)));
+    fn is_done(&mut self, _pending: &ToyPending) -> bool {
+        self.progress();
+        self.queue.is_empty()
+    }
+
+    fn collect(&mut self, pending: &mut ToyPending, answers: &mut Answers) {
+        self.run(self.queue.len());
+        self.fuse.burn("collect");
+        *answers = std::mem::take(&mut self.device.answers[pending.idx]);
+    }
+
+    fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::SeqCst)
     }
 
     fn copy_page(&mut self, kv: &mut ToyKv, from: u32, to: u32) {
-        self.fuse.burn("copy_page");
-        for layer in 0..kv.shape.n_layers {
-            for offset in 0..kv.shape.page_size {
-                let copied = *kv.slot(layer, from as usize * kv.shape.page_size + offset);
-                *kv.slot(layer, to as usize * kv.shape.page_size + offset) = copied;
+        let kv = kv.idx;
+        self.queue("copy_page", move |device| {
+            let pool = &mut device.pools[kv];
+            let page_size = pool.shape.page_size;
+            for layer in 0..pool.shape.n_layers {
+                for offset in 0..page_size {
+                    let copied = *pool.slot(layer, from as usize * page_size + offset);
+                    *pool.slot(layer, to as usize * page_size + offset) = copied;
+                }
             }
-        }
+        });
     }
 
     fn poison_page(&mut self, kv: &mut ToyKv, page: u32) {
-        self.fuse.burn("poison_page");
-        for layer in 0..kv.shape.n_layers {
-            for offset in 0..kv.shape.page_size {
-                *kv.slot(layer, page as usize * kv.shape.page_size + offset) = POISON;
+        let kv = kv.idx;
+        self.queue("poison_page", move |device| {
+            let pool = &mut device.pools[kv];
+            let page_size = pool.shape.page_size;
+            for layer in 0..pool.shape.n_layers {
+                for offset in 0..page_size {
+                    *pool.slot(layer, page as usize * page_size + offset) = POISON;
+                }
+            }
+        });
+    }
+}
+
+/// The fold of what each row sees, with its query.
+fn attended(pool: &Pool, layer: usize, batch: &Rows, qkv: &[u64]) -> Vec<u64> {
+    let page_size = pool.shape.page_size;
+    let layer_start = layer * pool.shape.n_pages * page_size;
+    let mut out = Vec::with_capacity(qkv.len());
+    for rows in &batch.sequences {
+        assert_eq!(rows.first_row, out.len(), "rows without gaps");
+        let table = &batch.page_tables[rows.first_page..][..rows.n_pages];
+        let mut fold = FOLD_START;
+        for position in 0..rows.first_position + rows.n_rows {
+            let slot = table[position / page_size] as usize * page_size + position % page_size;
+            let stored = pool.slots[layer_start + slot];
+            assert_ne!(stored, POISON, "slot {slot} holds nothing (position {position})");
+            fold = mix(fold, stored);
+            if position >= rows.first_position {
+                let row = rows.first_row + position - rows.first_position;
+                out.push(mix(fold, qkv[row]));
             }
         }
     }
+    out
 }

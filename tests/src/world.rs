@@ -1,7 +1,7 @@
 //! An engine on the toy model, driven step by step with a clock of its own, and the clients that talk to it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arbora_constrained::Grammar;
@@ -195,6 +195,15 @@ impl Client {
     }
 }
 
+/// How the toy model's device is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Device {
+    /// The model fails once in so many rows; 0 is never.
+    pub not_finite_one_in: u64,
+    /// It computes late, at times drawn from this; at once where absent.
+    pub late: Option<u64>,
+}
+
 /// The engine and its clients.
 pub struct World {
     /// The engine under test.
@@ -203,6 +212,8 @@ pub struct World {
     pub handle: EngineHandle,
     /// Makes the backend panic.
     pub fuse: Fuse,
+    /// Set to lose the device.
+    pub loss: Arc<AtomicBool>,
     /// All clients ever accepted.
     pub clients: Vec<Client>,
     /// Time that a computed row takes, besides [`TICK`] for each step.
@@ -216,12 +227,17 @@ pub struct World {
 impl World {
     /// An engine with `config` on a model of any context.
     pub fn new(config: EngineConfig) -> Self {
-        World::with_not_finite(config, 0)
+        World::with_device(config, Device::default())
     }
 
-    /// The same on a model that fails once in `not_finite_one_in` rows.
-    pub fn with_not_finite(config: EngineConfig, not_finite_one_in: u64) -> Self {
+    /// The same on another device.
+    pub fn with_device(config: EngineConfig, device: Device) -> Self {
+        let not_finite_one_in = device.not_finite_one_in;
         let (mut backend, fuse) = ToyBackend::new(not_finite_one_in);
+        if let Some(seed) = device.late {
+            backend = backend.late(seed);
+        }
+        let loss = backend.loss();
         let n_rows = backend.n_rows();
         let decoder = backend.decoder(config.context, config.forward_limits());
         let table: Vec<Vec<u8>> = (0..N_VOCAB as u32).map(token_bytes).collect();
@@ -232,6 +248,7 @@ impl World {
             engine,
             handle,
             fuse,
+            loss,
             clients: Vec::new(),
             row_time: Duration::ZERO,
             n_rows,

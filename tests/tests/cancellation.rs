@@ -4,18 +4,26 @@ use arbora_runtime::engine::{EngineConfig, Turn};
 use arbora_runtime::request::FinishReason;
 use arbora_tests::random::Random;
 use arbora_tests::toy::N_VOCAB;
-use arbora_tests::world::{Ask, Client, World};
+use arbora_tests::world::{Ask, Client, Device, World};
 
 const N_REQUESTS: usize = 6;
 
+/// One that is done at once, and some that compute while the next step is planned.
+fn devices() -> impl Iterator<Item = Device> {
+    [None, Some(1), Some(2), Some(3)].into_iter().map(|late| Device {
+        late,
+        ..Device::default()
+    })
+}
+
 /// Requests that wait, follow, prefill in chunks, decode and get preempted.
-fn scenario() -> World {
+fn scenario(device: Device) -> World {
     let mut config = EngineConfig::new(14, 48);
     config.page_size = 4;
     config.max_running = 4;
     config.max_batch_tokens = 7;
     config.expected_output = 0.0;
-    let mut world = World::new(config);
+    let mut world = World::with_device(config, device);
     let mut random = Random::new(0xCA);
     let common: Vec<u32> = (0..18).map(|_| random.below(N_VOCAB) as u32).collect();
     for i in 0..N_REQUESTS {
@@ -26,15 +34,15 @@ fn scenario() -> World {
     world
 }
 
-fn n_turns_undisturbed() -> usize {
-    let mut world = scenario();
+fn n_turns_undisturbed(device: Device) -> usize {
+    let mut world = scenario(device);
     let mut n_turns = 0;
     while world.turn() == Turn::Busy {
         n_turns += 1;
     }
     world.verify_quiet();
     assert!(
-        world.handle.metrics().preemptions.value() > 0,
+        device.late.is_some() || world.handle.metrics().preemptions.value() > 0,
         "the scenario preempts"
     );
     assert!(
@@ -46,9 +54,13 @@ fn n_turns_undisturbed() -> usize {
 
 #[test]
 fn a_request_cancelled_at_any_step_is_gone_one_step_later() {
-    for turn in 0..=n_turns_undisturbed() {
+    devices().for_each(cancel_each_at_each_turn);
+}
+
+fn cancel_each_at_each_turn(device: Device) {
+    for turn in 0..=n_turns_undisturbed(device) {
         for victim in 0..N_REQUESTS {
-            let mut world = scenario();
+            let mut world = scenario(device);
             for _ in 0..turn {
                 world.turn();
             }
@@ -85,8 +97,12 @@ fn a_request_cancelled_at_any_step_is_gone_one_step_later() {
 
 #[test]
 fn all_cancelled_at_any_step_leave_an_empty_engine_one_step_later() {
-    for turn in 0..=n_turns_undisturbed() {
-        let mut world = scenario();
+    devices().for_each(cancel_all_at_each_turn);
+}
+
+fn cancel_all_at_each_turn(device: Device) {
+    for turn in 0..=n_turns_undisturbed(device) {
+        let mut world = scenario(device);
         for _ in 0..turn {
             world.turn();
         }

@@ -1,12 +1,13 @@
 //! A panic anywhere in a step ends what runs with one error each; the engine keeps serving.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arbora_runtime::engine::{EngineConfig, EngineExit, Turn};
 use arbora_runtime::request::{FinishReason, RequestError, SubmitError};
 use arbora_tests::random::Random;
 use arbora_tests::toy::N_VOCAB;
-use arbora_tests::world::{Ask, World};
+use arbora_tests::world::{Ask, Client, Device, World};
 
 /// Keeps the injected panics out of the output.
 fn hide_injected_panics() {
@@ -20,13 +21,13 @@ fn hide_injected_panics() {
 }
 
 /// Requests that share, copy donor pages, are evicted, preempted and wait.
-fn scenario() -> World {
+fn scenario(device: Device) -> World {
     let mut config = EngineConfig::new(12, 44);
     config.page_size = 4;
     config.max_running = 3;
     config.max_batch_tokens = 9;
     config.expected_output = 0.0;
-    let mut world = World::new(config);
+    let mut world = World::with_device(config, device);
     let mut random = Random::new(0xFA);
     let common: Vec<u32> = (0..14).map(|_| random.below(N_VOCAB) as u32).collect();
     for i in 0..5 {
@@ -40,10 +41,20 @@ fn scenario() -> World {
 #[test]
 fn a_panic_in_any_call_ends_what_runs_once_and_the_engine_goes_on() {
     hide_injected_panics();
+    panic_in_each_call(Device::default());
+    for seed in 1..4 {
+        panic_in_each_call(Device {
+            late: Some(seed),
+            ..Device::default()
+        });
+    }
+}
+
+fn panic_in_each_call(device: Device) {
     let mut n_failed = 0;
     let mut n_survived = 0;
     for n in 1.. {
-        let mut world = scenario();
+        let mut world = scenario(device);
         world.fuse.light(n);
         assert_eq!(world.run(1_000), Turn::Idle, "panic in call {n}");
         world.verify_quiet();
@@ -75,7 +86,7 @@ fn a_panic_in_any_call_ends_what_runs_once_and_the_engine_goes_on() {
 #[test]
 fn an_engine_that_panics_too_often_ends_everything_and_stops() {
     hide_injected_panics();
-    let mut world = scenario();
+    let mut world = scenario(Device::default());
     let mut n_panics = 0;
     let exit = loop {
         if world.fuse.is_out() {
@@ -103,7 +114,7 @@ fn an_engine_that_panics_too_often_ends_everything_and_stops() {
 #[test]
 fn panics_far_apart_are_forgiven() {
     hide_injected_panics();
-    let mut world = scenario();
+    let mut world = scenario(Device::default());
     for _ in 0..12 {
         world.fuse.light(3);
         world.submit(&Ask::new(&[1, 2], 2)).expect("it serves");
@@ -112,4 +123,33 @@ fn panics_far_apart_are_forgiven() {
     }
     world.verify_quiet();
     assert_eq!(world.handle.metrics().panics.value(), 12);
+}
+
+#[test]
+fn a_lost_device_ends_every_request_with_its_error_and_the_engine() {
+    for late in [None, Some(1), Some(2), Some(3)] {
+        for n_turns in 0..40 {
+            let device = Device {
+                late,
+                ..Device::default()
+            };
+            let mut world = scenario(device);
+            for _ in 0..n_turns {
+                world.turn();
+            }
+            let was_over: Vec<bool> = world.clients.iter().map(Client::is_over).collect();
+            world.loss.store(true, Ordering::SeqCst);
+            let Turn::Over(exit) = world.turn() else {
+                assert!(was_over.iter().all(|over| *over), "an idle engine does not look");
+                continue;
+            };
+            assert_eq!(exit, EngineExit::DeviceLost);
+            world.verify_quiet();
+            for (client, was_over) in world.clients.iter().zip(was_over) {
+                let is_lost = client.reason() == &FinishReason::Error(RequestError::DeviceLost);
+                assert!(was_over != is_lost, "{:?}", client.reason());
+            }
+            assert_eq!(world.submit(&Ask::new(&[1], 1)), Err(SubmitError::ShuttingDown));
+        }
+    }
 }

@@ -17,7 +17,7 @@ use arbora_runtime::token_bytes::TokenBytes;
 use arbora_tests::oracle::{spell, token_bytes, vocabulary};
 use arbora_tests::random::Random;
 use arbora_tests::toy::N_VOCAB;
-use arbora_tests::world::{Ask, World};
+use arbora_tests::world::{Ask, Device, World};
 
 const N_SCHEDULES: u64 = 10_000;
 
@@ -173,8 +173,9 @@ struct Counts {
     accepted: [u64; 3],
 }
 
-/// Runs one schedule.
-fn simulate(seed: u64, grammars: &[Grammar]) -> Counts {
+/// Runs one schedule, on a device that is done at once, or on one that computes while the next step is
+/// planned.
+fn simulate(seed: u64, is_late: bool, grammars: &[Grammar]) -> Counts {
     let mut random = Random::new(seed);
     let mut config = random_config(&mut random);
     config.n_tenants = 1 + seed as usize % 3;
@@ -188,7 +189,11 @@ fn simulate(seed: u64, grammars: &[Grammar]) -> Counts {
         0 => Duration::from_micros(300),
         _ => Duration::ZERO,
     };
-    let mut world = World::with_not_finite(config, not_finite_one_in);
+    let device = Device {
+        not_finite_one_in,
+        late: is_late.then_some(seed),
+    };
+    let mut world = World::with_device(config, device);
     world.row_time = row_time;
     let mut prompts = Prompts {
         known: Vec::new(),
@@ -243,11 +248,11 @@ fn simulate(seed: u64, grammars: &[Grammar]) -> Counts {
     }
 }
 
-fn simulate_range(first: u64, n: u64) {
+fn simulate_range(first: u64, n: u64, is_late: bool) {
     let grammars = grammars();
     let mut seen = Counts::default();
     for seed in first..first + n {
-        let result = std::panic::catch_unwind(|| simulate(seed, &grammars));
+        let result = std::panic::catch_unwind(|| simulate(seed, is_late, &grammars));
         let counts = result.unwrap_or_else(|_| panic!("schedule with seed {seed} failed"));
         let sums = [&mut seen.shares, &mut seen.drafted, &mut seen.accepted];
         for (sums, counts) in sums
@@ -279,10 +284,20 @@ fn simulate_range(first: u64, n: u64) {
 
 #[test]
 fn random_schedules_give_the_plain_text_first_half() {
-    simulate_range(0, N_SCHEDULES / 2);
+    simulate_range(0, N_SCHEDULES / 2, false);
 }
 
 #[test]
 fn random_schedules_give_the_plain_text_second_half() {
-    simulate_range(N_SCHEDULES / 2, N_SCHEDULES / 2);
+    simulate_range(N_SCHEDULES / 2, N_SCHEDULES / 2, false);
+}
+
+#[test]
+fn they_do_on_a_device_that_computes_late_first_half() {
+    simulate_range(0, N_SCHEDULES / 2, true);
+}
+
+#[test]
+fn they_do_on_a_device_that_computes_late_second_half() {
+    simulate_range(N_SCHEDULES / 2, N_SCHEDULES / 2, true);
 }

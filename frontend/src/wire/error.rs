@@ -405,9 +405,10 @@ impl From<RequestError> for ApiError {
                 param: PROMPT.to_owned(),
                 message: format!("The prompt is too long: {error}."),
             },
-            RequestError::NotFinite { .. } | RequestError::Grammar(_) | RequestError::EngineFailed => {
-                ApiError::Failed
-            }
+            RequestError::NotFinite { .. }
+            | RequestError::Grammar(_)
+            | RequestError::EngineFailed
+            | RequestError::DeviceLost => ApiError::Failed,
             RequestError::ShuttingDown => ApiError::ShuttingDown,
         }
     }

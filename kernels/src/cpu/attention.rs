@@ -9,11 +9,11 @@
 use super::attention_kernel::{
     AttentionKernel, BLOCK_SUBPAGES, Block, QueryRows, RowState, Scratch, state_floats,
 };
-use super::attention_plan::{AttentionPlan, Item, Tile, Work};
+use super::attention_plan::{AttentionPlan, Item, MOST_STORED_ROWS, Tile, Work, most_item_rows};
 use super::kv::{CpuKv, SUBPAGE_TOKENS, subpage_bytes};
 use super::threads::{SharedSlice, ThreadPool};
 use crate::host::Buffer;
-use crate::{ATTENTION_BLOCK, HeadLayout};
+use crate::{ATTENTION_BLOCK, BackendError, BatchShape, HeadLayout};
 
 /// States of rows: the kernels' floats, and m of each.
 struct States {
@@ -29,9 +29,9 @@ impl States {
         }
     }
 
-    fn reserve(&mut self, n_rows: usize, floats_per_row: usize) {
-        grow(&mut self.floats, n_rows * floats_per_row);
-        grow(&mut self.largest, n_rows);
+    fn reserve(&mut self, n_rows: usize, floats_per_row: usize) -> Result<(), BackendError> {
+        grow(&mut self.floats, n_rows * floats_per_row)?;
+        grow(&mut self.largest, n_rows)
     }
 
     fn shared(&mut self) -> SharedStates<'_> {
@@ -46,12 +46,11 @@ fn empty() -> Buffer<f32> {
     Buffer::zeroed(0, "attention").expect("nothing is always there")
 }
 
-/// Grows by half at least, so that a slowly growing batch does not reallocate at every step.
-fn grow(buffer: &mut Buffer<f32>, len: usize) {
+fn grow(buffer: &mut Buffer<f32>, len: usize) -> Result<(), BackendError> {
     if buffer.len() < len {
-        let len = len.max(buffer.len() * 3 / 2);
-        *buffer = Buffer::zeroed(len, "attention").expect("memory for the rows of one step");
+        *buffer = Buffer::zeroed(len, "attention")?;
     }
+    Ok(())
 }
 
 /// States while several threads work on rows of their own.
@@ -83,7 +82,7 @@ struct Worker {
     scratch: Box<Scratch>,
 }
 
-/// Memory of attention, grown to the largest step and kept.
+/// Memory of attention, made for the largest step there may be.
 pub(crate) struct AttentionSpace {
     states: States,
     stored: States,
@@ -106,13 +105,17 @@ impl AttentionSpace {
         }
     }
 
-    /// Makes room for `plan`.
-    pub(crate) fn reserve(&mut self, plan: &AttentionPlan) {
-        let heads = plan.heads();
+    /// Makes room for every plan of batches of `shape`.
+    pub(crate) fn reserve(&mut self, shape: &BatchShape) -> Result<(), BackendError> {
+        let (heads, max_rows) = (shape.heads, shape.max_rows);
         let floats_per_row = state_floats(heads.head_dim);
-        self.states.reserve(plan.n_rows() * heads.n_heads, floats_per_row);
-        self.stored.reserve(plan.n_stored_rows(), floats_per_row);
-        let n_rows = plan.most_item_rows();
+        self.states.reserve(max_rows * heads.n_heads, floats_per_row)?;
+        // A row and head store at most a state for each block of a table.
+        let n_blocks = (shape.max_pages * shape.kv.page_size).div_ceil(ATTENTION_BLOCK);
+        let most_stored = (max_rows * heads.n_heads).saturating_mul(n_blocks);
+        self.stored
+            .reserve(most_stored.min(MOST_STORED_ROWS), floats_per_row)?;
+        let n_rows = most_item_rows(heads);
         for worker in &mut self.workers {
             worker
                 .packed
@@ -122,6 +125,7 @@ impl AttentionSpace {
             worker.limits.clear();
             worker.limits.reserve(n_rows);
         }
+        Ok(())
     }
 }
 
@@ -139,8 +143,12 @@ pub(crate) struct AttentionCall<'a> {
 
 /// Runs the plan, phase by phase.
 pub(crate) fn attend(pool: &mut ThreadPool, space: &mut AttentionSpace, call: &mut AttentionCall<'_>) {
-    let (shape, heads) = call.plan.made_for();
-    assert_eq!(shape, call.kv.shape(), "the plan was made for another KV pool");
+    let heads = call.plan.heads();
+    assert_eq!(
+        call.plan.kv(),
+        call.kv.shape(),
+        "the plan was made for another KV pool"
+    );
     let n_rows = call.plan.n_rows();
     assert_eq!(call.qkv.len(), n_rows * heads.qkv_width(), "qkv rows of the plan");
     assert_eq!(
@@ -157,7 +165,6 @@ pub(crate) fn attend(pool: &mut ThreadPool, space: &mut AttentionSpace, call: &m
         pool.n_threads(),
         "a worker's space per thread"
     );
-    space.reserve(call.plan);
     let run = Run {
         kernel: call.kernel,
         plan: call.plan,

@@ -27,7 +27,7 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use crate::{ATTENTION_BLOCK, AttentionRows, HeadLayout, KvShape};
+use crate::{ATTENTION_BLOCK, BatchShape, HeadLayout, KvShape, StepRows};
 
 /// Kernel rows (rows times query heads per kv head) of a large tile.
 const TILE_ROWS: usize = 96;
@@ -49,7 +49,7 @@ const FEWEST_SPARED_LOADS: usize = 4;
 const MOST_LEVELS: usize = 8;
 
 /// Most states of single blocks that are kept between phases, in rows: bounds memory (32 MiB at head_dim 64).
-const MOST_STORED_ROWS: usize = 100_000;
+pub(crate) const MOST_STORED_ROWS: usize = 100_000;
 
 /// A query row in the order of the plan.
 #[derive(Clone, Copy, Debug)]
@@ -96,10 +96,20 @@ pub(crate) struct Item {
     cost: usize,
 }
 
+/// Most kernel rows of one item, over all its kv heads.
+pub(crate) fn most_item_rows(heads: HeadLayout) -> usize {
+    let group = heads.n_heads / heads.n_kv_heads;
+    // A tile has one kv head, or few rows, or one row.
+    TILE_ROWS
+        .max(group)
+        .max(SMALL_TILE_ROWS * heads.n_kv_heads)
+        .max(heads.n_heads)
+}
+
 /// The work of one step's attention, built once and used by every layer. Keeps its memory.
-#[derive(Default)]
-pub struct AttentionPlan {
-    made_for: Option<(KvShape, HeadLayout)>,
+pub(crate) struct AttentionPlan {
+    kv: KvShape,
+    heads: HeadLayout,
     n_rows: usize,
     page_tables: Vec<u32>,
     sequences: Vec<PlannedSequence>,
@@ -112,7 +122,6 @@ pub struct AttentionPlan {
     items: Vec<Item>,
     phases: Vec<Range<usize>>,
     n_stored_rows: usize,
-    most_item_rows: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -141,39 +150,50 @@ struct Segment {
 }
 
 impl AttentionPlan {
-    /// Replaces the plan by one for `rows`.
-    pub(crate) fn build(
-        &mut self,
-        shape: KvShape,
-        heads: HeadLayout,
-        rows: AttentionRows<'_>,
-        n_threads: usize,
-    ) {
+    /// An empty plan of batches of this shape.
+    pub(crate) fn new(shape: &BatchShape) -> AttentionPlan {
+        let (kv, heads) = (shape.kv, shape.heads);
         assert!(
-            heads.n_kv_heads == shape.n_kv_heads
-                && heads.head_dim == shape.head_dim
+            heads.n_kv_heads == kv.n_kv_heads
+                && heads.head_dim == kv.head_dim
                 && heads.n_heads > 0
                 && heads.n_heads.is_multiple_of(heads.n_kv_heads),
-            "{heads:?} on {shape:?}"
+            "{heads:?} on {kv:?}"
         );
-        self.made_for = Some((shape, heads));
-        self.take_rows(shape, rows);
-        self.find_segments(ATTENTION_BLOCK / shape.page_size);
+        AttentionPlan {
+            kv,
+            heads,
+            n_rows: 0,
+            page_tables: Vec::with_capacity(shape.max_pages),
+            sequences: Vec::with_capacity(shape.max_sequences),
+            order: Vec::with_capacity(shape.max_sequences),
+            rows: Vec::with_capacity(shape.max_rows),
+            first_rows: Vec::with_capacity(shape.max_sequences + 1),
+            groups: Vec::with_capacity(shape.max_sequences),
+            segments: Vec::with_capacity(2 * shape.max_sequences),
+            tiles: Vec::new(),
+            items: Vec::new(),
+            phases: Vec::new(),
+            n_stored_rows: 0,
+        }
+    }
+
+    /// Replaces the plan by one for `rows`, which were checked.
+    pub(crate) fn build(&mut self, rows: &StepRows<'_>, n_threads: usize) {
+        self.take_rows(rows);
+        self.find_segments(ATTENTION_BLOCK / self.kv.page_size);
         self.order_rows();
         self.cut(n_threads);
     }
 
-    /// KV pool and heads it was made for.
-    ///
-    /// # Panics
-    /// When nothing was planned yet.
-    pub(crate) fn made_for(&self) -> (KvShape, HeadLayout) {
-        self.made_for.expect("attention is planned before it runs")
+    /// KV pool it was made for.
+    pub(crate) fn kv(&self) -> KvShape {
+        self.kv
     }
 
     /// Heads it was made for.
     pub(crate) fn heads(&self) -> HeadLayout {
-        self.made_for().1
+        self.heads
     }
 
     /// Rows of the batch.
@@ -201,46 +221,19 @@ impl AttentionPlan {
         self.phases.iter().map(|phase| &self.items[phase.clone()])
     }
 
-    /// States of single blocks kept between phases, in kernel rows.
-    pub(crate) fn n_stored_rows(&self) -> usize {
-        self.n_stored_rows
-    }
-
-    /// Most kernel rows of one item, over all its kv heads.
-    pub(crate) fn most_item_rows(&self) -> usize {
-        self.most_item_rows
-    }
-
-    fn take_rows(&mut self, shape: KvShape, rows: AttentionRows<'_>) {
+    fn take_rows(&mut self, rows: &StepRows<'_>) {
         self.page_tables.clear();
         self.page_tables.extend_from_slice(rows.page_tables);
+        self.n_rows = rows.ids.len();
         self.sequences.clear();
-        self.n_rows = 0;
-        for sequence in rows.sequences {
-            assert_eq!(
-                sequence.first_row, self.n_rows,
-                "rows of sequences follow each other"
-            );
-            assert!(
-                sequence.n_rows > 0
-                    && sequence.n_pages * shape.page_size >= sequence.first_position + sequence.n_rows,
-                "pages of {sequence:?}"
-            );
-            let pages = &rows.page_tables[sequence.first_page..][..sequence.n_pages];
-            assert!(
-                pages.iter().all(|page| (*page as usize) < shape.n_pages),
-                "a page of {sequence:?} is beyond {}",
-                shape.n_pages
-            );
-            self.n_rows += sequence.n_rows;
-            self.sequences.push(PlannedSequence {
+        self.sequences
+            .extend(rows.sequences.iter().map(|sequence| PlannedSequence {
                 first_row: sequence.first_row,
                 n_rows: sequence.n_rows,
                 first_position: sequence.first_position,
                 first_page: sequence.first_page,
                 n_pages: sequence.n_pages,
-            });
-        }
+            }));
     }
 
     /// Sorts the sequences and finds what neighbours share. Every page id is compared about once.
@@ -323,7 +316,6 @@ impl AttentionPlan {
         self.items.clear();
         self.phases.clear();
         self.n_stored_rows = 0;
-        self.most_item_rows = 0;
         self.segments
             .sort_unstable_by_key(|segment| (segment.level, segment.members.start));
         let mut done = 0;
@@ -430,7 +422,6 @@ impl AttentionPlan {
         let kernel_rows = tile.rows.len() * heads.n_heads / heads.n_kv_heads;
         let block_cost = tile.heads.len() * (kernel_rows + LOAD_COST);
         let cost = block_cost * blocks.len();
-        self.most_item_rows = self.most_item_rows.max(kernel_rows * tile.heads.len());
         let small = kernel_rows <= 2 * SMALL_TILE_ROWS || tile.rows.len() == 1;
         let mut n_ranges = 1;
         if small && cost > goal.saturating_mul(3) / 2 {
@@ -522,6 +513,8 @@ mod tests {
     struct Batch {
         sequences: Vec<SequenceRows>,
         page_tables: Vec<u32>,
+        /// Ids, positions and slots, which a plan does not look at.
+        zeros: Vec<u32>,
     }
 
     impl Batch {
@@ -539,6 +532,7 @@ mod tests {
                 n_pages,
             });
             self.page_tables.extend_from_slice(&table);
+            self.zeros.resize(self.n_rows(), 0);
             table
         }
 
@@ -546,21 +540,32 @@ mod tests {
             self.sequences.iter().map(|sequence| sequence.n_rows).sum()
         }
 
-        fn rows(&self) -> AttentionRows<'_> {
-            AttentionRows {
+        fn rows(&self) -> StepRows<'_> {
+            StepRows {
+                ids: &self.zeros,
+                positions: &self.zeros,
+                slots: &self.zeros,
+                logit_rows: &[],
                 sequences: &self.sequences,
                 page_tables: &self.page_tables,
             }
         }
     }
 
-    fn shape(page_size: usize, n_kv_heads: usize) -> KvShape {
-        KvShape {
-            n_layers: 1,
-            n_kv_heads,
-            head_dim: 64,
-            page_size,
-            n_pages: 1 << 20,
+    fn shape(page_size: usize, heads: HeadLayout) -> BatchShape {
+        BatchShape {
+            heads,
+            kv: KvShape {
+                n_layers: 1,
+                n_kv_heads: heads.n_kv_heads,
+                head_dim: 64,
+                page_size,
+                n_pages: 1 << 20,
+            },
+            max_rows: 1 << 16,
+            max_logit_rows: 0,
+            max_sequences: 100,
+            max_pages: 1 << 20,
         }
     }
 
@@ -573,8 +578,10 @@ mod tests {
     }
 
     fn plan(batch: &Batch, page_size: usize, heads: HeadLayout, n_threads: usize) -> AttentionPlan {
-        let mut plan = AttentionPlan::default();
-        plan.build(shape(page_size, heads.n_kv_heads), heads, batch.rows(), n_threads);
+        let shape = shape(page_size, heads);
+        batch.rows().check(&shape);
+        let mut plan = AttentionPlan::new(&shape);
+        plan.build(&batch.rows(), n_threads);
         check(&plan, batch, page_size);
         plan
     }
@@ -587,7 +594,7 @@ mod tests {
         let mut folded = vec![0; n];
         let mut stored: Vec<Vec<usize>> = vec![Vec::new(); n];
         let mut ended = vec![false; n];
-        let mut slots = vec![false; plan.n_stored_rows()];
+        let mut slots = vec![false; plan.n_stored_rows];
         let group = plan.heads().n_heads / n_kv_heads;
         for phase in plan.phases() {
             let stored_before = stored.clone();
@@ -595,7 +602,7 @@ mod tests {
             for item in phase {
                 let tile = plan.tile(item);
                 let pages = plan.pages(tile);
-                assert!(tile.rows.len() * group * item.heads.len() <= plan.most_item_rows());
+                assert!(tile.rows.len() * group * item.heads.len() <= most_item_rows(plan.heads()));
                 let starts_later = item.work == Work::Fold && item.blocks.start > 0;
                 for (head, row) in item
                     .heads
@@ -740,7 +747,7 @@ mod tests {
             let plan = plan(&batch, 16, heads(9, 3), n_threads);
             let first = plan.phases().next().expect("there is work");
             assert!(first.len() >= n_threads, "{} items", first.len());
-            assert!(plan.n_stored_rows() > 0);
+            assert!(plan.n_stored_rows > 0);
         }
     }
 
@@ -751,7 +758,7 @@ mod tests {
             batch.push(16, &[], 1 << 20, 1);
         }
         let plan = plan(&batch, 16, heads(9, 3), 64);
-        assert!((1..=MOST_STORED_ROWS).contains(&plan.n_stored_rows()));
+        assert!((1..=MOST_STORED_ROWS).contains(&plan.n_stored_rows));
     }
 
     #[test]
@@ -777,24 +784,7 @@ mod tests {
             ]
         };
         let before = memory(&plan);
-        plan.build(shape(16, 3), heads(9, 3), batch.rows(), 2);
+        plan.build(&batch.rows(), 2);
         assert_eq!(memory(&plan), before);
-    }
-
-    #[test]
-    #[should_panic(expected = "pages of")]
-    fn a_table_too_short_for_its_rows_is_refused() {
-        let mut batch = Batch::default();
-        batch.push(16, &[], 33, 1);
-        batch.sequences[0].n_pages = 2;
-        plan(&batch, 16, heads(9, 3), 1);
-    }
-
-    #[test]
-    #[should_panic(expected = "is beyond")]
-    fn a_page_outside_the_pool_is_refused() {
-        let mut batch = Batch::default();
-        batch.push(16, &[1 << 20], 16, 1);
-        plan(&batch, 16, heads(9, 3), 1);
     }
 }

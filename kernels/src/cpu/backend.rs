@@ -3,17 +3,19 @@
 use super::attention::{self, AttentionCall};
 use super::attention_kernel::AttentionKernel;
 use super::rows;
-use super::{AttentionPlan, CpuBackend, CpuKv, CpuLinear, CpuTensor};
+use super::{CpuBackend, CpuBatch, CpuKv, CpuLinear, CpuTensor};
 use crate::{
-    AttentionRows, Backend, BackendError, HeadLayout, KvShape, LogprobRow, MatrixSource, RopeStore,
-    RopeTable, RowLogprobs, SampleRow,
+    Answers, Backend, BackendError, BatchShape, KvShape, LogprobRow, MatrixSource, RopeStore, RopeTable,
+    SampleRow, StepRows,
 };
 
 impl Backend for CpuBackend {
     type Tensor = CpuTensor;
     type Linear = CpuLinear;
     type Kv = CpuKv;
-    type AttentionPlan = AttentionPlan;
+    type Rope = RopeTable;
+    type Batch = CpuBatch;
+    type Pending = Answers;
 
     fn tensor(&mut self, capacity: usize, width: usize) -> Result<CpuTensor, BackendError> {
         self.quantized.expect_tensor(capacity, width)?;
@@ -46,8 +48,28 @@ impl Backend for CpuBackend {
         CpuKv::new(shape)
     }
 
-    fn embed(&mut self, table: &CpuLinear, ids: &[u32], out: &mut CpuTensor) {
-        table.embed(&mut self.pool, ids, out);
+    fn rope(&mut self, table: RopeTable) -> Result<RopeTable, BackendError> {
+        Ok(table)
+    }
+
+    fn batch(&mut self, shape: BatchShape) -> Result<CpuBatch, BackendError> {
+        self.attention.reserve(&shape)?;
+        Ok(CpuBatch::new(shape))
+    }
+
+    fn pending(&mut self, max_logit_rows: usize) -> Result<Answers, BackendError> {
+        Ok(Answers {
+            tokens: Vec::with_capacity(max_logit_rows),
+            logprobs: Vec::with_capacity(max_logit_rows),
+        })
+    }
+
+    fn upload_batch(&mut self, rows: &StepRows<'_>, batch: &mut CpuBatch) {
+        batch.fill(rows, self.pool.n_threads());
+    }
+
+    fn embed(&mut self, table: &CpuLinear, batch: &CpuBatch, out: &mut CpuTensor) {
+        table.embed(&mut self.pool, &batch.ids, out);
     }
 
     fn rms_norm(&mut self, x: &CpuTensor, weight: &CpuTensor, eps: f32, out: &mut CpuTensor) {
@@ -75,21 +97,11 @@ impl Backend for CpuBackend {
         qkv: &mut CpuTensor,
         rope: &RopeTable,
         store: &RopeStore<'_, CpuTensor>,
+        batch: &CpuBatch,
         kv: &mut CpuKv,
     ) {
         self.row_kernels
-            .rope_store(&mut self.pool, qkv, (rope, store), kv);
-    }
-
-    fn plan_attention(
-        &mut self,
-        kv: &CpuKv,
-        heads: HeadLayout,
-        rows: AttentionRows<'_>,
-        plan: &mut AttentionPlan,
-    ) {
-        plan.build(kv.shape(), heads, rows, self.pool.n_threads());
-        self.attention.reserve(plan);
+            .rope_store(&mut self.pool, qkv, (rope, store), batch, kv);
     }
 
     fn attention(
@@ -97,9 +109,10 @@ impl Backend for CpuBackend {
         qkv: &CpuTensor,
         kv: &CpuKv,
         layer: usize,
-        plan: &AttentionPlan,
+        batch: &CpuBatch,
         out: &mut CpuTensor,
     ) {
+        let plan = &batch.attention;
         let heads = plan.heads();
         let mut call = AttentionCall {
             kernel: AttentionKernel::of(self.isa, heads.head_dim),
@@ -116,18 +129,25 @@ impl Backend for CpuBackend {
         self.row_kernels.silu_mul(&mut self.pool, x, out);
     }
 
-    fn gather(&mut self, x: &CpuTensor, rows: &[u32], out: &mut CpuTensor) {
-        rows::gather(x, rows, out);
+    fn gather(&mut self, x: &CpuTensor, batch: &CpuBatch, out: &mut CpuTensor) {
+        rows::gather(x, &batch.logit_rows, out);
     }
 
-    fn sample(&mut self, logits: &CpuTensor, rows: &[SampleRow<'_>], out: &mut Vec<Option<u32>>) {
+    fn sample(
+        &mut self,
+        logits: &CpuTensor,
+        rows: &[SampleRow<'_>],
+        wanted: &[LogprobRow],
+        pending: &mut Answers,
+    ) {
+        let spaces = &mut self.sample_spaces;
         self.row_kernels
-            .sample(&mut self.pool, logits, rows, (&mut self.sample_spaces, out));
+            .sample(&mut self.pool, logits, (rows, wanted), (spaces, pending));
     }
 
-    fn logprobs(&mut self, logits: &CpuTensor, rows: &[LogprobRow], out: &mut Vec<Option<RowLogprobs>>) {
-        self.row_kernels
-            .logprobs(&mut self.pool, logits, rows, (&mut self.sample_spaces, out));
+    fn collect(&mut self, pending: &mut Answers, answers: &mut Answers) {
+        // Both keep their memory.
+        std::mem::swap(pending, answers);
     }
 
     fn copy_page(&mut self, kv: &mut CpuKv, from: u32, to: u32) {

@@ -8,10 +8,10 @@ use super::sample::{
 };
 use crate::{LogprobRow, RowLogprobs, TokenLogprob};
 
-/// What `asked` asks of its row, or `None` where no logit is finite.
+/// What `asked` asks of its row with `token` as the token it asks for, or `None` where no logit is finite.
 pub(crate) fn logprobs_row(
     logits: &[f32],
-    asked: &LogprobRow,
+    (asked, token): (&LogprobRow, u32),
     kernels: SampleKernels,
     space: &mut SampleSpace,
 ) -> Option<RowLogprobs> {
@@ -51,7 +51,7 @@ pub(crate) fn logprobs_row(
         }
     });
     let top = top.collect();
-    let logit = logits[asked.token as usize];
+    let logit = logits[token as usize];
     let from = if logit.is_finite() {
         logit
     } else {
@@ -60,7 +60,7 @@ pub(crate) fn logprobs_row(
     let listed = asked.listed.iter();
     Some(RowLogprobs {
         token: TokenLogprob {
-            token: asked.token,
+            token,
             logprob: logprob(logit),
             rank: n_larger(from) + 1,
         },

@@ -8,6 +8,7 @@ mod attention;
 mod attention_kernel;
 mod attention_plan;
 mod backend;
+mod batch;
 mod exponential;
 pub mod isa;
 mod kv;
@@ -26,7 +27,8 @@ mod simd;
 pub mod tensor;
 pub mod threads;
 
-pub use attention_plan::AttentionPlan;
+use attention_plan::AttentionPlan;
+pub use batch::CpuBatch;
 pub use isa::Isa;
 pub use kv::CpuKv;
 pub use linear::CpuLinear;

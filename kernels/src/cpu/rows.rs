@@ -6,8 +6,8 @@
 use super::logprob::logprobs_row;
 use super::rope::{HeadNorms, PageWriter, RowRotation};
 use super::sample::{SampleKernels, SampleSpace, sample_row};
-use super::{CpuKv, CpuTensor, Isa, SharedSlice, ThreadPool, norm, rope, silu};
-use crate::{LogprobRow, RopeStore, RopeTable, RowLogprobs, SampleRow};
+use super::{CpuBatch, CpuKv, CpuTensor, Isa, SharedSlice, ThreadPool, norm, rope, silu};
+use crate::{Answers, LogprobRow, RopeStore, RopeTable, SampleRow};
 
 /// Elements that are worth a claim: a few microseconds of work.
 const CLAIM_ELEMENTS: usize = 16 * 1024;
@@ -128,13 +128,14 @@ impl RowKernels {
         pool: &mut ThreadPool,
         qkv: &mut CpuTensor,
         (rope, store): (&RopeTable, &RopeStore<'_, CpuTensor>),
+        batch: &CpuBatch,
         kv: &mut CpuKv,
     ) {
         let (n_rows, width) = (qkv.n_rows(), qkv.width());
         let heads = store.heads;
         assert_eq!(width, heads.qkv_width(), "width of {heads:?}");
         assert_eq!(
-            (store.positions.len(), store.slots.len()),
+            (batch.positions.len(), batch.slots.len()),
             (n_rows, n_rows),
             "rows"
         );
@@ -160,44 +161,36 @@ impl RowKernels {
                 // SAFETY: every row is claimed once; the machine has the table's ISA.
                 let values = unsafe {
                     let values = qkv.range(elements(&(row..row + 1), width));
-                    (self.rotate)(values, store.positions[row], &rotation);
+                    (self.rotate)(values, batch.positions[row], &rotation);
                     values
                 };
-                pages.store(values, store.slots[row]);
+                pages.store(values, batch.slots[row]);
             }
         });
     }
 
-    /// One token per row, `spaces` has one space per thread.
+    /// One token per row, then the log-probabilities that are wanted; `spaces` has one space per thread.
     pub(crate) fn sample(
         &self,
         pool: &mut ThreadPool,
         logits: &CpuTensor,
-        rows: &[SampleRow<'_>],
-        (spaces, out): (&mut [SampleSpace], &mut Vec<Option<u32>>),
+        (rows, wanted): (&[SampleRow<'_>], &[LogprobRow]),
+        (spaces, answers): (&mut [SampleSpace], &mut Answers),
     ) {
         assert_eq!(rows.len(), logits.n_rows(), "rows of logits");
         reserve(spaces, logits.width());
-        out.clear();
-        out.resize(rows.len(), None);
-        in_spaces(pool, (spaces, out), |row, space| {
+        let Answers { tokens, logprobs } = answers;
+        tokens.clear();
+        tokens.resize(rows.len(), None);
+        in_spaces(pool, (spaces, tokens), |row, space| {
             sample_row(logits.row(row), &rows[row], self.sample, space)
         });
-    }
-
-    /// The log-probabilities that `rows` ask for, `spaces` has one space per thread.
-    pub(crate) fn logprobs(
-        &self,
-        pool: &mut ThreadPool,
-        logits: &CpuTensor,
-        rows: &[LogprobRow],
-        (spaces, out): (&mut [SampleSpace], &mut Vec<Option<RowLogprobs>>),
-    ) {
-        reserve(spaces, logits.width());
-        out.clear();
-        out.resize(rows.len(), None);
-        in_spaces(pool, (spaces, out), |idx, space| {
-            logprobs_row(logits.row(rows[idx].row), &rows[idx], self.sample, space)
+        logprobs.clear();
+        logprobs.resize(wanted.len(), None);
+        in_spaces(pool, (spaces, logprobs), |idx, space| {
+            let asked = &wanted[idx];
+            let token = asked.token.token(tokens[asked.row])?;
+            logprobs_row(logits.row(asked.row), (asked, token), self.sample, space)
         });
     }
 }

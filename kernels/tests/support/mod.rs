@@ -1,6 +1,9 @@
-//! Random inputs for the tests of this crate.
+//! Inputs for the tests of this crate: random numbers, and batches.
 
 use arbora_kernels::quant::{Format, bf16_from_f32, f16_from_f32};
+use arbora_kernels::{
+    Answers, Backend, BatchShape, HeadLayout, KvShape, LogprobRow, SampleRow, SequenceRows, StepRows,
+};
 
 /// xorshift64*. The seed is not zero.
 pub(crate) struct Random(pub(crate) u64);
@@ -67,4 +70,105 @@ pub(crate) fn random_rows(n_rows: usize, width: usize, random: &mut Random) -> V
     let end = rows.len().min(64);
     rows[end.min(32)..end].fill(0.0);
     rows
+}
+
+/// The smallest pool and heads, for ops that look at neither.
+pub(crate) const SMALL: (HeadLayout, KvShape) = (
+    HeadLayout {
+        n_heads: 1,
+        n_kv_heads: 1,
+        head_dim: 16,
+    },
+    KvShape {
+        n_layers: 1,
+        n_kv_heads: 1,
+        head_dim: 16,
+        page_size: 16,
+        n_pages: 1,
+    },
+);
+
+/// Index arrays of a step.
+#[derive(Default)]
+pub(crate) struct Rows {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) positions: Vec<u32>,
+    pub(crate) slots: Vec<u32>,
+    pub(crate) logit_rows: Vec<u32>,
+    pub(crate) sequences: Vec<SequenceRows>,
+    pub(crate) page_tables: Vec<u32>,
+}
+
+impl Rows {
+    /// `n_rows` rows of one sequence, all of it zeros.
+    pub(crate) fn zeros(n_rows: usize) -> Rows {
+        let sequence = SequenceRows {
+            first_row: 0,
+            n_rows,
+            first_position: 0,
+            first_page: 0,
+            n_pages: n_rows.div_ceil(16),
+        };
+        Rows {
+            ids: vec![0; n_rows],
+            positions: vec![0; n_rows],
+            slots: vec![0; n_rows],
+            logit_rows: Vec::new(),
+            sequences: Vec::from_iter((n_rows > 0).then_some(sequence)),
+            page_tables: vec![0; sequence.n_pages],
+        }
+    }
+
+    /// The same with these tokens.
+    pub(crate) fn of_ids(ids: &[u32]) -> Rows {
+        Rows {
+            ids: ids.to_vec(),
+            ..Rows::zeros(ids.len())
+        }
+    }
+
+    /// In a batch they just fill.
+    pub(crate) fn upload<B: Backend>(&self, backend: &mut B, (heads, kv): (HeadLayout, KvShape)) -> B::Batch {
+        let rows = StepRows {
+            ids: &self.ids,
+            positions: &self.positions,
+            slots: &self.slots,
+            logit_rows: &self.logit_rows,
+            sequences: &self.sequences,
+            page_tables: &self.page_tables,
+        };
+        let shape = BatchShape {
+            heads,
+            kv,
+            max_rows: self.ids.len(),
+            max_logit_rows: self.logit_rows.len(),
+            max_sequences: self.sequences.len(),
+            max_pages: self.page_tables.len(),
+        };
+        let mut batch = backend.batch(shape).expect("a small batch");
+        // A batch that was filled before must not be seen in the next one.
+        for _ in 0..2 {
+            backend.upload_batch(&rows, &mut batch);
+        }
+        batch
+    }
+}
+
+/// What a step's sampling answers.
+pub(crate) fn answers<B: Backend>(
+    backend: &mut B,
+    logits: &B::Tensor,
+    (rows, wanted): (&[SampleRow<'_>], &[LogprobRow]),
+) -> Answers {
+    let mut pending = backend.pending(rows.len()).expect("a few answers");
+    let mut answers = Answers {
+        tokens: vec![None; 3],
+        logprobs: vec![None; 3],
+    };
+    // Answers of a step before must not be seen in the next one.
+    for _ in 0..2 {
+        backend.sample(logits, rows, wanted, &mut pending);
+        backend.collect(&mut pending, &mut answers);
+    }
+    answers
 }

@@ -14,10 +14,9 @@
 //!
 //! The residual stream `x` is added to in exactly one place per half-block, fused with the norm that follows.
 
-use arbora_kernels::{Backend, BackendError, RopeStore, RopeTable};
+use arbora_kernels::{Backend, BackendError, RopeStore};
 
 use super::config::DecoderConfig;
-use crate::batch::ForwardBatch;
 
 /// Weights of one block, in the backend's layout.
 pub struct LayerWeights<B: Backend> {
@@ -48,7 +47,7 @@ pub struct DecoderWeights<B: Backend> {
     /// Output head; absent where it is tied to the embedding.
     pub head: Option<B::Linear>,
     /// Rotation of every position up to the served context.
-    pub rope: RopeTable,
+    pub rope: B::Rope,
 }
 
 /// Sizes the activations are allocated for.
@@ -72,7 +71,6 @@ struct Workspace<B: Backend> {
     head_delta: B::Tensor,
     head_h: B::Tensor,
     logits: B::Tensor,
-    plan: B::AttentionPlan,
 }
 
 /// A model ready to run: weights and the activations of one step.
@@ -115,7 +113,6 @@ impl<B: Backend> Decoder<B> {
             head_delta: backend.tensor(logit_rows, config.width)?,
             head_h: backend.tensor(logit_rows, config.width)?,
             logits: backend.tensor(logit_rows, config.n_vocab)?,
-            plan: B::AttentionPlan::default(),
         };
         Ok(Decoder {
             config,
@@ -135,24 +132,36 @@ impl<B: Backend> Decoder<B> {
         self.limits
     }
 
-    /// Runs `batch`, writing its keys and values to `kv`. Returns logits `[batch.logit_rows.len(), n_vocab]`.
-    pub fn forward(&mut self, backend: &mut B, kv: &mut B::Kv, batch: &ForwardBatch) -> &B::Tensor {
-        assert!(
-            batch.n_rows() <= self.limits.max_rows,
-            "{} rows in one step",
-            batch.n_rows()
-        );
-        assert!(
-            batch.logit_rows.len() <= self.limits.max_logit_rows,
-            "{} logit rows",
-            batch.logit_rows.len()
-        );
-        let heads = self.config.heads;
-        let eps = self.config.norm_eps;
-        let s = &mut self.space;
-        backend.plan_attention(kv, heads, batch.attention_rows(), &mut s.plan);
-        backend.embed(&self.weights.embedding, &batch.ids, &mut s.x);
-        for (layer, w) in self.weights.layers.iter().enumerate() {
+    /// Logits of the latest pass, a row for each that was wanted.
+    pub fn logits(&self) -> &B::Tensor {
+        &self.space.logits
+    }
+
+    /// Runs `batch`, writing its keys and values to `kv`.
+    pub fn forward(&mut self, backend: &mut B, kv: &mut B::Kv, batch: &B::Batch) {
+        backend.recorded(batch, &mut |backend| {
+            let forward = Forward {
+                config: &self.config,
+                weights: &self.weights,
+                batch,
+            };
+            forward.run(backend, kv, &mut self.space);
+        });
+    }
+}
+
+/// What the ops of one forward pass read.
+struct Forward<'a, B: Backend> {
+    config: &'a DecoderConfig,
+    weights: &'a DecoderWeights<B>,
+    batch: &'a B::Batch,
+}
+
+impl<B: Backend> Forward<'_, B> {
+    fn run(&self, backend: &mut B, kv: &mut B::Kv, s: &mut Workspace<B>) {
+        let (weights, batch, eps) = (self.weights, self.batch, self.config.norm_eps);
+        backend.embed(&weights.embedding, batch, &mut s.x);
+        for (layer, w) in weights.layers.iter().enumerate() {
             if layer == 0 {
                 backend.rms_norm(&s.x, &w.attention_norm, eps, &mut s.h);
             } else {
@@ -160,26 +169,30 @@ impl<B: Backend> Decoder<B> {
             }
             backend.matmul(&w.qkv, &s.h, &mut s.qkv);
             let store = RopeStore {
-                heads,
+                heads: self.config.heads,
                 layer,
-                positions: &batch.positions,
-                slots: &batch.slots,
                 qk_norm: w.qk_norm.as_ref().map(|(q, k)| (q, k, eps)),
             };
-            backend.rope_store(&mut s.qkv, &self.weights.rope, &store, kv);
-            backend.attention(&s.qkv, kv, layer, &s.plan, &mut s.attended);
+            backend.rope_store(&mut s.qkv, &weights.rope, &store, batch, kv);
+            backend.attention(&s.qkv, kv, layer, batch, &mut s.attended);
             backend.matmul(&w.attention_out, &s.attended, &mut s.delta);
+            backend.all_reduce(&mut s.delta);
             backend.add_rms_norm(&mut s.x, &s.delta, &w.ffn_norm, eps, &mut s.h);
             backend.matmul(&w.gate_up, &s.h, &mut s.gate_up);
             backend.silu_mul(&s.gate_up, &mut s.activated);
             backend.matmul(&w.down, &s.activated, &mut s.delta);
+            backend.all_reduce(&mut s.delta);
         }
-        backend.gather(&s.x, &batch.logit_rows, &mut s.head_x);
-        backend.gather(&s.delta, &batch.logit_rows, &mut s.head_delta);
-        let final_norm = &self.weights.final_norm;
-        backend.add_rms_norm(&mut s.head_x, &s.head_delta, final_norm, eps, &mut s.head_h);
-        let head = self.weights.head.as_ref().unwrap_or(&self.weights.embedding);
+        backend.gather(&s.x, batch, &mut s.head_x);
+        backend.gather(&s.delta, batch, &mut s.head_delta);
+        backend.add_rms_norm(
+            &mut s.head_x,
+            &s.head_delta,
+            &weights.final_norm,
+            eps,
+            &mut s.head_h,
+        );
+        let head = weights.head.as_ref().unwrap_or(&weights.embedding);
         backend.matmul(head, &s.head_h, &mut s.logits);
-        &s.logits
     }
 }

@@ -168,7 +168,12 @@ impl WeightSource<'_> {
             layers,
             final_norm: self.norm(backend, self.names.outer(Outer::FinalNorm), config.width)?,
             head,
-            rope: rope_table(&config.rope, factors.as_deref(), context),
+            rope: backend
+                .rope(rope_table(&config.rope, factors.as_deref(), context))
+                .map_err(|source| LoadError::Backend {
+                    name: ROPE_FACTORS.to_owned(),
+                    source,
+                })?,
         })
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, Isa, Pinning};
 use arbora_kernels::reference::ReferenceBackend;
-use arbora_kernels::{Backend, KvShape, SequenceRows};
+use arbora_kernels::{Backend, BatchShape, KvShape, SequenceRows};
 use arbora_runtime::batch::ForwardBatch;
 use arbora_runtime::model::ModelFile;
 use arbora_runtime::model::decoder::{Decoder, ForwardLimits};
@@ -48,6 +48,16 @@ pub(crate) fn teacher_force<B: Backend>(
         n_pages: n_pages + 1,
     };
     let mut kv = backend.kv(shape).expect("a small pool");
+    let mut on_device = backend
+        .batch(BatchShape {
+            heads: config.heads,
+            kv: shape,
+            max_rows: chunk,
+            max_logit_rows: chunk,
+            max_sequences: 1,
+            max_pages: n_pages,
+        })
+        .expect("a small batch");
     let pages: Vec<u32> = (1..=n_pages as u32).rev().collect();
     let mut logits = Vec::new();
     for start in (0..ids.len()).step_by(chunk) {
@@ -70,9 +80,10 @@ pub(crate) fn teacher_force<B: Backend>(
             page_tables: pages.clone(),
             logit_rows: (0..(end - start) as u32).collect(),
         };
-        let tensor = decoder.forward(backend, &mut kv, &batch);
+        backend.upload_batch(&batch.step_rows(), &mut on_device);
+        decoder.forward(backend, &mut kv, &on_device);
         logits.resize((end - start) * config.n_vocab, 0.0);
-        backend.download(tensor, &mut logits);
+        backend.download(decoder.logits(), &mut logits);
         for (offset, logits) in logits.chunks(config.n_vocab).enumerate() {
             row(start + offset, logits);
         }

@@ -41,11 +41,6 @@ fn untested_methods(kernels: &str, tests: &[&str]) -> Vec<String> {
         .lines()
         .filter_map(|line| line.strip_prefix("    fn ")?.split(['(', '<']).next());
     let methods: Vec<&str> = methods.collect();
-    assert!(
-        methods.len() <= 20,
-        "the Backend trait has {} methods, at most 20 are meant",
-        methods.len()
-    );
     let called = |method: &str| tests.iter().any(|text| text.contains(&format!(".{method}(")));
     let untested = methods.iter().filter(|method| !called(method));
     let mut found: Vec<String> = untested
