@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use arbora_kernels::cpu::{CpuBackend, CpuBatch, CpuKv, CpuTensor, Isa, measure};
 use arbora_kernels::{
-    Backend, BackendError, HeadLayout, KvShape, RopeStore, RopeStyle, RopeTable, SequenceRows, StepRows,
+    AttentionLayer, AttentionSpec, Backend, BackendError, HeadLayout, KvShape, RopeStore, RopeStyle,
+    RopeTable, SequenceRows, StepRows,
 };
 
 use crate::http::BenchError;
@@ -195,13 +196,18 @@ impl Case {
     }
 
     fn seconds_per_layer(&mut self) -> f64 {
+        let spec = AttentionSpec::full(HEADS.head_dim);
         let mut seconds: Vec<f64> = (0..N_MEASUREMENTS)
             .map(|_| {
                 let start = Instant::now();
                 let mut n = 0;
                 while start.elapsed() < MEASUREMENT {
+                    let layer = AttentionLayer {
+                        layer: self.next,
+                        spec: &spec,
+                    };
                     self.backend
-                        .attention(&self.qkv, &self.kv, self.next, &self.batch, &mut self.out);
+                        .attention(&self.qkv, &self.kv, layer, &self.batch, &mut self.out);
                     self.next = (self.next + 1) % self.n_layers;
                     n += 1;
                 }

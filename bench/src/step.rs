@@ -11,14 +11,15 @@ pub(crate) fn batch(
     (positions, slots): (&[u32], &[u32]),
     (sequences, page_tables): (&[SequenceRows], &[u32]),
 ) -> Result<CpuBatch, BackendError> {
-    let mut batch = backend.batch(BatchShape {
+    let shape = BatchShape {
         heads,
         kv,
         max_rows: positions.len(),
         max_logit_rows: 0,
         max_sequences: sequences.len(),
         max_pages: page_tables.len(),
-    })?;
+    };
+    let mut batch = backend.batch(shape, &[None])?;
     let rows = StepRows {
         ids: &vec![0; positions.len()],
         positions,

@@ -9,7 +9,8 @@
 //!   many rows are in the call, their order, the number of threads or the tile that served it.
 //! * **Attention folds absolute blocks (C2).** Keys are consumed in blocks of [`ATTENTION_BLOCK`] tokens that
 //!   start at multiples of it. Each block is reduced from a fresh state and merged into the row's running
-//!   result in ascending order. Keys at or beyond a row's limit are never multiplied.
+//!   result in ascending order. Keys before a row's window, and at or beyond its
+//!   limit, are never multiplied.
 
 #![expect(
     unsafe_code,
@@ -104,6 +105,34 @@ impl HeadLayout {
     pub fn qkv_width(&self) -> usize {
         (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
     }
+}
+
+/// How the queries of a layer look at keys.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// Factor of the products of queries and keys, usually `1 / sqrt(head_dim)`.
+    pub scale: f64,
+    /// Sliding window: a row sees the newest so many tokens below its limit; all where absent.
+    pub window: Option<usize>,
+}
+
+impl AttentionSpec {
+    /// Every token below the limit, products scaled by `1 / sqrt(head_dim)`.
+    pub fn full(head_dim: usize) -> Self {
+        AttentionSpec {
+            scale: 1.0 / (head_dim as f64).sqrt(),
+            window: None,
+        }
+    }
+}
+
+/// Inputs of [`Backend::attention`] besides the tensors.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionLayer<'a> {
+    /// Layer whose keys and values are read.
+    pub layer: usize,
+    /// How it looks at them.
+    pub spec: &'a AttentionSpec,
 }
 
 /// Inputs of [`Backend::rope_store`] besides the tensors.
@@ -210,8 +239,9 @@ pub trait Backend: Send + Sized + 'static {
     /// The table, where the kernels read it.
     fn rope(&mut self, table: RopeTable) -> Result<Self::Rope, BackendError>;
 
-    /// An empty batch, and all that attention needs for any batch of this shape.
-    fn batch(&mut self, shape: BatchShape) -> Result<Self::Batch, BackendError>;
+    /// An empty batch, and all that attention needs for any batch of this shape. `windows` has each that the
+    /// [`AttentionSpec`]s of the layers have.
+    fn batch(&mut self, shape: BatchShape, windows: &[Option<usize>]) -> Result<Self::Batch, BackendError>;
 
     /// Room for the answers of a step with up to `max_logit_rows` rows of logits.
     fn pending(&mut self, max_logit_rows: usize) -> Result<Self::Pending, BackendError>;
@@ -268,15 +298,15 @@ pub trait Backend: Send + Sized + 'static {
         kv: &mut Self::Kv,
     );
 
-    /// For every query head `h` of row `r`, over the tokens `t` below the row's limit:
-    /// `out[r][h] = sum_t softmax_t(q[r][h] . k[t][g] / sqrt(head_dim)) v[t][g]`,
+    /// For every query head `h` of row `r`, over the tokens `t` below the row's limit and in its window:
+    /// `out[r][h] = sum_t softmax_t(scale * q[r][h] . k[t][g]) v[t][g]`,
     /// `g = h / (n_heads / n_kv_heads)`, as a left fold over absolute blocks (C2). `qkv` rows are packed
     /// as in [`HeadLayout`]; `out` is `[rows, n_heads * head_dim]`.
     fn attention(
         &mut self,
         qkv: &Self::Tensor,
         kv: &Self::Kv,
-        layer: usize,
+        layer: AttentionLayer<'_>,
         batch: &Self::Batch,
         out: &mut Self::Tensor,
     );

@@ -11,8 +11,8 @@
 use crate::cpu::CpuTensor;
 use crate::quant::{BLOCK, bf16_from_f32, dequantize_row, f32_from_bf16};
 use crate::{
-    Allowed, Answers, Backend, BackendError, BatchShape, HeadLayout, KvShape, LogprobRow, MatrixSource,
-    RopeStore, RopeStyle, RopeTable, RowLogprobs, SampleRow, StepRows, TokenLogprob,
+    Allowed, Answers, AttentionLayer, Backend, BackendError, BatchShape, HeadLayout, KvShape, LogprobRow,
+    MatrixSource, RopeStore, RopeStyle, RopeTable, RowLogprobs, SampleRow, StepRows, TokenLogprob,
 };
 
 /// The executable specification of [`Backend`].
@@ -274,7 +274,11 @@ impl Backend for ReferenceBackend {
         Ok(table)
     }
 
-    fn batch(&mut self, shape: BatchShape) -> Result<ReferenceBatch, BackendError> {
+    fn batch(
+        &mut self,
+        shape: BatchShape,
+        _windows: &[Option<usize>],
+    ) -> Result<ReferenceBatch, BackendError> {
         Ok(ReferenceBatch {
             shape,
             ids: Vec::new(),
@@ -396,26 +400,26 @@ impl Backend for ReferenceBackend {
         &mut self,
         qkv: &CpuTensor,
         kv: &ReferenceKv,
-        layer: usize,
+        AttentionLayer { layer, spec }: AttentionLayer<'_>,
         batch: &ReferenceBatch,
         out: &mut CpuTensor,
     ) {
         let heads = batch.shape.heads;
         let (n_heads, head_dim) = (heads.n_heads, heads.head_dim);
         let group = n_heads / heads.n_kv_heads;
-        let scale = 1.0 / (head_dim as f64).sqrt();
         let width = n_heads * head_dim;
         let out = out.output(batch.rows.len(), width);
         for (row, (pages, limit)) in batch.rows.iter().enumerate() {
             for head in 0..n_heads {
                 let query = &qkv.row(row)[head * head_dim..][..head_dim];
                 let page_size = kv.shape.page_size;
-                let starts: Vec<usize> = (0..*limit)
+                let first = spec.window.map_or(0, |window| limit.saturating_sub(window));
+                let starts: Vec<usize> = (first..*limit)
                     .map(|t| kv.token(layer, head / group, pages[t / page_size], t % page_size))
                     .collect();
                 let dot = |&start: &usize| {
                     let products = query.iter().zip(&kv.keys[start..]);
-                    products.map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * scale
+                    products.map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * spec.scale
                 };
                 let scores: Vec<f64> = starts.iter().map(dot).collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);

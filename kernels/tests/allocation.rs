@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arbora_kernels::cpu::{CpuBackend, CpuBatch, CpuConfig, CpuTensor, Isa, Pinning};
 use arbora_kernels::quant::Format;
 use arbora_kernels::{
-    Adjustment, Allowed, Answers, Backend, BatchShape, HeadLayout, KvShape, MatrixSource, RopeStore,
-    RopeStyle, RopeTable, SampleRow, SequenceRows, StepRows,
+    Adjustment, Allowed, Answers, AttentionLayer, AttentionSpec, Backend, BatchShape, HeadLayout, KvShape,
+    MatrixSource, RopeStore, RopeStyle, RopeTable, SampleRow, SequenceRows, StepRows,
 };
 use support::{Random, random_matrix, random_rows};
 
@@ -145,7 +145,7 @@ impl Step {
                 rope_dim: 16,
                 cos_sin: random_rows(1, 32 * 16, random),
             },
-            batch: backend.batch(shape).expect("a small batch"),
+            batch: backend.batch(shape, &[None, Some(10)]).expect("a small batch"),
             x: tensor(&mut backend, 64),
             h: tensor(&mut backend, 64),
             normed: tensor(&mut backend, 64),
@@ -179,7 +179,17 @@ impl Step {
             qk_norm: None,
         };
         b.rope_store(&mut self.packed, &self.rope, &store, &self.batch, &mut self.kv);
-        b.attention(&self.packed, &self.kv, 0, &self.batch, &mut self.h);
+        for window in [Some(10), None] {
+            let spec = AttentionSpec {
+                window,
+                ..AttentionSpec::full(HEADS.head_dim)
+            };
+            let layer = AttentionLayer {
+                layer: 0,
+                spec: &spec,
+            };
+            b.attention(&self.packed, &self.kv, layer, &self.batch, &mut self.h);
+        }
         b.matmul(&self.gate_up, &self.h, &mut self.gated);
         b.silu_mul(&self.gated, &mut self.h);
         b.add_rms_norm(&mut self.x, &self.h, &self.norm, 1e-5, &mut self.normed);

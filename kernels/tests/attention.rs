@@ -7,8 +7,11 @@ mod support;
 
 use std::collections::HashMap;
 
-use arbora_kernels::cpu::{CpuBackend, CpuConfig, CpuKv, CpuTensor, Isa, Pinning};
-use arbora_kernels::{Backend, HeadLayout, KvShape, RopeStore, RopeStyle, RopeTable, SequenceRows};
+use arbora_kernels::cpu::{CpuBackend, CpuBatch, CpuConfig, CpuKv, CpuTensor, Isa, Pinning};
+use arbora_kernels::{
+    AttentionLayer, AttentionSpec, Backend, HeadLayout, KvShape, RopeStore, RopeStyle, RopeTable,
+    SequenceRows,
+};
 use support::Rows;
 
 /// A hash as a source of random numbers: every element has its own, whatever the order of drawing.
@@ -77,6 +80,22 @@ struct Setup {
     page_size: usize,
     n_threads: usize,
     share_pages: bool,
+    window: Option<usize>,
+}
+
+impl Setup {
+    /// The first token that a row at `position` sees.
+    fn first_seen(&self, position: usize) -> usize {
+        self.window
+            .map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    fn spec(&self) -> AttentionSpec {
+        AttentionSpec {
+            window: self.window,
+            ..AttentionSpec::full(self.heads.head_dim)
+        }
+    }
 }
 
 /// Rows of all sequences as bits, from a pool that is NaN wherever nothing was written.
@@ -116,9 +135,9 @@ fn attend(setup: Setup, sequences: &[Sequence]) -> Vec<Vec<u32>> {
         page_tables,
         ..Rows::zeros(n_rows)
     };
-    let batch = batch.upload(&mut pool.backend, (heads, pool.shape));
+    let batch = batch.upload_for(&mut pool.backend, (heads, pool.shape), setup.window);
     for _ in 0..2 {
-        pool.backend.attention(&qkv_tensor, &pool.kv, 1, &batch, &mut out);
+        pool.attend(&qkv_tensor, &batch, &mut out);
     }
     qkv_tensor.output(0, heads.qkv_width());
     let bits = |row: &[f32]| row.iter().map(|value| value.to_bits()).collect();
@@ -177,6 +196,15 @@ impl Pool {
         }
     }
 
+    fn attend(&mut self, qkv: &CpuTensor, batch: &CpuBatch, out: &mut CpuTensor) {
+        let spec = self.setup.spec();
+        let layer = AttentionLayer {
+            layer: 1,
+            spec: &spec,
+        };
+        self.backend.attention(qkv, &self.kv, layer, batch, out);
+    }
+
     /// Writes a sequence's keys and values and gives its page table.
     fn write(&mut self, sequence: &Sequence) -> Vec<u32> {
         let page_size = self.setup.page_size;
@@ -197,6 +225,11 @@ impl Pool {
                 .free
                 .pop()
                 .expect("the pool holds all sequences without sharing");
+            if end <= self.setup.first_seen(sequence.first_position()) {
+                // Before every row's window: it stays NaN.
+                table.push(page);
+                continue;
+            }
             self.write_page(page, &sequence.tokens[first..end]);
             self.written.insert(prefix, page);
             table.push(page);
@@ -281,7 +314,8 @@ fn heads(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> HeadLayout {
     }
 }
 
-/// Every instruction set of the machine with a head layout: group sizes and head dimensions of all kernels.
+/// Every instruction set of the machine with a head layout, with and without a window: group sizes and head
+/// dimensions of all kernels.
 fn setups() -> Vec<Setup> {
     let mut setups = Vec::new();
     for isa in Isa::available() {
@@ -292,13 +326,16 @@ fn setups() -> Vec<Setup> {
             heads(4, 2, 16),
             heads(3, 1, 6),
         ] {
-            setups.push(Setup {
-                isa,
-                heads,
-                page_size: 16,
-                n_threads: 1,
-                share_pages: true,
-            });
+            for window in [None, Some(100)] {
+                setups.push(Setup {
+                    isa,
+                    heads,
+                    page_size: 16,
+                    n_threads: 1,
+                    share_pages: true,
+                    window,
+                });
+            }
         }
     }
     setups
@@ -391,7 +428,8 @@ fn a_long_row_that_is_split_over_threads_has_the_same_bits() {
 }
 
 /// Attention of one row in float64 over keys and values as the pool stores them.
-fn exact(heads: HeadLayout, sequence: &Sequence, position: usize) -> Vec<f64> {
+fn exact(setup: Setup, sequence: &Sequence, position: usize) -> Vec<f64> {
+    let heads = setup.heads;
     let bf16 = |x: f32| {
         let bits = x.to_bits();
         f64::from(f32::from_bits((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000))
@@ -408,7 +446,7 @@ fn exact(heads: HeadLayout, sequence: &Sequence, position: usize) -> Vec<f64> {
             f64::from(2.0 * normal(&[QUERY, sequence.name, position as u64, element]))
         };
         let query: Vec<f64> = (0..head_dim).map(query).collect();
-        let tokens = &sequence.tokens[..=position];
+        let tokens = &sequence.tokens[setup.first_seen(position)..=position];
         let score = |token: &u64| {
             let dot: f64 = query
                 .iter()
@@ -445,11 +483,12 @@ fn attention_is_close_to_float64() {
             .backend
             .attention_kernel(setup.heads.head_dim);
         // bf16 products round queries and weights to 8 bits; the others compute in f32.
-        let bound = if kernel == "avx512-bf16" { 6e-3 } else { 2e-5 };
+        let has_bf16_products = kernel == "avx512-bf16" && setup.window.is_none();
+        let bound = if has_bf16_products { 6e-3 } else { 2e-5 };
         let mut rows = attend(setup, &sequences).into_iter();
         for sequence in &sequences {
             for position in sequence.first_position()..sequence.tokens.len() {
-                let exact = exact(setup.heads, sequence, position);
+                let exact = exact(setup, sequence, position);
                 let row = rows.next().expect("one result per row");
                 let mut error = 0.0;
                 let mut power = 0.0;
@@ -490,8 +529,8 @@ fn wide_scores_neither_overflow_nor_vanish() {
             page_tables: table,
             ..Rows::zeros(1)
         };
-        let batch = rows.upload(&mut pool.backend, (heads, pool.shape));
-        pool.backend.attention(&qkv, &pool.kv, 1, &batch, &mut out);
+        let batch = rows.upload_for(&mut pool.backend, (heads, pool.shape), setup.window);
+        pool.attend(&qkv, &batch, &mut out);
         assert!(
             out.values()
                 .iter()

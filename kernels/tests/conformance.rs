@@ -9,8 +9,8 @@ use arbora_kernels::cpu::{CpuBackend, CpuConfig, Isa, Pinning};
 use arbora_kernels::quant::Format;
 use arbora_kernels::reference::ReferenceBackend;
 use arbora_kernels::{
-    Adjustment, Allowed, Answers, Backend, BackendError, HeadLayout, KvShape, LogprobRow, MatrixSource,
-    RopeStore, RopeStyle, RopeTable, RowLogprobs, SampleRow, Scored, SequenceRows,
+    Adjustment, Allowed, Answers, AttentionLayer, AttentionSpec, Backend, BackendError, HeadLayout, KvShape,
+    LogprobRow, MatrixSource, RopeStore, RopeStyle, RopeTable, RowLogprobs, SampleRow, Scored, SequenceRows,
 };
 use support::{Random, Rows, SMALL, answers, random_matrix, random_rows};
 
@@ -360,6 +360,7 @@ fn silu_mul_and_gather_conform() {
 struct AttentionCase {
     heads: HeadLayout,
     page_size: usize,
+    spec: AttentionSpec,
     qk_norm: bool,
     /// Tokens of each sequence in the first step; the second step adds one to each.
     lengths: Vec<usize>,
@@ -383,6 +384,10 @@ impl AttentionCase {
         AttentionCase {
             heads,
             page_size,
+            spec: AttentionSpec {
+                scale: [1.0, 1.5][random.below(2)] / (heads.head_dim as f64).sqrt(),
+                window: [None, Some(1), Some(50)][random.below(3)],
+            },
             qk_norm: random.below(2) == 0,
             lengths: lengths.to_vec(),
             n_shared_pages: lengths.iter().min().expect("a sequence") / page_size,
@@ -487,11 +492,15 @@ impl AttentionCase {
         };
         let n_rows = batch.ids.len();
         let rope = backend.rope(self.rope.clone()).expect("a small table");
-        let batch = batch.upload(backend, (self.heads, shape));
+        let batch = batch.upload_for(backend, (self.heads, shape), self.spec.window);
         backend.rope_store(&mut qkv, &rope, &store, &batch, kv);
         let out_width = self.heads.n_heads * dim;
         let mut out = output(backend, n_rows, out_width);
-        backend.attention(&qkv, kv, 1, &batch, &mut out);
+        let layer = AttentionLayer {
+            layer: 1,
+            spec: &self.spec,
+        };
+        backend.attention(&qkv, kv, layer, &batch, &mut out);
         let mut all = values(backend, &out, n_rows, out_width);
         all.extend(values(backend, &qkv, n_rows, width));
         all
@@ -544,7 +553,11 @@ fn attention_of_no_rows_writes_nothing() {
         let qkv = tensor(&mut cpu, heads.qkv_width(), &[]);
         let mut out = output(&mut cpu, 3, 32);
         let batch = Rows::default().upload(&mut cpu, (heads, shape));
-        cpu.attention(&qkv, &kv, 0, &batch, &mut out);
+        let layer = AttentionLayer {
+            layer: 0,
+            spec: &AttentionSpec::full(16),
+        };
+        cpu.attention(&qkv, &kv, layer, &batch, &mut out);
         assert_eq!(out.n_rows(), 0);
     }
 }

@@ -7,7 +7,7 @@
 //! ```
 
 use super::attention_kernel::{
-    AttentionKernel, BLOCK_SUBPAGES, Block, QueryRows, RowState, Scratch, state_floats,
+    AttentionKernel, BLOCK_SUBPAGES, Block, QueryHead, QueryRows, RowState, Scratch, state_floats,
 };
 use super::attention_plan::{AttentionPlan, Item, MOST_STORED_ROWS, Tile, Work, most_item_rows};
 use super::kv::{CpuKv, SUBPAGE_TOKENS, subpage_bytes};
@@ -78,6 +78,7 @@ impl SharedStates<'_> {
 struct Worker {
     packed: Vec<u32>,
     offsets: Vec<usize>,
+    firsts: Vec<usize>,
     limits: Vec<usize>,
     scratch: Box<Scratch>,
 }
@@ -95,6 +96,7 @@ impl AttentionSpace {
         let worker = || Worker {
             packed: Vec::new(),
             offsets: Vec::new(),
+            firsts: Vec::new(),
             limits: Vec::new(),
             scratch: Scratch::new(),
         };
@@ -122,6 +124,8 @@ impl AttentionSpace {
                 .resize(worker.packed.len().max(n_rows * heads.head_dim), 0);
             worker.offsets.clear();
             worker.offsets.reserve(n_rows);
+            worker.firsts.clear();
+            worker.firsts.reserve(n_rows);
             worker.limits.clear();
             worker.limits.reserve(n_rows);
         }
@@ -132,6 +136,8 @@ impl AttentionSpace {
 /// What one call of attention reads and writes.
 pub(crate) struct AttentionCall<'a> {
     pub(crate) kernel: AttentionKernel,
+    /// What queries are multiplied by.
+    pub(crate) query_scale: f32,
     pub(crate) plan: &'a AttentionPlan,
     pub(crate) kv: &'a CpuKv,
     pub(crate) layer: usize,
@@ -167,6 +173,10 @@ pub(crate) fn attend(pool: &mut ThreadPool, space: &mut AttentionSpace, call: &m
     );
     let run = Run {
         kernel: call.kernel,
+        query_head: QueryHead {
+            dim: heads.head_dim,
+            scale: call.query_scale,
+        },
         plan: call.plan,
         kv: call.kv,
         pages: call.kv.layer(call.layer),
@@ -192,6 +202,7 @@ pub(crate) fn attend(pool: &mut ThreadPool, space: &mut AttentionSpace, call: &m
 
 struct Run<'a> {
     kernel: AttentionKernel,
+    query_head: QueryHead,
     plan: &'a AttentionPlan,
     kv: &'a CpuKv,
     /// Pages of the layer and the padding after them.
@@ -211,7 +222,7 @@ impl Run<'_> {
         let tile = self.plan.tile(item);
         match item.work {
             Work::Fold => {
-                if item.blocks.start == 0 {
+                if tile.starts {
                     self.start(item, tile);
                 }
                 self.attend(item, tile, worker);
@@ -287,6 +298,7 @@ impl Run<'_> {
                 };
                 let rows = QueryRows {
                     packed: worker.packed[i * head_words..][..head_words].as_ptr(),
+                    firsts: &worker.firsts,
                     limits: &worker.limits,
                     state: target.state,
                     largest: target.largest,
@@ -305,8 +317,10 @@ impl Run<'_> {
     fn pack(&self, item: &Item, tile: &Tile, worker: &mut Worker) {
         let HeadLayout { head_dim, .. } = self.heads;
         let rows = &self.plan.rows()[tile.rows.clone()];
+        worker.firsts.clear();
         worker.limits.clear();
         for row in rows {
+            worker.firsts.extend(std::iter::repeat_n(row.first, self.group));
             worker.limits.extend(std::iter::repeat_n(row.limit, self.group));
         }
         let head_words = rows.len() * self.group * head_dim;
@@ -324,7 +338,12 @@ impl Run<'_> {
             // SAFETY: the machine has the kernel's ISA; the farthest query was just checked, and `packed` has
             // head_dim words for each.
             unsafe {
-                (self.kernel.pack)(self.qkv.as_ptr(), &worker.offsets, head_dim, packed.as_mut_ptr());
+                (self.kernel.pack)(
+                    self.qkv.as_ptr(),
+                    &worker.offsets,
+                    self.query_head,
+                    packed.as_mut_ptr(),
+                );
             }
         }
     }
@@ -354,10 +373,9 @@ impl Run<'_> {
     fn merge(&self, item: &Item, tile: &Tile) {
         for head in item.heads.clone() {
             for block in item.blocks.clone() {
-                let first_token = block * ATTENTION_BLOCK;
                 let (state, stored) = (self.state(tile, head), self.stored(tile, head, block));
                 for (i, row) in self.plan.rows()[tile.rows.clone()].iter().enumerate() {
-                    if row.limit <= first_token {
+                    if !row.sees(block) {
                         continue;
                     }
                     for row in i * self.group..(i + 1) * self.group {

@@ -6,7 +6,7 @@
 //! ```text
 //! state of a row   | output, head_dim, padded to 16 | sum of weights in lanes, 16 |   largest: its own array
 //!
-//! block            m = ceil(largest score below the limit), base 2
+//! block            m = ceil(largest score that the row sees), base 2
 //!                  p_t = 2^(s_t - m);  l = sum p_t;  o = sum p_t v_t
 //! merge            M = max(m_state, m);  (l, o) = (l, o)_state * 2^(m_state - M) + (l, o) * 2^(m - M)
 //! result           o / (sum of l's lanes)
@@ -14,8 +14,8 @@
 //!
 //! m is an integer, so that both factors are exact powers of two and a merge needs no exponential.
 //!
-//! A row's bits depend on its query, its limit and the tokens below the limit. Scores beyond the limit are
-//! masked out; values beyond it are never multiplied, not even by zero.
+//! A row's bits depend on its query, its limit, its window and the tokens in it. Scores of other tokens are
+//! masked out; their values are never multiplied, not even by zero.
 
 use super::isa::Isa;
 #[cfg(target_arch = "x86_64")]
@@ -45,7 +45,9 @@ pub(crate) const fn state_floats(head_dim: usize) -> usize {
 pub(crate) struct QueryRows<'a> {
     /// What `pack` made, `head_dim` words a row.
     pub(crate) packed: *const u32,
-    /// How many tokens each row sees.
+    /// The first token that each row sees.
+    pub(crate) firsts: &'a [usize],
+    /// One more than the last.
     pub(crate) limits: &'a [usize],
     /// [`state_floats`] a row, 64-byte aligned.
     pub(crate) state: *mut f32,
@@ -85,6 +87,15 @@ impl Scratch {
     }
 }
 
+/// How the queries of a head are packed.
+#[derive(Clone, Copy)]
+pub(crate) struct QueryHead {
+    /// Elements.
+    pub(crate) dim: usize,
+    /// What they are multiplied by, so that scores come out in base 2.
+    pub(crate) scale: f32,
+}
+
 /// A row's state outside a kernel: where it is and its m.
 #[derive(Clone, Copy)]
 pub(crate) struct RowState {
@@ -101,9 +112,8 @@ pub(crate) struct AttentionKernel {
     pub(crate) name: &'static str,
     /// Elements per head.
     pub(crate) head_dim: usize,
-    /// Scales (by log2(e) / sqrt(head_dim)) and packs the queries at `offsets` from the pointer; writes
-    /// `head_dim` words a row.
-    pub(crate) pack: unsafe fn(queries: *const f32, offsets: &[usize], head_dim: usize, packed: *mut u32),
+    /// Scales and packs the queries at `offsets` from the pointer; writes `head.dim` words a row.
+    pub(crate) pack: unsafe fn(queries: *const f32, offsets: &[usize], head: QueryHead, packed: *mut u32),
     /// Merges a block into the rows' states.
     pub(crate) fold: unsafe fn(rows: &QueryRows<'_>, block: &Block, head_dim: usize, scratch: &mut Scratch),
     /// Replaces the rows' states by the block's own. Rows that see nothing of it are left as they are.
@@ -115,12 +125,12 @@ pub(crate) struct AttentionKernel {
 }
 
 impl AttentionKernel {
-    /// The fastest kernel of an ISA. AVX-512 without bf16 products, and other head dimensions, are served by
-    /// AVX2.
-    pub(crate) fn of(isa: Isa, head_dim: usize) -> AttentionKernel {
+    /// The fastest kernel of an ISA. AVX-512 without bf16 products, other head dimensions, and rows with a
+    /// window are served by AVX2.
+    pub(crate) fn of(isa: Isa, head_dim: usize, has_window: bool) -> AttentionKernel {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if has_avx512_bf16() => {
+            Isa::Avx512 if has_avx512_bf16() && !has_window => {
                 AttentionKernel::avx512(head_dim).unwrap_or_else(|| AttentionKernel::avx2(head_dim))
             }
             #[cfg(target_arch = "x86_64")]
@@ -182,6 +192,11 @@ impl AttentionKernel {
 
 /// Tokens of a block that each of R rows sees, with the extremes.
 pub(crate) struct Visible<const R: usize> {
+    /// The first, which is 0 for rows without a window.
+    pub(crate) firsts: [usize; R],
+    /// The largest of these, rounded up to a pair of tokens.
+    pub(crate) latest_first: usize,
+    /// One more than the last; 0 for a row that sees none.
     pub(crate) tokens: [usize; R],
     pub(crate) most: usize,
     pub(crate) least: usize,
@@ -189,24 +204,27 @@ pub(crate) struct Visible<const R: usize> {
 
 impl<const R: usize> Visible<R> {
     #[inline(always)]
-    pub(crate) fn new(limits: &[usize], first_token: usize) -> Visible<R> {
+    pub(crate) fn new(firsts: &[usize], limits: &[usize], first_token: usize) -> Visible<R> {
         let mut visible = Visible {
+            firsts: [0; R],
+            latest_first: 0,
             tokens: [0; R],
             most: 0,
             least: ATTENTION_BLOCK,
         };
-        for (tokens, limit) in visible.tokens.iter_mut().zip(limits) {
-            *tokens = limit.saturating_sub(first_token).min(ATTENTION_BLOCK);
-            visible.most = visible.most.max(*tokens);
-            visible.least = visible.least.min(*tokens);
+        for row in 0..R {
+            let first = firsts[row].saturating_sub(first_token);
+            let end = limits[row].saturating_sub(first_token).min(ATTENTION_BLOCK);
+            // A row whose window begins after the block sees none of it.
+            let (first, end) = if first < end { (first, end) } else { (0, 0) };
+            visible.firsts[row] = first;
+            visible.tokens[row] = end;
+            visible.latest_first = visible.latest_first.max(first.next_multiple_of(2));
+            visible.most = visible.most.max(end);
+            visible.least = visible.least.min(end);
         }
         visible
     }
-}
-
-/// The scale of queries: scores come out in base 2.
-pub(crate) fn query_scale(head_dim: usize) -> f32 {
-    (std::f64::consts::LOG2_E / (head_dim as f64).sqrt()) as f32
 }
 
 /// Minimax (relative) for 2^f, f in -0.5 to 0.5, highest power first; relative error below 3e-6.

@@ -16,6 +16,7 @@
 //! Invariants:
 //! * Segments cut only at multiples of [`ATTENTION_BLOCK`], and every row is in exactly one segment for each
 //!   of its blocks, ascending with the level. Every row ends in a segment of its sequence alone.
+//! * A row's first segment is of level 0. With a window, blocks that no member of a segment sees are left out.
 //! * Phases are ordered: all of a level before the next one. So blocks reach a row's state in ascending
 //!   order.
 //! * A tile whose blocks are split leaves the state of every block after the first range by itself; a phase
@@ -56,8 +57,17 @@ pub(crate) const MOST_STORED_ROWS: usize = 100_000;
 pub(crate) struct PlannedRow {
     /// Row of the batch.
     pub(crate) row: usize,
-    /// Tokens it sees.
+    /// The first token it sees.
+    pub(crate) first: usize,
+    /// One more than the last.
     pub(crate) limit: usize,
+}
+
+impl PlannedRow {
+    /// Whether it sees a token of `block`.
+    pub(crate) fn sees(&self, block: usize) -> bool {
+        self.first < (block + 1) * ATTENTION_BLOCK && block * ATTENTION_BLOCK < self.limit
+    }
 }
 
 /// Rows that are attended together.
@@ -69,7 +79,9 @@ pub(crate) struct Tile {
     pub(crate) pages: Range<usize>,
     /// Kv heads.
     pub(crate) heads: Range<usize>,
-    /// Whether the rows' results are final after this tile.
+    /// Whether the rows' states begin with this tile.
+    pub(crate) starts: bool,
+    /// Whether their results are final after it.
     pub(crate) ends: bool,
     /// Blocks whose states are stored by themselves, and the first of the stored rows.
     pub(crate) stored: Option<(Range<usize>, usize)>,
@@ -110,6 +122,7 @@ pub(crate) fn most_item_rows(heads: HeadLayout) -> usize {
 pub(crate) struct AttentionPlan {
     kv: KvShape,
     heads: HeadLayout,
+    window: Option<usize>,
     n_rows: usize,
     page_tables: Vec<u32>,
     sequences: Vec<PlannedSequence>,
@@ -129,6 +142,8 @@ struct PlannedSequence {
     first_row: usize,
     n_rows: usize,
     first_position: usize,
+    /// The first block that one of its rows sees.
+    first_block: usize,
     first_page: usize,
     n_pages: usize,
 }
@@ -150,8 +165,8 @@ struct Segment {
 }
 
 impl AttentionPlan {
-    /// An empty plan of batches of this shape.
-    pub(crate) fn new(shape: &BatchShape) -> AttentionPlan {
+    /// An empty plan of batches of this shape for layers with this window.
+    pub(crate) fn new(shape: &BatchShape, window: Option<usize>) -> AttentionPlan {
         let (kv, heads) = (shape.kv, shape.heads);
         assert!(
             heads.n_kv_heads == kv.n_kv_heads
@@ -163,6 +178,7 @@ impl AttentionPlan {
         AttentionPlan {
             kv,
             heads,
+            window,
             n_rows: 0,
             page_tables: Vec::with_capacity(shape.max_pages),
             sequences: Vec::with_capacity(shape.max_sequences),
@@ -221,19 +237,26 @@ impl AttentionPlan {
         self.phases.iter().map(|phase| &self.items[phase.clone()])
     }
 
+    /// The first token that a row with this limit sees.
+    fn first_seen(&self, limit: usize) -> usize {
+        self.window.map_or(0, |window| limit.saturating_sub(window))
+    }
+
     fn take_rows(&mut self, rows: &StepRows<'_>) {
         self.page_tables.clear();
         self.page_tables.extend_from_slice(rows.page_tables);
         self.n_rows = rows.ids.len();
         self.sequences.clear();
-        self.sequences
-            .extend(rows.sequences.iter().map(|sequence| PlannedSequence {
+        for sequence in rows.sequences {
+            self.sequences.push(PlannedSequence {
                 first_row: sequence.first_row,
                 n_rows: sequence.n_rows,
                 first_position: sequence.first_position,
+                first_block: self.first_seen(sequence.first_position + 1) / ATTENTION_BLOCK,
                 first_page: sequence.first_page,
                 n_pages: sequence.n_pages,
-            }));
+            });
+        }
     }
 
     /// Sorts the sequences and finds what neighbours share. Every page id is compared about once.
@@ -259,21 +282,26 @@ impl AttentionPlan {
             let members = &mut self.order[group.members.clone()];
             if members.len() == 1 || group.level + 1 == MOST_LEVELS {
                 for (member, sequence) in group.members.clone().zip(members) {
-                    let n_blocks = self.sequences[*sequence].n_blocks();
+                    let sequence = self.sequences[*sequence];
+                    let first = group.first_block.max(sequence.first_block);
                     self.segments.push(Segment {
                         members: member..member + 1,
-                        blocks: group.first_block..n_blocks.max(group.first_block),
+                        blocks: first..sequence.n_blocks().max(first),
                         level: group.level,
                     });
                 }
                 continue;
             }
             let n_shared = tables.n_shared_blocks(members, group.n_equal_blocks);
-            let n_spared = (members.len() - 1) * (n_shared - group.first_block);
+            let seen = members
+                .iter()
+                .map(|sequence| self.sequences[*sequence].first_block);
+            let first = seen.min().expect("a group has members").max(group.first_block);
+            let n_spared = (members.len() - 1) * n_shared.saturating_sub(first);
             if n_spared >= FEWEST_SPARED_LOADS {
                 self.segments.push(Segment {
                     members: group.members.clone(),
-                    blocks: group.first_block..n_shared,
+                    blocks: first..n_shared,
                     level: group.level,
                 });
                 group.first_block = n_shared;
@@ -303,10 +331,14 @@ impl AttentionPlan {
         for sequence in &self.order {
             self.first_rows.push(self.rows.len());
             let sequence = self.sequences[*sequence];
-            self.rows.extend((0..sequence.n_rows).map(|i| PlannedRow {
-                row: sequence.first_row + i,
-                limit: sequence.first_position + i + 1,
-            }));
+            for i in 0..sequence.n_rows {
+                let limit = sequence.first_position + i + 1;
+                self.rows.push(PlannedRow {
+                    row: sequence.first_row + i,
+                    first: self.first_seen(limit),
+                    limit,
+                });
+            }
         }
         self.first_rows.push(self.rows.len());
     }
@@ -401,6 +433,7 @@ impl AttentionPlan {
                 rows: first_row..rows.end.min(first_row + tile_rows),
                 pages: sequence.first_page..sequence.first_page + sequence.n_pages,
                 heads: 0..heads_per_tile,
+                starts: segment.level == 0,
                 ends: segment.is_own(),
                 stored: None,
             };
@@ -578,9 +611,18 @@ mod tests {
     }
 
     fn plan(batch: &Batch, page_size: usize, heads: HeadLayout, n_threads: usize) -> AttentionPlan {
+        plan_within(None, (batch, page_size), heads, n_threads)
+    }
+
+    fn plan_within(
+        window: Option<usize>,
+        (batch, page_size): (&Batch, usize),
+        heads: HeadLayout,
+        n_threads: usize,
+    ) -> AttentionPlan {
         let shape = shape(page_size, heads);
         batch.rows().check(&shape);
-        let mut plan = AttentionPlan::new(&shape);
+        let mut plan = AttentionPlan::new(&shape, window);
         plan.build(&batch.rows(), n_threads);
         check(&plan, batch, page_size);
         plan
@@ -622,6 +664,18 @@ mod tests {
                     );
                     let n_blocks = planned.limit.div_ceil(ATTENTION_BLOCK);
                     let at = planned.row * n_kv_heads + head;
+                    assert_eq!(
+                        planned.first,
+                        plan.window.map_or(0, |w| planned.limit.saturating_sub(w))
+                    );
+                    let first_seen = planned.first / ATTENTION_BLOCK;
+                    if item.work == Work::Fold && tile.starts {
+                        assert!(folded[at] == 0 && item.blocks.start <= first_seen);
+                    }
+                    if item.work == Work::Fold && item.blocks.start <= first_seen {
+                        // What it passed over is before the row's window.
+                        folded[at] = folded[at].max(item.blocks.start);
+                    }
                     if item.work != Work::Store {
                         assert!(!touched[at], "one item of a phase has a row's state");
                         touched[at] = true;
@@ -692,7 +746,8 @@ mod tests {
             }
             let n_threads = 1 + random.below(8);
             println!("seed {seed} case {case}");
-            plan(&batch, page_size, heads, n_threads);
+            let window = [None, None, Some(1), Some(100), Some(1_000)][random.below(5)];
+            plan_within(window, (&batch, page_size), heads, n_threads);
         }
     }
 
@@ -711,6 +766,23 @@ mod tests {
             apart.push(16, &[], 80 * 16 + 10, 1);
         }
         assert_eq!(n_loads(&plan(&apart, 16, heads(9, 3), 1)), 3 * 21 * 32);
+    }
+
+    #[test]
+    fn blocks_that_no_row_sees_are_not_loaded() {
+        let mut batch = Batch::default();
+        batch.push(16, &[], 5_000, 1);
+        // The last 200 tokens are in 4 blocks of the 79.
+        let windowed = plan_within(Some(200), (&batch, 16), heads(9, 3), 1);
+        assert_eq!(n_loads(&windowed), 3 * 4);
+        let system: Vec<u32> = (0..80).collect();
+        let mut shared = Batch::default();
+        for _ in 0..32 {
+            shared.push(16, &system, 80 * 16 + 10, 1);
+        }
+        // Of the 20 common blocks the last 10, then one each.
+        let windowed = plan_within(Some(640), (&shared, 16), heads(9, 3), 1);
+        assert_eq!(n_loads(&windowed), 3 * (10 + 32));
     }
 
     #[test]

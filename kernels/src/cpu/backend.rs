@@ -5,8 +5,8 @@ use super::attention_kernel::AttentionKernel;
 use super::rows;
 use super::{CpuBackend, CpuBatch, CpuKv, CpuLinear, CpuTensor};
 use crate::{
-    Answers, Backend, BackendError, BatchShape, KvShape, LogprobRow, MatrixSource, RopeStore, RopeTable,
-    SampleRow, StepRows,
+    Answers, AttentionLayer, Backend, BackendError, BatchShape, KvShape, LogprobRow, MatrixSource, RopeStore,
+    RopeTable, SampleRow, StepRows,
 };
 
 impl Backend for CpuBackend {
@@ -52,9 +52,9 @@ impl Backend for CpuBackend {
         Ok(table)
     }
 
-    fn batch(&mut self, shape: BatchShape) -> Result<CpuBatch, BackendError> {
+    fn batch(&mut self, shape: BatchShape, windows: &[Option<usize>]) -> Result<CpuBatch, BackendError> {
         self.attention.reserve(&shape)?;
-        Ok(CpuBatch::new(shape))
+        Ok(CpuBatch::new(shape, windows))
     }
 
     fn pending(&mut self, max_logit_rows: usize) -> Result<Answers, BackendError> {
@@ -108,14 +108,15 @@ impl Backend for CpuBackend {
         &mut self,
         qkv: &CpuTensor,
         kv: &CpuKv,
-        layer: usize,
+        AttentionLayer { layer, spec }: AttentionLayer<'_>,
         batch: &CpuBatch,
         out: &mut CpuTensor,
     ) {
-        let plan = &batch.attention;
+        let plan = batch.attention(spec.window);
         let heads = plan.heads();
         let mut call = AttentionCall {
-            kernel: AttentionKernel::of(self.isa, heads.head_dim),
+            kernel: AttentionKernel::of(self.isa, heads.head_dim, spec.window.is_some()),
+            query_scale: (std::f64::consts::LOG2_E * spec.scale) as f32,
             plan,
             kv,
             layer,

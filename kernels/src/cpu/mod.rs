@@ -99,6 +99,6 @@ impl CpuBackend {
 
     /// Name of the kernel that serves attention of this head dimension, for logs.
     pub fn attention_kernel(&self, head_dim: usize) -> &'static str {
-        AttentionKernel::of(self.isa, head_dim).name
+        AttentionKernel::of(self.isa, head_dim, false).name
     }
 }

@@ -128,7 +128,17 @@ impl Rows {
     }
 
     /// In a batch they just fill.
-    pub(crate) fn upload<B: Backend>(&self, backend: &mut B, (heads, kv): (HeadLayout, KvShape)) -> B::Batch {
+    pub(crate) fn upload<B: Backend>(&self, backend: &mut B, of: (HeadLayout, KvShape)) -> B::Batch {
+        self.upload_for(backend, of, None)
+    }
+
+    /// The same for layers with this window.
+    pub(crate) fn upload_for<B: Backend>(
+        &self,
+        backend: &mut B,
+        (heads, kv): (HeadLayout, KvShape),
+        window: Option<usize>,
+    ) -> B::Batch {
         let rows = StepRows {
             ids: &self.ids,
             positions: &self.positions,
@@ -145,7 +155,7 @@ impl Rows {
             max_sequences: self.sequences.len(),
             max_pages: self.page_tables.len(),
         };
-        let mut batch = backend.batch(shape).expect("a small batch");
+        let mut batch = backend.batch(shape, &[window]).expect("a small batch");
         // A batch that was filled before must not be seen in the next one.
         for _ in 0..2 {
             backend.upload_batch(&rows, &mut batch);

@@ -5,13 +5,13 @@
 
 use super::attention_lanes;
 use super::lanes::Avx2Lanes;
-use crate::cpu::attention_kernel::{Block, QueryRows, RowState, Scratch};
+use crate::cpu::attention_kernel::{Block, QueryHead, QueryRows, RowState, Scratch};
 
 /// Scales queries.
 #[target_feature(enable = "avx2,fma")]
-pub(crate) unsafe fn pack(queries: *const f32, offsets: &[usize], head_dim: usize, packed: *mut u32) {
+pub(crate) unsafe fn pack(queries: *const f32, offsets: &[usize], head: QueryHead, packed: *mut u32) {
     // SAFETY: this function's own obligations.
-    unsafe { attention_lanes::pack::<Avx2Lanes>(queries, offsets, head_dim, packed) };
+    unsafe { attention_lanes::pack::<Avx2Lanes>(queries, offsets, head, packed) };
 }
 
 /// Merges a block into the rows' states.

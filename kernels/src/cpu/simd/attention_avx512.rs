@@ -19,7 +19,7 @@ use std::arch::x86_64::*;
 
 use crate::ATTENTION_BLOCK;
 use crate::cpu::attention_kernel::{
-    BLOCK_SUBPAGES, Block, POWER_OF_TWO, QueryRows, ROUNDER, RowState, Scratch, Visible, query_scale,
+    BLOCK_SUBPAGES, Block, POWER_OF_TWO, QueryHead, QueryRows, ROUNDER, RowState, Scratch, Visible,
     state_floats,
 };
 use crate::cpu::kv::{SUBPAGE_TOKENS, values_offset};
@@ -64,10 +64,11 @@ pub(crate) unsafe fn store<const D: usize>(
 pub(crate) unsafe fn pack<const D: usize>(
     queries: *const f32,
     offsets: &[usize],
-    _head_dim: usize,
+    head: QueryHead,
     packed: *mut u32,
 ) {
-    let scale = _mm512_set1_ps(query_scale(D));
+    debug_assert_eq!(head.dim, D);
+    let scale = _mm512_set1_ps(head.scale);
     let mut pairs = [0u32; 64];
     const { assert!(D <= 128, "pairs of a head") };
     let mut first = 0;
@@ -478,7 +479,11 @@ unsafe fn attend_group<const D: usize, const R: usize, const PARTIAL: bool, cons
     block: &Block,
     scratch: &mut Scratch,
 ) {
-    let visible = Visible::<R>::new(&rows.limits[first_row..], block.first_token);
+    let visible = Visible::<R>::new(
+        &rows.firsts[first_row..],
+        &rows.limits[first_row..],
+        block.first_token,
+    );
     if visible.most == 0 {
         return;
     }

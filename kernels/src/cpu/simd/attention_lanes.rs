@@ -15,11 +15,12 @@
 //! All functions here share the obligations of `AttentionKernel`: the machine has the lanes' instruction set,
 //! and pointers are valid for the sizes their names state.
 
+use std::ops::Range;
+
 use super::lanes::{LANES, Lanes};
 use crate::ATTENTION_BLOCK;
 use crate::cpu::attention_kernel::{
-    Block, POWER_OF_TWO, QueryRows, ROUNDER, RowState, Scratch, Visible, padded_dim, query_scale,
-    state_floats,
+    Block, POWER_OF_TWO, QueryHead, QueryRows, ROUNDER, RowState, Scratch, Visible, padded_dim, state_floats,
 };
 use crate::cpu::kv::{SUBPAGE_TOKENS, values_offset};
 
@@ -31,10 +32,10 @@ const PART: usize = 2 * LANES;
 pub(crate) unsafe fn pack<V: Lanes>(
     queries: *const f32,
     offsets: &[usize],
-    head_dim: usize,
+    head: QueryHead,
     packed: *mut u32,
 ) {
-    let scale = query_scale(head_dim);
+    let QueryHead { dim: head_dim, scale } = head;
     for (row, offset) in offsets.iter().enumerate() {
         for dimension in 0..head_dim {
             // SAFETY: each query is head_dim floats, and as many words of each row may be written.
@@ -227,14 +228,18 @@ unsafe fn score<V: Lanes, const R: usize>(group: &Group<'_>, subpage: usize, scr
     }
 }
 
-/// Scores of a row become weights, zero beyond `visible`; merges their sum and gives the factors.
+/// Scores of a row become weights, zero for tokens it does not see; merges their sum and gives the factors.
 #[inline(always)]
 unsafe fn soften<V: Lanes, const PARTIAL: bool>(
     scores: &mut [f32; ATTENTION_BLOCK],
-    visible: usize,
+    Range {
+        start: unseen,
+        end: visible,
+    }: Range<usize>,
     lanes_of_sum: *mut f32,
     state_largest: *mut f32,
 ) -> Factors {
+    scores[..unseen].fill(f32::NEG_INFINITY);
     scores[visible..].fill(f32::NEG_INFINITY);
     // SAFETY: scores are 64 floats, the sum's lanes 8, and `state_largest` one.
     unsafe {
@@ -260,6 +265,7 @@ unsafe fn soften<V: Lanes, const PARTIAL: bool>(
         for first in (0..visible).step_by(LANES) {
             let place = scores[first..].as_mut_ptr();
             power_of_two(V::load(place).sub(V::splat(block))).store(place);
+            scores[first..unseen.clamp(first, first + LANES)].fill(0.0);
             scores[visible.clamp(first, first + LANES)..first + LANES].fill(0.0);
             sum = sum.add(V::load(scores[first..].as_ptr()));
         }
@@ -283,7 +289,16 @@ unsafe fn add_values<V: Lanes, const R: usize, const PARTIAL: bool>(
     // which the pool's padding allows. States are padded to PART.
     unsafe {
         let mut sums = [[V::splat(0.0); 2]; R];
-        for pair in 0..visible.least / 2 {
+        // Tokens that all rows see; before and after them each row has its own.
+        let (start, end) = (visible.latest_first / 2, visible.least / 2);
+        let start = start.min(end);
+        for (row, sums) in sums.iter_mut().enumerate() {
+            for token in visible.firsts[row]..(2 * start).min(visible.tokens[row]) {
+                let values = load_token::<V>(group, token, first);
+                add_token(sums, values, scratch.scores[row][token]);
+            }
+        }
+        for pair in start..end {
             let offset = values_offset(head_dim) + 4 * (pair % 8 * head_dim + first);
             if fetch {
                 V::prefetch(group.block.next[pair / 8].wrapping_add(offset));
@@ -299,16 +314,23 @@ unsafe fn add_values<V: Lanes, const R: usize, const PARTIAL: bool>(
             if tokens == 0 {
                 continue;
             }
-            for token in visible.least / 2 * 2..tokens {
-                let offset = values_offset(head_dim) + 4 * (token % SUBPAGE_TOKENS / 2 * head_dim + first);
-                let values = load_pair::<V>(group.block.subpages[token / SUBPAGE_TOKENS].add(offset));
-                add_token(sums, values[token % 2], scratch.scores[row][token]);
+            for token in (2 * end).max(visible.firsts[row])..tokens {
+                let values = load_token::<V>(group, token, first);
+                add_token(sums, values, scratch.scores[row][token]);
             }
             let state = (group.rows.state).add((group.first_row + row) * state_floats(head_dim) + first);
             merge_lanes::<V, PARTIAL>(state, sums[0], &factors[row]);
             merge_lanes::<V, PARTIAL>(state.add(LANES), sums[1], &factors[row]);
         }
     }
+}
+
+/// [`PART`] dimensions of a token from `first`.
+#[inline(always)]
+unsafe fn load_token<V: Lanes>(group: &Group<'_>, token: usize, first: usize) -> [V; 2] {
+    let offset = values_offset(group.head_dim) + 4 * (token % SUBPAGE_TOKENS / 2 * group.head_dim + first);
+    // SAFETY: a value's part is in its subpage, or in what a vector may reach beyond.
+    unsafe { load_pair::<V>(group.block.subpages[token / SUBPAGE_TOKENS].add(offset))[token % 2] }
 }
 
 /// [`PART`] dimensions of an even token and of the odd one after it.
@@ -338,7 +360,9 @@ unsafe fn attend_group<V: Lanes, const R: usize, const PARTIAL: bool>(
     group: &Group<'_>,
     scratch: &mut Scratch,
 ) {
-    let visible = Visible::<R>::new(&group.rows.limits[group.first_row..], group.block.first_token);
+    let QueryRows { firsts, limits, .. } = group.rows;
+    let (firsts, limits) = (&firsts[group.first_row..], &limits[group.first_row..]);
+    let visible = Visible::<R>::new(firsts, limits, group.block.first_token);
     if visible.most == 0 {
         return;
     }
@@ -361,7 +385,8 @@ unsafe fn attend_group<V: Lanes, const R: usize, const PARTIAL: bool>(
                 let lanes_of_sum = state.add(padded_dim(group.head_dim));
                 let largest = group.rows.largest.add(group.first_row + row);
                 let scores = &mut scratch.scores[row];
-                *factors = soften::<V, PARTIAL>(scores, visible.tokens[row], lanes_of_sum, largest);
+                let seen = visible.firsts[row]..visible.tokens[row];
+                *factors = soften::<V, PARTIAL>(scores, seen, lanes_of_sum, largest);
             }
         }
         for first in (0..group.head_dim).step_by(PART) {
