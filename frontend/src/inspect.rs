@@ -48,6 +48,12 @@ pub fn write_description(name: &str, path: &Path, out: &mut impl Write) -> Resul
         None => config.context.to_string(),
         Some(window) => format!("{window} (its sliding window)"),
     };
+    let windows = config.windows();
+    let n_windowed = windows.iter().flatten().count();
+    let window = match windows.iter().flatten().min() {
+        None => "no".to_owned(),
+        Some(window) => format!("{window} ({n_windowed} of {} layers)", windows.len()),
+    };
     let templates = file.chat_templates()?;
     let templates: Vec<_> = templates.iter().map(|template| template.name.as_str()).collect();
     let template = match templates.as_slice() {
@@ -61,7 +67,7 @@ pub fn write_description(name: &str, path: &Path, out: &mut impl Write) -> Resul
         ("family", file.architecture()),
         ("parameters", thousands(file.n_params())),
         ("quantization", file.quantization()),
-        ("layers", config.n_layers.to_string()),
+        ("layers", config.layers.len().to_string()),
         ("width", config.width.to_string()),
         (
             "heads",
@@ -72,6 +78,7 @@ pub fn write_description(name: &str, path: &Path, out: &mut impl Write) -> Resul
         ),
         ("vocabulary", config.n_vocab.to_string()),
         ("context", context),
+        ("sliding window", window),
         ("chat template", template),
         ("memory, weights", size(file.weight_bytes())),
         ("memory, 1000 tokens", size(kv_bytes)),
@@ -159,7 +166,8 @@ mod tests {
             "name                  a-name",
             "family                MistralForCausalLM",
             "quantization          F16",
-            "context               160 (its sliding window)",
+            "context               256",
+            "sliding window        40 (2 of 2 layers)",
             "chat template         yes",
             // 2 layers, 2 heads of 16, keys and values, 2 bytes each.
             "memory, 1000 tokens   256.0 kB",

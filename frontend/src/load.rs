@@ -188,7 +188,8 @@ fn log_loaded(
     if let Some(window) = file.config().window {
         tracing::warn!(
             window,
-            "the model has a sliding window; its context is limited to that"
+            "the model has a sliding window, and its file does not say in which layers; its context is limited to \
+             that"
         );
     }
     tracing::info!(
@@ -238,7 +239,7 @@ fn engine_config(config: &Config, n_pages: usize, context: usize) -> EngineConfi
 pub fn page_bytes(file: &ModelFile, page_size: usize) -> usize {
     let model = file.config();
     let shape = KvShape {
-        n_layers: model.n_layers,
+        n_layers: model.layers.len(),
         n_kv_heads: model.heads.n_kv_heads,
         head_dim: model.heads.head_dim,
         page_size,

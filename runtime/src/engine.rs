@@ -156,7 +156,7 @@ impl<B: Backend> Engine<B> {
         config.validate(decoder.limits())?;
         let model = decoder.config();
         let kv = KvShape {
-            n_layers: model.n_layers,
+            n_layers: model.layers.len(),
             n_kv_heads: model.heads.n_kv_heads,
             head_dim: model.heads.head_dim,
             page_size: config.page_size,

@@ -50,14 +50,15 @@ impl<B: Backend> Runner<B> {
         bounds: StepBounds,
     ) -> Result<Self, BackendError> {
         let limits = decoder.limits();
-        let batch = backend.batch(BatchShape {
+        let shape = BatchShape {
             heads: decoder.config().heads,
             kv,
             max_rows: limits.max_rows,
             max_logit_rows: limits.max_logit_rows,
             max_sequences: bounds.max_sequences,
             max_pages: bounds.max_pages,
-        })?;
+        };
+        let batch = backend.batch(shape, &decoder.config().windows())?;
         Ok(Runner {
             batch,
             pending: backend.pending(limits.max_logit_rows)?,

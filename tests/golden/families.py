@@ -1,6 +1,6 @@
 """Tiny random models of every family as the hub keeps them, with what transformers computes for them.
 
-    python families.py          (needs torch, transformers, gguf)
+    python families.py [NAME ...]          (needs torch, transformers, gguf)
 
 Writes a folder `families/NAME` (config, safetensors, tokenizer) and `families/NAME.json` with `ids`, `logits`
 of some positions rounded to 1e-4, `texts` and their `tokens`; of three families the same weights again as
@@ -15,6 +15,7 @@ them, so that little is left between the two but the order of sums.
 import json
 import pathlib
 import shutil
+import sys
 
 import gguf
 import numpy
@@ -111,15 +112,18 @@ MODELS = {
                        original_max_position_embeddings=64)), torch.bfloat16,
                byte_level(split(LLAMA_3), bos="<s>", ignore_merges=True)),
     "mistral": (MistralForCausalLM, MistralConfig(**shape(32, 72, 4, 2, head_dim=16, tie_word_embeddings=False,
-                sliding_window=160), **plain(1000.0)), torch.float16, sentencepiece(True)),
+                sliding_window=40), **plain(1000.0)), torch.float16, sentencepiece(True)),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config(**shape(48, 40, 6, 2, tie_word_embeddings=True),
               **plain(10000.0)), torch.bfloat16, byte_level(split(QWEN_2), normalizers.NFC())),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config(**shape(32, 48, 4, 2, head_dim=24, tie_word_embeddings=False),
               **plain(10000.0)), torch.bfloat16, byte_level(split(QWEN_2), normalizers.NFC())),
     "smollm2": (LlamaForCausalLM, LlamaConfig(**shape(45, 56, 9, 3, head_dim=8, tie_word_embeddings=True),
                 **plain(10000.0)), torch.bfloat16, byte_level(SMOLLM)),
+    "qwen2-window": (Qwen2ForCausalLM, Qwen2Config(**shape(48, 40, 6, 2, tie_word_embeddings=True,
+                     use_sliding_window=True, sliding_window=70, max_window_layers=1),
+                     **plain(10000.0)), torch.bfloat16, byte_level(split(QWEN_2), normalizers.NFC())),
 }
-OLD_STYLE = ["llama3", "qwen2", "smollm2"]
+OLD_STYLE = ["llama3", "qwen2", "smollm2", "qwen2-window"]
 GGUF = {"llama2": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 NAMES = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
@@ -252,4 +256,5 @@ def write(name, number):
 
 
 for number, name in enumerate(MODELS):
-    write(name, number)
+    if name in (sys.argv[1:] or MODELS):
+        write(name, number)

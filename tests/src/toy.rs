@@ -21,11 +21,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arbora_kernels::{
-    Adjustment, Allowed, Answers, Backend, BackendError, BatchShape, HeadLayout, KvShape, LogprobRow,
-    MatrixSource, RopeStore, RopeStyle, RopeTable, RowLogprobs, SampleRow, SequenceRows, StepRows,
-    TokenLogprob,
+    Adjustment, Allowed, Answers, AttentionLayer, AttentionSpec, Backend, BackendError, BatchShape,
+    HeadLayout, KvShape, LogprobRow, MatrixSource, RopeStore, RopeStyle, RopeTable, RowLogprobs, SampleRow,
+    SequenceRows, StepRows, TokenLogprob,
 };
-use arbora_runtime::model::config::{DecoderConfig, RopeConfig, RopeScaling};
+use arbora_runtime::model::config::{DecoderConfig, LayerConfig, RopeConfig, RopeScaling};
 use arbora_runtime::model::decoder::{Decoder, DecoderWeights, ForwardLimits, LayerWeights};
 
 use crate::random::{Random, mix};
@@ -265,7 +265,12 @@ impl ToyBackend {
     /// The toy model.
     pub fn decoder(&mut self, context: usize, limits: ForwardLimits) -> Decoder<Self> {
         let config = DecoderConfig {
-            n_layers: N_LAYERS,
+            layers: vec![
+                LayerConfig {
+                    attention: AttentionSpec::full(2),
+                };
+                N_LAYERS
+            ],
             width: 1,
             heads: HeadLayout {
                 n_heads: 1,
@@ -460,7 +465,7 @@ impl Backend for ToyBackend {
         Ok(())
     }
 
-    fn batch(&mut self, shape: BatchShape) -> Result<ToyBatch, BackendError> {
+    fn batch(&mut self, shape: BatchShape, _windows: &[Option<usize>]) -> Result<ToyBatch, BackendError> {
         self.device.batches.push(Rows::default());
         Ok(ToyBatch {
             idx: self.device.batches.len() - 1,
@@ -553,7 +558,7 @@ impl Backend for ToyBackend {
         &mut self,
         qkv: &ToyTensor,
         kv: &ToyKv,
-        layer: usize,
+        AttentionLayer { layer, .. }: AttentionLayer<'_>,
         batch: &ToyBatch,
         out: &mut ToyTensor,
     ) {

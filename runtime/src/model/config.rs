@@ -1,13 +1,13 @@
 //! What a decoder is, as plain data. One description for every family; which fields a family sets is a row of
 //! the family table.
 
-use arbora_kernels::{HeadLayout, RopeStyle};
+use arbora_kernels::{AttentionSpec, HeadLayout, RopeStyle};
 
 /// A decoder-only transformer with pre-norm blocks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderConfig {
-    /// Number of blocks.
-    pub n_layers: usize,
+    /// The blocks in order.
+    pub layers: Vec<LayerConfig>,
     /// Width of the residual stream.
     pub width: usize,
     /// Query heads, key/value heads and their size.
@@ -18,8 +18,8 @@ pub struct DecoderConfig {
     pub n_vocab: usize,
     /// Longest sequence the forward pass is right for: what the model was made for, or its window.
     pub context: usize,
-    /// A sliding window shorter than what the model was made for. The decoder has no windows; sequences no
-    /// longer than one do not need any.
+    /// A sliding window, shorter than what the model was made for, of which the file does not say in which
+    /// layers it is. Sequences no longer than that do not need it.
     pub window: Option<usize>,
     /// Epsilon of every RMSNorm.
     pub norm_eps: f32,
@@ -33,7 +33,19 @@ pub struct DecoderConfig {
     pub tied_head: bool,
 }
 
+/// What distinguishes one block from another.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerConfig {
+    /// How queries look at keys.
+    pub attention: AttentionSpec,
+}
+
 impl DecoderConfig {
+    /// The sliding window of each layer.
+    pub fn windows(&self) -> Vec<Option<usize>> {
+        self.layers.iter().map(|layer| layer.attention.window).collect()
+    }
+
     /// Weights of the whole model.
     pub fn n_params(&self) -> u64 {
         let HeadLayout {
@@ -45,7 +57,7 @@ impl DecoderConfig {
         let bias = if self.qkv_bias { qkv } else { 0 };
         let layer = width * (qkv + attended) + 3 * width * self.ffn_width as u64 + norms + bias;
         let tables = if self.tied_head { 1 } else { 2 };
-        tables * self.n_vocab as u64 * width + width + self.n_layers as u64 * layer
+        tables * self.n_vocab as u64 * width + width + self.layers.len() as u64 * layer
     }
 }
 

@@ -14,7 +14,7 @@
 //!
 //! The residual stream `x` is added to in exactly one place per half-block, fused with the norm that follows.
 
-use arbora_kernels::{Backend, BackendError, RopeStore};
+use arbora_kernels::{AttentionLayer, Backend, BackendError, RopeStore};
 
 use super::config::DecoderConfig;
 
@@ -91,7 +91,7 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<Self, BackendError> {
         assert_eq!(
             weights.layers.len(),
-            config.n_layers,
+            config.layers.len(),
             "one set of weights per layer"
         );
         assert_eq!(
@@ -174,7 +174,11 @@ impl<B: Backend> Forward<'_, B> {
                 qk_norm: w.qk_norm.as_ref().map(|(q, k)| (q, k, eps)),
             };
             backend.rope_store(&mut s.qkv, &weights.rope, &store, batch, kv);
-            backend.attention(&s.qkv, kv, layer, batch, &mut s.attended);
+            let attention = AttentionLayer {
+                layer,
+                spec: &self.config.layers[layer].attention,
+            };
+            backend.attention(&s.qkv, kv, attention, batch, &mut s.attended);
             backend.matmul(&w.attention_out, &s.attended, &mut s.delta);
             backend.all_reduce(&mut s.delta);
             backend.add_rms_norm(&mut s.x, &s.delta, &w.ffn_norm, eps, &mut s.h);

@@ -6,10 +6,10 @@
 //! was ignored is worse than one that does not start. Keys that neither the families nor the lists of refused
 //! keys know are passed over, as the reference implementations of these classes pass over them.
 
-use arbora_kernels::{HeadLayout, RopeStyle};
+use arbora_kernels::{AttentionSpec, HeadLayout, RopeStyle};
 use serde_json::{Map, Value as Json};
 
-use super::config::{DecoderConfig, RopeConfig, RopeScaling};
+use super::config::{DecoderConfig, LayerConfig, RopeConfig, RopeScaling};
 use super::directory::flatten;
 use super::file::LoadError;
 use super::gguf::Gguf;
@@ -30,9 +30,23 @@ struct Family {
     qkv_bias: bool,
     /// RMSNorm on each query and key head.
     qk_norm: bool,
-    /// A window in `config.json` counts only if `use_sliding_window` says so.
-    window_needs_flag: bool,
+    /// Which layers have the window of a `config.json`.
+    windows: Windows,
 }
+
+/// Layers that have a family's sliding window, where `layer_types` does not say which.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Windows {
+    /// Not known: the context is limited to the window, within which it changes nothing.
+    Unknown,
+    /// All.
+    All,
+    /// Those from `max_window_layers` on, and only if `use_sliding_window` says so.
+    Upper,
+}
+
+/// `max_window_layers` where the file has none, as in the reference implementation.
+const MAX_WINDOW_LAYERS: usize = 28;
 
 const LLAMA: Family = Family {
     architecture: Some("llama"),
@@ -41,7 +55,7 @@ const LLAMA: Family = Family {
     gguf_rope_style: RopeStyle::Interleaved,
     qkv_bias: false,
     qk_norm: false,
-    window_needs_flag: false,
+    windows: Windows::Unknown,
 };
 
 const FAMILIES: &[Family] = &[
@@ -50,6 +64,7 @@ const FAMILIES: &[Family] = &[
         architecture: None,
         class: "MistralForCausalLM",
         model_type: "mistral",
+        windows: Windows::All,
         ..LLAMA
     },
     Family {
@@ -59,7 +74,7 @@ const FAMILIES: &[Family] = &[
         gguf_rope_style: RopeStyle::Halves,
         qkv_bias: true,
         qk_norm: false,
-        window_needs_flag: true,
+        windows: Windows::Upper,
     },
     Family {
         architecture: Some("qwen3"),
@@ -68,7 +83,7 @@ const FAMILIES: &[Family] = &[
         gguf_rope_style: RopeStyle::Halves,
         qkv_bias: false,
         qk_norm: true,
-        window_needs_flag: true,
+        windows: Windows::Upper,
     },
 ];
 
@@ -197,6 +212,9 @@ struct Particulars {
     width: usize,
     heads: HeadLayout,
     n_vocab: usize,
+    n_layers: usize,
+    /// Of each layer; absent where it is not known which layers have `window`.
+    windows: Option<Vec<Option<usize>>>,
     window: Option<usize>,
     rope: RopeConfig,
     tied_head: bool,
@@ -223,6 +241,8 @@ impl DecoderConfig {
             width,
             heads,
             n_vocab: gguf_n_vocab(gguf, architecture)?,
+            n_layers: keys.required_count(LAYERS, MAX_LAYERS)?,
+            windows: None,
             window: window(&keys)?,
             rope: gguf_rope(&keys, family, heads.head_dim)?,
             tied_head: gguf.tensor("output.weight").is_none(),
@@ -240,14 +260,17 @@ impl DecoderConfig {
         };
         let family = family_of_json(metadata)?;
         refuse_in_json(json)?;
-        let in_use = !family.window_needs_flag || metadata.flag("use_sliding_window")? == Some(true);
-        refuse_layer_types(metadata)?;
+        let in_use = family.windows != Windows::Upper || metadata.flag("use_sliding_window")? == Some(true);
+        let window = if in_use { window(&keys)? } else { None };
+        let n_layers = keys.required_count(LAYERS, MAX_LAYERS)?;
         let (width, heads) = widths(&keys)?;
         let particulars = Particulars {
             width,
             heads,
             n_vocab: required("vocab_size", count(metadata, "vocab_size", MAX_VOCAB))?,
-            window: if in_use { window(&keys)? } else { None },
+            n_layers,
+            windows: windows(metadata, family.windows, (n_layers, window))?,
+            window,
             rope: json_rope(&keys, heads.head_dim)?,
             tied_head: metadata.flag("tie_word_embeddings")?.unwrap_or(!has_head),
         };
@@ -257,9 +280,21 @@ impl DecoderConfig {
 
 fn describe(family: &Family, keys: &Keys<'_>, particulars: Particulars) -> Result<DecoderConfig, LoadError> {
     let trained_context = keys.required_count(CONTEXT, MAX_CONTEXT)?;
-    let window = particulars.window.filter(|&window| window < trained_context);
+    let is_shorter = |window: &usize| *window < trained_context;
+    let full = AttentionSpec::full(particulars.heads.head_dim);
+    let layer = |window: Option<usize>| LayerConfig {
+        attention: AttentionSpec {
+            window: window.filter(is_shorter),
+            ..full
+        },
+    };
+    let window = match particulars.windows {
+        Some(_) => None,
+        None => particulars.window.filter(is_shorter),
+    };
+    let windows = particulars.windows.unwrap_or(vec![None; particulars.n_layers]);
     Ok(DecoderConfig {
-        n_layers: keys.required_count(LAYERS, MAX_LAYERS)?,
+        layers: windows.into_iter().map(layer).collect(),
         width: particulars.width,
         heads: particulars.heads,
         ffn_width: keys.required_count(FFN_WIDTH, MAX_FFN_WIDTH)?,
@@ -354,21 +389,39 @@ fn short(value: &Json) -> Option<String> {
     }
 }
 
-/// A list of layers that says more than "full attention everywhere" or "the sliding window".
-fn refuse_layer_types(metadata: &Metadata) -> Result<(), LoadError> {
-    let types = metadata.strings("layer_types")?;
-    let known = ["full_attention", "sliding_attention"];
-    match types.and_then(|types| types.iter().find(|name| !known.contains(name))) {
-        None => Ok(()),
-        Some(other) => Err(LoadError::UnsupportedFeature {
-            key: "layer_types".to_owned(),
+/// The window of each layer of a `config.json`; absent where it is not known which layers have it.
+fn windows(
+    metadata: &Metadata,
+    family: Windows,
+    (n_layers, window): (usize, Option<usize>),
+) -> Result<Option<Vec<Option<usize>>>, LoadError> {
+    let key = "layer_types";
+    let Some(types) = metadata.strings(key)? else {
+        let first = match family {
+            Windows::Unknown => return Ok(None),
+            Windows::All => 0,
+            Windows::Upper => metadata
+                .unsigned("max_window_layers")?
+                .map_or(MAX_WINDOW_LAYERS, |n| n as usize),
+        };
+        let of = |layer| window.filter(|_| layer >= first);
+        return Ok(Some((0..n_layers).map(of).collect()));
+    };
+    if types.len() != n_layers {
+        return Err(out_of_range(key, &types.len(), format!("a list of {n_layers} layers")).into());
+    }
+    let of = |name: &str| match name {
+        "full_attention" => Ok(None),
+        "sliding_attention" => Ok(window),
+        other => Err(LoadError::UnsupportedFeature {
+            key: key.to_owned(),
             value: Some(other.to_owned()),
         }),
-    }
+    };
+    types.iter().map(of).collect::<Result<Vec<_>, _>>().map(Some)
 }
 
-/// The decoder attends to everything before a token. Within a window's length that is what a sliding window
-/// does, so a model that has one gets that context and no more.
+/// The length of a sliding window.
 fn window(keys: &Keys<'_>) -> Result<Option<usize>, KeyError> {
     // A window of 0 says that there is none.
     match keys.metadata.unsigned(&keys.full(WINDOW))? {
@@ -617,7 +670,7 @@ mod tests {
             n_kv_heads: 2,
             head_dim: 8,
         };
-        assert_eq!((config.n_layers, config.width, config.ffn_width), (2, 32, 64));
+        assert_eq!((config.layers.len(), config.width, config.ffn_width), (2, 32, 64));
         assert_eq!((config.heads, config.n_vocab, config.context), (heads, 100, 128));
         assert_eq!((config.rope.dim, config.rope.base), (8, 10_000.0));
         assert_eq!(config.rope.style, RopeStyle::Interleaved);
@@ -766,10 +819,34 @@ mod tests {
             let config = with("llama.attention.sliding_window", Value::Unsigned(same)).expect("good");
             assert_eq!((config.context, config.window), (128, None));
         }
-        let qwen = r#"{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "sliding_window": 64,
-            "use_sliding_window": true}"#;
-        assert_eq!(json_with(qwen).expect("good").context, 64);
         assert_eq!(json_with(r#"{"sliding_window": 64}"#).expect("good").context, 64);
+    }
+
+    #[test]
+    fn layers_have_the_window_of_their_family_or_of_the_list_of_layers() {
+        let windows = |class: &str, changes: &str| {
+            let of = format!(r#"{{"architectures": ["{class}ForCausalLM"], "model_type": null{changes}}}"#);
+            let config = json_with(&of).expect("good");
+            assert_eq!((config.context, config.window), (128, None), "{of}");
+            config.windows()
+        };
+        let window = r#", "sliding_window": 64"#;
+        assert_eq!(windows("Mistral", window), [Some(64); 2]);
+        assert_eq!(windows("Mistral", r#", "sliding_window": null"#), [None; 2]);
+        assert_eq!(windows("Mistral", r#", "sliding_window": 128"#), [None; 2]);
+        assert_eq!(windows("Qwen2", window), [None; 2], "it needs a flag");
+        let flag = r#", "sliding_window": 64, "use_sliding_window": true"#;
+        assert_eq!(
+            windows("Qwen2", flag),
+            [None; 2],
+            "28 layers have none by default"
+        );
+        let upper = |n: usize| windows("Qwen3", &format!(r#"{flag}, "max_window_layers": {n}"#));
+        assert_eq!([upper(0), upper(1)], [[Some(64); 2], [None, Some(64)]]);
+        let types = format!(r#"{flag}, "layer_types": ["sliding_attention", "full_attention"]"#);
+        assert_eq!(windows("Qwen2", &types), [Some(64), None]);
+        let error = json_with(r#"{"layer_types": ["full_attention"]}"#).expect_err("two layers");
+        assert!(error.to_string().contains("a list of 2 layers"), "{error}");
     }
 
     #[test]

@@ -159,7 +159,7 @@ impl WeightSource<'_> {
             true => None,
             false => Some(self.linear(backend, &[head], config.width, None, &mut buffer)?),
         };
-        let layers = (0..config.n_layers)
+        let layers = (0..config.layers.len())
             .map(|layer| self.layer(backend, layer, &mut buffer))
             .collect::<Result<Vec<_>, _>>()?;
         let factors = self.rope_factors()?;
@@ -249,7 +249,7 @@ impl WeightSource<'_> {
             with(&QKV_BIASES, self.config.qkv_bias),
             with(&QK_NORMS, self.config.qk_norm),
         ];
-        for layer in 0..self.config.n_layers {
+        for layer in 0..self.config.layers.len() {
             expected.extend(
                 inners
                     .iter()

@@ -41,7 +41,7 @@ pub(crate) fn teacher_force<B: Backend>(
     let config = decoder.config().clone();
     let n_pages = ids.len().div_ceil(PAGE_SIZE);
     let shape = KvShape {
-        n_layers: config.n_layers,
+        n_layers: config.layers.len(),
         n_kv_heads: config.heads.n_kv_heads,
         head_dim: config.heads.head_dim,
         page_size: PAGE_SIZE,
@@ -49,14 +49,17 @@ pub(crate) fn teacher_force<B: Backend>(
     };
     let mut kv = backend.kv(shape).expect("a small pool");
     let mut on_device = backend
-        .batch(BatchShape {
-            heads: config.heads,
-            kv: shape,
-            max_rows: chunk,
-            max_logit_rows: chunk,
-            max_sequences: 1,
-            max_pages: n_pages,
-        })
+        .batch(
+            BatchShape {
+                heads: config.heads,
+                kv: shape,
+                max_rows: chunk,
+                max_logit_rows: chunk,
+                max_sequences: 1,
+                max_pages: n_pages,
+            },
+            &config.windows(),
+        )
         .expect("a small batch");
     let pages: Vec<u32> = (1..=n_pages as u32).rev().collect();
     let mut logits = Vec::new();

@@ -7,7 +7,15 @@ use arbora_runtime::tokenizer::SpecialTokens;
 use crate::decoder::{TinyModel, compare_everywhere};
 use crate::{golden, golden_path};
 
-const FAMILIES: [&str; 6] = ["llama2", "llama3", "mistral", "qwen2", "qwen3", "smollm2"];
+const FAMILIES: [&str; 7] = [
+    "llama2",
+    "llama3",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm2",
+    "qwen2-window",
+];
 const GGUF: [&str; 3] = ["llama2", "qwen2", "qwen3"];
 
 #[derive(serde::Deserialize)]
@@ -90,19 +98,17 @@ fn settings_beside_the_weights_are_read() {
         assert!(matches!(&templates[..], [only] if only.source.contains("m.content")));
         let sampling = file.sampling_defaults().expect("good");
         assert_eq!((sampling.temperature, sampling.top_p), (Some(0.6), Some(0.9)));
-        let windows = (file.config().window, file.config().context);
-        assert_eq!(
-            windows,
-            if name == "mistral" {
-                (Some(160), 160)
-            } else {
-                (None, 256)
-            }
-        );
+        let windows = match name {
+            "mistral" => [Some(40), Some(40)],
+            "qwen2-window" => [None, Some(70)],
+            _ => [None, None],
+        };
+        assert_eq!(file.config().windows(), windows, "{name}");
+        assert_eq!((file.config().window, file.config().context), (None, 256));
         assert_eq!(file.n_params(), file.config().n_params(), "{name}");
     }
     let quantizations = FAMILIES.map(|name| folder(name).quantization());
-    assert_eq!(quantizations, ["F32", "BF16", "F16", "BF16", "BF16", "BF16"]);
+    assert_eq!(quantizations, ["F32", "BF16", "F16", "BF16", "BF16", "BF16", "BF16"]);
 }
 
 #[test]
