@@ -16,7 +16,8 @@
 //! Invariants:
 //! * Segments cut only at multiples of [`ATTENTION_BLOCK`], and every row is in exactly one segment for each
 //!   of its blocks, ascending with the level. Every row ends in a segment of its sequence alone.
-//! * A row's first segment is of level 0. With a window, blocks that no member of a segment sees are left out.
+//! * A row's first segment is of level 0. With a window, blocks that no member of a segment sees are left
+//!   out.
 //! * Phases are ordered: all of a level before the next one. So blocks reach a row's state in ascending
 //!   order.
 //! * A tile whose blocks are split leaves the state of every block after the first range by itself; a phase

@@ -6,6 +6,8 @@
 //! was ignored is worse than one that does not start. Keys that neither the families nor the lists of refused
 //! keys know are passed over, as the reference implementations of these classes pass over them.
 
+mod windows;
+
 use arbora_kernels::{AttentionSpec, HeadLayout, RopeStyle};
 use serde_json::{Map, Value as Json};
 
@@ -14,6 +16,7 @@ use super::directory::flatten;
 use super::file::LoadError;
 use super::gguf::Gguf;
 use super::metadata::{KeyError, Metadata, required};
+use windows::{Windows, window, windows};
 
 /// What distinguishes one architecture from another.
 struct Family {
@@ -33,20 +36,6 @@ struct Family {
     /// Which layers have the window of a `config.json`.
     windows: Windows,
 }
-
-/// Layers that have a family's sliding window, where `layer_types` does not say which.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Windows {
-    /// Not known: the context is limited to the window, within which it changes nothing.
-    Unknown,
-    /// All.
-    All,
-    /// Those from `max_window_layers` on, and only if `use_sliding_window` says so.
-    Upper,
-}
-
-/// `max_window_layers` where the file has none, as in the reference implementation.
-const MAX_WINDOW_LAYERS: usize = 28;
 
 const LLAMA: Family = Family {
     architecture: Some("llama"),
@@ -162,7 +151,6 @@ const HEADS: Key = key("attention.head_count", "num_attention_heads");
 const KV_HEADS: Key = key("attention.head_count_kv", "num_key_value_heads");
 const HEAD_DIM: Key = key("attention.key_length", "head_dim");
 const NORM_EPS: Key = key("attention.layer_norm_rms_epsilon", "rms_norm_eps");
-const WINDOW: Key = key("attention.sliding_window", "sliding_window");
 /// Only GGUF has a length of values of its own.
 const VALUE_DIM: Key = key("attention.value_length", "head_dim");
 const ROPE_DIM: Key = key("rope.dimension_count", "head_dim");
@@ -386,47 +374,6 @@ fn short(value: &Json) -> Option<String> {
         Json::Object(_) | Json::Array(_) => None,
         Json::String(text) => Some(text.clone()),
         other => Some(other.to_string()),
-    }
-}
-
-/// The window of each layer of a `config.json`; absent where it is not known which layers have it.
-fn windows(
-    metadata: &Metadata,
-    family: Windows,
-    (n_layers, window): (usize, Option<usize>),
-) -> Result<Option<Vec<Option<usize>>>, LoadError> {
-    let key = "layer_types";
-    let Some(types) = metadata.strings(key)? else {
-        let first = match family {
-            Windows::Unknown => return Ok(None),
-            Windows::All => 0,
-            Windows::Upper => metadata
-                .unsigned("max_window_layers")?
-                .map_or(MAX_WINDOW_LAYERS, |n| n as usize),
-        };
-        let of = |layer| window.filter(|_| layer >= first);
-        return Ok(Some((0..n_layers).map(of).collect()));
-    };
-    if types.len() != n_layers {
-        return Err(out_of_range(key, &types.len(), format!("a list of {n_layers} layers")).into());
-    }
-    let of = |name: &str| match name {
-        "full_attention" => Ok(None),
-        "sliding_attention" => Ok(window),
-        other => Err(LoadError::UnsupportedFeature {
-            key: key.to_owned(),
-            value: Some(other.to_owned()),
-        }),
-    };
-    types.iter().map(of).collect::<Result<Vec<_>, _>>().map(Some)
-}
-
-/// The length of a sliding window.
-fn window(keys: &Keys<'_>) -> Result<Option<usize>, KeyError> {
-    // A window of 0 says that there is none.
-    match keys.metadata.unsigned(&keys.full(WINDOW))? {
-        Some(0) => Ok(None),
-        _ => keys.count(WINDOW, MAX_CONTEXT),
     }
 }
 

@@ -108,7 +108,10 @@ fn settings_beside_the_weights_are_read() {
         assert_eq!(file.n_params(), file.config().n_params(), "{name}");
     }
     let quantizations = FAMILIES.map(|name| folder(name).quantization());
-    assert_eq!(quantizations, ["F32", "BF16", "F16", "BF16", "BF16", "BF16", "BF16"]);
+    assert_eq!(
+        quantizations,
+        ["F32", "BF16", "F16", "BF16", "BF16", "BF16", "BF16"]
+    );
 }
 
 #[test]
