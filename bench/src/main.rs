@@ -10,6 +10,7 @@ mod figures;
 mod http;
 mod kernels;
 mod machine;
+mod pool;
 mod random;
 mod rows;
 mod serve;
@@ -37,6 +38,8 @@ enum Command {
     Figures(figures::Arguments),
     /// Linear layers against the machine's int8 peak and read bandwidth.
     Kernels(kernels::Arguments),
+    /// Thread pool beside busy processes: jobs per second by way of pinning.
+    Pool(pool::Arguments),
     /// Norms, rotation, SiLU and sampling: time per row.
     Rows(rows::Arguments),
     /// Load on a server that speaks the OpenAI API, with the flags and metrics of SGLang's bench_serving.
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Attention(arguments) => attention::run(arguments, &mut out),
         Command::Figures(arguments) => figures::run(arguments, &mut out),
         Command::Kernels(arguments) => kernels::run(arguments, &mut out),
+        Command::Pool(arguments) => pool::run(arguments, &mut out),
         Command::Rows(arguments) => rows::run(arguments, &mut out),
         Command::Serve(arguments) => serve::run(arguments, &mut out),
         Command::Soak(arguments) => soak::run(arguments, &mut out),

@@ -12,7 +12,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use arbora_kernels::cpu::Isa;
+use arbora_kernels::cpu::{Isa, Pinning};
 use arbora_runtime::EvictionPolicy;
 use arbora_runtime::config::SchedulePolicy;
 use arbora_runtime::model::LoadFormat;
@@ -37,6 +37,12 @@ const DRAFTS: [(&str, Drafts); 4] = [
     ("off", Drafts::Off),
     ("ngram", Drafts::Ngram),
     ("radix", Drafts::Radix),
+];
+
+const PINNINGS: [(&str, Pinning); 3] = [
+    ("auto", Pinning::Auto),
+    ("cores", Pinning::Cores),
+    ("none", Pinning::Free),
 ];
 
 const EVICTION_POLICIES: [(&str, EvictionPolicy); 4] = [
@@ -185,6 +191,10 @@ pub struct Options {
     /// Threads that compute [default: the cores this process may use]
     #[arg(long, env = "ARBORA_THREADS", help_heading = "Compute")]
     pub threads: Option<usize>,
+    /// Cores of these threads: auto (they make way for each other beside busy processes), cores (one core
+    /// each) or none (as the system likes) [default: auto]
+    #[arg(long, env = "ARBORA_PINNING", help_heading = "Compute")]
+    pub pinning: Option<String>,
     /// Instruction set: avx512, avx2 or scalar [default: the best there is]
     #[arg(long, env = "ARBORA_ISA", help_heading = "Compute")]
     pub isa: Option<String>,
@@ -274,6 +284,8 @@ pub struct Config {
     pub drafts: Drafts,
     /// Threads that compute.
     pub n_threads: usize,
+    /// Which cores they run on.
+    pub pinning: Pinning,
     /// Instruction set; the best there is where absent.
     pub isa: Option<Isa>,
     /// What running requests get at shutdown.
@@ -389,6 +401,7 @@ impl Options {
             eviction_policy: self.eviction_policy.or(under.eviction_policy),
             draft: self.draft.or(under.draft),
             threads: self.threads.or(under.threads),
+            pinning: self.pinning.or(under.pinning),
             isa: self.isa.or(under.isa),
             drain_timeout: self.drain_timeout.or(under.drain_timeout),
             max_connections: self.max_connections.or(under.max_connections),
@@ -456,6 +469,7 @@ impl Options {
                 .unwrap_or_default(),
             drafts: choice("draft", &DRAFTS, self.draft)?.unwrap_or(Drafts::Auto),
             n_threads,
+            pinning: choice("pinning", &PINNINGS, self.pinning)?.unwrap_or_default(),
             isa: choice("isa", &isa_names(), self.isa)?,
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(30)),
             max_connections: self.max_connections,
@@ -647,6 +661,7 @@ mod tests {
         );
         assert!(refused(&|o| o.eviction_policy = Some("x".to_owned())).contains("lru"));
         assert!(refused(&|o| o.isa = Some("mmx".to_owned())).contains("scalar"));
+        assert!(refused(&|o| o.pinning = Some("all".to_owned())).contains("auto, cores, none"));
         assert!(refused(&|o| o.page_size = Some(17)).contains("16, 32 or 64"));
         assert!(refused(&|o| o.threads = Some(0)).contains("--threads"));
         assert!(refused(&|o| o.host = Some("no such host".to_owned())).contains("--host"));

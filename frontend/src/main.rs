@@ -27,7 +27,7 @@ use arbora::signals::{self, Stop};
 use arbora::workers::{NoThread, Workers, spawn_thread};
 use arbora::{chat, config, files, generate, inspect, load, models};
 use arbora_kernels::BackendError;
-use arbora_kernels::cpu::{CpuBackend, CpuConfig, Pinning};
+use arbora_kernels::cpu::{CpuBackend, CpuConfig, PoolMetrics};
 use arbora_runtime::engine::EngineExit;
 use arbora_runtime::model::{LoadFormat, ModelFile};
 use clap::Parser;
@@ -156,7 +156,7 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
     let wanted = (config.load_format, config.integrity);
     let path = fetch(&config.model, wanted, log, &mut stop).await?;
     let workers = Workers::start("work", WORKER_THREADS, MAX_QUEUED_JOBS)?;
-    let started = start(path, &config, &workers, &mut stop).await?;
+    let (started, pool) = start(path, &config, &workers, &mut stop).await?;
     loaded.send_replace(Some(started.engine.clone()));
     let exporter = start_traces(&config, &started.name)?;
     // Joined on a thread of its own that is there from now on.
@@ -188,6 +188,7 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
         traces: exporter.as_ref().map(Exporter::traces),
         cache: arbora::api::cache::CacheBook::default(),
         log: log.metrics(),
+        pool,
     });
     let room = files::room(config.max_connections)?;
     tracing::info!(
@@ -250,7 +251,7 @@ async fn answer(options: &GenerateOptions, log: &LogWriter) -> Result<ExitCode, 
     )
     .await?;
     let workers = Workers::start("work", 1, 1)?;
-    let started = start(path, &config, &workers, &mut stop).await?;
+    let (started, _) = start(path, &config, &workers, &mut stop).await?;
     // From here on this thread may wait for standard input and output, whoever is at their other ends.
     drop(tokio::spawn(async move {
         stop.told().await;
@@ -347,7 +348,7 @@ async fn start(
     config: &Config,
     workers: &Workers,
     stop: &mut Stop,
-) -> Result<Started, Failure> {
+) -> Result<(Started, Arc<PoolMetrics>), Failure> {
     let (config, workers) = (config.clone(), workers.clone());
     let started = aside("load", move || load_model(&path, &config, &workers))?;
     tokio::select! {
@@ -357,12 +358,16 @@ async fn start(
 }
 
 /// The one place that knows which devices there are.
-fn load_model(path: &std::path::Path, config: &Config, workers: &Workers) -> Result<Started, Failure> {
+fn load_model(
+    path: &std::path::Path,
+    config: &Config,
+    workers: &Workers,
+) -> Result<(Started, Arc<PoolMetrics>), Failure> {
     let file = ModelFile::open_as(path, config.load_format).map_err(StartError::from)?;
     let backend = CpuBackend::new(CpuConfig {
         n_threads: config.n_threads,
         isa: config.isa,
-        pinning: Pinning::Free,
+        pinning: config.pinning,
     })
     .map_err(|error| match error {
         BackendError::Threads { source, .. } => Failure::from(NoThread {
@@ -376,7 +381,8 @@ fn load_model(path: &std::path::Path, config: &Config, workers: &Workers) -> Res
         isa = backend.isa().name(),
         "device cpu"
     );
-    Ok(load::start(backend, &file, config, workers)?)
+    let pool = backend.pool_metrics();
+    Ok((load::start(backend, &file, config, workers)?, pool))
 }
 
 /// What `job` returns, run on a thread of its own that is started now.

@@ -6,6 +6,7 @@ pub mod vllm;
 use std::fmt::{Display, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use arbora_kernels::cpu::PoolMetrics;
 use arbora_runtime::metrics::{Counter, Histogram, Metrics, Micros, Scale, Tokens};
 
 pub use self::connections::ConnectionMetrics;
@@ -60,7 +61,7 @@ impl TraceMetrics {
 /// Everything the engine and the server count, with a line of help each; spans where there is a collector.
 pub fn prometheus(
     engine: &Metrics,
-    (http, log): (&HttpMetrics, &LogMetrics),
+    (http, log, pool): (&HttpMetrics, &LogMetrics, &PoolMetrics),
     traces: Option<&TraceMetrics>,
 ) -> String {
     let mut page = Page {
@@ -81,6 +82,14 @@ pub fn prometheus(
     let dropped = "Lines of the log that were not written: nobody read them in time, or they were refused.";
     page.family("log_lines_dropped_total", "counter", dropped);
     page.sample("log_lines_dropped_total", None, log.n_dropped());
+    let rescues =
+        "Computing threads moved to another core: a busy process had taken theirs, and others waited.";
+    page.family("thread_rescues_total", "counter", rescues);
+    page.sample("thread_rescues_total", None, pool.n_rescues());
+    let waited =
+        "Time that a step waited for a computing thread, waits below about 30 microseconds left out.";
+    page.family("thread_wait_seconds_total", "counter", waited);
+    page.sample("thread_wait_seconds_total", None, pool.waited().as_secs_f64());
     http.connections.write(&mut page);
     page.family("requests_finished_total", "counter", "Requests ended, by reason.");
     for (reason, n) in Metrics::FINISH_REASONS.iter().zip(&engine.requests_finished) {
@@ -360,13 +369,19 @@ mod tests {
         http.count(200);
         http.count(204);
         http.count(429);
-        let text = prometheus(&Metrics::default(), (&http, &LogMetrics::default()), None);
+        let text = prometheus(
+            &Metrics::default(),
+            (&http, &LogMetrics::default(), &PoolMetrics::default()),
+            None,
+        );
         families(&text);
         assert!(!text.contains("trace_spans"), "nothing is traced");
         for line in [
             "arbora_http_responses_total{class=\"2xx\"} 2\n",
             "arbora_cached_tokens_total 0\n",
             "arbora_log_lines_dropped_total 0\n",
+            "arbora_thread_rescues_total 0\n",
+            "arbora_thread_wait_seconds_total 0\n",
             "arbora_step_seconds_bucket{le=\"0.0025\"} 0\n",
             "arbora_step_seconds_bucket{le=\"+Inf\"} 0\n",
             "arbora_prompt_length_tokens_bucket{le=\"131072\"} 0\n",
@@ -411,7 +426,11 @@ mod tests {
         let used = names_in(&queries.join("\n"));
         let exported = families(&prometheus(
             &Metrics::default(),
-            (&HttpMetrics::default(), &LogMetrics::default()),
+            (
+                &HttpMetrics::default(),
+                &LogMetrics::default(),
+                &PoolMetrics::default(),
+            ),
             Some(&TraceMetrics::default()),
         ));
         let samples = |(name, kind): &(String, String)| match kind.as_str() {

@@ -6,6 +6,9 @@
 //!   └─ full: Busy        └─ nobody waits any more: dropped      └─ panic: Failed, the thread goes on
 //! ```
 //!
+//! The threads have a lower priority than the model's and those of the connections: where cores are short, a
+//! prompt that is encoded takes longer, and the answers that are being written keep their pace.
+//!
 //! Invariants: no thread is started after [`Workers::start`]; a job runs at most once, in the order of
 //! arrival; a job that has begun goes on to its end, whoever leaves.
 
@@ -14,7 +17,11 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use arbora_kernels::host::scheduling::lower_priority;
 use tokio::sync::oneshot;
+
+/// Steps of niceness: beside a thread of the model on the same core, a job gets a quarter of the time.
+const NICENESS: u8 = 5;
 
 /// Why a thread cannot be had: which, and what the operator can do about it.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +101,11 @@ impl Workers {
         let workers = Workers(Arc::new(Owner { shared, max_queued }));
         for idx in 0..n_threads {
             let shared = Arc::clone(&workers.0.shared);
-            spawn_thread(format!("{name}-{idx}"), move || shared.work())?;
+            spawn_thread(format!("{name}-{idx}"), move || {
+                // Where the system has no such thing, all threads are equal.
+                lower_priority(NICENESS);
+                shared.work();
+            })?;
         }
         Ok(workers)
     }

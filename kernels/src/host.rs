@@ -1,10 +1,12 @@
-//! What is needed of the operating system: big aligned memory, threads that stay on a core, and child
-//! processes that go with their parent.
+//! What is needed of the operating system: big aligned memory, threads and their cores
+//! ([`scheduling`]), and child processes that go with their parent.
 //!
 //! * A [`Buffer`] never moves, starts zeroed, and is aligned to [`LINE`]; large ones are anonymous mappings
 //!   aligned to [`HUGE_PAGE`] with huge pages asked for. Memory of a file mapping could be reclaimed under
 //!   the process, so weights never stay in one.
 //! * Allocation fails with a value, never by aborting.
+
+pub mod scheduling;
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -177,52 +179,6 @@ fn map(bytes: usize) -> Option<(NonNull<u8>, Source)> {
     heap(bytes)
 }
 
-/// CPUs this process may use at once: its affinity mask and its cgroup's quota are respected.
-pub fn n_cpus() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-}
-
-/// Ids of the CPUs the calling thread may run on; empty where the system does not say.
-#[cfg(target_os = "linux")]
-pub fn allowed_cpus() -> Vec<usize> {
-    // SAFETY: cpu_set_t is plain bits; zero is the empty set.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the size given is that of `set`.
-    if unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) } != 0 {
-        return Vec::new();
-    }
-    // SAFETY: CPU_ISSET reads bit `cpu` of a set of CPU_SETSIZE bits.
-    (0..libc::CPU_SETSIZE as usize)
-        .filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) })
-        .collect()
-}
-
-/// Ids of the CPUs the calling thread may run on; empty where the system does not say.
-#[cfg(not(target_os = "linux"))]
-pub fn allowed_cpus() -> Vec<usize> {
-    Vec::new()
-}
-
-/// Keeps the calling thread on one CPU. Returns whether the system agreed.
-#[cfg(target_os = "linux")]
-pub fn pin_to(cpu: usize) -> bool {
-    if cpu >= libc::CPU_SETSIZE as usize {
-        return false;
-    }
-    // SAFETY: cpu_set_t is plain bits; `cpu` is within the set, and the size given is the set's.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(cpu, &mut set);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) == 0
-    }
-}
-
-/// Keeps the calling thread on one CPU. Returns whether the system agreed.
-#[cfg(not(target_os = "linux"))]
-pub fn pin_to(_cpu: usize) -> bool {
-    false
-}
-
 /// Has `command` start in a process group of its own, for [`kill_group`], and be killed when the thread that
 /// starts it ends, however that ends.
 #[cfg(target_os = "linux")]
@@ -354,19 +310,5 @@ mod tests {
         let mut child = started.join().expect("no panic");
         let status = child.wait().expect("it ends");
         assert!(!status.success(), "{status}");
-    }
-
-    #[test]
-    fn a_thread_can_be_pinned_to_an_allowed_cpu() {
-        let Some(&cpu) = allowed_cpus().last() else {
-            return;
-        };
-        std::thread::spawn(move || {
-            assert!(pin_to(cpu));
-            assert_eq!(allowed_cpus(), [cpu]);
-        })
-        .join()
-        .expect("the pinned thread ends");
-        assert!(!pin_to(usize::MAX));
     }
 }

@@ -102,7 +102,7 @@ impl Step {
         let mut backend = CpuBackend::new(CpuConfig {
             n_threads,
             isa: Some(isa),
-            pinning: Pinning::Free,
+            pinning: Pinning::Auto,
         })
         .expect("an available instruction set");
         let mut linear = |backend: &mut CpuBackend, format, n_out| {

@@ -170,7 +170,7 @@ impl Pool {
         let mut backend = CpuBackend::new(CpuConfig {
             n_threads: setup.n_threads,
             isa: Some(setup.isa),
-            pinning: Pinning::Free,
+            pinning: Pinning::Auto,
         })
         .expect("the machine has the instruction set");
         let shape = KvShape {

@@ -24,7 +24,7 @@ fn cpu_backends() -> Vec<(String, CpuBackend)> {
             let backend = CpuBackend::new(CpuConfig {
                 n_threads,
                 isa: Some(isa),
-                pinning: Pinning::Free,
+                pinning: Pinning::Auto,
             });
             let name = format!("{} with {n_threads} threads", isa.name());
             backends.push((name, backend.expect("an available instruction set")));

@@ -13,7 +13,7 @@ fn backend(isa: Isa, n_threads: usize) -> CpuBackend {
     CpuBackend::new(CpuConfig {
         n_threads,
         isa: Some(isa),
-        pinning: Pinning::Free,
+        pinning: Pinning::Auto,
     })
     .expect("an available instruction set and a few threads")
 }

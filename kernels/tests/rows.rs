@@ -15,7 +15,7 @@ fn backend(isa: Isa, n_threads: usize) -> CpuBackend {
     CpuBackend::new(CpuConfig {
         n_threads,
         isa: Some(isa),
-        pinning: Pinning::Free,
+        pinning: Pinning::Auto,
     })
     .expect("the machine has the instruction set")
 }

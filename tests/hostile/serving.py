@@ -49,6 +49,14 @@ def headers(key):
     return head if key is None else {**head, "authorization": f"Bearer {key}"}
 
 
+def post(server, path, body, key=None):
+    """Status and body of one answer."""
+    connection = server.connect()
+    connection.request("POST", path, json.dumps(body), headers(key))
+    response = connection.getresponse()
+    return response.status, response.read()
+
+
 class Stream(threading.Thread):
     """One streamed request. `times` has the arrival of each piece of text."""
 

@@ -109,7 +109,7 @@ pub async fn version() -> Json<Value> {
 pub async fn prometheus(State(app): State<Arc<App>>) -> Response {
     let engine = app.engine.metrics();
     let traces = app.traces.as_ref().map(Traces::metrics);
-    let mut text = metrics::prometheus(&engine, (&app.http, &app.log), traces);
+    let mut text = metrics::prometheus(&engine, (&app.http, &app.log, &app.pool), traces);
     if app.metrics_compat == MetricsCompat::Vllm {
         text.push_str(&metrics::vllm::prometheus(&engine, &app.model));
     }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arbora_constrained::Relaxed;
+use arbora_kernels::cpu::PoolMetrics;
 use arbora_runtime::engine::EngineHandle;
 use arbora_runtime::request::{Namespace, Request, RequestId, SamplingParams};
 use arbora_runtime::stop::TextStream;
@@ -89,6 +90,8 @@ pub struct App {
     pub cache: cache::CacheBook,
     /// What became of the lines of the log.
     pub log: Arc<LogMetrics>,
+    /// What became of the threads that compute.
+    pub pool: Arc<PoolMetrics>,
 }
 
 /// Seconds since 1970.

@@ -26,6 +26,10 @@ const CHUNK_BYTES: usize = 384 << 10;
 /// Multiply-adds below which a second thread costs more than it gives.
 const SMALL_WORK: usize = 64 << 10;
 
+/// Multiply-adds of a claim at most, about 50 µs: what is left to wait for at the end of a product, and what a
+/// thread that loses its core holds up.
+const CLAIM_WORK: usize = 4 << 20;
+
 /// With one panel: how far ahead of the block in use to fetch weights.
 const PREFETCH_DISTANCE: usize = 8192;
 
@@ -145,7 +149,9 @@ impl CpuLinear {
         let grain = if small {
             self.n_tiles
         } else {
-            (self.n_tiles / (8 * pool.n_threads())).max(1)
+            let n_rows = n_rows.min(chunk * PANEL_ROWS);
+            let most = CLAIM_WORK / (n_rows * self.n_in * TILE_COLUMNS);
+            (self.n_tiles / (8 * pool.n_threads())).min(most).max(1)
         };
         for first in (0..n_panels).step_by(chunk) {
             let panels = first..n_panels.min(first + chunk);

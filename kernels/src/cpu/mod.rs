@@ -33,7 +33,9 @@ pub use isa::Isa;
 pub use kv::CpuKv;
 pub use linear::CpuLinear;
 pub use tensor::CpuTensor;
-pub use threads::{Pinning, SharedSlice, ThreadPool};
+pub use threads::{Pinning, PoolMetrics, SharedSlice, ThreadPool};
+
+use std::sync::Arc;
 
 use activations::QuantizedRows;
 use attention::AttentionSpace;
@@ -51,7 +53,7 @@ pub struct CpuConfig {
     pub n_threads: usize,
     /// Instruction set; `None` takes the best the machine has.
     pub isa: Option<Isa>,
-    /// Whether threads stay on a core.
+    /// Which cores the threads run on.
     pub pinning: Pinning,
 }
 
@@ -90,6 +92,11 @@ impl CpuBackend {
                 .take(config.n_threads)
                 .collect(),
         })
+    }
+
+    /// What became of the threads.
+    pub fn pool_metrics(&self) -> Arc<PoolMetrics> {
+        self.pool.metrics()
     }
 
     /// The instruction set of the linear layers.

@@ -1,7 +1,7 @@
 //! A fixed pool of threads over which an op spreads its items.
 //!
 //! ```text
-//! state:  | epoch (32 bits) | shutdown | open | active (16 bits) |
+//! state:  | epoch (32 bits) | asleep | shutdown | open | active (16 bits) |
 //!
 //! caller   writes the job, opens it; claims items itself until none is left; closes; waits for active = 0
 //! worker   sees an open job of a new epoch; joins (active + 1); claims items; leaves (active - 1)
@@ -9,40 +9,61 @@
 //!
 //! Invariants: the job is written only while closed with `active = 0`, and read only by workers that joined;
 //! so what a job borrows outlives every use of it. Every item in `0..n_items` is claimed exactly once. The
-//! caller waits only for workers that really joined: one that sleeps or lost its core stalls nobody.
+//! caller waits only for workers that really joined: one that sleeps or lost its core stalls nobody. One that
+//! loses its core while it holds an item is moved to the core of a thread that waits for it
+//! ([`placement`]).
 //!
 //! A panic in an item ends the job, reaches the caller once all workers left, and leaves the pool usable.
-//! Workers spin briefly for the next job, then park: an idle pool uses no CPU.
+//! All spin briefly for what comes next, then sleep: an idle pool uses no CPU, and nobody yields a core, which
+//! costs a system call each time and does not let the system move anybody.
+
+mod placement;
 
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, Thread, ThreadId};
+use std::time::{Duration, Instant};
 
 use crossbeam::utils::CachePadded;
 
-use crate::host;
+pub use placement::PoolMetrics;
+use placement::{Placement, Seat};
 
-/// Looks at the state before a worker parks: about 30 µs, longer than the gap between two ops of a step.
+use crate::host::scheduling::{CpuSet, OsThread, pin_to};
+
+/// Looks at the state before a worker parks: about 80 µs, longer than the gap between two ops of a step.
 const SPINS_BEFORE_PARK: u32 = 3000;
 
-/// Looks at the state before the caller starts to give its core away.
-const SPINS_BEFORE_YIELD: u32 = 3000;
+/// Looks at the state before the caller wonders what holds a worker up: about 30 µs.
+const SPINS_BEFORE_LOOK: u32 = 1000;
+
+/// Between two looks at the CPU time of a thread: one that runs has used some.
+const BETWEEN_LOOKS: Duration = Duration::from_micros(20);
+
+/// Looks at workers that run before the caller sleeps until they are done. Waking up takes some 50 µs.
+const LOOKS_BEFORE_SLEEP: u32 = 8;
 
 const ACTIVE: u64 = 0xffff;
 const OPEN: u64 = 1 << 16;
 const SHUTDOWN: u64 = 1 << 17;
+/// The caller sleeps until the last worker leaves.
+const ASLEEP: u64 = 1 << 18;
 const EPOCH: u64 = 1 << 32;
 
-/// Whether the pool's threads stay on a core each.
+/// Which cores the pool's threads run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Pinning {
-    /// The scheduler of the system decides.
+    /// The scheduler of the system decides, except that workers stay off the caller's core, and that a thread
+    /// whose core was taken by another process while others wait for it is moved to one of theirs. As
+    /// [`Free`](Self::Free) where the system has no such calls.
     #[default]
+    Auto,
+    /// The scheduler of the system decides.
     Free,
     /// Workers are pinned one to a core, unless there are more threads than cores the process may use.
     Cores,
@@ -55,6 +76,8 @@ struct Job {
     work: *const Work<'static>,
     n_items: usize,
     grain: usize,
+    /// Who waits for its end, where threads may be moved.
+    caller: Option<OsThread>,
 }
 
 struct Shared {
@@ -63,6 +86,13 @@ struct Shared {
     n_started: AtomicUsize,
     job: UnsafeCell<Option<Job>>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+    /// By worker.
+    seats: Vec<CachePadded<Seat>>,
+    /// Whom to wake where the caller is asleep.
+    sleeper: Mutex<Option<Thread>>,
+    /// A worker looks after the caller: one is enough.
+    is_looking: AtomicBool,
+    metrics: Arc<PoolMetrics>,
 }
 
 // SAFETY: `job` is the one field that is not Sync by itself; the module's invariant orders its writes
@@ -95,6 +125,7 @@ impl Shared {
     }
 
     fn worker(&self, thread_idx: usize) {
+        let seat = &*self.seats[thread_idx - 1];
         let mut last_epoch = 0;
         let mut spins = 0;
         loop {
@@ -107,31 +138,108 @@ impl Shared {
                 if spins < SPINS_BEFORE_PARK {
                     std::hint::spin_loop();
                 } else {
+                    if state & OPEN != 0 {
+                        self.look_after_caller(state, seat);
+                    }
                     std::thread::park();
                     spins = 0;
                 }
                 continue;
             }
-            let joined =
-                self.state
-                    .compare_exchange_weak(state, state + 1, Ordering::AcqRel, Ordering::Relaxed);
-            if joined.is_err() {
+            let Some(job) = self.join(state, seat) else {
                 continue;
-            }
+            };
             last_epoch = state / EPOCH;
-            // SAFETY: joined, so the caller does not write the job until this thread has left.
-            let job = unsafe { *self.job.get() }.expect("an open job is there");
             self.work(thread_idx, job);
-            self.state.fetch_sub(1, Ordering::Release);
-            spins = 0;
+            // A caller that slept may have given its core to this thread, and gets it back.
+            spins = match self.leave(seat) {
+                Caller::Awake => 0,
+                Caller::Asleep => SPINS_BEFORE_PARK,
+            };
         }
     }
+
+    /// The job, unless it changed since `state` was seen.
+    fn join(&self, state: u64, seat: &Seat) -> Option<Job> {
+        self.state
+            .compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed)
+            .ok()?;
+        seat.is_busy.store(true, Ordering::Relaxed);
+        // SAFETY: joined, so the caller does not write the job until this thread has left.
+        Some(unsafe { *self.job.get() }.expect("an open job is there"))
+    }
+
+    fn leave(&self, seat: &Seat) -> Caller {
+        seat.is_busy.store(false, Ordering::Relaxed);
+        let before = self.state.fetch_sub(1, Ordering::AcqRel);
+        if before & ASLEEP == 0 {
+            return Caller::Awake;
+        }
+        if before & ACTIVE == 1 {
+            let sleeper = self.sleeper.lock().unwrap_or_else(PoisonError::into_inner);
+            // It may be that of a later job by now, which looks at the state and sleeps on.
+            if let Some(sleeper) = &*sleeper {
+                sleeper.unpark();
+            }
+        }
+        Caller::Asleep
+    }
+
+    /// No item of the open job in `state` is left, and still the caller does not close it. Where it does not
+    /// run, it gets the CPU of this thread, which is about to park.
+    #[cold]
+    fn look_after_caller(&self, state: u64, seat: &Seat) {
+        if self.is_looking.swap(true, Ordering::Acquire) {
+            return;
+        }
+        // Joined, so that the caller and its thread are there.
+        if let Some(job) = self.join(state, seat) {
+            if let Some(caller) = job.caller {
+                let before = caller.cpu_time();
+                let is_open = spin_while(BETWEEN_LOOKS, || self.state.load(Ordering::Relaxed) & OPEN != 0);
+                if is_open
+                    && before.is_some()
+                    && caller.cpu_time() == before
+                    && placement::swap_places(caller)
+                {
+                    self.metrics.count_rescue();
+                }
+            }
+            self.leave(seat);
+        }
+        self.is_looking.store(false, Ordering::Release);
+    }
+}
+
+/// What a worker that leaves finds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Caller {
+    Awake,
+    Asleep,
+}
+
+/// Spins for `time` as long as `goes_on`; whether it still does.
+fn spin_while(time: Duration, goes_on: impl Fn() -> bool) -> bool {
+    let begun = Instant::now();
+    while goes_on() {
+        if begun.elapsed() >= time {
+            return true;
+        }
+        for _ in 0..16 {
+            std::hint::spin_loop();
+        }
+    }
+    false
 }
 
 /// `n_threads - 1` workers and the calling thread.
 pub struct ThreadPool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// Where threads are moved.
+    placement: Option<Placement>,
+    /// The thread that called last, and its handle.
+    caller: Option<(ThreadId, Option<OsThread>)>,
 }
 
 impl ThreadPool {
@@ -141,20 +249,29 @@ impl ThreadPool {
     /// When `n_threads` is 0 or above 4096.
     pub fn new(n_threads: usize, pinning: Pinning) -> std::io::Result<Self> {
         assert!((1..=4096).contains(&n_threads), "a pool of {n_threads} threads");
+        let n_workers = n_threads - 1;
         let shared = Arc::new(Shared {
             state: CachePadded::new(AtomicU64::new(0)),
             next: CachePadded::new(AtomicUsize::new(0)),
             n_started: AtomicUsize::new(0),
             job: UnsafeCell::new(None),
             panic: Mutex::new(None),
+            seats: std::iter::repeat_with(CachePadded::default)
+                .take(n_workers)
+                .collect(),
+            sleeper: Mutex::new(None),
+            is_looking: AtomicBool::new(false),
+            metrics: Arc::default(),
         });
-        let cpus = match pinning {
-            Pinning::Free => Vec::new(),
-            Pinning::Cores => host::allowed_cpus(),
+        let cpus: Vec<usize> = match (pinning, OsThread::current().and_then(CpuSet::allowed)) {
+            (Pinning::Cores, Some(allowed)) => allowed.ids().collect(),
+            (Pinning::Cores, None) | (Pinning::Auto | Pinning::Free, _) => Vec::new(),
         };
         let mut pool = ThreadPool {
             shared,
-            workers: Vec::with_capacity(n_threads - 1),
+            workers: Vec::with_capacity(n_workers),
+            placement: (pinning == Pinning::Auto).then(|| Placement::new(n_workers)),
+            caller: None,
         };
         for thread_idx in 1..n_threads {
             let shared = Arc::clone(&pool.shared);
@@ -163,18 +280,24 @@ impl ThreadPool {
                 .name(format!("arbora-cpu-{thread_idx}"))
                 .spawn(move || {
                     if let Some(cpu) = cpu {
-                        host::pin_to(cpu);
+                        pin_to(cpu);
                     }
-                    shared.n_started.fetch_add(1, Ordering::Relaxed);
+                    shared.seats[thread_idx - 1].thread.get_or_init(OsThread::current);
+                    shared.n_started.fetch_add(1, Ordering::Release);
                     shared.worker(thread_idx);
                 })?;
             pool.workers.push(worker);
         }
         // What a thread costs to start, memory included, is then paid before the first job.
-        while pool.shared.n_started.load(Ordering::Relaxed) < n_threads - 1 {
+        while pool.shared.n_started.load(Ordering::Acquire) < n_workers {
             std::thread::yield_now();
         }
         Ok(pool)
+    }
+
+    /// What became of the pool's threads.
+    pub fn metrics(&self) -> Arc<PoolMetrics> {
+        Arc::clone(&self.shared.metrics)
     }
 
     /// Threads that work on a job, the caller's included.
@@ -209,7 +332,13 @@ impl ThreadPool {
         // SAFETY: only the lifetime changes. The pointer is used by threads that are active, and this call
         // returns or unwinds only after the job is closed and nobody is active.
         let work: *const Work<'static> = unsafe { std::mem::transmute(work) };
-        let job = Job { work, n_items, grain };
+        let caller = self.place();
+        let job = Job {
+            work,
+            n_items,
+            grain,
+            caller,
+        };
         self.run_job(job, n_grains);
         let payload = self
             .shared
@@ -220,6 +349,23 @@ impl ThreadPool {
         if let Some(payload) = payload {
             resume_unwind(payload);
         }
+    }
+
+    /// Sees to it that the workers stay off the CPU of the calling thread; its handle where threads are moved.
+    #[inline]
+    fn place(&mut self) -> Option<OsThread> {
+        let placement = self.placement.as_mut()?;
+        let id = std::thread::current().id();
+        let caller = match self.caller {
+            Some((last, caller)) if last == id => caller,
+            Some(_) | None => {
+                let caller = OsThread::current();
+                self.caller = Some((id, caller));
+                caller
+            }
+        }?;
+        placement.follow(caller, &self.shared.seats);
+        Some(caller)
     }
 
     fn run_job(&mut self, job: Job, n_grains: usize) {
@@ -242,13 +388,47 @@ impl ThreadPool {
         let mut spins = 0;
         while state & ACTIVE != 0 {
             spins += 1;
-            if spins < SPINS_BEFORE_YIELD {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
+            if spins == SPINS_BEFORE_LOOK {
+                self.wait_long();
+                return;
             }
+            std::hint::spin_loop();
             state = shared.state.load(Ordering::Acquire);
         }
+    }
+
+    /// Waits for the workers of a closed job, one of which takes long.
+    #[cold]
+    fn wait_long(&mut self) {
+        let begun = Instant::now();
+        let shared = &*self.shared;
+        let is_active = || shared.state.load(Ordering::Acquire) & ACTIVE != 0;
+        let mut placement = self.placement.as_mut();
+        if let Some(placement) = &mut placement {
+            placement.begin_wait();
+        }
+        for _ in 0..LOOKS_BEFORE_SLEEP {
+            if placement
+                .as_mut()
+                .is_some_and(|placement| placement.look(&shared.seats))
+            {
+                break;
+            }
+            if !spin_while(BETWEEN_LOOKS, is_active) {
+                return shared.metrics.count_wait(begun.elapsed());
+            }
+        }
+        *shared.sleeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
+        // Told before anybody is moved: a worker that comes here must know that it has to wake this thread.
+        if shared.state.fetch_or(ASLEEP, Ordering::AcqRel) & ACTIVE != 0 {
+            if let Some(placement) = placement {
+                placement.rescue(&shared.seats, &shared.metrics);
+            }
+            while is_active() {
+                std::thread::park();
+            }
+        }
+        shared.metrics.count_wait(begun.elapsed());
     }
 }
 
@@ -325,14 +505,48 @@ mod tests {
 
     use super::*;
 
+    /// Pools of `n_threads` for every way of pinning.
+    fn pools(n_threads: usize) -> impl Iterator<Item = ThreadPool> {
+        let new = move |pinning| ThreadPool::new(n_threads, pinning).expect("threads can be started");
+        [Pinning::Auto, Pinning::Free, Pinning::Cores]
+            .into_iter()
+            .map(new)
+    }
+
     fn pool(n_threads: usize) -> ThreadPool {
-        ThreadPool::new(n_threads, Pinning::Free).expect("threads can be started")
+        pools(n_threads).next().expect("there is a first")
+    }
+
+    /// Sleeps a little at a time until `is_so`.
+    fn sleep_until(is_so: impl Fn() -> bool) {
+        for _ in 0..20_000 {
+            if is_so() {
+                return;
+            }
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        panic!("it never was so");
+    }
+
+    /// Runs a job of an item for each of two threads: `caller` and `worker` are called with their items begun.
+    fn run_two(pool: &mut ThreadPool, caller: impl Fn() + Sync, worker: impl Fn() + Sync) {
+        let arrived = AtomicUsize::new(0);
+        pool.run(2, 1, |thread_idx, _| {
+            arrived.fetch_add(1, Ordering::SeqCst);
+            while arrived.load(Ordering::SeqCst) < 2 {
+                std::thread::yield_now();
+            }
+            match thread_idx {
+                0 => caller(),
+                _ => worker(),
+            }
+        });
     }
 
     #[test]
     fn every_item_is_claimed_exactly_once() {
-        for n_threads in 1..=5 {
-            let mut pool = pool(n_threads);
+        for mut pool in (1..=5).flat_map(pools) {
+            let n_threads = pool.n_threads();
             for n_items in [0, 1, 2, 3, 7, 64, 1001] {
                 for grain in [1, 2, 5, 2000] {
                     let seen: Vec<AtomicU32> = (0..n_items).map(|_| AtomicU32::new(0)).collect();
@@ -366,8 +580,7 @@ mod tests {
 
     #[test]
     fn many_short_jobs_in_a_row_lose_nothing() {
-        for n_threads in [2, 3] {
-            let mut pool = pool(n_threads);
+        for mut pool in [2, 3].into_iter().flat_map(pools) {
             let mut values = vec![0u32; 97];
             for round in 1..=20_000 {
                 let n_items = 1 + round % 97;
@@ -386,8 +599,7 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_survives() {
-        for n_threads in 1..=4 {
-            let mut pool = pool(n_threads);
+        for mut pool in (1..=4).flat_map(pools) {
             for bad in [0, 1, 7, 99] {
                 let result = catch_unwind(AssertUnwindSafe(|| {
                     pool.run(100, 1, |_, items| {
@@ -403,6 +615,123 @@ mod tests {
                 });
                 assert_eq!(n.into_inner(), 50);
             }
+        }
+    }
+
+    #[test]
+    fn a_caller_sleeps_while_a_worker_takes_long_and_is_woken() {
+        for mut pool in pools(2) {
+            for _ in 0..3 {
+                let shared = Arc::clone(&pool.shared);
+                let is_asleep = move || shared.state.load(Ordering::Relaxed) & ASLEEP != 0;
+                run_two(&mut pool, || (), || sleep_until(&is_asleep));
+                let n = AtomicUsize::new(0);
+                pool.run(50, 1, |_, items| {
+                    n.fetch_add(items.len(), Ordering::Relaxed);
+                });
+                assert_eq!(n.into_inner(), 50);
+            }
+            assert!(pool.metrics().waited() > Duration::ZERO);
+        }
+    }
+
+    /// What sleeps a little at a time until a thread is moved, from now on.
+    #[cfg(target_os = "linux")]
+    fn until_rescue(pool: &ThreadPool) -> impl Fn() + Sync + use<> {
+        let metrics = pool.metrics();
+        let before = metrics.n_rescues();
+        move || sleep_until(|| metrics.n_rescues() > before)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn allowed(thread: OsThread) -> CpuSet {
+        CpuSet::allowed(thread).expect("it lives")
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_worker_that_does_not_run_is_brought_to_the_caller_and_sent_away_again() {
+        let mut pool = pool(2);
+        let worker = pool.shared.seats[0].thread.get().copied().flatten();
+        let worker = worker.expect("Linux knows threads");
+        let own = allowed(OsThread::current().expect("Linux knows threads"));
+        for _ in 0..3 {
+            let rescued = until_rescue(&pool);
+            run_two(&mut pool, || (), rescued);
+            assert_eq!(allowed(worker).len(), 1);
+            // A job during which it is moved again, as may happen on a busy machine, shows nothing.
+            let off = loop {
+                run_two(&mut pool, || (), || ());
+                if let Some(off) = pool.placement.as_ref().and_then(Placement::kept_off) {
+                    break off;
+                }
+            };
+            let others = own.without(off);
+            assert_eq!(allowed(worker), if others.is_empty() { own } else { others });
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_caller_that_does_not_run_is_brought_to_a_worker_and_stays_free() {
+        let mut pool = pool(2);
+        let this = OsThread::current().expect("Linux knows threads");
+        let before = allowed(this);
+        for _ in 0..3 {
+            let rescued = until_rescue(&pool);
+            run_two(&mut pool, rescued, || ());
+            assert_eq!(allowed(this), before);
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_panic_of_a_worker_that_was_moved_reaches_the_caller() {
+        let mut pool = pool(2);
+        let rescued = until_rescue(&pool);
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let worker = || {
+                rescued();
+                panic!("moved and bad");
+            };
+            run_two(&mut pool, || (), worker);
+        }));
+        let payload = result.expect_err("the panic must surface");
+        assert_eq!(payload.downcast_ref(), Some(&"moved and bad"));
+        run_two(&mut pool, || (), || ());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn more_threads_than_cpus_share_that_of_the_caller() {
+        let own = allowed(OsThread::current().expect("Linux knows threads"));
+        let mut pool = pool(own.len() + 1);
+        pool.run(1000, 1, |_, _| ());
+        for seat in &pool.shared.seats {
+            let worker = seat.thread.get().copied().flatten().expect("Linux knows threads");
+            // One that had to be moved meanwhile has a CPU of its own until the next job.
+            assert!(allowed(worker) == own || allowed(worker).len() == 1);
+        }
+    }
+
+    #[test]
+    fn jobs_whose_items_sleep_now_and_then_lose_nothing() {
+        for mut pool in (2..=4).flat_map(pools) {
+            let mut values = vec![0u32; 40];
+            for round in 0..300 {
+                let shared = SharedSlice::new(&mut values);
+                pool.run(40, 2, |thread_idx, items| {
+                    // Some items of every thread, the caller's too, take a multiple of all patience.
+                    if (items.start * 7 + round * 13 + thread_idx).is_multiple_of(97) {
+                        std::thread::park_timeout(Duration::from_micros(300));
+                    }
+                    // SAFETY: items are claimed once, so ranges do not overlap.
+                    for value in unsafe { shared.range(items) } {
+                        *value += 1;
+                    }
+                });
+            }
+            assert!(values.iter().all(|&value| value == 300), "{values:?}");
         }
     }
 

@@ -140,7 +140,7 @@ fn cpu(isa: Isa) -> CpuBackend {
     let config = CpuConfig {
         n_threads: 2,
         isa: Some(isa),
-        pinning: Pinning::Free,
+        pinning: Pinning::Auto,
     };
     CpuBackend::new(config).expect("an instruction set of this machine")
 }

@@ -185,6 +185,7 @@ impl Setup {
             traces: self.traces,
             cache: arbora::api::cache::CacheBook::default(),
             log: Arc::default(),
+            pool: Arc::default(),
         });
         let runtime = tokio::runtime::Runtime::new().expect("threads");
         let listener = runtime

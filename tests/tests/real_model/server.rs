@@ -55,7 +55,7 @@ impl Server {
         let cpu = CpuConfig {
             n_threads,
             isa: Some(isa),
-            pinning: Pinning::Free,
+            pinning: Pinning::Auto,
         };
         let mut backend = CpuBackend::new(cpu).expect("the instruction set is there");
         let decoder = MODEL
