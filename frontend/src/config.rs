@@ -296,7 +296,7 @@ pub struct Config {
     pub intake: IntakeLimits,
     /// What events of `/generate` hold.
     pub generate_form: StreamForm,
-    /// In whose words metrics are told besides our own.
+    /// Additional metric naming scheme.
     pub metrics_compat: MetricsCompat,
     /// Where traces are POSTed; absent where nothing is traced.
     pub otlp_traces_endpoint: Option<String>,
@@ -304,7 +304,7 @@ pub struct Config {
     pub log: String,
 }
 
-/// In whose words metrics are told besides our own.
+/// Additional metric naming scheme.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MetricsCompat {
     /// Nobody's.

@@ -1,4 +1,4 @@
-//! Work that is done once for all who ask for it at the same time, aside and a little at a time.
+//! Single-flight: concurrent callers share one computation, which runs on the worker pool in short turns.
 //!
 //! ```text
 //! asked for ─┬─ by somebody before ──────────────────────────────┐

@@ -1,4 +1,4 @@
-//! Grammars of requests: compiled once, beside everything else, and kept for the next request.
+//! Grammar compilation for requests: on the worker pool, once per grammar, results cached.
 //!
 //! ```text
 //! request ─► cache ── there ────────────────────► a state of its own

@@ -1,4 +1,4 @@
-//! What a model is before it is loaded, and which models are in the cache.
+//! Model description (`arbora inspect`) and the list of cached models.
 
 use std::io::{self, Write};
 use std::path::Path;

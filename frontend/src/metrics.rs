@@ -131,13 +131,13 @@ fn drafts(engine: &Metrics) -> [(&'static str, &'static str, &[Counter]); 3] {
     [
         (
             "drafts_total",
-            "Drafts that were computed along and verified.",
+            "Drafts verified (speculative decoding).",
             &engine.drafts,
         ),
         ("drafted_tokens_total", "Their tokens.", &engine.drafted_tokens),
         (
             "accepted_tokens_total",
-            "Of those, the ones that became output.",
+            "Draft tokens accepted as output.",
             &engine.accepted_tokens,
         ),
     ]
@@ -148,7 +148,7 @@ fn counters(engine: &Metrics) -> [(&'static str, &'static str, &Counter); 11] {
     [
         (
             "requests_accepted_total",
-            "Requests taken in.",
+            "Requests accepted into the queue.",
             &engine.requests_accepted,
         ),
         (
@@ -163,32 +163,32 @@ fn counters(engine: &Metrics) -> [(&'static str, &'static str, &Counter); 11] {
         ),
         (
             "cached_tokens_total",
-            "Of those, found in the prefix cache.",
+            "Prompt tokens served from the prefix cache.",
             &engine.cached_tokens,
         ),
         (
             "copied_tokens_total",
-            "Of those, copied out of a shared page.",
+            "Prompt tokens served by copying part of a cached page.",
             &engine.copied_tokens,
         ),
         (
             "prefill_tokens_total",
-            "Prompt and resumed tokens computed.",
+            "Tokens computed by prefill, after preemptions too.",
             &engine.prefill_tokens,
         ),
         (
             "generated_tokens_total",
-            "Output tokens.",
+            "Output tokens generated.",
             &engine.generated_tokens,
         ),
         (
             "preemptions_total",
-            "Sequences sent back to waiting for want of pages, or for an API key below its share.",
+            "Preemptions: running requests sent back to the queue, for KV pages or for an API key below its share.",
             &engine.preemptions,
         ),
         (
             "evicted_pages_total",
-            "Cached pages given up.",
+            "KV pages evicted from the prefix cache.",
             &engine.evicted_pages,
         ),
         ("steps_total", "Forward passes.", &engine.steps),
@@ -208,12 +208,12 @@ fn gauges(engine: &Metrics) -> [(&'static str, &'static str, u64); 8] {
         ("pages_cached", "KV pages in the prefix cache.", now.pages_cached),
         (
             "pages_evictable",
-            "Of those, needed by no running request.",
+            "Cached KV pages that no running request uses; they can be evicted.",
             now.pages_evictable,
         ),
         (
             "pages_owned",
-            "KV pages that belong to one running request.",
+            "KV pages owned by a single running request, not in the cache.",
             now.pages_owned,
         ),
     ]
@@ -226,17 +226,17 @@ fn times(engine: &Metrics) -> [(&'static str, &'static str, &Histogram<Micros>);
         ("queue_seconds", "Arrival to first step.", &engine.queue_time),
         (
             "time_to_first_token_seconds",
-            "Arrival to first token.",
+            "Time to first token, from the arrival of the request.",
             &engine.time_to_first_token,
         ),
         (
             "inter_token_seconds",
-            "From one output token to the next.",
+            "Time between output tokens (inter-token latency).",
             &engine.inter_token_time,
         ),
         (
             "request_seconds",
-            "Arrival to ending, aborted requests left out.",
+            "End-to-end latency of requests that were not aborted.",
             &engine.request_time,
         ),
     ]
@@ -247,12 +247,12 @@ fn lengths(engine: &Metrics) -> [(&'static str, &'static str, &Histogram<Tokens>
     [
         (
             "prompt_length_tokens",
-            "Lengths of admitted prompts.",
+            "Prompt length of admitted requests, in tokens.",
             &engine.prompt_lengths,
         ),
         (
             "output_length_tokens",
-            "Lengths of outputs, those of aborted requests left out.",
+            "Output length of requests that were not aborted, in tokens.",
             &engine.output_lengths,
         ),
     ]

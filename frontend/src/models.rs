@@ -1,4 +1,4 @@
-//! From what the operator wrote after `--model` to a file or folder on disk.
+//! Model lookup: what stands after `--model` becomes a file or folder on disk.
 //!
 //! A path is taken as it is, `owner/name[@revision][:file]` is a model of the hub ([`crate::hub`]). An alias
 //! names a model that is fetched once into the user's cache:

@@ -1,4 +1,4 @@
-//! News of a long wait, and the wait itself.
+//! Progress of downloads and loading.
 
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};

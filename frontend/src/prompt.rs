@@ -1,4 +1,4 @@
-//! From what a client wrote to the tokens the model reads.
+//! Prompt preparation: chat template and tokenization.
 //!
 //! In a chat, only the template may open and close messages. Text inside a message that spells a control
 //! token (`<|im_end|>`) is kept text:

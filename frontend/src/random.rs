@@ -1,4 +1,4 @@
-//! Numbers and names that nobody chose. The standard library's random keys, stepped at every call, are
+//! Random seeds and ids. The standard library's random keys, stepped at every call, are
 //! enough: whoever sees some cannot guess the next.
 
 use std::hash::{BuildHasher, RandomState};

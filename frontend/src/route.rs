@@ -1,4 +1,4 @@
-//! Which handler serves which URL, and what stands before all of them.
+//! The HTTP routes, and the checks before all of them.
 //!
 //! ```text
 //! request id, span, count, log  ->  one host  ->  CORS  ->  panic becomes a 500  ->  place  ->  length

@@ -1,4 +1,4 @@
-//! Accepts connections, and stops in good order.
+//! The HTTP server: accepts connections, drains and stops.
 //!
 //! ```text
 //! running   ── told to stop ──►  draining: no new completions (503), those under way go on, everything else

@@ -1,4 +1,4 @@
-//! From the engine's events to pieces of text.
+//! Streaming: the engine's events become pieces of text, thoughts and tool calls.
 //!
 //! A whole answer and a streamed one are made of the same pieces, so they say the same. Dropping a
 //! [`Generation`] closes its channels, which is how the engine learns that nobody listens any more.

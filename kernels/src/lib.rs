@@ -171,7 +171,7 @@ pub enum BackendError {
         reason: &'static str,
     },
     /// An instruction set that this machine lacks was asked for.
-    #[error("this machine has no {isa}")]
+    #[error("instruction set '{isa}' is not available on this machine")]
     UnavailableIsa {
         /// Its name.
         isa: &'static str,

@@ -1,4 +1,4 @@
-//! What the tree holds after a text: how others went on who said the same.
+//! Draft tokens: what followed this exact prefix in earlier requests.
 
 use crate::node::NodeId;
 use crate::{Namespace, RadixTree};

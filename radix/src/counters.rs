@@ -1,4 +1,4 @@
-//! What the tree counted since it was made.
+//! Counters of the radix tree since it was made.
 
 /// Exact totals since the tree was made; all but the ages can be cross-checked:
 /// `inserted_pages = cached + evicted_pages + superseded_pages`.

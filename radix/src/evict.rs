@@ -1,4 +1,4 @@
-//! The order in which pages are given up.
+//! Eviction policies: the order in which cached pages are given up.
 //!
 //! All unlocked nodes sit on intrusive lists, one per rank; what a rank means is the policy's affair.
 //! Invariants:

@@ -1,4 +1,4 @@
-//! Which prompts may share KV pages.
+//! Namespaces: which prompts may share KV pages.
 
 /// A part of the cache that never matches another: a typed tuple, so that no two different tuples can collide
 /// the way concatenated strings do.

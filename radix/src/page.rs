@@ -1,4 +1,4 @@
-//! Page numbers and the allocator that hands them out.
+//! The page allocator of the KV pool.
 //!
 //! Invariant: `n_free() ≤ n_total()`, and a page is on the free stack exactly when its bit says so.
 

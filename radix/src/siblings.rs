@@ -1,4 +1,4 @@
-//! The children of a node, ordered by the tokens of their first page.
+//! The children of a tree node, ordered by the tokens of their first page.
 //!
 //! Every node keeps its children in a treap: a search tree by tokens that is also a heap by weight, so its
 //! expected depth is logarithmic whatever order children come and go in. The links live in the nodes. A

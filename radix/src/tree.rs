@@ -1,4 +1,4 @@
-//! The tree: matching, locking, evicting.
+//! The radix tree: longest-prefix match, locks, eviction.
 //!
 //! Invariants, all verified by [`RadixTree::check`]:
 //!

@@ -1,4 +1,4 @@
-//! Looking at the tree without using it: a bounded picture of its nodes, and where a prompt leaves it.
+//! Inspection of the radix tree: a bounded list of its nodes, and where a prompt leaves it.
 //!
 //! A picture takes the nodes in the order in which they would be given up last: locked paths, then the
 //! eviction lists from their newest ends. A parent comes before its children in that order, so a picture cut

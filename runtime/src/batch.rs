@@ -1,4 +1,4 @@
-//! The device's view of one step.
+//! The forward batch: index arrays of one step, rows of several sequences one after the other.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! The prefix cache: who holds which page.
+//! The prefix cache over KV pages: admission, growth, eviction, and which sequence holds which page.
 //!
 //! ```text
 //! free + cached (in the tree) + owned (in one page table, beyond its shared part) = total        (C4)

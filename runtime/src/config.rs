@@ -211,7 +211,7 @@ pub enum ConfigError {
         expected_output: f64,
     },
     /// No room for a prompt token and an output token.
-    #[error("a context of {context} tokens holds no prompt and output")]
+    #[error("context must be at least 2 tokens, got {context}")]
     ContextTooSmall {
         /// The context.
         context: usize,

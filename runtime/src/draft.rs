@@ -1,4 +1,4 @@
-//! What probably comes next in free text, and whether it is worth trying.
+//! Speculative decoding: draft tokens for free text, and how long a draft pays.
 //!
 //! ```text
 //! radix    what the tree holds after this very text: somebody asked the same before

@@ -1,4 +1,4 @@
-//! The engine: one thread, one loop, all state.
+//! The engine: the inference loop on one thread, which owns all state.
 //!
 //! ```text
 //! turn:  inbox -> queue          step:  plan      scheduler: rows, evictions, preemptions, admissions

@@ -1,4 +1,4 @@
-//! Why a request found in the cache what it found: kept for the latest requests, and for prefixes that left.
+//! Cache-hit explanations: why a request found in the cache what it found, for the latest requests.
 //!
 //! ```text
 //! prompt     | shared pages | copied | computed ........................ |

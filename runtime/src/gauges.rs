@@ -1,4 +1,4 @@
-//! What the engine holds between two steps.
+//! Gauges: requests, queue and KV pages as the engine holds them between two steps.
 
 /// What goes up and down: `pages_free + pages_cached + pages_owned = pages_total`, and `pages_evictable` are
 /// some of the cached ones.

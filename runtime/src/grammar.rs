@@ -1,4 +1,4 @@
-//! What an output must look like, while it is made.
+//! Constrained decoding: the masks of a running output, and drafts of the text that its grammar forces.
 //!
 //! ```text
 //! rows of a step:   last token | draft 0 | draft 1 | ...

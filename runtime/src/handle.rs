@@ -1,4 +1,4 @@
-//! The other threads' side of the engine: submit, drain, look at metrics.
+//! The engine's handle for other threads: submit, drain, metrics.
 //!
 //! A handle never waits for the engine. What it shares with it are counters and flags; requests travel
 //! through one bounded inbox that cannot overflow, because a submit first reserves a place among the waiting:

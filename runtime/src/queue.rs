@@ -1,4 +1,4 @@
-//! The order of waiting sequences.
+//! The waiting queue: the order in which requests start (scheduling policy, fair queueing among tenants).
 //!
 //! Under the `prefix` policy a cached token counts as much as having arrived `cached_token_worth` earlier:
 //!

@@ -1,4 +1,4 @@
-//! Requests to plain sample rows.
+//! Sampling parameters of a request as rows for the backend, with counter-based noise (Philox).
 //!
 //! A draw is keyed by what it is for, never by when or with whom it is made: (seed, choice, absolute
 //! position). So the batch, a preemption or a cache hit cannot change it (contract C3).

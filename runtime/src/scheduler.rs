@@ -1,4 +1,4 @@
-//! Which rows the next step computes.
+//! The scheduler (continuous batching): admission, preemption, and the rows that the next step computes.
 //!
 //! ```text
 //! a step:  decode rows of running sequences | prefill chunks of running, then of newly admitted sequences

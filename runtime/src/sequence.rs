@@ -1,4 +1,4 @@
-//! One request on its way through the engine.
+//! A sequence: the state of one request in the engine, its tokens, pages, draft and ending.
 //!
 //! ```text
 //! tokens:  prompt ............ | output ........ last

@@ -1,4 +1,4 @@
-//! What a step asks about its logits, and whose the answers are.
+//! Sampling of a step: which rows of logits are drawn from, and which sequence each answer belongs to.
 //!
 //! ```text
 //! planned rows:   A: chunk of a scored prompt | B: decode and draft | C: chunk of a prompt | ...

@@ -1,4 +1,4 @@
-//! Tokens' bytes to text, released as early as a stop string allows.
+//! Stop strings and incremental detokenization: text is released as early as they allow.
 //!
 //! ```text
 //! bytes so far:   released as text | held

@@ -1,4 +1,4 @@
-//! What each token adds to the text, as one flat table.
+//! The bytes of each token, as one flat table.
 
 /// Bytes of every token of a vocabulary. Tokens that must not show up in the text (control tokens) have none,
 /// and so have ids beyond the table: models pad their embedding.

@@ -1,4 +1,4 @@
-//! What operators and probes ask for.
+//! Health checks, metrics and other routes for operators.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! What is in the prefix cache, and why a request found there what it found. Behind the API key like
+//! Inspection of the prefix cache, and why a request found there what it found. Behind the API key like
 //! everything that tells of requests.
 //!
 //! `GET /cache/tree?limit=N`, N in [1, 2000], 300 by default: the nodes that would be evicted last, parents

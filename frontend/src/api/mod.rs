@@ -1,4 +1,4 @@
-//! The handlers: parse, ask the engine, answer.
+//! HTTP handlers: parse the request, submit it to the engine, answer.
 
 pub mod admin;
 pub mod cache;
@@ -82,7 +82,7 @@ pub struct App {
     pub http: HttpMetrics,
     /// What events of `/generate` hold.
     pub generate_form: generate::StreamForm,
-    /// In whose words metrics are told besides our own.
+    /// Additional metric naming scheme.
     pub metrics_compat: MetricsCompat,
     /// Where exchanges are traced; absent where they are not.
     pub traces: Option<Traces>,

@@ -1,4 +1,4 @@
-//! What routers ask of a worker, in SGLang's words. One rank, since one engine serves.
+//! SGLang's worker routes for routers and load balancers. One rank, since one engine serves.
 
 use std::sync::Arc;
 

@@ -46,22 +46,22 @@ pub fn prometheus(engine: &Metrics, model: &str) -> String {
     for (name, help, histogram) in [
         (
             "time_to_first_token_seconds",
-            "Arrival to first token.",
+            "Time to first token, from the arrival of the request.",
             &engine.time_to_first_token,
         ),
         (
             "inter_token_latency_seconds",
-            "From one output token to the next.",
+            "Time between output tokens (inter-token latency).",
             &engine.inter_token_time,
         ),
         (
             "e2e_request_latency_seconds",
-            "Arrival to ending.",
+            "End-to-end latency of requests.",
             &engine.request_time,
         ),
         (
             "request_queue_time_seconds",
-            "Arrival to first step.",
+            "Time in the queue, from the arrival of the request.",
             &engine.queue_time,
         ),
     ] {
@@ -79,13 +79,13 @@ fn gauges(engine: &Metrics) -> [(&'static str, &'static str, f64); 4] {
     [
         (
             "num_requests_running",
-            "Requests that hold pages.",
+            "Requests that are running.",
             now.running as f64,
         ),
         ("num_requests_waiting", "Requests waiting.", now.waiting as f64),
         (
             "kv_cache_usage_perc",
-            "Share of KV pages that running requests need.",
+            "Share of KV pages in use by running requests, from 0 to 1.",
             usage,
         ),
         ("gpu_cache_usage_perc", "The same under its older name.", usage),
@@ -98,7 +98,7 @@ fn counters(engine: &Metrics) -> [(&'static str, &'static str, u64); 9] {
     [
         (
             "prefix_cache_queries_total",
-            "Tokens looked up in the prefix cache.",
+            "Prompt tokens looked up in the prefix cache.",
             prompt,
         ),
         ("prefix_cache_hits_total", "Of those, tokens found.", cached),
@@ -109,22 +109,22 @@ fn counters(engine: &Metrics) -> [(&'static str, &'static str, u64); 9] {
         ),
         (
             "prompt_tokens_cached_total",
-            "Of those, tokens found in the prefix cache.",
+            "Prompt tokens served from the prefix cache.",
             cached,
         ),
         (
             "generation_tokens_total",
-            "Output tokens.",
+            "Output tokens generated.",
             engine.generated_tokens.value(),
         ),
         (
             "num_preemptions_total",
-            "Sequences sent back to waiting.",
+            "Preemptions: running requests sent back to the queue.",
             engine.preemptions.value(),
         ),
         (
             "spec_decode_num_drafts_total",
-            "Drafts that were verified.",
+            "Drafts verified (speculative decoding).",
             sum(&engine.drafts),
         ),
         (
@@ -134,7 +134,7 @@ fn counters(engine: &Metrics) -> [(&'static str, &'static str, u64); 9] {
         ),
         (
             "spec_decode_num_accepted_tokens_total",
-            "Of those, tokens that became output.",
+            "Draft tokens accepted as output.",
             sum(&engine.accepted_tokens),
         ),
     ]

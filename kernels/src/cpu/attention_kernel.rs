@@ -1,4 +1,4 @@
-//! What every attention kernel offers, and how one is chosen.
+//! The interface of the attention kernels, and how one is chosen.
 //!
 //! A kernel reduces one block of [`ATTENTION_BLOCK`] tokens of one kv head for any number of query rows. It
 //! always starts from nothing and merges the result into the row's state at the end (contract C2):

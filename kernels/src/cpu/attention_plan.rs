@@ -1,4 +1,4 @@
-//! How one step's attention is cut into items of work.
+//! The attention plan of one step: work items cut from the page tables, shared prefixes read once.
 //!
 //! ```text
 //! sequences   sorted so that those with equal leading pages are neighbours

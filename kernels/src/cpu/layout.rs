@@ -1,4 +1,4 @@
-//! Weights as the kernels read them.
+//! Memory layout of repacked weights.
 //!
 //! A matrix is cut into tiles of 16 output columns; a tile holds the whole depth, contiguous. Lane `c` of
 //! every vector belongs to column `c` of the tile. A tile has exactly the file's bytes of its 16 rows,

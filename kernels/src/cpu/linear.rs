@@ -1,4 +1,4 @@
-//! Linear layers: which tile meets which rows, in which order.
+//! Linear layers (matrix products): tiles of weights by rows of activations, shared out to the threads.
 //!
 //! ```text
 //! for chunk of panels (its activations stay in L2)

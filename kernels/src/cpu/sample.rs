@@ -1,4 +1,4 @@
-//! One row of logits becomes a token.
+//! Sampling: temperature, top-k, top-p and min-p of one row of logits.
 //!
 //! Adjusted logits take the place of the model's, and tokens that are not allowed are taken out. The rest
 //! are ordered by logit, largest first, then by id; tokens without a finite logit do not take part. A token
