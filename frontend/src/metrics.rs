@@ -200,11 +200,11 @@ fn counters(engine: &Metrics) -> [(&'static str, &'static str, &Counter); 11] {
 fn gauges(engine: &Metrics) -> [(&'static str, &'static str, u64); 8] {
     let now = engine.gauges();
     [
-        ("waiting", "Requests waiting.", now.waiting),
-        ("waiting_tokens", "Their prompt tokens.", now.waiting_tokens),
-        ("running", "Requests that hold pages.", now.running),
-        ("pages_total", "KV pages: free + cached + owned.", now.pages_total),
-        ("pages_free", "KV pages nobody holds.", now.pages_free),
+        ("waiting", "Requests in the queue.", now.waiting),
+        ("waiting_tokens", "Prompt tokens of waiting requests.", now.waiting_tokens),
+        ("running", "Requests that are running.", now.running),
+        ("pages_total", "KV pages in the pool: free, cached and owned.", now.pages_total),
+        ("pages_free", "Free KV pages.", now.pages_free),
         ("pages_cached", "KV pages in the prefix cache.", now.pages_cached),
         (
             "pages_evictable",

@@ -10,10 +10,10 @@ import time
 class Server:
     """Runs `arbora serve` until the end of a `with` block."""
 
-    def __init__(self, binary, model, port, *options):
+    def __init__(self, binary, model, port, *options, log="warn", **process):
         self.port = port
-        command = [binary, "serve", "--model", model, "--port", str(port), "--log", "warn", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        command = [binary, "serve", "--model", model, "--port", str(port), "--log", log, *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, **process)
 
     def __enter__(self):
         for _ in range(600):
