@@ -1,7 +1,7 @@
 //! Thread pool beside busy processes: jobs per second for every way of pinning, by the time an item takes.
 //!
-//! A job has 16 items without memory traffic, as a product of a decode step is cut for two threads; 210 of them
-//! and a pause of the workers make a step. Ways take turns, each `--rounds` times; medians count.
+//! A job has 16 items without memory traffic, as a product of a decode step is cut for two threads; 210 of
+//! them and a pause of the workers make a step. Ways take turns, each `--rounds` times; medians count.
 
 use std::hint::black_box;
 use std::io::Write;

@@ -143,9 +143,9 @@ mod imp {
         usize::try_from(unsafe { libc::sched_getcpu() }).ok()
     }
 
-    /// Lowers the priority of the calling thread by `steps` of niceness, of which there are 19: beside a thread
-    /// of ordinary priority on the same core, 5 steps leave it a quarter of the time. Returns whether the
-    /// system agreed.
+    /// Lowers the priority of the calling thread by `steps` of niceness, of which there are 19: beside a
+    /// thread of ordinary priority on the same core, 5 steps leave it a quarter of the time. Returns whether
+    /// the system agreed.
     pub fn lower_priority(steps: u8) -> bool {
         // SAFETY: on Linux the calls concern the calling thread only, and have no obligations.
         unsafe {
