@@ -2,10 +2,10 @@
 
     python3 tests/hostile/soak.py target/release/arbora --model FILE [--minutes 10] [--memory MIB]
 
-The pool is so small that cached pages are evicted and running requests preempted. Checked is that every request
-that is not abandoned ends, that a repeated request has the same output each time, that no page is left behind,
-and that memory does not grow. With `--memory` the process may map no more than so many MiB beside its files:
-then requests may be refused with a clear error, but the server goes on.
+The pool is so small that cached pages are evicted and running requests preempted. Checked is that every
+request that is not abandoned ends, that a repeated request has the same output each time, that no page is
+left behind, and that memory does not grow. With `--memory` the process may map no more than so many MiB
+beside its files: then requests may be refused with a clear error, but the server goes on.
 """
 
 import argparse
