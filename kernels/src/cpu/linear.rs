@@ -26,8 +26,8 @@ const CHUNK_BYTES: usize = 384 << 10;
 /// Multiply-adds below which a second thread costs more than it gives.
 const SMALL_WORK: usize = 64 << 10;
 
-/// Multiply-adds of a claim at most, about 50 µs: what is left to wait for at the end of a product, and what a
-/// thread that loses its core holds up.
+/// Multiply-adds of a claim at most, about 50 µs: what is left to wait for at the end of a product, and what
+/// a thread that loses its core holds up.
 const CLAIM_WORK: usize = 4 << 20;
 
 /// With one panel: how far ahead of the block in use to fetch weights.

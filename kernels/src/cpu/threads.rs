@@ -14,8 +14,8 @@
 //! ([`placement`]).
 //!
 //! A panic in an item ends the job, reaches the caller once all workers left, and leaves the pool usable.
-//! All spin briefly for what comes next, then sleep: an idle pool uses no CPU, and nobody yields a core, which
-//! costs a system call each time and does not let the system move anybody.
+//! All spin briefly for what comes next, then sleep: an idle pool uses no CPU, and nobody yields a core,
+//! which costs a system call each time and does not let the system move anybody.
 
 mod placement;
 
@@ -351,7 +351,8 @@ impl ThreadPool {
         }
     }
 
-    /// Sees to it that the workers stay off the CPU of the calling thread; its handle where threads are moved.
+    /// Sees to it that the workers stay off the CPU of the calling thread; its handle where threads are
+    /// moved.
     #[inline]
     fn place(&mut self) -> Option<OsThread> {
         let placement = self.placement.as_mut()?;
@@ -528,7 +529,8 @@ mod tests {
         panic!("it never was so");
     }
 
-    /// Runs a job of an item for each of two threads: `caller` and `worker` are called with their items begun.
+    /// Runs a job of an item for each of two threads: `caller` and `worker` are called with their items
+    /// begun.
     fn run_two(pool: &mut ThreadPool, caller: impl Fn() + Sync, worker: impl Fn() + Sync) {
         let arrived = AtomicUsize::new(0);
         pool.run(2, 1, |thread_idx, _| {

@@ -9,11 +9,11 @@
 //!                           worker is moved to core 0 |ends item|
 //! ```
 //!
-//! A scheduler gives a core to another process for milliseconds, a job takes microseconds, and everybody waits
-//! for the item that the thread had begun. The one that waits gives its own core to it instead.
+//! A scheduler gives a core to another process for milliseconds, a job takes microseconds, and everybody
+//! waits for the item that the thread had begun. The one that waits gives its own core to it instead.
 //!
-//! Invariants: threads are moved only by the caller of a job or by a worker that has joined it, so all of them
-//! are alive. Where they run changes no result. What the system refuses is left as it is.
+//! Invariants: threads are moved only by the caller of a job or by a worker that has joined it, so all of
+//! them are alive. Where they run changes no result. What the system refuses is left as it is.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -117,8 +117,8 @@ impl Placement {
         self.off
     }
 
-    /// Keeps the workers off the CPU that `caller`, the calling thread, runs on: one that wakes up is put there
-    /// otherwise, waits until the caller sleeps, and so never works beside it.
+    /// Keeps the workers off the CPU that `caller`, the calling thread, runs on: one that wakes up is put
+    /// there otherwise, waits until the caller sleeps, and so never works beside it.
     #[inline]
     pub(super) fn follow(&mut self, caller: OsThread, seats: &Seats) {
         let cpu = current_cpu();
