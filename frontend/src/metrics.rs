@@ -201,9 +201,17 @@ fn gauges(engine: &Metrics) -> [(&'static str, &'static str, u64); 8] {
     let now = engine.gauges();
     [
         ("waiting", "Requests in the queue.", now.waiting),
-        ("waiting_tokens", "Prompt tokens of waiting requests.", now.waiting_tokens),
+        (
+            "waiting_tokens",
+            "Prompt tokens of waiting requests.",
+            now.waiting_tokens,
+        ),
         ("running", "Requests that are running.", now.running),
-        ("pages_total", "KV pages in the pool: free, cached and owned.", now.pages_total),
+        (
+            "pages_total",
+            "KV pages in the pool: free, cached and owned.",
+            now.pages_total,
+        ),
         ("pages_free", "Free KV pages.", now.pages_free),
         ("pages_cached", "KV pages in the prefix cache.", now.pages_cached),
         (

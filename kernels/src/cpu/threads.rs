@@ -13,9 +13,9 @@
 //! loses its core while it holds an item is moved to the core of a thread that waits for it
 //! ([`placement`]).
 //!
-//! A panic in an item ends the job, reaches the caller once all workers left, and leaves the pool usable. All
-//! spin briefly for what comes next, then sleep: an idle pool uses no CPU, and nobody yields a core, which
-//! costs a system call each time and does not let the system move anybody.
+//! A panic in an item ends the job, reaches the caller once all workers left, and leaves the pool usable.
+//! All spin briefly for what comes next, then sleep: an idle pool uses no CPU, and nobody yields a core,
+//! which costs a system call each time and does not let the system move anybody.
 
 mod placement;
 
