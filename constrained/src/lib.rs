@@ -121,6 +121,8 @@
 //! per call, and what is shared behind one per vocabulary, held for single look-ups. Where the schema's text
 //! is nested, recursion is bounded by `max_source_depth`; nothing recurses over the output.
 
+mod ahead;
+mod all_but;
 mod alphabet;
 mod array;
 mod beginnings;
@@ -165,6 +167,7 @@ mod rows;
 mod schema;
 mod stacks;
 mod step;
+mod suffixes;
 mod sweep;
 mod tables;
 mod tags;
