@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::hash::Hash;
 
 use crate::all_but::AllBut;
+pub(crate) use crate::classes::Classes;
 use crate::hash::Map;
 pub(crate) use crate::rows::DEAD;
 use crate::rows::Rows;
@@ -29,118 +30,6 @@ pub(crate) fn union_of(a: ByteSet, b: ByteSet) -> ByteSet {
 /// More states than the caller allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooManyStates;
-
-/// Which bytes an automaton never tells apart.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Classes {
-    of: [u8; 256],
-    /// One byte of each class.
-    members: Vec<u8>,
-}
-
-impl Classes {
-    /// The coarsest classes within which `key` is constant.
-    pub(crate) fn by<K: Eq + Hash>(key: impl Fn(u8) -> K) -> Self {
-        let mut seen: Map<K, u8> = Map::default();
-        let (mut of, mut members) = ([0; 256], Vec::new());
-        for byte in 0..=255u8 {
-            let next = members.len();
-            let class = *seen.entry(key(byte)).or_insert_with(|| {
-                members.push(byte);
-                u8::try_from(next).expect("256 bytes make at most 256 classes")
-            });
-            of[usize::from(byte)] = class;
-        }
-        Self { of, members }
-    }
-
-    /// A class for each number that bytes have.
-    pub(crate) fn of_numbers(numbers: &[u8; 256]) -> Self {
-        let (mut ids, mut members) = ([None; 256], Vec::new());
-        let bytes = (0..=255u8).zip(numbers);
-        let mut of = [0; 256];
-        for (byte, number) in bytes {
-            of[usize::from(byte)] = *ids[usize::from(*number)].get_or_insert_with(|| {
-                members.push(byte);
-                (members.len() - 1) as u8
-            });
-        }
-        Self { of, members }
-    }
-
-    /// A class for each byte that `is_alone`, and one for the others.
-    pub(crate) fn alone(is_alone: &[bool; 256]) -> Self {
-        let (mut of, mut members, mut others) = ([0; 256], Vec::new(), None);
-        for byte in 0..=255u8 {
-            let is_alone = is_alone[usize::from(byte)];
-            let class = match others {
-                Some(others) if !is_alone => others,
-                _ => {
-                    members.push(byte);
-                    (members.len() - 1) as u8
-                }
-            };
-            if !is_alone {
-                others = Some(class);
-            }
-            of[usize::from(byte)] = class;
-        }
-        Self { of, members }
-    }
-
-    /// Fewer classes: each becomes a part of the one that `first` has for it, which is no later one.
-    fn merged(&self, first: &[usize]) -> Self {
-        let (mut ids, mut members) = (vec![0; self.len()], Vec::new());
-        for (class, first) in first.iter().enumerate() {
-            ids[class] = ids[*first];
-            if *first == class {
-                ids[class] = members.len() as u8;
-                members.push(self.members[class]);
-            }
-        }
-        Self {
-            of: self.of.map(|class| ids[usize::from(class)]),
-            members,
-        }
-    }
-
-    /// The classes of both.
-    pub(crate) fn refine(&self, other: &Self) -> Self {
-        let mut ids = vec![None; self.len() * other.len()];
-        let (mut of, mut members) = ([0; 256], Vec::new());
-        for byte in 0..=255u8 {
-            let id = &mut ids[self.of(byte) * other.len() + other.of(byte)];
-            of[usize::from(byte)] = *id.get_or_insert_with(|| {
-                members.push(byte);
-                u8::try_from(members.len() - 1).expect("256 bytes make at most 256 classes")
-            });
-        }
-        Self { of, members }
-    }
-
-    #[inline]
-    pub(crate) fn of(&self, byte: u8) -> usize {
-        usize::from(self.of[usize::from(byte)])
-    }
-
-    /// The bytes of each class.
-    pub(crate) fn sets(&self) -> Box<[ByteSet]> {
-        let mut sets = vec![[0; 4]; self.len()];
-        for byte in 0..=255u8 {
-            sets[self.of(byte)][usize::from(byte) / 64] |= 1 << (byte % 64);
-        }
-        sets.into()
-    }
-
-    /// One byte of each class, by class.
-    pub(crate) fn members(&self) -> &[u8] {
-        &self.members
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.members.len()
-    }
-}
 
 /// An automaton over bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,7 +62,7 @@ impl std::hash::Hash for Dfa {
         const N_SAMPLED: usize = 24;
         hasher.write_usize(self.classes.len());
         self.classes
-            .members
+            .members()
             .iter()
             .for_each(|byte| hasher.write_u8(*byte));
         match &self.steps {
@@ -242,7 +131,7 @@ impl Dfa {
     /// successor. It must be minimal and every state but 0 must lead to acceptance.
     pub(crate) fn of_states(classes: Classes, accepts: Vec<bool>, step: impl Fn(u32, u8) -> u32) -> Self {
         let states = 0..accepts.len() as u32;
-        let members = &classes.members;
+        let members = classes.members();
         let row = |state: u32| members.iter().map(move |byte| (state, *byte));
         let table = states.flat_map(row).map(|(state, byte)| step(state, byte));
         let table = table.collect();
@@ -512,7 +401,7 @@ impl Dfa {
 
     /// Whether a trimmed automaton has edges over `usable` bytes alone.
     pub(crate) fn is_spelled(&self, usable: &[bool; 256]) -> bool {
-        let is_usable = Classes::usable(&self.classes, usable);
+        let is_usable = self.classes.usable(usable);
         if is_usable.iter().all(|is_usable| *is_usable) {
             return true;
         }
@@ -521,7 +410,7 @@ impl Dfa {
                 let mut column = rows.table.iter().skip(class).step_by(rows.n_columns);
                 column.any(|next| *next != DEAD)
             }
-            Steps::AllBut(_) => AllBut::may_take(self.classes.members[class]),
+            Steps::AllBut(_) => AllBut::may_take(self.classes.members()[class]),
         };
         !(0..self.classes.len()).any(|class| !is_usable[class] && is_used(class))
     }
@@ -529,7 +418,7 @@ impl Dfa {
     /// Without the states from which no accepting state can be reached over `usable` bytes alone. Edges over
     /// other bytes stay where they lead to a state that is left.
     pub(crate) fn trimmed(self, usable: &[bool; 256]) -> Self {
-        let usable = Classes::usable(&self.classes, usable);
+        let usable = self.classes.usable(usable);
         let rows = self.rows().trimmed(|class| usable[class as usize]);
         Self::of_rows(self.classes, rows)
     }
@@ -588,7 +477,7 @@ impl Dfa {
         let next: Cow<'_, [u32]> = match &self.steps {
             Steps::Table { rows, .. } => rows.row(state).into(),
             Steps::AllBut(all_but) => {
-                let members = self.classes.members.iter();
+                let members = self.classes.members().iter();
                 members.map(|byte| all_but.step(state, *byte)).collect()
             }
         };
@@ -635,17 +524,6 @@ impl Dfa {
             .iter()
             .fold(self.start(), |state, byte| self.step(state, *byte));
         self.is_accepting(end)
-    }
-}
-
-impl Classes {
-    /// By class, whether any of its bytes is usable.
-    fn usable(classes: &Self, bytes: &[bool; 256]) -> Vec<bool> {
-        let mut usable = vec![false; classes.len()];
-        for byte in 0..=255u8 {
-            usable[classes.of(byte)] |= bytes[usize::from(byte)];
-        }
-        usable
     }
 }
 

@@ -225,8 +225,8 @@ impl Memory {
         }
         let rivals: Arc<[ValueId]> = match self.is_plainly_longer(text, shorter) {
             true => {
-                let is_rival =
-                    |value: &ValueId| self.values[*value as usize].goes_on(self.letters[text as usize]);
+                let Letter { byte, n, .. } = self.letters[text as usize];
+                let is_rival = |value: &ValueId| self.values[*value as usize].goes_on(n, byte);
                 before.iter().copied().filter(is_rival).collect()
             }
             false => {
@@ -290,25 +290,6 @@ impl Value {
         let value = reader.value()?;
         reader.whitespace();
         (reader.at == text.len()).then_some(value)
-    }
-
-    /// Byte number `n` of the value, a string, as it is written without escapes, or the quote that ends it.
-    fn byte_at(&self, n: u32) -> u8 {
-        match self {
-            Self::Scalar(text) => text.get(n as usize).copied().unwrap_or(b'"'),
-            Self::Array(_) | Self::Object(_) => unreachable!("it is a rival of a string"),
-        }
-    }
-
-    /// Whether it may follow the text that ends with `last`, a plain string, when it may follow the same text
-    /// without that byte.
-    fn goes_on(&self, last: Letter) -> bool {
-        let is_at_end = |text: &[u8]| last.n as usize == text.len() + 1;
-        match self {
-            Self::Scalar(text) if last.byte == b'"' => is_at_end(text),
-            Self::Scalar(text) => text.get(last.n as usize - 1) == Some(&last.byte),
-            Self::Array(_) | Self::Object(_) => unreachable!("it is a rival of a string"),
-        }
     }
 
     /// With which bytes `text`, the beginning of a value or all of it, may go on to become this one, and

@@ -27,7 +27,7 @@ use crate::tables::{StateId, Tables};
 use crate::trie::Trie;
 
 /// A unit is about the cost of one byte after one place with shallow stacks, a microsecond or two.
-const MAX_WORK: usize = 8_192;
+const MAX_WORK: usize = 4_096;
 
 /// Where a walk stands; 0 is nowhere.
 type PlaceId = u32;
