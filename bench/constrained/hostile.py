@@ -58,6 +58,34 @@ GBNFS = {
     "pairs and brackets": 'root ::= root root | "(" root ")" | "[" root "]" | [a-z ]+ | ""',
     "sums without precedence": 'root ::= root [-+*/^] root | "(" root ")" | [0-9]+ | [a-z]+ | root root',
     "counts within counts": 'root ::= ((x{1,3}){1,3} " "?){50,90}\nx ::= [a-z] | "(" root ")"',
+    "200 common prefixes": "root ::= (" + " | ".join(f'"item" t{n}' for n in range(200)) + ")*\n"
+    + "".join(f't{n} ::= [a-z]* " " (root | "{n}")\n' for n in range(200)),
+    "60 words that share letters": 'root ::= (p ("," | " "))*\np ::= ' + " | ".join(f'"{LETTERS[n % 10]}{LETTERS[10 + n % 6]}" q{n}' for n in range(60)) + "\n"
+    + "".join(f'q{n} ::= [a-z]* | [a-z]* "-" p | "<" p ">"\n' for n in range(60)),
+    "300 rules that may be empty": "root ::= " + " ".join(f"r{n}" for n in range(300)) + ' ";"\n'
+    + "".join(f'r{n} ::= "" | [a-z]+ | "{n}" r{(n + 1) % 300}\n' for n in range(300)),
+    "double recursion, apart": 'root ::= x y | [a-z]\nx ::= root | root " "\ny ::= root | "-" root',
+    "letters from both ends": 'root ::= [a-z] root [a-z] | [a-z] root | ""',
+    "pairs of forty rules": "root ::= " + " | ".join(f"r{n}" for n in range(40)) + "\n"
+    + "".join(f"r{n} ::= [^A-Z] r{(n * 7 + 1) % 40} [^0-9] | [^A-Z] r{(n * 3 + 2) % 40} | [{LETTERS[n % 26]}]\n" for n in range(40)),
+    "markdown": 'root ::= block+\nblock ::= "#"+ " " text+ "\\n" | "- " text+ "\\n" | text+ "\\n"\n'
+    'text ::= [^*_`\\n] | "*" text+ "*" | "**" text+ "**" | "_" text+ "_" | "`" [^`]* "`" | [^\\n]',
+    "markdown, stars": 'root ::= text*\ntext ::= [^*_] | "*" text* "*" | "**" text* "**" | "*" | "_" text* "_" | "_"',
+    "HTML": "root ::= el*\nel ::= " + " | ".join(f'"<{t}>" el* "</{t}>"' for t in "a b i p ul li div span h1 h2 em".split()) + " | [^<]+ | [a-z ]+",
+    "CSV of any cells": 'root ::= row+\nrow ::= cell ("," cell)* "\\n"\ncell ::= [^,\\n"]* | "\\"" ([^"] | "\\"\\"")* "\\"" | [^\\n]*',
+    "key: value": 'root ::= line*\nline ::= t ":" t "\\n"?\nt ::= [^\\n]* | "{" line* "}" | t t',
+    "statements": 'root ::= stmt*\nstmt ::= "if (" e ") " stmt | "if (" e ") " stmt "else " stmt | "{" stmt* "}" | id " = " e ";" | e ";" | " " stmt\n'
+    'e ::= e op e | e "(" e ")" | "(" e ")" | id | [0-9]+ ("." [0-9]*)? | e "." id | "-" e | e e\nop ::= " + " | "+" | "-" | " - " | "*"\nid ::= [a-zA-Z_] [a-zA-Z0-9_]*',
+}
+
+LARKS = {
+    "Lark: palindromes": "start: r\nr: " + " | ".join(f'"{letter}" r "{letter}"' for letter in LETTERS) + ' | ""',
+    "Lark: sums": 'start: e\ne: e "+" e | e e | "(" e ")" | NAME | NUM\nNAME: /[a-z]+/\nNUM: /[0-9]+/\n%ignore " "',
+    "Lark: stars": 'start: (A* B* C*)* "."\nA: /[a-z]/\nB: /[a-z]+/\nC: /[a-z ]/',
+    "Lark: words of words": 'start: (w " "?)+ "."\nw: W | W w | "(" w+ ")"\nW: /[^ ().]+/',
+    "Lark: any text in turns": 'start: (x | y)*\nx: /[^0-9]*/ y?\ny: /(?s:.)/ x | "<" x ">"',
+    "Lark: markdown": 'start: t*\nt: /[^*_]/ | "*" t* "*" | "**" t* "**" | "*" | "_" t* "_" | "_"',
+    "Lark: CSV": 'start: row+\nrow: cell ("," cell)* "\\n"\ncell: /[^,\\n"]*/ | /"([^"]|"")*"/ | /[^\\n]*/',
 }
 
 
@@ -92,6 +120,7 @@ def main():
     cases = [(name, {"schema": json.dumps(schema)}) for name, schema in schemas()]
     cases += [(f"`{regex}`", {"kind": "regex", "schema": regex}) for regex in REGEXES]
     cases += [(name, {"kind": "gbnf", "schema": grammar}) for name, grammar in GBNFS.items()]
+    cases += [(name, {"kind": "lark", "schema": grammar}) for name, grammar in LARKS.items()]
     runs = [list(run(program, folder, cases)) for _ in range(N_RUNS)]
     print(f"{time.strftime('%Y-%m-%d')}; walks of 200 random tokens, 3 each\n")
     print("| grammar | compile ms | worst mask ms | kB | refused by |\n|---|---|---|---|---|")

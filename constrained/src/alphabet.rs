@@ -104,6 +104,7 @@ const fn with_others(others: Others) -> Alphabets {
 #[derive(Debug)]
 pub(crate) struct Safe {
     n_states: usize,
+    n_rows: usize,
     /// `[n - 1][state]`: the alphabets of which a text of up to `n` characters is a dead end.
     deadly: Vec<Alphabets>,
     /// Whether the last row holds for all longer texts too.
@@ -141,6 +142,7 @@ impl Safe {
         }
         Self {
             n_states,
+            n_rows: deadly.len() / n_states,
             deadly,
             is_final,
         }
@@ -153,13 +155,13 @@ impl Safe {
 
     /// The alphabets of which every text of up to `n_chars` characters can follow in `state`, at a border
     /// between characters; maybe not all of them.
+    #[inline]
     pub(crate) fn at(&self, state: u32, n_chars: u8) -> Alphabets {
-        let n_rows = self.deadly.len() / self.n_states;
         let row = usize::from(n_chars).max(1);
-        if row > n_rows && !self.is_final {
+        if row > self.n_rows && !self.is_final {
             return 0;
         }
-        !self.deadly[(row.min(n_rows) - 1) * self.n_states + state as usize]
+        !self.deadly[(row.min(self.n_rows) - 1) * self.n_states + state as usize]
     }
 }
 

@@ -79,6 +79,20 @@ impl Ir {
         }
     }
 
+    /// The most frames that are pushed at once, before a byte is taken.
+    pub(crate) fn most_frames(&self) -> u32 {
+        let is_empty = self.nullable();
+        let mut n_frames = vec![0u32; self.nodes.len()];
+        // Nodes come before what they may begin with.
+        for node in self.ranks.nodes.iter().rev() {
+            let pushes = matches!(self.nodes[*node as usize], Node::Seq(_) | Node::Repeat { .. });
+            let children = self.left_children(*node, &is_empty).iter();
+            let most = children.map(|child| n_frames[*child as usize]).max();
+            n_frames[*node as usize] = u32::from(pushes) + most.unwrap_or(0);
+        }
+        n_frames.into_iter().max().unwrap_or(0)
+    }
+
     /// Makes sure that an output's next byte is found in finitely many ways, no more than `max_ways` from one
     /// place.
     pub(crate) fn check_beginnings(&mut self, max_ways: usize) -> Result<Ranks, CompileError> {

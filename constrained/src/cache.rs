@@ -226,18 +226,18 @@ impl Cache {
     /// Strings whose content `content` accepts and that have `min ..= max` characters.
     pub(crate) fn spec(
         &self,
-        content: &Dfa,
+        content: Arc<Dfa>,
         min: u32,
         max: Option<u32>,
         is_spelled: &[bool; 256],
     ) -> Arc<TextSpec> {
-        let key = (Arc::new(content.clone()), min, max);
+        let key = (content, min, max);
         let known = self.lock().specs.find(&key);
         if let Some(known) = known {
             return known;
         }
-        let spec = Arc::new(TextSpec::new(content, min, max, is_spelled));
-        let n_bytes = content.n_bytes() + spec.n_bytes() + 64;
+        let spec = Arc::new(TextSpec::new(&key.0, min, max, is_spelled));
+        let n_bytes = key.0.n_bytes() + spec.n_bytes() + 64;
         self.lock().specs.insert(key, spec.clone(), n_bytes);
         spec
     }
@@ -344,6 +344,7 @@ impl Fragment {
 
     /// The alphabets of which every text of up to `n_chars` characters can follow in `state` of `dfa`, whose
     /// fragment this is, at a border between characters; maybe not all of them.
+    #[inline]
     pub(crate) fn safe(&self, dfa: &Dfa, state: u32, n_chars: u8) -> Alphabets {
         if self.open(dfa).has(state) {
             return Alphabets::MAX;
@@ -370,7 +371,14 @@ impl TextFragment {
         PieceKey { fragment, place }
     }
 
-    /// The same for plain tokens.
+    /// The same of any string, at a place where it must not end.
+    pub(crate) fn unended(&self) -> PieceKey {
+        /// No mode has this bit.
+        const UNENDED: u32 = 1 << 30;
+        self.at([0, UNENDED, 0, 0])
+    }
+
+    /// The leaf at `place`, for plain tokens.
     pub(crate) fn at_plain(&self, [state, mode, needed, left]: [u32; 4]) -> PieceKey {
         /// No mode has this bit.
         const PLAIN: u32 = 1 << 31;

@@ -40,6 +40,9 @@ pub(crate) struct Closure<'a> {
     own: Scratch,
     /// The byte that comes next, where nothing else is asked for.
     next: Option<(&'a Firsts, u8)>,
+    /// Whether it is only asked if there is anything, and whether there is.
+    is_only_asked: bool,
+    is_any: bool,
 }
 
 impl<'a> Closure<'a> {
@@ -70,12 +73,14 @@ impl<'a> Closure<'a> {
         closure.finish()
     }
 
-    /// Whether there is any reading once everything above `stack` is complete.
+    /// Whether there is any reading once everything above `stack` is complete, where nothing keeps a text: a
+    /// node that there is room for can be completed, so that it begins with one or is followed by one.
     pub(crate) fn is_any_above(stacks: &'a mut Stacks, ir: &'a Ir, stack: StackId) -> bool {
         let mut closure = Self::new(stacks, ir);
+        closure.is_only_asked = true;
         closure.pop(stack);
-        while closure.own.found.is_empty() && closure.go_on() {}
-        let is_any = !closure.own.found.is_empty();
+        while !closure.is_any && closure.go_on() {}
+        let is_any = closure.is_any;
         closure.own.complete.clear();
         closure.own.todo.clear();
         closure.stacks.scratch = closure.own;
@@ -87,12 +92,13 @@ impl<'a> Closure<'a> {
         own.entered.clear();
         own.popped.clear();
         own.found.clear();
-        let next = None;
         Self {
             stacks,
             ir,
             own,
-            next,
+            next: None,
+            is_only_asked: false,
+            is_any: false,
         }
     }
 
@@ -155,6 +161,10 @@ impl<'a> Closure<'a> {
         let Some(stack) = self.stacks.with_room(stack, self.ir.needs[node as usize]) else {
             return;
         };
+        if self.is_only_asked {
+            self.is_any = true;
+            return;
+        }
         match self.ir.nodes[node as usize] {
             // It must not be joined with others.
             _ if self.stacks.keeps_text(stack) => {
@@ -182,6 +192,7 @@ impl<'a> Closure<'a> {
     }
 
     fn found(&mut self, leaf: Leaf, stack: StackId) {
+        self.is_any = true;
         self.own.found.push(Reading { leaf, stack });
     }
 

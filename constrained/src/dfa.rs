@@ -3,8 +3,11 @@
 //! Invariants: state 0 is dead and the only dead one, that is from every other state an accepting state can
 //! be reached; `table.len() == n_states × n_classes`; every entry is a state.
 
+use std::borrow::Cow;
 use std::hash::Hash;
 
+use crate::all_but::AllBut;
+pub(crate) use crate::classes::Classes;
 use crate::hash::Map;
 pub(crate) use crate::rows::DEAD;
 use crate::rows::Rows;
@@ -28,75 +31,22 @@ pub(crate) fn union_of(a: ByteSet, b: ByteSet) -> ByteSet {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooManyStates;
 
-/// Which bytes an automaton never tells apart.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Classes {
-    of: [u8; 256],
-    /// One byte of each class.
-    members: Vec<u8>,
-}
-
-impl Classes {
-    /// The coarsest classes within which `key` is constant.
-    pub(crate) fn by<K: Eq + Hash>(key: impl Fn(u8) -> K) -> Self {
-        let mut seen: Map<K, u8> = Map::default();
-        let (mut of, mut members) = ([0; 256], Vec::new());
-        for byte in 0..=255u8 {
-            let next = members.len();
-            let class = *seen.entry(key(byte)).or_insert_with(|| {
-                members.push(byte);
-                u8::try_from(next).expect("256 bytes make at most 256 classes")
-            });
-            of[usize::from(byte)] = class;
-        }
-        Self { of, members }
-    }
-
-    /// The classes of both.
-    pub(crate) fn refine(&self, other: &Self) -> Self {
-        let mut ids = vec![None; self.len() * other.len()];
-        let (mut of, mut members) = ([0; 256], Vec::new());
-        for byte in 0..=255u8 {
-            let id = &mut ids[self.of(byte) * other.len() + other.of(byte)];
-            of[usize::from(byte)] = *id.get_or_insert_with(|| {
-                members.push(byte);
-                u8::try_from(members.len() - 1).expect("256 bytes make at most 256 classes")
-            });
-        }
-        Self { of, members }
-    }
-
-    pub(crate) fn of(&self, byte: u8) -> usize {
-        usize::from(self.of[usize::from(byte)])
-    }
-
-    /// The bytes of each class.
-    pub(crate) fn sets(&self) -> Box<[ByteSet]> {
-        let mut sets = vec![[0; 4]; self.len()];
-        for byte in 0..=255u8 {
-            sets[self.of(byte)][usize::from(byte) / 64] |= 1 << (byte % 64);
-        }
-        sets.into()
-    }
-
-    /// One byte of each class, by class.
-    pub(crate) fn members(&self) -> &[u8] {
-        &self.members
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.members.len()
-    }
-}
-
 /// An automaton over bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Dfa {
     classes: Classes,
-    /// A column for each class.
-    rows: Rows,
-    /// By state, whether anything can follow.
-    goes_on: Vec<bool>,
+    steps: Steps,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Steps {
+    Table {
+        /// A column for each class.
+        rows: Rows,
+        /// By state, whether anything can follow.
+        goes_on: Vec<bool>,
+    },
+    AllBut(AllBut),
 }
 
 /// An automaton and the work of making it; a unit is about the cost of an edge.
@@ -110,15 +60,20 @@ impl std::hash::Hash for Dfa {
     /// Samples the table: comparing two of one hash is cheaper than hashing all of each.
     fn hash<H: std::hash::Hasher>(&self, hasher: &mut H) {
         const N_SAMPLED: usize = 24;
-        let n_skipped = self.rows.table.len().div_ceil(N_SAMPLED).max(1);
-        hasher.write_usize(self.rows.table.len());
         hasher.write_usize(self.classes.len());
         self.classes
-            .members
+            .members()
             .iter()
             .for_each(|byte| hasher.write_u8(*byte));
-        for entry in self.rows.table.iter().rev().step_by(n_skipped) {
-            hasher.write_u32(*entry);
+        match &self.steps {
+            Steps::AllBut(all_but) => all_but.hash(hasher),
+            Steps::Table { rows, .. } => {
+                let n_skipped = rows.table.len().div_ceil(N_SAMPLED).max(1);
+                hasher.write_usize(rows.table.len());
+                for entry in rows.table.iter().rev().step_by(n_skipped) {
+                    hasher.write_u32(*entry);
+                }
+            }
         }
     }
 }
@@ -176,7 +131,7 @@ impl Dfa {
     /// successor. It must be minimal and every state but 0 must lead to acceptance.
     pub(crate) fn of_states(classes: Classes, accepts: Vec<bool>, step: impl Fn(u32, u8) -> u32) -> Self {
         let states = 0..accepts.len() as u32;
-        let members = &classes.members;
+        let members = classes.members();
         let row = |state: u32| members.iter().map(move |byte| (state, *byte));
         let table = states.flat_map(row).map(|(state, byte)| step(state, byte));
         let table = table.collect();
@@ -198,10 +153,32 @@ impl Dfa {
 
     fn of_rows(classes: Classes, rows: Rows) -> Self {
         let each = rows.table.chunks_exact(rows.n_columns);
+        let goes_on = each.map(|row| row.iter().any(|next| *next != DEAD)).collect();
+        let steps = Steps::Table { rows, goes_on };
+        Self { classes, steps }
+    }
+
+    /// All texts but `listed`, which are UTF-8. It is not always the smallest.
+    pub(crate) fn all_but(listed: Vec<&[u8]>) -> Self {
+        let all_but = AllBut::new(listed);
         Self {
-            goes_on: each.map(|row| row.iter().any(|next| *next != DEAD)).collect(),
-            classes,
-            rows,
+            classes: all_but.classes(),
+            steps: Steps::AllBut(all_but),
+        }
+    }
+
+    /// That it is all texts but some, where that shows.
+    pub(crate) fn as_all_but(&self) -> Option<&AllBut> {
+        match &self.steps {
+            Steps::AllBut(all_but) => Some(all_but),
+            Steps::Table { .. } => None,
+        }
+    }
+
+    fn rows(&self) -> Cow<'_, Rows> {
+        match &self.steps {
+            Steps::Table { rows, .. } => Cow::Borrowed(rows),
+            Steps::AllBut(all_but) => Cow::Owned(all_but.rows(&self.classes)),
         }
     }
 
@@ -212,7 +189,24 @@ impl Dfa {
 
     /// The automaton of `rows`, in which no two states are alike and only state 0 is dead.
     pub(crate) fn of_minimal(classes: Classes, rows: &Rows) -> Self {
-        Self::of_rows(classes, rows.renumbered(Some)).with_fewest_classes()
+        Self::of_distinct(classes, rows.renumbered(Some))
+    }
+
+    /// The same for `rows` whose states are numbered in the order in which they are met. States that are
+    /// alike stay apart, and bytes that are do not.
+    pub(crate) fn of_distinct(classes: Classes, rows: Rows) -> Self {
+        let merged = rows.equal_columns();
+        let kept: Vec<usize> = (0..rows.n_columns)
+            .filter(|column| merged[*column] == *column)
+            .collect();
+        if kept.len() == rows.n_columns {
+            return Self::of_rows(classes, rows);
+        }
+        let each = rows.table.chunks_exact(rows.n_columns);
+        let table = each
+            .flat_map(|row| kept.iter().map(|class| row[*class]))
+            .collect();
+        Self::of_parts(classes.merged(&merged), table, rows.accepts, rows.start)
     }
 
     /// The automaton whose states are the values that `step` reaches from `start`, at most `max_states`.
@@ -264,13 +258,10 @@ impl Dfa {
 
     /// Accepts exactly the given strings.
     pub(crate) fn of_strings<'a>(strings: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let raw = Self::of_strings_unreduced(strings);
-        Self::of_minimal(raw.classes, &raw.rows)
-    }
-
-    /// The same with each byte that occurs in a class of its own; the start is any state.
-    pub(crate) fn of_strings_unreduced<'a>(strings: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut strings: Vec<&[u8]> = strings.into_iter().collect();
+        if let [string] = strings[..] {
+            return Self::of_string(string);
+        }
         strings.sort_unstable();
         let mut states = Suffixes::new();
         // Along the string before, the states that may get further edges.
@@ -291,15 +282,34 @@ impl Dfa {
                 .zip(&states)
                 .flat_map(|(from, state)| state.edges.iter().map(move |e| (from, e)))
         };
-        let used = bytes_of(edges().map(|(_, (byte, _))| *byte));
-        let is_used = |byte: u8| used[usize::from(byte) / 64] >> (byte % 64) & 1 == 1;
-        let classes = Classes::by(|byte| is_used(byte).then_some(byte));
+        let mut is_used = [false; 256];
+        edges().for_each(|(_, (byte, _))| is_used[usize::from(*byte)] = true);
+        let classes = Classes::alone(&is_used);
         let mut table = vec![DEAD; classes.len() * states.len()];
         for (from, (byte, to)) in edges() {
             table[from * classes.len() + classes.of(*byte)] = *to;
         }
-        let accepts = states.iter().map(|state| state.is_accepting).collect();
-        Self::of_parts(classes, table, accepts, start)
+        let rows = Rows {
+            n_columns: classes.len(),
+            table,
+            accepts: states.iter().map(|state| state.is_accepting).collect(),
+            start,
+        };
+        Self::of_minimal(classes, &rows)
+    }
+
+    /// Accepts `string` alone.
+    fn of_string(string: &[u8]) -> Self {
+        let mut is_used = [false; 256];
+        string.iter().for_each(|byte| is_used[usize::from(*byte)] = true);
+        let classes = Classes::alone(&is_used);
+        let n_states = string.len() + 2;
+        let mut table = vec![DEAD; classes.len() * n_states];
+        for (state, byte) in (1..).zip(string) {
+            table[state * classes.len() + classes.of(*byte)] = state as u32 + 1;
+        }
+        let accepts = (0..n_states).map(|state| state + 1 == n_states).collect();
+        Self::of_parts(classes, table, accepts, 1)
     }
 
     /// Runs both at once.
@@ -331,7 +341,12 @@ impl Dfa {
             is_accepting,
             max,
         )?;
-        Ok(raw.trimmed(&[true; 256]).minimal())
+        let trimmed = raw.rows().trimmed(|_| true);
+        // Where each text soon leaves one of the two behind, states of the product are hardly ever alike.
+        if trimmed.n_states() <= self.n_states() + other.n_states() {
+            return Ok(Self::of_distinct(raw.classes, trimmed));
+        }
+        Ok(Self::of_trimmed(raw.classes, trimmed))
     }
 
     /// As [`Self::explore_unreduced`], of pairs of numbers below two `bounds`.
@@ -377,43 +392,41 @@ impl Dfa {
 
     /// What a trimmed automaton is over `usable` bytes alone: the same where there are no edges over others.
     pub(crate) fn spelled(self, usable: &[bool; 256]) -> Self {
-        let is_usable = Classes::usable(&self.classes, usable);
-        let is_used = |class: usize| {
-            let column = self.rows.table.iter().skip(class).step_by(self.rows.n_columns);
-            !is_usable[class] && column.into_iter().any(|next| *next != DEAD)
-        };
-        if (0..self.classes.len()).any(is_used) {
-            return self.trimmed(usable);
+        if self.is_spelled(usable) {
+            self
+        } else {
+            self.trimmed(usable)
         }
-        self
+    }
+
+    /// Whether a trimmed automaton has edges over `usable` bytes alone.
+    pub(crate) fn is_spelled(&self, usable: &[bool; 256]) -> bool {
+        let is_usable = self.classes.usable(usable);
+        if is_usable.iter().all(|is_usable| *is_usable) {
+            return true;
+        }
+        let is_used = |class: usize| match &self.steps {
+            Steps::Table { rows, .. } => {
+                let mut column = rows.table.iter().skip(class).step_by(rows.n_columns);
+                column.any(|next| *next != DEAD)
+            }
+            Steps::AllBut(_) => AllBut::may_take(self.classes.members()[class]),
+        };
+        !(0..self.classes.len()).any(|class| !is_usable[class] && is_used(class))
     }
 
     /// Without the states from which no accepting state can be reached over `usable` bytes alone. Edges over
     /// other bytes stay where they lead to a state that is left.
     pub(crate) fn trimmed(self, usable: &[bool; 256]) -> Self {
-        let usable = Classes::usable(&self.classes, usable);
-        let rows = self.rows.trimmed(|class| usable[class as usize]);
+        let usable = self.classes.usable(usable);
+        let rows = self.rows().trimmed(|class| usable[class as usize]);
         Self::of_rows(self.classes, rows)
     }
 
     /// The smallest automaton of the same language. Needs a trimmed one.
     fn minimal(self) -> Self {
-        Self::of_rows(self.classes, self.rows.minimal()).with_fewest_classes()
-    }
-
-    fn with_fewest_classes(self) -> Self {
-        let merged = self.rows.equal_columns();
-        if (0..).eq(merged.iter().copied()) {
-            return self;
-        }
-        let classes = Classes::by(|byte| merged[self.classes.of(byte)]);
-        let members = classes.members().iter();
-        let kept: Vec<usize> = members.map(|byte| self.classes.of(*byte)).collect();
-        let rows = self.rows.table.chunks_exact(self.rows.n_columns);
-        let table = rows
-            .flat_map(|row| kept.iter().map(|class| row[*class]))
-            .collect();
-        Self::of_parts(classes, table, self.rows.accepts, self.rows.start)
+        let rows = self.rows().minimal();
+        Self::of_distinct(self.classes, rows)
     }
 
     /// The same language without the empty text.
@@ -429,26 +442,46 @@ impl Dfa {
 
     /// States, the dead one included.
     pub(crate) fn n_states(&self) -> usize {
-        self.rows.n_states()
+        match &self.steps {
+            Steps::Table { rows, .. } => rows.n_states(),
+            Steps::AllBut(all_but) => all_but.n_states(),
+        }
     }
 
     /// `DEAD` when nothing is accepted.
     pub(crate) fn start(&self) -> u32 {
-        self.rows.start
+        match &self.steps {
+            Steps::Table { rows, .. } => rows.start,
+            Steps::AllBut(_) => 1,
+        }
     }
 
+    #[inline]
     pub(crate) fn step(&self, state: u32, byte: u8) -> u32 {
-        self.rows.table[state as usize * self.rows.n_columns + self.classes.of(byte)]
+        match &self.steps {
+            Steps::Table { rows, .. } => rows.table[state as usize * rows.n_columns + self.classes.of(byte)],
+            Steps::AllBut(all_but) => all_but.step(state, byte),
+        }
     }
 
+    #[inline]
     pub(crate) fn is_accepting(&self, state: u32) -> bool {
-        self.rows.accepts[state as usize]
+        match &self.steps {
+            Steps::Table { rows, .. } => rows.accepts[state as usize],
+            Steps::AllBut(all_but) => all_but.is_accepting(state),
+        }
     }
 
     /// The bytes that lead anywhere from `state`; `sets` are those of [`Classes::sets`].
     pub(crate) fn bytes(&self, state: u32, sets: &[ByteSet]) -> ByteSet {
-        let row = self.rows.row(state);
-        let alive = row.iter().zip(sets).filter(|(next, _)| **next != DEAD);
+        let next: Cow<'_, [u32]> = match &self.steps {
+            Steps::Table { rows, .. } => rows.row(state).into(),
+            Steps::AllBut(all_but) => {
+                let members = self.classes.members().iter();
+                members.map(|byte| all_but.step(state, *byte)).collect()
+            }
+        };
+        let alive = next.iter().zip(sets).filter(|(next, _)| **next != DEAD);
         alive.fold([0; 4], |all, (_, set)| union_of(all, *set))
     }
 
@@ -456,9 +489,9 @@ impl Dfa {
     pub(crate) fn reached_from(&self, state: u32) -> Vec<u32> {
         let (mut is_known, mut reached) = (vec![false; self.n_states()], Vec::new());
         is_known[DEAD as usize] = true;
-        let mut todo = vec![state];
+        let (rows, mut todo) = (self.rows(), vec![state]);
         while let Some(state) = todo.pop() {
-            for next in self.rows.row(state) {
+            for next in rows.row(state) {
                 if !std::mem::replace(&mut is_known[*next as usize], true) {
                     reached.push(*next);
                     todo.push(*next);
@@ -470,12 +503,19 @@ impl Dfa {
 
     /// Bytes of memory.
     pub(crate) fn n_bytes(&self) -> usize {
-        size_of::<Self>() + self.rows.table.len() * 4 + 2 * self.n_states() + self.classes.len()
+        let n_steps = match &self.steps {
+            Steps::Table { rows, .. } => rows.table.len() * 4 + 2 * rows.n_states(),
+            Steps::AllBut(all_but) => all_but.n_bytes(),
+        };
+        size_of::<Self>() + n_steps + self.classes.len()
     }
 
     /// Whether anything can follow.
     pub(crate) fn has_edges(&self, state: u32) -> bool {
-        self.goes_on[state as usize]
+        match &self.steps {
+            Steps::Table { goes_on, .. } => goes_on[state as usize],
+            Steps::AllBut(_) => state != DEAD,
+        }
     }
 
     #[cfg(test)]
@@ -484,17 +524,6 @@ impl Dfa {
             .iter()
             .fold(self.start(), |state, byte| self.step(state, *byte));
         self.is_accepting(end)
-    }
-}
-
-impl Classes {
-    /// By class, whether any of its bytes is usable.
-    fn usable(classes: &Self, bytes: &[bool; 256]) -> Vec<bool> {
-        let mut usable = vec![false; classes.len()];
-        for byte in 0..=255u8 {
-            usable[classes.of(byte)] |= bytes[usize::from(byte)];
-        }
-        usable
     }
 }
 

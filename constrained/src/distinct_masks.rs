@@ -208,23 +208,20 @@ impl Machine for RivalMachine<'_, '_> {
     }
 
     fn step(&mut self, place: StateId, byte: u8) -> Step<StateId> {
-        let next = self.tables.step(self.asked.ir, place, byte);
-        if next == NOTHING {
-            return Step {
-                inside: None,
-                exit: Some(0),
-            };
-        }
-        // What was dropped for it had rivals, with this byte too.
+        // What is dropped for a rival has one, with this byte too.
         let kept = self.tables.kept(place);
         let memory = &mut self.tables.stacks.records.memory;
         let may_matter = kept.iter().any(|(list, text)| {
             let text = memory.push(*text, byte);
             !memory.rivals(*list, text).is_empty()
         });
+        if !may_matter {
+            return Step::NONE;
+        }
+        let next = self.tables.step(self.asked.ir, place, byte);
         Step {
-            inside: may_matter.then_some(next),
-            exit: None,
+            inside: (next != NOTHING).then_some(next),
+            exit: (next == NOTHING).then_some(0),
         }
     }
 }

@@ -54,9 +54,12 @@ pub(crate) struct Point {
     pub(crate) stack: StackId,
 }
 
+/// Leaves above shallow stacks that one mask enters: beyond them, sets are likely to have been met before.
+pub(crate) const MAX_ENTERED: usize = 4_096;
+
 impl Point {
     /// All tokens of a tree.
-    fn root(stack: StackId) -> Self {
+    pub(crate) fn root(stack: StackId) -> Self {
         Self {
             node: 0,
             is_unsure: false,
@@ -75,8 +78,10 @@ pub(crate) struct Filling {
     sweeps: Sweeps,
     onward: Onward,
     /// Trees of what follows leaves, each with the stacks that go on there.
-    apart: Vec<(Arc<Trie>, StackId)>,
+    pub(crate) apart: Vec<(Arc<Trie>, StackId)>,
     pub(crate) n_entered: usize,
+    /// Whether any of them was entered above a stack that keeps a text.
+    pub(crate) met_texts: bool,
     union: Union,
 }
 
@@ -172,31 +177,14 @@ impl Tables {
         Ok(())
     }
 
-    /// Follows what goes on after leaves, in the vocabulary's tree and in those of what is left of tokens.
-    pub(crate) fn follow_all(
-        &mut self,
-        asked: Asked<'_>,
-        onward: &mut Onward,
-        filling: &mut Filling,
-    ) -> Result<(), StepTheSet> {
-        self.follow(asked, asked.vocabulary.trie(), onward, filling)?;
-        while let Some((suffixes, stack)) = filling.apart.pop() {
-            onward.push(Reverse(Point::root(stack)));
-            self.follow(asked, &suffixes, onward, filling)?;
-        }
-        Ok(())
-    }
-
     /// Follows tokens of `trie` from leaf to leaf.
-    fn follow(
+    pub(crate) fn follow(
         &mut self,
         asked: Asked<'_>,
         trie: &Trie,
         onward: &mut Onward,
         filling: &mut Filling,
     ) -> Result<(), StepTheSet> {
-        /// Leaves above shallow stacks: beyond them, sets are likely to have been met before.
-        const MAX_ENTERED: usize = 4_096;
         while let Some(Reverse(mut point)) = onward.pop() {
             while let Some(Reverse(next)) = onward.peek().copied() {
                 let is_alike = (next.node, next.is_unsure) == (point.node, point.is_unsure);
@@ -212,7 +200,9 @@ impl Tables {
             filling.n_entered += readings.len() * cost;
             let keeps_text = |reading: &Reading| self.stacks.keeps_text(reading.stack);
             // Of more that keep a text, a state has not all.
-            let is_many = filling.n_entered > MAX_KEEPING && readings.iter().any(keeps_text);
+            let does_keep = asked.ir.plenty.is_some() && readings.iter().any(keeps_text);
+            filling.met_texts |= does_keep;
+            let is_many = does_keep && filling.n_entered > MAX_KEEPING;
             if filling.n_entered > MAX_ENTERED || is_many {
                 return Err(StepTheSet);
             }
@@ -252,7 +242,8 @@ impl Tables {
             let stack = self.stacks.within_token(stack);
             let node = exit.node as usize;
             if exit.is_end && self.stacks.can_follow(ir, stack) {
-                let is_unsure = is_unsure || self.stacks.is_unsure_after(ir, stack);
+                let may_be = ir.plenty.is_some();
+                let is_unsure = is_unsure || may_be && self.stacks.is_unsure_after(ir, stack);
                 let tokens = if is_unsure { &mut *unsure } else { &mut *extras };
                 tokens.extend(trie.tokens_at(node));
             }
@@ -352,10 +343,7 @@ impl Tables {
                 }
                 let any = self.any_text(asked.vocabulary);
                 filling.add_part(&any.plain);
-                match own.is_like_any(asked.vocabulary.strings()) {
-                    true => any.other.clone(),
-                    false => own.other_piece(asked.vocabulary),
-                }
+                own.open_piece(any, asked.vocabulary)
             }
             _ => self.own_piece(asked, reading),
         }

@@ -114,6 +114,8 @@ pub(crate) struct Ir {
     pub(crate) dfas: Vec<Arc<Dfa>>,
     dfa_ids: Map<Arc<Dfa>, u32>,
     pub(crate) texts: Vec<Arc<TextSpec>>,
+    /// By their place in memory.
+    text_ids: Map<usize, u32>,
     pub(crate) objects: Vec<Object>,
     pub(crate) arrays: Vec<Array>,
     pub(crate) token_sets: Vec<TokenSet>,
@@ -169,6 +171,7 @@ impl Ir {
             dfas: Vec::new(),
             dfa_ids: Map::default(),
             texts: Vec::new(),
+            text_ids: Map::default(),
             objects: Vec::new(),
             arrays: Vec::new(),
             token_sets: Vec::new(),
@@ -247,7 +250,7 @@ impl Ir {
 
     /// A leaf for `dfa`, less what cannot be spelled.
     pub(crate) fn dfa(&mut self, dfa: Dfa) -> NodeId {
-        let dfa = Arc::new(dfa.trimmed(&self.is_spelled));
+        let dfa = Arc::new(dfa.spelled(&self.is_spelled));
         self.shared_dfa(dfa)
     }
 
@@ -303,17 +306,18 @@ impl Ir {
     }
 
     /// JSON strings whose content `content` accepts and that have `min ..= max` characters.
-    pub(crate) fn text_of(&mut self, content: &Dfa, min: u32, max: Option<u32>) -> NodeId {
+    pub(crate) fn text_of(&mut self, content: Arc<Dfa>, min: u32, max: Option<u32>) -> NodeId {
         let text = self.cache.spec(content, min, max, &self.is_spelled);
         self.text(text)
     }
 
     pub(crate) fn text(&mut self, text: Arc<TextSpec>) -> NodeId {
-        if let Some(known) = self.texts.iter().position(|known| Arc::ptr_eq(known, &text)) {
-            return self.node(Node::Text(known as u32));
+        let fresh = self.texts.len() as u32;
+        let id = *self.text_ids.entry(Arc::as_ptr(&text) as usize).or_insert(fresh);
+        if id == fresh {
+            self.texts.push(text);
         }
-        self.texts.push(text);
-        self.node(Node::Text(self.texts.len() as u32 - 1))
+        self.node(Node::Text(id))
     }
 
     pub(crate) fn seq(&mut self, parts: Vec<NodeId>) -> NodeId {

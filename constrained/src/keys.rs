@@ -7,75 +7,91 @@ use std::fmt::Write;
 use crate::dfa::{ByteSet, bytes_of};
 use crate::object::Allowed;
 
-#[derive(Clone, Debug, Default)]
+/// A node: its edges and the keys below it, each in one piece of a list.
+#[derive(Clone, Copy, Debug)]
 struct KeyNode {
-    children: Vec<(u8, u32)>,
-    /// Numbers of the keys below and at this node, ascending.
-    keys: Vec<u32>,
+    /// Its edges begin here, and end where those of the next one begin.
+    begin: u32,
+    /// Where the keys below it and at it begin and end.
+    keys: (u32, u32),
     key: Option<u32>,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct KeyTrie {
     nodes: Vec<KeyNode>,
+    edges: Vec<(u8, u32)>,
+    /// Numbers of the keys in the order of their spellings; of those with two spellings twice.
+    keys: Vec<u32>,
 }
 
 impl KeyTrie {
     pub(crate) fn new<'a>(names: impl Iterator<Item = &'a str>) -> Self {
-        let mut trie = Self {
-            nodes: vec![KeyNode::default()],
-        };
-        for (key, name) in names.enumerate() {
-            trie.insert(&quoted(name, Spelling::Raw), key as u32);
+        let mut spelled: Vec<(String, u32)> = Vec::new();
+        for (name, key) in names.zip(0..) {
+            spelled.push((quoted(name, Spelling::Raw), key));
             if !name.is_ascii() {
-                trie.insert(&quoted(name, Spelling::Ascii), key as u32);
+                spelled.push((quoted(name, Spelling::Ascii), key));
+            }
+        }
+        spelled.sort_unstable();
+        spelled.dedup_by(|a, b| a.0 == b.0);
+        let mut trie = Self {
+            nodes: Vec::new(),
+            edges: Vec::new(),
+            keys: spelled.iter().map(|(_, key)| *key).collect(),
+        };
+        // Spellings that are alike so far, and how far that is.
+        let mut groups = vec![(0, spelled.len(), 0)];
+        while let Some((begin, end, depth)) = groups.get(trie.nodes.len()).copied() {
+            let first = spelled.get(begin).filter(|(spelling, _)| spelling.len() == depth);
+            trie.nodes.push(KeyNode {
+                begin: trie.edges.len() as u32,
+                keys: (begin as u32, end as u32),
+                key: first.map(|(_, key)| *key),
+            });
+            let byte = |(spelling, _): &(String, u32)| spelling.as_bytes()[depth];
+            let mut at = begin + usize::from(first.is_some());
+            for group in spelled[at..end].chunk_by(|a, b| byte(a) == byte(b)) {
+                trie.edges.push((byte(&group[0]), groups.len() as u32));
+                groups.push((at, at + group.len(), depth + 1));
+                at += group.len();
             }
         }
         trie
     }
 
-    fn insert(&mut self, spelling: &str, key: u32) {
-        let mut at = 0;
-        self.nodes[0].note(key);
-        for byte in spelling.bytes() {
-            let found = self.nodes[at].children.iter().find(|(edge, _)| *edge == byte);
-            at = match found {
-                Some((_, child)) => *child as usize,
-                None => {
-                    self.nodes.push(KeyNode::default());
-                    let child = self.nodes.len() - 1;
-                    self.nodes[at].children.push((byte, child as u32));
-                    child
-                }
-            };
-            self.nodes[at].note(key);
-        }
-        self.nodes[at].key = Some(key);
+    fn edges(&self, node: u32) -> &[(u8, u32)] {
+        let node = node as usize;
+        let end = self
+            .nodes
+            .get(node + 1)
+            .map_or(self.edges.len(), |next| next.begin as usize);
+        &self.edges[self.nodes[node].begin as usize..end]
     }
 
     /// The node after `byte`, when a key that is `allowed` lies below it.
     pub(crate) fn step(&self, node: u32, byte: u8, allowed: &Allowed) -> Option<u32> {
-        let children = &self.nodes[node as usize].children;
-        let (_, child) = children.iter().find(|(edge, _)| *edge == byte)?;
-        let keys = &self.nodes[*child as usize].keys;
-        allowed.has_any(keys).then_some(*child)
+        let (_, child) = self.edges(node).iter().find(|(edge, _)| *edge == byte)?;
+        allowed.has_any(self.keys(*child)).then_some(*child)
     }
 
     /// The bytes on the edges below `node`.
     pub(crate) fn bytes(&self, node: u32) -> ByteSet {
-        bytes_of(self.nodes[node as usize].children.iter().map(|(byte, _)| *byte))
+        bytes_of(self.edges(node).iter().map(|(byte, _)| *byte))
     }
 
-    /// Numbers of the keys below `node` and at it, ascending.
+    /// Numbers of the keys below `node` and at it, in any order.
     pub(crate) fn keys(&self, node: u32) -> &[u32] {
-        &self.nodes[node as usize].keys
+        let (begin, end) = self.nodes[node as usize].keys;
+        &self.keys[begin as usize..end as usize]
     }
 
     /// Calls `visit` with the bytes after `node` and the nodes they lead to, as far as a key that is
     /// `allowed` lies below.
     pub(crate) fn for_each_child(&self, node: u32, allowed: &Allowed, mut visit: impl FnMut(u8, u32)) {
-        for (byte, child) in &self.nodes[node as usize].children {
-            if allowed.has_any(&self.nodes[*child as usize].keys) {
+        for (byte, child) in self.edges(node) {
+            if allowed.has_any(self.keys(*child)) {
                 visit(*byte, *child);
             }
         }
@@ -83,8 +99,7 @@ impl KeyTrie {
 
     /// Bytes of memory.
     pub(crate) fn n_bytes(&self) -> usize {
-        let of_node = |node: &KeyNode| node.children.len() * 8 + node.keys.len() * 4 + size_of::<KeyNode>();
-        self.nodes.iter().map(of_node).sum()
+        self.nodes.len() * size_of::<KeyNode>() + self.edges.len() * 8 + self.keys.len() * 4
     }
 
     /// The key that ends at `node`, its closing quote included.
@@ -93,18 +108,8 @@ impl KeyTrie {
     }
 
     pub(crate) fn mark_bytes(&self, is_used: &mut [bool; 256]) {
-        for node in &self.nodes {
-            for (byte, _) in &node.children {
-                is_used[usize::from(*byte)] = true;
-            }
-        }
-    }
-}
-
-impl KeyNode {
-    fn note(&mut self, key: u32) {
-        if self.keys.last() != Some(&key) {
-            self.keys.push(key);
+        for (byte, _) in &self.edges {
+            is_used[usize::from(*byte)] = true;
         }
     }
 }

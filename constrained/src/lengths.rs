@@ -22,7 +22,7 @@ pub(crate) enum Lengths {
 
 impl Lengths {
     pub(crate) fn new(content: &Dfa, min: u32, max: Option<u32>) -> Self {
-        if min == 0 && max.is_none() || *content == *crate::text::any_content() {
+        if min == 0 && max.is_none() || crate::text::is_any_content(content) {
             return Self::Free;
         }
         let edges = Edges::new(content);

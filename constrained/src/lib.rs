@@ -121,10 +121,13 @@
 //! per call, and what is shared behind one per vocabulary, held for single look-ups. Where the schema's text
 //! is nested, recursion is bounded by `max_source_depth`; nothing recurses over the output.
 
+mod ahead;
+mod all_but;
 mod alphabet;
 mod array;
 mod beginnings;
 mod cache;
+mod classes;
 mod closure;
 mod constraint;
 mod counts;
@@ -161,10 +164,12 @@ mod pieces;
 mod plenty;
 mod portable;
 mod records;
+mod rivals;
 mod rows;
 mod schema;
 mod stacks;
 mod step;
+mod suffixes;
 mod sweep;
 mod tables;
 mod tags;

@@ -43,6 +43,8 @@ struct Letter {
     before: TextId,
     byte: u8,
     n: u32,
+    /// A string without an escape so far, which has not ended.
+    is_plain: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +73,7 @@ impl Memory {
             before: EMPTY,
             byte: 0,
             n: 0,
+            is_plain: false,
         };
         let nothing = Entry {
             value: UNKNOWN,
@@ -103,11 +106,15 @@ impl Memory {
         let fresh = self.letters.len() as TextId;
         let id = *self.letter_ids.entry((text, byte)).or_insert(fresh);
         if id == fresh {
-            let n = self.letters[text as usize].n + 1;
+            let before = self.letters[text as usize];
             self.letters.push(Letter {
                 before: text,
                 byte,
-                n,
+                n: before.n + 1,
+                is_plain: match before.n {
+                    0 => byte == b'"',
+                    _ => before.is_plain && byte != b'"' && byte != b'\\',
+                },
             });
         }
         id
@@ -212,17 +219,44 @@ impl Memory {
             before = self.rivals.get(&(shorter, list)).cloned();
         }
         let before = before.unwrap_or_else(|| self.list(list).collect());
-        let bytes = self.bytes(text);
-        let is_rival =
-            |value: &ValueId| *value != UNKNOWN && self.values[*value as usize].may_follow(&bytes).is_some();
-        let rivals: Arc<[ValueId]> = before.iter().copied().filter(is_rival).collect();
+        if before.is_empty() {
+            self.rivals.insert((text, list), before.clone());
+            return before;
+        }
+        let rivals: Arc<[ValueId]> = match self.is_plainly_longer(text, shorter) {
+            true => {
+                let Letter { byte, n, .. } = self.letters[text as usize];
+                let is_rival = |value: &ValueId| self.values[*value as usize].goes_on(n, byte);
+                before.iter().copied().filter(is_rival).collect()
+            }
+            false => {
+                let bytes = self.bytes(text);
+                let is_rival = |value: &ValueId| {
+                    *value != UNKNOWN && self.values[*value as usize].may_follow(&bytes).is_some()
+                };
+                before.iter().copied().filter(is_rival).collect()
+            }
+        };
         self.rivals.insert((text, list), rivals.clone());
         rivals
+    }
+
+    /// Whether `text` is `shorter`, a plain string that has begun and whose rivals are known, and one byte.
+    fn is_plainly_longer(&self, text: TextId, shorter: TextId) -> bool {
+        let letter = self.letters[text as usize];
+        letter.before == shorter && self.letters[shorter as usize].is_plain && letter.byte != b'\\'
     }
 
     /// The bytes after which `text` may still become equal to a value of `list`, and maybe more.
     pub(crate) fn rival_bytes(&mut self, list: ListId, text: TextId) -> ByteSet {
         let rivals = self.rivals(list, text);
+        let letter = self.letters[text as usize];
+        if letter.is_plain {
+            let next = rivals
+                .iter()
+                .map(|value| self.values[*value as usize].byte_at(letter.n));
+            return bytes_of(next.chain([b'\\'].into_iter().filter(|_| !rivals.is_empty())));
+        }
         let bytes = self.bytes(text);
         let of = |value: &ValueId| {
             self.values[*value as usize]
@@ -551,11 +585,9 @@ fn normal_number(text: &[u8]) -> Option<Vec<u8>> {
     if significant.is_empty() {
         return Some(b"0".to_vec());
     }
-    let (is_small, size) = match exponent.strip_prefix('-') {
-        Some(size) => (true, size),
-        None => (false, exponent.strip_prefix('+').unwrap_or(exponent)),
-    };
-    let size = size.trim_start_matches('0');
+    // A number of JSON has at most one sign before its exponent.
+    let is_small = exponent.starts_with('-');
+    let size = exponent.trim_start_matches(['-', '+']).trim_start_matches('0');
     if size.len() > MAX_EXPONENT_DIGITS {
         return None;
     }

@@ -146,14 +146,11 @@ impl Allowed {
         }
     }
 
-    /// Whether one of `keys`, which are ascending, is among them.
+    /// Whether one of `keys` is among them.
     pub(crate) fn has_any(&self, keys: &[u32]) -> bool {
         match self {
             Self::Nothing => false,
-            Self::Range(first, last) => {
-                let at = keys.partition_point(|key| key < first);
-                keys.get(at).is_some_and(|key| key <= last)
-            }
+            Self::Range(first, last) => keys.iter().any(|key| (*first..=*last).contains(key)),
             Self::Set(words) => keys.iter().any(|key| has_bit(words, *key)),
         }
     }

@@ -21,6 +21,12 @@ pub(crate) struct Open {
 impl Open {
     pub(crate) fn new(content: &Dfa) -> Self {
         let states = 0..content.n_states() as u32;
+        if let Some(all_but) = content.as_all_but() {
+            return Self {
+                is_open: states.clone().map(|state| all_but.is_border(state)).collect(),
+                is_settled: states.map(|state| all_but.is_off(state)).collect(),
+            };
+        }
         let is_anything = |state| leads_to_itself(content, state);
         let mut is_settled: Box<[bool]> = states.clone().map(is_anything).collect();
         let Some(is_open) = all_borders(content) else {
@@ -43,16 +49,24 @@ impl Open {
     }
 
     /// Whether any text can follow `state`.
+    #[inline]
     pub(crate) fn has(&self, state: u32) -> bool {
         self.is_open[state as usize]
     }
 
-    /// Whether the tokens of `trie` lead to the same from `place` in `text` as in a string of any content.
-    /// The place is within the content, in one of these states, and lengths do not matter; `sets` are those
-    /// of the content's classes.
-    pub(crate) fn is_like_any(&self, text: &TextSpec, sets: &[ByteSet], place: Place, trie: &Trie) -> bool {
+    /// Where tokens of `trie` end the string from `place` in `text` although its content may not end there:
+    /// the nodes of their quotes. All else that tokens do there they do in a string of any content too. The
+    /// place is within the content, in one of these states, and lengths do not matter; `sets` are those of
+    /// the content's classes.
+    pub(crate) fn denied_ends(
+        &self,
+        text: &TextSpec,
+        sets: &[ByteSet],
+        place: Place,
+        trie: &Trie,
+    ) -> Vec<u32> {
         let content = text.content();
-        let (mut todo, mut is_like) = (vec![(None, place)], true);
+        let (mut todo, mut denied) = (vec![(None, place)], Vec::new());
         while let Some((node, place)) = todo.pop() {
             if place.mode == PLAIN && self.is_settled[place.state as usize] {
                 continue;
@@ -66,22 +80,24 @@ impl Open {
                 let byte = trie.nodes()[child].byte;
                 let is_end = place.mode == PLAIN && byte == b'"';
                 if is_end {
-                    is_like &= content.is_accepting(place.state);
+                    if !content.is_accepting(place.state) {
+                        denied.push(child as u32);
+                    }
                 } else if !trie.is_leaf(child)
                     && let Moved::To(next) = text.step(place, byte)
                 {
                     todo.push((Some(child), next));
                 }
             });
-            if !is_like {
-                return false;
-            }
         }
-        true
+        denied
     }
 
     /// The bytes that lead from `state` elsewhere than to all texts.
     fn bytes(&self, content: &Dfa, sets: &[ByteSet], state: u32) -> ByteSet {
+        if let Some(all_but) = content.as_all_but() {
+            return all_but.listed_bytes(state);
+        }
         let members = content.classes().members().iter().zip(sets);
         let is_settled = |byte: u8| self.is_settled[content.step(state, byte) as usize];
         let others = members.filter(|(byte, _)| !is_settled(**byte));
@@ -149,6 +165,8 @@ fn all_borders(content: &Dfa) -> Option<Box<[bool]>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::dfa::Product;
     use crate::text::any_content;
@@ -156,12 +174,27 @@ mod tests {
     fn all_but(names: &[&str]) -> TextSpec {
         let names = Dfa::of_strings(names.iter().map(|name| name.as_bytes()));
         let content = any_content().product(&names, Product::FirstOnly, usize::MAX);
-        TextSpec::new(&content.expect("no limit is set"), 0, None, &[true; 256])
+        TextSpec::new(
+            &Arc::new(content.expect("no limit is set")),
+            0,
+            None,
+            &[true; 256],
+        )
     }
 
     #[test]
     fn tokens_do_the_same_unless_one_ends_a_name() {
-        let text = all_but(&["name", "né"]);
+        let names: [&[u8]; 2] = [b"name", "né".as_bytes()];
+        let listed = Arc::new(Dfa::all_but(names.to_vec()));
+        for text in [
+            all_but(&["name", "né"]),
+            TextSpec::new(&listed, 0, None, &[true; 256]),
+        ] {
+            check(&text);
+        }
+    }
+
+    fn check(text: &TextSpec) {
         let (open, sets) = (Open::new(text.content()), text.content().classes().sets());
         let tokens = ["e\"", "me\": ", "\"", "\"a", "\\n", "\\u00e9\"", "me\\", "x\""];
         let token = |token: &str| {
@@ -189,8 +222,12 @@ mod tests {
                 });
             assert!(open.has(place.state), "{begun}");
             for other in tokens {
-                let is_like_any = open.is_like_any(&text, &sets, place, &token(other));
-                assert_eq!(is_like_any, !unlike.contains(&other), "{other} after {begun}");
+                let denied = open.denied_ends(text, &sets, place, &token(other));
+                assert_eq!(
+                    !denied.is_empty(),
+                    unlike.contains(&other),
+                    "{other} after {begun}"
+                );
             }
         }
     }

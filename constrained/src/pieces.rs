@@ -8,7 +8,7 @@ use crate::open::Open;
 use crate::sweep::{ContentMachine, Exit, Found, TextMachine, sweep_new};
 use crate::text::{PLAIN, Place, TextSpec};
 use crate::trie::Trie;
-use crate::vocabulary::{StringTokens, Vocabulary};
+use crate::vocabulary::Vocabulary;
 
 impl Found {
     pub(crate) fn clear(&mut self) {
@@ -61,22 +61,65 @@ pub(crate) struct AnyText {
     pub(crate) plain: Known,
     /// Those that are not plain.
     pub(crate) other: Arc<Piece>,
+    /// The same for a string that must not end right here.
+    pub(crate) unended: Arc<Piece>,
 }
 
 impl AnyText {
     pub(crate) fn new(vocabulary: &Vocabulary) -> Self {
         let spec = vocabulary.any_text();
         let mode = PLAIN;
+        let fragment = vocabulary.cache().text(spec);
         let leaf = StringLeaf {
             spec,
-            fragment: &vocabulary.cache().text(spec),
+            fragment: &fragment,
             place: Place { mode, ..spec.start() },
+        };
+        let other = leaf.other_piece(vocabulary);
+        let unended = || {
+            let quote = vocabulary.strings().other.child(None, b'"');
+            other.unless(&quote.map_or(Vec::new(), |quote| vec![quote as u32]), vocabulary)
         };
         Self {
             plain: leaf.plain_piece(vocabulary).inside.clone(),
-            other: leaf.other_piece(vocabulary),
+            unended: vocabulary.cache().piece(fragment.unended(), unended),
+            other,
         }
     }
+}
+
+impl Piece {
+    /// That of a string of any content, unless it ends at the nodes `denied` of the tree of those tokens that
+    /// are not plain.
+    fn unless(&self, denied: &[u32], vocabulary: &Vocabulary) -> Self {
+        let ends = vocabulary.string_ends().iter();
+        let ends = ends.filter(|node| !denied.contains(node));
+        let exits = ends.map(|node| Exit {
+            way: 0,
+            node: *node,
+            is_end: true,
+        });
+        let found = Found {
+            exits: exits.collect(),
+            ..Found::default()
+        };
+        Self {
+            inside: self.inside.clone(),
+            ways: ways(vocabulary, &vocabulary.strings().other, &found, true),
+        }
+    }
+}
+
+/// The nodes of the tree `other` at which a string of any content, `spec`, ends.
+pub(crate) fn string_ends(spec: &TextSpec, other: &Trie) -> Box<[u32]> {
+    let mut machine = TextMachine {
+        text: spec,
+        sets: &spec.content().classes().sets(),
+    };
+    let (mode, mut found) = (PLAIN, Found::default());
+    let place = Place { mode, ..spec.start() };
+    sweep_new(&mut machine, place, other, &mut found);
+    found.exits.iter().map(|exit| exit.node).collect()
 }
 
 impl<'a> StringLeaf<'a> {
@@ -87,11 +130,23 @@ impl<'a> StringLeaf<'a> {
         place.mode == PLAIN && !has_bounds && self.open().has(place.state)
     }
 
-    /// Whether the string may then also end with the same tokens as one of any content.
-    pub(crate) fn is_like_any(self, strings: &StringTokens) -> bool {
+    /// What the tokens that are not plain do where any text can follow.
+    pub(crate) fn open_piece(self, any: &AnyText, vocabulary: &Vocabulary) -> Arc<Piece> {
+        let strings = vocabulary.strings();
         let sets = &self.fragment.content.sets;
-        self.open()
-            .is_like_any(self.spec, sets, self.place, &strings.other)
+        let mut denied = self
+            .open()
+            .denied_ends(self.spec, sets, self.place, &strings.other);
+        match denied[..] {
+            [] => any.other.clone(),
+            [node] if strings.other.nodes()[node as usize].depth == 0 => any.unended.clone(),
+            _ => {
+                denied.sort_unstable();
+                let essence = self.spec.essence(self.place, strings.max_other_chars);
+                let make = || any.other.unless(&denied, vocabulary);
+                vocabulary.cache().piece(self.fragment.at(essence), make)
+            }
+        }
     }
 
     fn open(self) -> &'a Open {

@@ -319,6 +319,9 @@ fn first_type(ir: &Ir, mut node: NodeId) -> usize {
 /// By state, whether endlessly many texts lead on from it.
 fn endless_states(content: &Dfa) -> Box<[bool]> {
     let n = content.n_states();
+    if content.as_all_but().is_some() {
+        return (0..n).map(|state| state != DEAD as usize).collect();
+    }
     let members = content.classes().members();
     let edges = |state: usize| {
         let next = members.iter().map(move |byte| content.step(state as u32, *byte));

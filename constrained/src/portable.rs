@@ -143,7 +143,7 @@ impl Tables {
         let states = states.map(|readings| {
             let mut readings: Vec<Reading> = readings.iter().map(here).collect();
             readings.sort_unstable();
-            self.intern(&readings, ir.classes.len())
+            self.intern(&readings)
         });
         states.collect()
     }

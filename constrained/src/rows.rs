@@ -68,13 +68,10 @@ impl Rows {
 
     /// Edges, those to the dead state apart: where from, over which column, where to.
     fn edges(&self) -> impl Iterator<Item = (u32, u32, u32)> + '_ {
-        let entries = self.table.iter().enumerate().filter(|(_, to)| **to != DEAD);
-        entries.map(|(slot, to)| {
-            (
-                (slot / self.n_columns) as u32,
-                (slot % self.n_columns) as u32,
-                *to,
-            )
+        let rows = (0..).zip(self.table.chunks_exact(self.n_columns));
+        rows.flat_map(|(from, row)| {
+            let entries = (0..).zip(row).filter(|(_, to)| **to != DEAD);
+            entries.map(move |(column, to)| (from, column, *to))
         })
     }
 

@@ -204,6 +204,12 @@ impl Stacks {
         &self.edges[begin as usize..end as usize]
     }
 
+    /// The frames on top of the stacks of `set`, each with the depth of the shallowest stack that has it.
+    pub(crate) fn tops(&self, set: StackId) -> impl Iterator<Item = (Frame, u32)> {
+        let least = |edge: &Edge| self.sets[edge.below as usize].least + edge.frame.depth();
+        self.edges(set).iter().map(move |edge| (edge.frame, least(edge)))
+    }
+
     /// Whether a frame of the stacks of `set`, of which there is one then, keeps a text.
     pub(crate) fn keeps_text(&self, set: StackId) -> bool {
         self.sets[set as usize].keeps_text

@@ -260,6 +260,10 @@ impl Stacks {
 
     /// Whether anything may, or the output may end there.
     pub(crate) fn can_follow(&mut self, ir: &Ir, stack: StackId) -> bool {
-        !self.continuation(ir, stack).is_empty()
+        match &self.continuations[stack as usize] {
+            Some(known) => !known.is_empty(),
+            None if ir.plenty.is_none() => Closure::is_any_above(self, ir, stack),
+            None => !self.continuation(ir, stack).is_empty(),
+        }
     }
 }

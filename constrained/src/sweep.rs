@@ -163,7 +163,8 @@ impl<M: Machine> Walk<'_, M> {
                 at = skip;
                 continue;
             };
-            let may_skip = !M::ENDS || self.found.is_dense;
+            // Where tokens end within a character nothing is known of alphabets.
+            let may_skip = (!M::ENDS || self.found.is_dense) && node.below != 0;
             if may_skip && node.below & self.machine.safe(next, node.height) != 0 {
                 self.found.add(self.trie.range_below(at));
                 at = skip;

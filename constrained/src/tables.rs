@@ -2,7 +2,8 @@
 //! and which tokens may come next.
 //!
 //! Invariants: state 0 has no readings and leads to itself; equal sets have equal numbers; no two readings of
-//! a set have one leaf, unless they keep a text; a row entry is `UNKNOWN` or a state.
+//! a set have one leaf, unless they keep a text. Most states are left by one byte only, so that no row of all
+//! bytes is kept for them.
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use crate::mask::TokenMask;
 use crate::pieces::AnyText;
 use crate::stacks::Stacks;
 use crate::step::{Leaf, Reading};
+use crate::suffixes::Followed;
 use crate::vocabulary::Vocabulary;
 use crate::walk::Walks;
 
@@ -23,19 +25,21 @@ pub(crate) const NOTHING: StateId = 0;
 const UNKNOWN: u32 = u32::MAX;
 
 #[derive(Debug)]
-struct State {
-    readings: Arc<[Reading]>,
+pub(crate) struct State {
+    pub(crate) readings: Arc<[Reading]>,
     mask: Option<Arc<TokenMask>>,
+    /// The class of the byte that left it first, and where that leads or `UNKNOWN`.
+    first: (u8, StateId),
 }
 
 /// What a grammar's matchers have found out together.
 #[derive(Debug)]
 pub(crate) struct Tables {
     pub(crate) stacks: Stacks,
-    states: Vec<State>,
+    pub(crate) states: Vec<State>,
     ids: Map<Arc<[Reading]>, StateId>,
-    /// `n_classes` entries a state.
-    rows: Vec<u32>,
+    /// By state and class of bytes, all but the first step from each.
+    steps: Map<(StateId, u8), StateId>,
     pub(crate) n_mask_bytes: usize,
     scratch: Vec<Reading>,
     /// By automaton and by string, what other grammars know too; filled when first needed.
@@ -46,6 +50,7 @@ pub(crate) struct Tables {
     /// same.
     pub(crate) own_pieces: Map<(Leaf, bool), Arc<Piece>>,
     pub(crate) filling: Filling,
+    pub(crate) followed: Followed,
     pub(crate) walks: Walks,
 }
 
@@ -55,7 +60,7 @@ impl Tables {
             stacks: Stacks::new(limits.max_output_depth),
             states: Vec::new(),
             ids: Map::default(),
-            rows: Vec::new(),
+            steps: Map::default(),
             n_mask_bytes: 0,
             scratch: Vec::new(),
             dfa_fragments: vec![None; ir.dfas.len()].into(),
@@ -63,16 +68,17 @@ impl Tables {
             any_text: None,
             own_pieces: Map::default(),
             filling: Filling::default(),
+            followed: Followed::default(),
             walks: Walks::default(),
         };
-        tables.intern(&[], ir.classes.len());
+        tables.intern(&[]);
         tables
     }
 
     /// The state in which every output begins.
     pub(crate) fn start(&mut self, ir: &Ir) -> StateId {
         let readings = self.stacks.begin(ir, ir.root);
-        let state = self.intern(&readings, ir.classes.len());
+        let state = self.intern(&readings);
         self.between_tokens(ir, state)
     }
 
@@ -83,20 +89,22 @@ impl Tables {
     /// The state of `readings`.
     pub(crate) fn state_of(&mut self, ir: &Ir, mut readings: Vec<Reading>) -> StateId {
         self.stacks.merge(ir, &mut readings);
-        self.intern(&readings, ir.classes.len())
+        self.intern(&readings)
     }
 
     /// The state of `readings`, which are merged.
-    pub(crate) fn intern(&mut self, readings: &[Reading], n_classes: usize) -> StateId {
+    pub(crate) fn intern(&mut self, readings: &[Reading]) -> StateId {
         if let Some(id) = self.ids.get(readings) {
             return *id;
         }
         let id = self.states.len() as StateId;
         let readings: Arc<[Reading]> = readings.into();
         self.ids.insert(readings.clone(), id);
-        self.states.push(State { readings, mask: None });
-        let unknown = if id == NOTHING { NOTHING } else { UNKNOWN };
-        self.rows.resize(self.rows.len() + n_classes, unknown);
+        self.states.push(State {
+            readings,
+            mask: None,
+            first: (0, UNKNOWN),
+        });
         id
     }
 
@@ -108,13 +116,16 @@ impl Tables {
     /// About how much memory they hold, masks that other grammars share included.
     pub(crate) fn n_bytes(&self) -> usize {
         /// A state with two readings, its entry in the table of states included.
-        const STATE_BYTES: usize = 160;
+        const STATE_BYTES: usize = 168;
+        /// A step and its share of the table.
+        const STEP_BYTES: usize = 24;
         let n_fragments = self.dfa_fragments.len() + self.text_fragments.len();
-        self.rows.len() * 4
+        self.steps.len() * STEP_BYTES
             + self.n_mask_bytes
             + self.states.len() * STATE_BYTES
             + self.stacks.n_bytes()
             + self.walks.n_bytes()
+            + self.followed.n_bytes()
             + n_fragments * 8
     }
 
@@ -125,14 +136,29 @@ impl Tables {
     }
 
     pub(crate) fn step(&mut self, ir: &Ir, state: StateId, byte: u8) -> StateId {
-        let slot = state as usize * ir.classes.len() + ir.classes.of(byte);
-        match self.rows[slot] {
-            UNKNOWN => self.first_step(ir, state, byte),
-            next => next,
+        if state == NOTHING {
+            return NOTHING;
         }
+        // There are 256 classes at most.
+        let class = ir.classes.of(byte) as u8;
+        let (first, next) = self.states[state as usize].first;
+        if next == UNKNOWN {
+            let next = self.new_step(ir, state, byte);
+            self.states[state as usize].first = (class, next);
+            return next;
+        }
+        if first == class {
+            return next;
+        }
+        if let Some(next) = self.steps.get(&(state, class)) {
+            return *next;
+        }
+        let next = self.new_step(ir, state, byte);
+        self.steps.insert((state, class), next);
+        next
     }
 
-    fn first_step(&mut self, ir: &Ir, state: StateId, byte: u8) -> StateId {
+    fn new_step(&mut self, ir: &Ir, state: StateId, byte: u8) -> StateId {
         let readings = self.states[state as usize].readings.clone();
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
@@ -140,10 +166,8 @@ impl Tables {
             self.stacks.step(ir, reading, byte, &mut out);
         }
         self.stacks.merge(ir, &mut out);
-        let next = self.intern(&out, ir.classes.len());
+        let next = self.intern(&out);
         self.scratch = out;
-        let slot = state as usize * ir.classes.len() + ir.classes.of(byte);
-        self.rows[slot] = next;
         next
     }
 

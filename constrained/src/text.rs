@@ -112,16 +112,16 @@ impl Hex {
 
 impl TextSpec {
     /// Strings whose content `content` accepts and that have `min ..= max` characters.
-    pub(crate) fn new(content: &Dfa, min: u32, max: Option<u32>, is_spelled: &[bool; 256]) -> Self {
-        let content = content.clone().spelled(&spelled_content(is_spelled));
-        let lengths = Lengths::new(&content, min, max);
-        let special = |byte: u8| {
-            let is_letter = byte.is_ascii_hexdigit() || b"\"\\nrtu".contains(&byte);
-            (is_letter.then_some(byte), byte < 0x20, byte >= 0x80, byte >= 0xC0)
+    pub(crate) fn new(content: &Arc<Dfa>, min: u32, max: Option<u32>, is_spelled: &[bool; 256]) -> Self {
+        let is_spelled = spelled_content(is_spelled);
+        let content = match content.is_spelled(&is_spelled) {
+            true => content.clone(),
+            false => Arc::new((**content).clone().spelled(&is_spelled)),
         };
-        let classes = content.classes().refine(&Classes::by(special));
+        let lengths = Lengths::new(&content, min, max);
+        let classes = content.classes().refine(&Classes::of_numbers(&SPELLING_CLASSES));
         Self {
-            content: Arc::new(content),
+            content,
             min,
             max,
             lengths,
@@ -450,8 +450,30 @@ const UTF8_CLASSES: [u8; 256] = {
 };
 
 pub(crate) fn utf8_classes() -> Classes {
-    Classes::by(|byte| UTF8_CLASSES[usize::from(byte)])
+    Classes::of_numbers(&UTF8_CLASSES)
 }
+
+/// By byte, a number that bytes share which mean the same wherever a string is, its content apart.
+const SPELLING_CLASSES: [u8; 256] = {
+    let letters = *b"0123456789ABCDEFabcdef\"\\nrtu";
+    let mut classes = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        classes[byte] = match byte {
+            0..0x20 => 1,
+            0x80..0xC0 => 2,
+            0xC0.. => 3,
+            _ => 0,
+        };
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < letters.len() {
+        classes[letters[at] as usize] = 4 + at as u8;
+        at += 1;
+    }
+    classes
+};
 
 /// All texts.
 pub(crate) fn any_content() -> Arc<Dfa> {
@@ -465,6 +487,13 @@ pub(crate) fn any_content() -> Arc<Dfa> {
     });
     // Trimming numbers states in the order in which they are met, here as wherever content is made.
     Arc::new(dfa.trimmed(&[true; 256]))
+}
+
+/// Whether `content` is [`any_content`].
+pub(crate) fn is_any_content(content: &Dfa) -> bool {
+    /// Of [`any_content`], the dead one included.
+    const N_STATES: usize = 9;
+    content.n_states() == N_STATES && *content == *any_content()
 }
 
 #[cfg(test)]
@@ -495,11 +524,12 @@ mod tests {
             99,
         );
         assert_eq!(explored.expect("eight states"), *any_content());
+        assert!(is_any_content(&any_content()) && !is_any_content(&Dfa::all_but(vec![b"a"])));
     }
 
     #[test]
     fn escapes_are_the_characters_they_stand_for() {
-        let content = Dfa::of_strings(["é\n\"".as_bytes(), "😀".as_bytes()]);
+        let content = Arc::new(Dfa::of_strings(["é\n\"".as_bytes(), "😀".as_bytes()]));
         let spec = TextSpec::new(&content, 0, None, &[true; 256]);
         for text in [
             "\"é\\n\\\"\"",
@@ -553,10 +583,8 @@ mod tests {
         assert!(!TextSpec::new(&any_content(), 2, Some(1), &[true; 256]).is_satisfiable());
         // Pairs of letters with exactly three characters: nothing.
         let pairs = Pattern::parse("(?:[a-z][a-z])*", Syntax::Rust).expect("valid");
-        let pairs = pairs
-            .automaton(Bounds::new(&Limits::default()))
-            .expect("small")
-            .dfa;
+        let pairs = pairs.automaton(Bounds::new(&Limits::default()));
+        let pairs = Arc::new(pairs.expect("small").dfa);
         assert!(!TextSpec::new(&pairs, 3, Some(3), &[true; 256]).is_satisfiable());
         let four = TextSpec::new(&pairs, 3, Some(5), &[true; 256]);
         assert!(accepts(&four, "\"abcd\"") && !accepts(&four, "\"abcde"));

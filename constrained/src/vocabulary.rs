@@ -11,6 +11,7 @@ use crate::dfa::ByteSet;
 use crate::error::VocabularyError;
 use crate::free_text::Split;
 use crate::hash::Map;
+use crate::pieces::string_ends;
 use crate::text::{TextSpec, any_content};
 use crate::trie::Trie;
 
@@ -35,6 +36,8 @@ pub struct Vocabulary {
     strings: StringTokens,
     /// The constraint of a string that has none; most grammars need it.
     any_text: Arc<TextSpec>,
+    /// Where it ends in the tree of tokens that are not plain.
+    string_ends: Box<[u32]>,
     cache: Arc<Cache>,
 }
 
@@ -131,6 +134,7 @@ impl Vocabulary {
             places,
             max_bytes,
             is_spelled,
+            string_ends: string_ends(&any_text, &strings.other),
             strings,
             any_text,
             cache,
@@ -245,6 +249,11 @@ impl Vocabulary {
 
     pub(crate) fn any_text(&self) -> &Arc<TextSpec> {
         &self.any_text
+    }
+
+    /// The nodes of the tree of tokens that are not plain at which a string of any content ends.
+    pub(crate) fn string_ends(&self) -> &[u32] {
+        &self.string_ends
     }
 
     pub(crate) fn strings(&self) -> &StringTokens {

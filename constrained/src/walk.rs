@@ -5,6 +5,8 @@
 //! known: of a hundred alternatives that begin with a letter each, one is looked at and not all. And a place
 //! of the walk that was met before, with what each byte does there, is known for the next mask.
 //!
+//! Tokens that are certainly allowed ([`crate::ahead`]) are not walked.
+//!
 //! The walk ends before the first level that would take the work beyond [`MAX_WORK`]. Then tokens up to a
 //! length are allowed as the grammar has it, and of longer ones those alone that stay within what the output
 //! is in the middle of. Where each byte is a token no text is lost, only some of its spellings; the same ones
@@ -13,6 +15,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::ahead::Ahead;
 use crate::beginnings::Firsts;
 use crate::closure::Closure;
 use crate::fill::{Asked, Filling, has_all};
@@ -24,7 +27,7 @@ use crate::tables::{StateId, Tables};
 use crate::trie::Trie;
 
 /// A unit is about the cost of one byte after one place with shallow stacks, a microsecond or two.
-const MAX_WORK: usize = 8_192;
+const MAX_WORK: usize = 4_096;
 
 /// Where a walk stands; 0 is nowhere.
 type PlaceId = u32;
@@ -42,6 +45,7 @@ struct WalkPlace {
 #[derive(Debug)]
 pub(crate) struct Walks {
     firsts: Option<Arc<Firsts>>,
+    ahead: Option<Ahead>,
     places: Vec<Arc<WalkPlace>>,
     ids: Map<Arc<WalkPlace>, PlaceId>,
     /// By place and class of bytes.
@@ -54,6 +58,7 @@ impl Default for Walks {
         let nowhere = Arc::new(WalkPlace::default());
         Self {
             firsts: None,
+            ahead: None,
             places: vec![nowhere.clone()],
             ids: [(nowhere, NOWHERE)].into_iter().collect(),
             steps: Map::default(),
@@ -67,7 +72,11 @@ impl Walks {
     pub(crate) fn n_bytes(&self) -> usize {
         /// A place, and its entry in the table that finds it.
         const PLACE_BYTES: usize = 96;
-        self.places.len() * PLACE_BYTES + self.n_readings * size_of::<Reading>() + self.steps.len() * 20
+        let n_ahead = self.ahead.as_ref().map_or(0, Ahead::n_bytes);
+        self.places.len() * PLACE_BYTES
+            + self.n_readings * size_of::<Reading>()
+            + self.steps.len() * 20
+            + n_ahead
     }
 
     fn number(&mut self, place: WalkPlace) -> PlaceId {
@@ -89,6 +98,15 @@ impl Tables {
         // What was found on the way here depends on the order in which stacks were met.
         filling.begin();
         self.fill_inside(asked, state, filling);
+        let max_depth = self.stacks.max_depth;
+        let ahead = self
+            .walks
+            .ahead
+            .get_or_insert_with(|| Ahead::new(asked.ir, max_depth));
+        let readings = &self.states[state as usize].readings;
+        if let Some(tokens) = ahead.tokens(asked, &self.stacks, readings) {
+            filling.add_part(&tokens);
+        }
         let known = filling.known_places(asked.vocabulary);
         let is_some = self.is_accepting(state) || filling.parts.iter().any(|part| !part.mask.is_empty());
         let trie = asked.vocabulary.trie();
@@ -102,7 +120,7 @@ impl Tables {
             let is_first = matches!(level[..], [(None, _)]);
             let fresh = level.iter().filter(|(_, place)| met.insert(*place) && !is_first);
             work += fresh
-                .map(|(node, place)| self.work(trie, *node, *place))
+                .map(|(node, place)| self.work(trie, &known, *node, *place))
                 .sum::<usize>();
             if work > MAX_WORK && (is_some || !filling.extras.is_empty()) {
                 break;
@@ -143,12 +161,14 @@ impl Tables {
     }
 
     /// What it costs to go on from `place` at `node`.
-    fn work(&self, trie: &Trie, node: Option<usize>, place: PlaceId) -> usize {
+    fn work(&self, trie: &Trie, known: &[u64], node: Option<usize>, place: PlaceId) -> usize {
         let WalkPlace { begun, waiting } = &*self.walks.places[place as usize];
         let stacks = begun.iter().map(|reading| reading.stack).chain(*waiting);
         let costs = stacks.map(|stack| self.stacks.cost(stack));
         let mut n_children = 0;
-        trie.for_each_child(node, [u64::MAX; 4], |_| n_children += 1);
+        trie.for_each_child(node, [u64::MAX; 4], |child| {
+            n_children += usize::from(!has_all(known, trie.range_below(child)));
+        });
         n_children * costs.max().expect("a place has a leaf or waits")
     }
 
@@ -175,7 +195,7 @@ impl Tables {
         }
         self.stacks.merge(ir, &mut begun);
         let waiting = self.all_of(ir, complete);
-        let waiting = waiting.filter(|stack| self.may_go_on(ir, *stack));
+        let waiting = waiting.filter(|stack| self.stacks.can_follow(ir, *stack));
         let begun = begun.into();
         let next = self.walks.number(WalkPlace { begun, waiting });
         self.walks.steps.insert(slot, next);
@@ -195,14 +215,6 @@ impl Tables {
                 let edges = edges.copied().collect();
                 Some(self.stacks.joined(ir, edges))
             }
-        }
-    }
-
-    /// Whether anything may come once everything above `stack` is complete, or the output may end there.
-    fn may_go_on(&mut self, ir: &Ir, stack: StackId) -> bool {
-        match &self.stacks.continuations[stack as usize] {
-            Some(known) => !known.is_empty(),
-            None => Closure::is_any_above(&mut self.stacks, ir, stack),
         }
     }
 }

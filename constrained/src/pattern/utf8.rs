@@ -75,11 +75,11 @@ impl Tree {
             begins[usize::from(*first)] = true;
             begins[usize::from(*last) + 1] = true;
         }
-        let mut numbers = [0u16; 256];
+        let mut numbers = [0; 256];
         for byte in 1..256 {
-            numbers[byte] = numbers[byte - 1] + u16::from(begins[byte]);
+            numbers[byte] = numbers[byte - 1] + u8::from(begins[byte]);
         }
-        Classes::by(|byte| numbers[usize::from(byte)])
+        Classes::of_numbers(&numbers)
     }
 }
 

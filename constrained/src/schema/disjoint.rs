@@ -147,6 +147,15 @@ impl<'a> Compiler<'a> {
             return Ok(false);
         }
         self.spend(8)?;
+        if let Some(known) = self.implied.get(&(a, b)) {
+            return Ok(*known);
+        }
+        let found = self.implies_by_keywords(a, b)?;
+        self.implied.insert((a, b), found);
+        Ok(found)
+    }
+
+    fn implies_by_keywords(&mut self, a: Target, b: Target) -> Result<bool, CompileError> {
         let is_same_base = || {
             let root = |id| self.resources.root_of(self.document, id);
             root(a.id) == root(b.id)

@@ -37,7 +37,12 @@ fn and(a: Option<bool>, b: Option<bool>) -> Option<bool> {
 impl Compiler<'_> {
     /// Whether `value` satisfies `schema`; `None` when that is not known.
     pub(super) fn judge(&mut self, value: JsonId, schema: JsonId) -> Option<bool> {
-        self.judge_within(value, schema, MAX_DEPTH)
+        if let Some(known) = self.judged.get(&(value, schema)) {
+            return *known;
+        }
+        let found = self.judge_within(value, schema, MAX_DEPTH);
+        self.judged.insert((value, schema), found);
+        found
     }
 
     /// The same by the keywords of the schema itself, without what it refers to or combines.

@@ -166,6 +166,10 @@ struct Compiler<'a> {
     disjoint_pairs: Map<(JsonId, JsonId), bool>,
     /// Of a schema's own keywords and another schema.
     apart: Map<(JsonId, JsonId), bool>,
+    /// Of pairs of schemas, whether whatever satisfies the first one satisfies the second.
+    implied: Map<(Target, Target), bool>,
+    /// Of values and schemas.
+    judged: Map<(JsonId, JsonId), Option<bool>>,
     /// Strings of one pattern or format, by its place in memory, which `patterns` keeps, and the lengths.
     text_nodes: BTreeMap<(usize, u32, Option<u32>), NodeId>,
     number: Option<NodeId>,
@@ -265,6 +269,8 @@ fn lower(
         other_name_nodes: BTreeMap::new(),
         disjoint_pairs: Map::default(),
         apart: Map::default(),
+        implied: Map::default(),
+        judged: Map::default(),
         text_nodes: BTreeMap::new(),
         number: None,
         work: 0,

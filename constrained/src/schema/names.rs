@@ -7,7 +7,7 @@ use super::strings::accepts;
 use super::{CompileError, Compiler, Dfa, Json, JsonId};
 use crate::dfa::Product;
 use crate::parting::Parting;
-use crate::text::{any_content, step_utf8};
+use crate::text::any_content;
 
 /// The `patternProperties` of all schemas of an object, each pattern once.
 #[derive(Default)]
@@ -52,69 +52,48 @@ impl Compiler<'_> {
     /// All names but `declared`.
     fn other_names(&mut self, declared: &[NameId]) -> Result<Dfa, CompileError> {
         let n_bytes: usize = declared.iter().map(|name| self.names[*name as usize].len()).sum();
-        self.spend(1_000 + n_bytes as u64 * 100)?;
+        self.spend(200 + n_bytes as u64 * 8)?;
         let names = declared.iter().map(|name| self.names[*name as usize].as_bytes());
-        let declared = Dfa::of_strings_unreduced(names);
-        let any = any_content();
-        let classes = any.classes().refine(declared.classes());
-        /// Numbers for what remains of a character.
-        const N_RESTS: usize = 8;
-        let step = |(inside, rest): &(u32, u32), byte: u8| {
-            let rest = step_utf8(*rest as u8, byte)?;
-            Some((declared.step(*inside, byte), u32::from(rest)))
-        };
-        let accept = |(inside, rest): &(u32, u32)| *rest == 0 && !declared.is_accepting(*inside);
-        // Every text can go on to become another name, so there are no dead ends.
-        let bounds = (declared.n_states(), N_RESTS);
-        let names = Dfa::explore_pairs(classes, (declared.start(), 0), bounds, step, accept, usize::MAX);
-        Ok(names.expect("no limit is set"))
+        Ok(Dfa::all_but(names.collect()))
     }
 
-    /// The names that are not `declared` and that `allowed` has, parted by the patterns that match them.
-    pub(super) fn name_classes(
+    /// The names that are not `declared` and that `allowed` has; `None` for any name at all.
+    pub(super) fn undeclared(
         &mut self,
         declared: &[NameId],
         allowed: Option<&Dfa>,
-        patterns: &Patterns,
         at: JsonId,
-    ) -> Result<Vec<NameClass>, CompileError> {
-        let mut names = match declared {
+    ) -> Result<Option<Dfa>, CompileError> {
+        let names = match declared {
             [] => None,
             _ => Some(self.other_names(declared)?),
         };
-        if let Some(allowed) = allowed {
-            names = Some(match names {
-                None => allowed.clone(),
-                Some(names) => self.product(&names, allowed, Product::Both, WHAT, at)?,
-            });
-        }
-        if patterns.automata.is_empty() {
-            let is_matched = Vec::new();
-            return Ok(vec![NameClass { names, is_matched }]);
-        }
+        Ok(match (names, allowed) {
+            (names, None) => names,
+            (None, Some(allowed)) => Some(allowed.clone()),
+            (Some(names), Some(allowed)) => Some(self.product(&names, allowed, Product::Both, WHAT, at)?),
+        })
+    }
+
+    /// `names` parted by the patterns that match them.
+    pub(super) fn parted(
+        &mut self,
+        names: Option<Dfa>,
+        patterns: &Patterns,
+        at: JsonId,
+    ) -> Result<Parting, CompileError> {
         let names = names.unwrap_or_else(|| (*any_content()).clone());
         let parting = Parting::new(&names, &patterns.automata, self.ir.bounds().max_states);
-        let mut parting = parting.map_err(|_| self.automaton_limit(WHAT, at))?;
-        let answers = parting.answers();
-        if answers.len() > self.limits.max_branches {
+        let parting = parting.map_err(|_| self.automaton_limit(WHAT, at))?;
+        if parting.answers().len() > self.limits.max_branches {
             return Err(CompileError::Limit {
                 name: "max_branches",
                 limit: self.limits.max_branches as u64,
                 place: format!("the `patternProperties` of {}", self.document.pointer(at)),
             });
         }
-        let n_states = parting.n_states() as u64;
-        self.spend(1_000 + n_states * 100)?;
-        let mut classes = Vec::with_capacity(answers.len());
-        for is_matched in answers {
-            let names = parting.part(&is_matched);
-            self.spend(1_000 + names.n_states() as u64 * 100 + n_states)?;
-            classes.push(NameClass {
-                names: Some(names),
-                is_matched,
-            });
-        }
-        Ok(classes)
+        self.spend(1_000 + parting.n_states() as u64 * 100)?;
+        Ok(parting)
     }
 
     /// The names that `propertyNames` of the schemas of `facts` allow; `None` for all.

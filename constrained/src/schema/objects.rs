@@ -5,6 +5,7 @@
 //! properties add up and do not multiply.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::facts::{Fact, Facts, Goal, NameId, Target};
 use super::names::{NameClass, Patterns};
@@ -119,15 +120,12 @@ impl Compiler<'_> {
         let mut extras = Vec::new();
         let has_others = unnamed == Unnamed::All || !shape.patterns.automata.is_empty();
         if facts.equal.is_empty() && has_others {
-            for (class, by_name) in self.classes(shape)? {
-                if unnamed != Unnamed::All && !class.is_matched.contains(&true) {
-                    continue;
-                }
+            for (class, by_name) in self.classes(shape, unnamed)? {
                 let goals = self.goals_of(shape, None, &class.is_matched);
                 let choices = self.choices(goals, 0, &by_name, facts.first())?;
                 if !choices.is_empty() {
                     extras.push(Extra {
-                        names: self.class_node(shape, &class),
+                        names: self.class_node(shape, class),
                         choices,
                         n_names: u32::MAX,
                     });
@@ -317,7 +315,11 @@ impl Compiler<'_> {
 
     /// The classes of names that are not declared, each with the goals on its values that meet conditions.
     /// Where the node of a class is known, the names themselves are left out.
-    fn classes(&mut self, shape: &Shape<'_>) -> Result<Vec<(NameClass, ByValue)>, CompileError> {
+    fn classes(
+        &mut self,
+        shape: &Shape<'_>,
+        unnamed: Unnamed,
+    ) -> Result<Vec<(NameClass, ByValue)>, CompileError> {
         let is_simple = shape.patterns.automata.is_empty();
         if is_simple {
             // Spares the automaton of all names but the declared ones where none of them is allowed.
@@ -335,13 +337,43 @@ impl Compiler<'_> {
             };
             return Ok(vec![(class, Vec::new())]);
         }
-        let classes = self.name_classes(&shape.declared, shape.allowed.as_ref(), &shape.patterns, at)?;
-        let mut parted: Vec<(NameClass, ByValue)> =
-            classes.into_iter().map(|class| (class, Vec::new())).collect();
+        let names = self.undeclared(&shape.declared, shape.allowed.as_ref(), at)?;
+        let mut parted = match is_simple {
+            true => {
+                let is_matched = Vec::new();
+                vec![(NameClass { names, is_matched }, Vec::new())]
+            }
+            false => self.matched_classes(shape, names, unnamed)?,
+        };
         for (names, goal, bit) in &shape.met.by_name {
             parted = self.part(parted, names, (*goal, *bit), at)?;
         }
         Ok(parted)
+    }
+
+    /// The classes of `names` by the patterns that match them, those apart that have no value.
+    fn matched_classes(
+        &mut self,
+        shape: &Shape<'_>,
+        names: Option<Dfa>,
+        unnamed: Unnamed,
+    ) -> Result<Vec<(NameClass, ByValue)>, CompileError> {
+        let mut parting = self.parted(names, &shape.patterns, shape.facts.first())?;
+        let mut classes = Vec::new();
+        for answer in 0..parting.answers().len() {
+            let is_matched = parting.answers()[answer].clone();
+            if unnamed != Unnamed::All && !is_matched.contains(&true) {
+                continue;
+            }
+            let goals = self.goals_of(shape, None, &is_matched);
+            if goals.iter().any(|goal| self.is_met_by_all(goal.negated())) {
+                continue;
+            }
+            let names = Some(parting.part(answer));
+            self.spend(1_000 + parting.n_states() as u64 * 100)?;
+            classes.push((NameClass { names, is_matched }, Vec::new()));
+        }
+        Ok(classes)
     }
 
     /// `classes` parted by whether `names` has them; where it has, `meets` is added.
@@ -423,24 +455,24 @@ impl Compiler<'_> {
     }
 
     /// The names of `class`; where they are all but the declared ones, they are remembered.
-    fn class_node(&mut self, shape: &Shape<'_>, class: &NameClass) -> NodeId {
+    fn class_node(&mut self, shape: &Shape<'_>, class: NameClass) -> NodeId {
         let is_parted = !shape.patterns.automata.is_empty() || !shape.met.by_name.is_empty();
         if shape.allowed.is_some() || is_parted {
-            return self.names_node(class.names.as_ref());
+            return self.names_node(class.names);
         }
         if let Some(known) = self.other_name_nodes.get(&shape.declared) {
             return *known;
         }
-        let node = self.names_node(class.names.as_ref());
+        let node = self.names_node(class.names);
         self.other_name_nodes.insert(shape.declared.clone(), node);
         node
     }
 
-    fn names_node(&mut self, names: Option<&Dfa>) -> NodeId {
-        let Some(names) = names else {
-            return self.ir.text(self.ir.any_text.clone());
-        };
-        self.ir.text_of(names, 0, None)
+    fn names_node(&mut self, names: Option<Dfa>) -> NodeId {
+        match names {
+            None => self.ir.text(self.ir.any_text.clone()),
+            Some(names) => self.ir.text_of(Arc::new(names), 0, None),
+        }
     }
 
     /// What the value of a declared property may be.

@@ -119,7 +119,7 @@ impl Compiler<'_> {
     }
 
     /// The contents that the facts allow, lengths apart; `None` for all.
-    fn content(&mut self, facts: &Facts, merged: &Merged) -> Result<Option<Dfa>, CompileError> {
+    fn content(&mut self, facts: &Facts, merged: &Merged) -> Result<Option<Arc<Dfa>>, CompileError> {
         let document = self.document;
         let excluded = facts
             .different
@@ -133,13 +133,18 @@ impl Compiler<'_> {
         let wanted = merged.contents.iter().map(|dfa| (dfa.clone(), Product::Both));
         let unwanted = merged.no_contents.iter().cloned().chain(excluded);
         let unwanted = unwanted.map(|dfa| (dfa, Product::FirstOnly));
-        let mut content: Option<Dfa> = None;
+        let mut content: Option<Arc<Dfa>> = None;
         for (other, rule) in wanted.chain(unwanted) {
-            content = Some(match content {
-                None if rule == Product::Both => (*other).clone(),
-                None => self.product(&any_content(), &other, rule, "the strings", facts.first())?,
-                Some(content) => self.product(&content, &other, rule, "the strings", facts.first())?,
-            });
+            let before = match content {
+                None if rule == Product::Both => {
+                    content = Some(other);
+                    continue;
+                }
+                None => any_content(),
+                Some(content) => content,
+            };
+            let both = self.product(&before, &other, rule, "the strings", facts.first())?;
+            content = Some(Arc::new(both));
         }
         Ok(content)
     }
@@ -181,8 +186,7 @@ impl Compiler<'_> {
             let length = u64::from(max.unwrap_or(0).max(min));
             self.spend(length.saturating_mul(content.n_states() as u64))?;
         }
-        let content = content.unwrap_or_else(|| (*any_content()).clone());
-        let node = self.ir.text_of(&content, min, max);
+        let node = self.ir.text_of(content.unwrap_or_else(any_content), min, max);
         if let Some(key) = key {
             self.text_nodes.insert(key, node);
         }
@@ -198,10 +202,10 @@ impl Compiler<'_> {
             }
             let merged = self.merge(&facts)?;
             let content = self.content(&facts, &merged)?;
-            let mut content = content.unwrap_or_else(|| (*any_content()).clone());
+            let mut content = content.unwrap_or_else(any_content);
             if merged.min_length > 0 || merged.max_length.is_some() {
                 let lengths = self.lengths(merged.min_length, merged.max_length, at)?;
-                content = self.product(&content, &lengths, Product::Both, "the names", at)?;
+                content = Arc::new(self.product(&content, &lengths, Product::Both, "the names", at)?);
             }
             if let Some(values) = self.values_of(&facts)? {
                 let document = self.document;
@@ -210,7 +214,7 @@ impl Compiler<'_> {
                     _ => None,
                 });
                 let listed = Dfa::of_strings(texts);
-                content = self.product(&listed, &content, Product::Both, "the names", at)?;
+                content = Arc::new(self.product(&listed, &content, Product::Both, "the names", at)?);
             }
             all = self.product(&all, &content, Product::Either, "the names", at)?;
         }

@@ -1,6 +1,7 @@
 //! `enum` and `const`: the listed values themselves.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use super::facts::Facts;
 use super::keywords::{ARRAY, OBJECT, type_of};
@@ -98,7 +99,7 @@ impl<'a> Compiler<'a> {
             self.spend(n_bytes as u64 * 30)?;
             let content = Dfa::of_strings(texts);
             self.spend((content.n_states() * content.classes().len()) as u64 * 16)?;
-            nodes.push(self.texts_node(&content));
+            nodes.push(self.texts_node(content));
         }
         Ok(self.ir.alt(nodes))
     }
@@ -124,8 +125,8 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn texts_node(&mut self, content: &Dfa) -> NodeId {
-        self.ir.text_of(content, 0, None)
+    fn texts_node(&mut self, content: Dfa) -> NodeId {
+        self.ir.text_of(Arc::new(content), 0, None)
     }
 
     /// Exactly `value`. Recursion is as deep as the document, which `max_source_depth` bounds.
@@ -135,7 +136,7 @@ impl<'a> Compiler<'a> {
             Json::Null => self.ir.literal("null"),
             Json::Bool(true) => self.ir.literal("true"),
             Json::Bool(false) => self.ir.literal("false"),
-            Json::String(text) => self.texts_node(&Dfa::of_strings([text.as_bytes()])),
+            Json::String(text) => self.texts_node(Dfa::of_strings([text.as_bytes()])),
             Json::Number(_) => {
                 let text = self.number_text(value)?;
                 self.ir.literal(&text)
