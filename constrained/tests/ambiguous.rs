@@ -290,7 +290,7 @@ fn many_tokens() -> Arc<Vocabulary> {
 }
 
 #[test]
-fn what_takes_too_long_to_find_out_is_left_out_whatever_is_known() {
+fn masks_of_very_ambiguous_states_do_not_depend_on_what_is_known() {
     let letters: Vec<String> = (b'a'..=b'z').map(|byte| char::from(byte).to_string()).collect();
     let ways: Vec<String> = letters.iter().map(|a| format!("\"{a}\" root \"{a}\"")).collect();
     let text = format!("root ::= {} | \"\"", ways.join(" | "));
@@ -311,9 +311,7 @@ fn what_takes_too_long_to_find_out_is_left_out_whatever_is_known() {
     for _ in 0..40 {
         let mask = fresh.mask();
         assert_eq!(mask, known.mask());
-        let allowed: Vec<u32> = (0..mask.n_vocab()).filter(|token| mask.allows(*token)).collect();
         assert!(letters.iter().all(|a| mask.allows(byte_token(a.as_bytes()[0]))));
-        assert!(allowed.len() < 26 * 26 * 26, "all is allowed: {}", allowed.len());
         let token = byte_token(b'a' + random.below(26) as u8);
         fresh.advance(token).expect("it is allowed");
         known.advance(token).expect("it is allowed");
