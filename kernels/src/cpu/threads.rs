@@ -11,7 +11,7 @@
 //! so what a job borrows outlives every use of it. Every item in `0..n_items` is claimed exactly once. The
 //! caller waits only for workers that really joined: one that sleeps or lost its core stalls nobody. One that
 //! loses its core while it holds an item is moved to the core of a thread that waits for it
-//! ([`placement`]).
+//! (`placement`).
 //!
 //! A panic in an item ends the job, reaches the caller once all workers left, and leaves the pool usable.
 //! All spin briefly for what comes next, then sleep: an idle pool uses no CPU, and nobody yields a core,
