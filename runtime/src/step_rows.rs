@@ -138,12 +138,12 @@ pub(crate) fn plan_decode(
     (sequences, running): (&Sequences, &[SequenceSlot]),
     (budget, pace): (&mut Budget, &mut Pace),
 ) -> Option<MaskBudget> {
-    let mut chosen: Vec<SequenceSlot> = running
+    let due: Vec<SequenceSlot> = running
         .iter()
         .copied()
         .filter(|slot| sequences[*slot].will_decode() && !plan.without_page.contains(slot))
         .collect();
-    let n_decode = chosen.len();
+    let (mut chosen, n_decode) = (due.clone(), due.len());
     // Who has waited longest comes first; the sort is stable.
     chosen.sort_by_key(|&slot| sequences[slot].latest_step);
     limit_rows_of_tenants(&mut chosen, (sequences, running), pace);
@@ -155,8 +155,8 @@ pub(crate) fn plan_decode(
             chosen.retain(|slot| masks.take(Some(time(slot))));
         }
     }
-    for &slot in running {
-        if chosen.contains(&slot) {
+    for slot in due {
+        if chosen.len() == n_decode || chosen.contains(&slot) {
             budget.plan(plan, (slot, &sequences[slot]), budget.n_rows.min(1), pace);
         }
     }
