@@ -16,7 +16,7 @@ use super::directory::flatten;
 use super::file::LoadError;
 use super::gguf::Gguf;
 use super::metadata::{KeyError, Metadata, required};
-use windows::{Windows, window, windows};
+use windows::{Windows, json_window, window, windows};
 
 /// What distinguishes one architecture from another.
 struct Family {
@@ -248,8 +248,7 @@ impl DecoderConfig {
         };
         let family = family_of_json(metadata)?;
         refuse_in_json(json)?;
-        let in_use = family.windows != Windows::Upper || metadata.flag("use_sliding_window")? == Some(true);
-        let window = if in_use { window(&keys)? } else { None };
+        let window = json_window(&keys, family.windows, json)?;
         let n_layers = keys.required_count(LAYERS, MAX_LAYERS)?;
         let (width, heads) = widths(&keys)?;
         let particulars = Particulars {
@@ -792,6 +791,18 @@ mod tests {
         assert_eq!([upper(0), upper(1)], [[Some(64); 2], [None, Some(64)]]);
         let types = format!(r#"{flag}, "layer_types": ["sliding_attention", "full_attention"]"#);
         assert_eq!(windows("Qwen2", &types), [Some(64), None]);
+        let long = |class: &str, changes: &str| {
+            let of = format!(
+                r#"{{"architectures": ["{class}ForCausalLM"], "model_type": null,
+                "max_position_embeddings": 8192{changes}}}"#
+            );
+            json_with(&of).expect("good").windows()
+        };
+        assert_eq!(long("Mistral", ""), [Some(4096); 2], "the default of the class");
+        assert_eq!(long("Mistral", r#", "sliding_window": null"#), [None; 2]);
+        assert_eq!(long("Qwen2", ""), [None; 2]);
+        let flag = r#", "use_sliding_window": true, "max_window_layers": 1"#;
+        assert_eq!(long("Qwen2", flag), [None, Some(4096)]);
         let error = json_with(r#"{"layer_types": ["full_attention"]}"#).expect_err("two layers");
         assert!(error.to_string().contains("a list of 2 layers"), "{error}");
     }

@@ -1,5 +1,7 @@
 //! Which layers have a sliding window, and how long it is.
 
+use serde_json::{Map, Value as Json};
+
 use super::{Key, Keys, MAX_CONTEXT, key, out_of_range};
 use crate::model::file::LoadError;
 use crate::model::metadata::{KeyError, Metadata};
@@ -19,6 +21,25 @@ pub(super) enum Windows {
 
 /// `max_window_layers` where the file has none, as in the reference implementation.
 const MAX_WINDOW_LAYERS: usize = 28;
+
+/// Window of a model of [`Windows::All`] or [`Windows::Upper`] whose file has no key for it, as in the
+/// reference implementation.
+const DEFAULT_WINDOW: usize = 4096;
+
+/// The window of a `config.json`, absent where it has none or does not use it.
+pub(super) fn json_window(
+    keys: &Keys<'_>,
+    family: Windows,
+    json: &Map<String, Json>,
+) -> Result<Option<usize>, KeyError> {
+    if family == Windows::Upper && keys.metadata.flag("use_sliding_window")? != Some(true) {
+        return Ok(None);
+    }
+    match family {
+        Windows::All | Windows::Upper if !json.contains_key(WINDOW.json) => Ok(Some(DEFAULT_WINDOW)),
+        _ => window(keys),
+    }
+}
 
 /// The window of each layer of a `config.json`; absent where it is not known which layers have it.
 pub(super) fn windows(
