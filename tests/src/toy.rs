@@ -16,6 +16,7 @@
 //! poisoned, and reading it panics.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -113,6 +114,15 @@ struct Pool {
 }
 
 impl Pool {
+    /// Slots of a page.
+    fn page(&self, layer: usize, page: u32) -> Range<usize> {
+        let KvShape {
+            n_pages, page_size, ..
+        } = self.shape;
+        let first = (layer * n_pages + page as usize) * page_size;
+        first..first + page_size
+    }
+
     fn slot(&mut self, layer: usize, slot: usize) -> &mut u64 {
         &mut self.slots[layer * self.shape.n_pages * self.shape.page_size + slot]
     }
@@ -176,7 +186,6 @@ pub struct ToyBackend {
     /// Decides how late calls are computed; absent where they are at once.
     lateness: Option<Random>,
     is_lost: Arc<AtomicBool>,
-    fuse: Fuse,
     n_vocab: usize,
     /// Rows whose hash is a multiple of it have no finite logit; 0 is never.
     not_finite_one_in: u64,
@@ -199,7 +208,6 @@ impl ToyBackend {
             queue: VecDeque::new(),
             lateness: None,
             is_lost: Arc::default(),
-            fuse: fuse.clone(),
             n_vocab: N_VOCAB,
             not_finite_one_in,
         };
@@ -619,7 +627,7 @@ impl Backend for ToyBackend {
 
     fn collect(&mut self, pending: &mut ToyPending, answers: &mut Answers) {
         self.run(self.queue.len());
-        self.fuse.burn("collect");
+        self.device.fuse.burn("collect");
         *answers = std::mem::take(&mut self.device.answers[pending.idx]);
     }
 
@@ -631,12 +639,9 @@ impl Backend for ToyBackend {
         let kv = kv.idx;
         self.queue("copy_page", move |device| {
             let pool = &mut device.pools[kv];
-            let page_size = pool.shape.page_size;
             for layer in 0..pool.shape.n_layers {
-                for offset in 0..page_size {
-                    let copied = *pool.slot(layer, from as usize * page_size + offset);
-                    *pool.slot(layer, to as usize * page_size + offset) = copied;
-                }
+                let (from, to) = (pool.page(layer, from), pool.page(layer, to));
+                pool.slots.copy_within(from, to.start);
             }
         });
     }
@@ -645,11 +650,9 @@ impl Backend for ToyBackend {
         let kv = kv.idx;
         self.queue("poison_page", move |device| {
             let pool = &mut device.pools[kv];
-            let page_size = pool.shape.page_size;
             for layer in 0..pool.shape.n_layers {
-                for offset in 0..page_size {
-                    *pool.slot(layer, page as usize * page_size + offset) = POISON;
-                }
+                let page = pool.page(layer, page);
+                pool.slots[page].fill(POISON);
             }
         });
     }
