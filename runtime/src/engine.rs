@@ -297,9 +297,10 @@ impl<B: Backend> Engine<B> {
             "sequences wait and nothing moves"
         );
         self.note_plan(now);
+        self.scheduler.plan_drafts(&mut self.cache, &mut self.plan);
+        // Also where no row is left: a sequence that was admitted may have a page to copy.
+        self.prepare_pages();
         if !self.plan.rows.is_empty() {
-            self.scheduler.plan_drafts(&mut self.cache, &mut self.plan);
-            self.prepare_pages();
             self.build_batch();
             self.launch(clock);
         }
