@@ -58,12 +58,30 @@ impl TraceMetrics {
     }
 }
 
-/// Everything the engine and the server count, with a line of help each; spans where there is a collector.
-pub fn prometheus(
-    engine: &Metrics,
-    (http, log, pool): (&HttpMetrics, &LogMetrics, &PoolMetrics),
-    traces: Option<&TraceMetrics>,
-) -> String {
+/// What is counted outside the engine.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerMetrics<'a> {
+    /// Answers and connections.
+    pub http: &'a HttpMetrics,
+    /// The log.
+    pub log: &'a LogMetrics,
+    /// The threads that compute.
+    pub pool: &'a PoolMetrics,
+    /// Bytes of request bodies that are held.
+    pub body_bytes: usize,
+    /// Spans, where there is a collector.
+    pub traces: Option<&'a TraceMetrics>,
+}
+
+/// Everything the engine and the server count, with a line of help each.
+pub fn prometheus(engine: &Metrics, server: ServerMetrics<'_>) -> String {
+    let ServerMetrics {
+        http,
+        log,
+        pool,
+        body_bytes,
+        traces,
+    } = server;
     let mut page = Page {
         text: String::new(),
         prefix: "arbora_",
@@ -91,6 +109,9 @@ pub fn prometheus(
     page.family("thread_wait_seconds_total", "counter", waited);
     page.sample("thread_wait_seconds_total", None, pool.waited().as_secs_f64());
     http.connections.write(&mut page);
+    let held = "Bytes of request bodies held: received and not yet in the queue.";
+    page.family("request_body_bytes", "gauge", held);
+    page.sample("request_body_bytes", None, body_bytes);
     page.family("requests_finished_total", "counter", "Requests ended, by reason.");
     for (reason, n) in Metrics::FINISH_REASONS.iter().zip(&engine.requests_finished) {
         page.sample("requests_finished_total", Some(("reason", reason)), n.value());
@@ -377,17 +398,21 @@ mod tests {
         http.count(200);
         http.count(204);
         http.count(429);
-        let text = prometheus(
-            &Metrics::default(),
-            (&http, &LogMetrics::default(), &PoolMetrics::default()),
-            None,
-        );
+        let server = ServerMetrics {
+            http: &http,
+            log: &LogMetrics::default(),
+            pool: &PoolMetrics::default(),
+            body_bytes: 70,
+            traces: None,
+        };
+        let text = prometheus(&Metrics::default(), server);
         families(&text);
         assert!(!text.contains("trace_spans"), "nothing is traced");
         for line in [
             "arbora_http_responses_total{class=\"2xx\"} 2\n",
             "arbora_cached_tokens_total 0\n",
             "arbora_log_lines_dropped_total 0\n",
+            "arbora_request_body_bytes 70\n",
             "arbora_thread_rescues_total 0\n",
             "arbora_thread_wait_seconds_total 0\n",
             "arbora_step_seconds_bucket{le=\"0.0025\"} 0\n",
@@ -417,10 +442,11 @@ mod tests {
     #[test]
     fn the_dashboard_shows_what_is_exported_and_nothing_else() {
         /// What the dashboard leaves out, and why.
-        const LEFT_OUT: [(&str, &str); 3] = [
+        const LEFT_OUT: [(&str, &str); 4] = [
             ("arbora_copied_tokens_total", "part of the cached tokens"),
             ("arbora_steps_total", "the count of the histogram of step times"),
             ("arbora_pages_evictable", "a part of the cached pages"),
+            ("arbora_request_body_bytes", "a part of the memory of the process"),
         ];
         let dashboard: serde_json::Value =
             serde_json::from_str(include_str!("../ops/grafana.json")).expect("JSON");
@@ -432,15 +458,14 @@ mod tests {
             .map(|target| target["expr"].as_str().expect("a query"))
             .collect();
         let used = names_in(&queries.join("\n"));
-        let exported = families(&prometheus(
-            &Metrics::default(),
-            (
-                &HttpMetrics::default(),
-                &LogMetrics::default(),
-                &PoolMetrics::default(),
-            ),
-            Some(&TraceMetrics::default()),
-        ));
+        let server = ServerMetrics {
+            http: &HttpMetrics::default(),
+            log: &LogMetrics::default(),
+            pool: &PoolMetrics::default(),
+            body_bytes: 0,
+            traces: Some(&TraceMetrics::default()),
+        };
+        let exported = families(&prometheus(&Metrics::default(), server));
         let samples = |(name, kind): &(String, String)| match kind.as_str() {
             "histogram" => ["_bucket", "_sum", "_count"]
                 .map(|end| format!("{name}{end}"))

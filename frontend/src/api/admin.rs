@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::App;
 use crate::body::NoBody;
 use crate::config::MetricsCompat;
-use crate::metrics;
+use crate::metrics::{self, ServerMetrics};
 use crate::origins::OwnPage;
 use crate::otlp::Traces;
 use crate::wire::error::ApiError;
@@ -108,8 +108,14 @@ pub async fn version() -> Json<Value> {
 /// `GET /metrics`: Prometheus text.
 pub async fn prometheus(State(app): State<Arc<App>>) -> Response {
     let engine = app.engine.metrics();
-    let traces = app.traces.as_ref().map(Traces::metrics);
-    let mut text = metrics::prometheus(&engine, (&app.http, &app.log, &app.pool), traces);
+    let server = ServerMetrics {
+        http: &app.http,
+        log: &app.log,
+        pool: &app.pool,
+        body_bytes: app.intake.n_received(),
+        traces: app.traces.as_ref().map(Traces::metrics),
+    };
+    let mut text = metrics::prometheus(&engine, server);
     if app.metrics_compat == MetricsCompat::Vllm {
         text.push_str(&metrics::vllm::prometheus(&engine, &app.model));
     }

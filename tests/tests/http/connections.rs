@@ -9,7 +9,7 @@ use arbora::origins::AllowedOrigins;
 use arbora::places::{Patience, Room};
 use serde_json::json;
 
-use crate::site::{Answer, Setup, Site, tokenizer};
+use crate::site::{Answer, Setup, Site, tokenizer, wait_until};
 
 /// What takes a while, and would be computed to its end if nobody noticed that its client left.
 const N_TOKENS: u64 = 190_000;
@@ -26,27 +26,6 @@ fn post(delivery: &str, n_tokens: u64) -> String {
 
 fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n")
-}
-
-/// Waits until `is_so`, for at most a minute.
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    for _ in 0..6000 {
-        if is_so() {
-            return;
-        }
-        std::thread::park_timeout(Duration::from_millis(10));
-    }
-    panic!("not within a minute: {what}");
-}
-
-/// A counter on the page of metrics.
-fn metric(site: &Site, name: &str) -> u64 {
-    let page = site.get("/metrics").body;
-    let line = page
-        .lines()
-        .find_map(|line| line.strip_prefix(&format!("{name} ")));
-    line.and_then(|n| n.parse().ok())
-        .unwrap_or_else(|| panic!("{name} in {page}"))
 }
 
 fn small(places: usize, reserved: usize) -> Setup {
@@ -78,7 +57,7 @@ fn a_client_that_leaves_is_noticed_whatever_it_sent_after_its_request() {
         site.wait_until_quiet();
     }
     wait_until("it is counted", || {
-        metric(&site, "arbora_http_connections_abandoned_total") == 5
+        site.metric("arbora_http_connections_abandoned_total") == 5
     });
 }
 
@@ -315,9 +294,9 @@ fn a_client_that_reads_nothing_loses_its_connection() {
     let site = setup.start();
     let streams: Vec<TcpStream> = (0..3).map(|_| pipeline_without_reading(&site)).collect();
     wait_until("they are counted", || {
-        metric(&site, "arbora_http_write_timeouts_total") == 3
+        site.metric("arbora_http_write_timeouts_total") == 3
     });
-    wait_until("they are gone", || metric(&site, "arbora_http_connections") == 1);
+    wait_until("they are gone", || site.metric("arbora_http_connections") == 1);
     drop(streams);
 }
 
@@ -332,7 +311,7 @@ fn clients_that_hold_every_place_and_read_nothing_make_room() {
             site.post("/v1/completions", &body).status == 200
         });
     }
-    assert!(metric(&site, "arbora_http_connections_closed_idle_total") >= 1);
+    assert!(site.metric("arbora_http_connections_closed_idle_total") >= 1);
     drop(streams);
 }
 
@@ -364,7 +343,7 @@ fn idle_connections_make_room_the_idlest_first() {
     wait_until("it is served", || {
         site.post("/v1/completions", &body).status == 200
     });
-    assert!(metric(&site, "arbora_http_connections_closed_idle_total") >= 38);
+    assert!(site.metric("arbora_http_connections_closed_idle_total") >= 38);
     drop(silent);
 }
 
@@ -397,8 +376,8 @@ fn health_checks_are_answered_while_every_place_is_busy_and_the_rest_is_refused_
     // Whoever says nothing on the reserved place gives it to the next one.
     let silent = site.connect();
     assert_eq!(site.get("/health").status, 200);
-    wait_until("three are open", || metric(&site, "arbora_http_connections") == 3);
-    assert!(metric(&site, "arbora_http_connections_reserved_total") >= 6);
+    wait_until("three are open", || site.metric("arbora_http_connections") == 3);
+    assert!(site.metric("arbora_http_connections_reserved_total") >= 6);
     assert_eq!(
         site.engine.n_in_flight(),
         2,
