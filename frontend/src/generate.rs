@@ -1,17 +1,17 @@
 //! `arbora generate`: one answer on the terminal.
 
 use std::io::{self, IsTerminal, Read, Write};
-use std::sync::Arc;
 
-use arbora_runtime::request::{FinishReason, Request, SamplingParams, StopConditions, SubmitError};
-use arbora_runtime::stop::TextStream;
+use arbora_runtime::request::{
+    FinishClass, FinishReason, Request, SamplingParams, StopConditions, SubmitError,
+};
 use tokio::sync::mpsc;
 
 use crate::cli::GenerateOptions;
 use crate::load::Started;
 use crate::prompt::PromptError;
 use crate::random::random_u64;
-use crate::stream::{Choice, Generation, Opening, Submission};
+use crate::stream::{Choice, Generation, Submission};
 use crate::template::Chat;
 use crate::wire::chat::PromptEnding;
 use crate::wire::completion::Bos;
@@ -70,29 +70,14 @@ pub async fn generate(
         },
         ..Request::new(id, prompt, max_tokens, submission.arrived, sender)
     })?;
-    let choice = Choice {
-        token_bytes: Arc::clone(&started.token_bytes),
-        events,
-        text: TextStream::new(&options.stop),
-        stop_tokens: started.stop_tokens.clone(),
-        thinking: None,
-        calls: None,
-        opening: Opening::default(),
-        progress: None,
-    };
-    let mut generation = Generation::new(vec![choice], submission);
+    let mut generation = Generation::new(vec![Choice::new(events)], submission);
     while let Some(piece) = generation.next().await {
         out.write_all(piece.text.as_bytes())?;
         out.flush()?;
-        match piece.finish {
-            None
-            | Some(
-                FinishReason::StopToken(_)
-                | FinishReason::StopString(_)
-                | FinishReason::Complete
-                | FinishReason::Length,
-            ) => {}
-            Some(reason) => return Err(GenerateError::Failed(reason)),
+        if let Some(reason) = piece.finish
+            && reason.class() == FinishClass::Failed
+        {
+            return Err(GenerateError::Failed(reason));
         }
     }
     writeln!(out)?;

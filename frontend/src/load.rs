@@ -41,8 +41,6 @@ pub struct Started {
     pub token_bytes: Arc<TokenBytes>,
     /// The same with the names of control tokens.
     pub named_bytes: Arc<TokenBytes>,
-    /// Tokens that end an output.
-    pub stop_tokens: Vec<u32>,
     /// Name for clients.
     pub name: String,
     /// How the model wants its tokens drawn where a request does not say.
@@ -110,8 +108,7 @@ pub fn start<B: Backend>(
     };
     let template_given = template.is_some();
     let token_bytes = Arc::new(tokenizer.text_bytes(&thinking::MARKS));
-    let stop_tokens = tokenizer.stop_token_ids().to_vec();
-    limits.model_stop_tokens.clone_from(&stop_tokens);
+    limits.model_stop_tokens = tokenizer.stop_token_ids().to_vec();
     let (n_pages, page_size) = (limits.n_pages, limits.page_size);
     let spawned = engine::spawn(backend, decoder, Arc::clone(&token_bytes), limits);
     let (engine, thread) = spawned.map_err(|error| match error {
@@ -129,7 +126,6 @@ pub fn start<B: Backend>(
         encoder: Arc::new(PromptEncoder::new(tokenizer, template)),
         grammars,
         token_bytes,
-        stop_tokens,
         name: config
             .served_model_name
             .clone()

@@ -171,7 +171,6 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
         sampling: started.sampling,
         token_bytes: started.token_bytes,
         named_bytes: started.named_bytes,
-        stop_tokens: started.stop_tokens,
         model: started.name,
         started: unix_seconds(),
         api_keys: ApiKeys::new(

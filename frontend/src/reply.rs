@@ -12,7 +12,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use arbora_runtime::request::{FinishReason, RowLogprobs};
+use arbora_runtime::request::{FinishClass, FinishReason, RowLogprobs};
 use axum::Json;
 use axum::body::Body;
 use axum::http::{HeaderValue, header};
@@ -122,16 +122,11 @@ impl Collected {
 
 /// The word for an ending, or the error it was.
 pub(crate) fn finish_reason(reason: &FinishReason, has_called: bool) -> Result<&'static str, ApiError> {
-    match reason {
-        FinishReason::StopToken(_) | FinishReason::StopString(_) | FinishReason::Complete if has_called => {
-            Ok("tool_calls")
-        }
-        FinishReason::StopToken(_) | FinishReason::StopString(_) | FinishReason::Complete => Ok("stop"),
-        FinishReason::Length | FinishReason::Deadline => Ok("length"),
-        FinishReason::QueueDeadline => Err(ApiError::QueueTimeout),
-        FinishReason::Error(error) => Err(ApiError::from(error.clone())),
-        // The engine aborts only what nobody listens to.
-        FinishReason::Aborted => Err(ApiError::Failed),
+    match reason.class() {
+        FinishClass::Stop if has_called => Ok("tool_calls"),
+        FinishClass::Stop => Ok("stop"),
+        FinishClass::Length => Ok("length"),
+        FinishClass::Failed => Err(ApiError::of_ending(reason)),
     }
 }
 
@@ -434,9 +429,7 @@ pub(crate) fn event(data: &impl Serialize, out: &mut Vec<u8>) {
 mod tests {
     use std::sync::Arc;
 
-    use arbora_runtime::request::{Event, Finished, LogprobsWanted, RequestError, Usage};
-    use arbora_runtime::stop::TextStream;
-    use arbora_runtime::token_bytes::TokenBytes;
+    use arbora_runtime::request::{Event, Finished, LogprobsWanted, NewTokens, RequestError, Usage};
     use arbora_runtime::tokenizer::Tokenizer;
     use http_body_util::BodyExt;
     use tokio::sync::mpsc;
@@ -451,27 +444,15 @@ mod tests {
     };
 
     fn reply(format: Format, opening: &str, n: usize) -> (Reply, Vec<mpsc::Sender<Event>>) {
-        let token_bytes = Arc::new(TokenBytes::new([
-            b"Hi".as_slice(),
-            b"!\n\"",
-            b"\xe2\x82",
-            b"\xac",
-        ]));
         let (senders, choices) = (0..n)
             .map(|_| {
                 let (sender, events) = mpsc::channel(16);
                 let choice = Choice {
-                    events,
-                    token_bytes: Arc::clone(&token_bytes),
-                    text: TextStream::new(&[]),
-                    stop_tokens: Vec::new(),
-                    thinking: None,
-                    calls: None,
                     opening: Opening {
                         text: opening.to_owned(),
                         first_token: (!opening.is_empty()).then_some(0),
                     },
-                    progress: None,
+                    ..Choice::new(events)
                 };
                 (sender, choice)
             })
@@ -500,7 +481,20 @@ mod tests {
             completion_tokens: 2,
             ..Usage::default()
         };
-        Event::Finished(Finished { reason, usage })
+        Event::Finished(Finished {
+            reason,
+            text: String::new(),
+            usage,
+        })
+    }
+
+    /// `n` tokens, with the text that became certain.
+    fn tokens(n: usize, text: &str) -> Event {
+        Event::Tokens(NewTokens {
+            ids: vec![0; n],
+            text: text.to_owned(),
+            ..NewTokens::default()
+        })
     }
 
     async fn body(response: Response) -> String {
@@ -516,11 +510,7 @@ mod tests {
     #[tokio::test]
     async fn a_chat_stream_is_openais_byte_for_byte() {
         let (reply, senders) = reply(Format::Chat, "", 1);
-        for event in [
-            Event::Tokens(vec![0].into()),
-            Event::Tokens(vec![2].into()),
-            Event::Tokens(vec![3, 1].into()),
-        ] {
+        for event in [tokens(1, "Hi"), tokens(1, ""), tokens(2, "€!\n\"")] {
             senders[0].try_send(event).expect("there is room");
         }
         senders[0]
@@ -546,10 +536,8 @@ mod tests {
     #[tokio::test]
     async fn every_chunk_counts_tokens_where_that_is_asked_for() {
         let (reply, senders) = reply(Format::Chat, "", 1);
-        for tokens in [vec![0], vec![1, 0]] {
-            senders[0]
-                .try_send(Event::Tokens(tokens.into()))
-                .expect("there is room");
+        for event in [tokens(1, "Hi"), tokens(2, " you")] {
+            senders[0].try_send(event).expect("there is room");
         }
         senders[0]
             .try_send(finished(FinishReason::Length))
@@ -573,9 +561,7 @@ mod tests {
     async fn a_text_stream_has_no_opening_unless_it_echoes_and_no_usage_unless_asked() {
         for (opening, n_events) in [("", 2), ("Once", 3)] {
             let (reply, senders) = reply(Format::Text, opening, 1);
-            senders[0]
-                .try_send(Event::Tokens(vec![0].into()))
-                .expect("there is room");
+            senders[0].try_send(tokens(1, "Hi")).expect("there is room");
             senders[0]
                 .try_send(finished(FinishReason::StopToken(9)))
                 .expect("there is room");
@@ -622,9 +608,7 @@ mod tests {
     async fn a_whole_answer_says_what_the_stream_says() {
         let (reply, senders) = reply(Format::Chat, "", 2);
         for sender in &senders {
-            sender
-                .try_send(Event::Tokens(vec![0, 1].into()))
-                .expect("there is room");
+            sender.try_send(tokens(2, "Hi!\n\"")).expect("there is room");
             sender
                 .try_send(finished(FinishReason::StopToken(0)))
                 .expect("there is room");

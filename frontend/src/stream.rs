@@ -10,9 +10,7 @@ use std::time::Instant;
 
 use arbora_constrained::Relaxed;
 use arbora_runtime::progress::Progress;
-use arbora_runtime::request::{Event, FinishReason, Finished, NewTokens, RequestError, RowLogprobs, Usage};
-use arbora_runtime::stop::TextStream;
-use arbora_runtime::token_bytes::TokenBytes;
+use arbora_runtime::request::{Event, FinishReason, Finished, RequestError, RowLogprobs, Usage};
 use tokio::sync::mpsc;
 
 use crate::otlp::exchange::{Ending, GenerationSpan};
@@ -28,12 +26,6 @@ use crate::wire::response::{
 pub struct Choice {
     /// What the engine says.
     pub events: mpsc::Receiver<Event>,
-    /// From tokens to bytes.
-    pub token_bytes: Arc<TokenBytes>,
-    /// Turns bytes into text and cuts it at stop strings.
-    pub text: TextStream,
-    /// Tokens that end this output; they are not part of its text.
-    pub stop_tokens: Vec<u32>,
     /// Takes the thoughts out of the text, where there may be any.
     pub thinking: Option<ThinkingParser>,
     /// Finds calls of tools in the rest, where there may be any.
@@ -115,6 +107,19 @@ pub struct Piece {
     pub calls: Vec<CallPiece>,
     /// Why it ended, if it did.
     pub finish: Option<FinishReason>,
+}
+
+impl Choice {
+    /// A completion of which `events` tell, all of it text.
+    pub fn new(events: mpsc::Receiver<Event>) -> Self {
+        Choice {
+            events,
+            thinking: None,
+            calls: None,
+            opening: Opening::default(),
+            progress: None,
+        }
+    }
 }
 
 impl Generation {
@@ -225,27 +230,26 @@ impl Generation {
                 prompt = Some(rows);
                 None
             }
-            Some(Event::Tokens(NewTokens { ids, logprobs: rows })) => {
-                let is_text = |token: &u32| !choice.stop_tokens.contains(token);
-                self.n_tokens[idx] += ids.len();
-                tokens = ids;
-                tokens.retain(is_text);
-                for &token in &tokens {
-                    text.push_str(choice.text.push(choice.token_bytes.of(token)));
+            Some(Event::Tokens(new)) => {
+                self.n_tokens[idx] += new.ids.len();
+                (tokens, logprobs, text) = (new.ids, new.logprobs, new.text);
+                if new.ends_with_stop {
+                    tokens.pop();
+                    stop_logprobs.extend(logprobs.pop());
                 }
-                (logprobs, stop_logprobs) = rows.into_iter().partition(|row| is_text(&row.token.token));
                 None
             }
             ended => {
-                text.push_str(choice.text.finish());
-                let finished = match ended {
+                let mut finished = match ended {
                     Some(Event::Finished(finished)) => finished,
                     // An engine that is gone without a word.
                     _ => Finished {
                         reason: FinishReason::Error(RequestError::EngineFailed),
+                        text: String::new(),
                         usage: Usage::default(),
                     },
                 };
+                text = std::mem::take(&mut finished.text);
                 let reason = finished.reason.clone();
                 self.finished[idx] = Some(finished);
                 Some(reason)
@@ -386,37 +390,40 @@ pub enum Explain {
 
 #[cfg(test)]
 mod tests {
+    use arbora_runtime::request::{NewTokens, TokenLogprob};
+
     use super::*;
 
-    fn finished(reason: FinishReason, prompt_tokens: usize, cached_tokens: usize) -> Event {
+    fn finished(reason: FinishReason, (prompt_tokens, cached_tokens): (usize, usize), text: &str) -> Event {
         let usage = Usage {
             prompt_tokens,
             cached_tokens,
             completion_tokens: 2,
             ..Usage::default()
         };
-        Event::Finished(Finished { reason, usage })
+        Event::Finished(Finished {
+            reason,
+            text: text.to_owned(),
+            usage,
+        })
+    }
+
+    fn tokens(ids: &[u32], text: &str) -> Event {
+        Event::Tokens(NewTokens {
+            ids: ids.to_vec(),
+            text: text.to_owned(),
+            ..NewTokens::default()
+        })
     }
 
     /// A generation over channels that already hold all events.
-    fn generation(scripts: Vec<Vec<Event>>, stops: &[&str], n: usize) -> Generation {
-        let bytes: [&[u8]; 6] = [b"a", b"b", b"\xe2\x82", b"\xac", b"", b"stop"];
-        let stops: Vec<String> = stops.iter().map(|&s| s.to_owned()).collect();
+    fn generation(scripts: Vec<Vec<Event>>, n: usize) -> Generation {
         let choice = |script: Vec<Event>| {
             let (sender, events) = mpsc::channel(16);
             script
                 .into_iter()
                 .for_each(|event| sender.try_send(event).expect("there is room"));
-            Choice {
-                events,
-                token_bytes: Arc::new(TokenBytes::new(bytes)),
-                text: TextStream::new(&stops),
-                stop_tokens: vec![5],
-                thinking: None,
-                calls: None,
-                opening: Opening::default(),
-                progress: None,
-            }
+            Choice::new(events)
         };
         Generation::new(scripts.into_iter().map(choice).collect(), Submission::new(n, 0))
     }
@@ -438,43 +445,49 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn characters_arrive_whole_and_stop_tokens_not_at_all() {
+    async fn the_stop_token_is_no_part_of_the_output_but_counts() {
+        let row = |token| RowLogprobs {
+            token: TokenLogprob {
+                token,
+                logprob: -1.0,
+                rank: 1,
+            },
+            top: Vec::new(),
+            listed: Vec::new(),
+        };
         let script = vec![
-            Event::Tokens(vec![0, 2].into()),
-            Event::Tokens(vec![3, 1].into()),
-            Event::Tokens(vec![5].into()),
-            finished(FinishReason::StopToken(5), 3, 1),
+            tokens(&[5, 2], "a"),
+            Event::Tokens(NewTokens {
+                ids: vec![1, 5],
+                ends_with_stop: true,
+                text: "b".to_owned(),
+                logprobs: vec![row(1), row(5)],
+            }),
+            finished(FinishReason::StopToken(5), (3, 1), "held"),
         ];
-        let (pieces, _) = pieces(generation(vec![script], &[], 1)).await;
-        let texts: Vec<_> = pieces.iter().map(|p| p.text.as_str()).collect();
-        assert_eq!(texts, ["a", "\u{20ac}b", "", ""]);
-        assert_eq!(pieces[3].finish, Some(FinishReason::StopToken(5)));
-    }
-
-    #[tokio::test]
-    async fn text_is_cut_before_a_stop_string_and_what_was_held_comes_at_the_end() {
-        let cut = vec![
-            Event::Tokens(vec![0, 1, 0, 1].into()),
-            finished(FinishReason::StopString(0), 3, 1),
-        ];
-        let held = vec![
-            Event::Tokens(vec![1, 1].into()),
-            finished(FinishReason::Length, 3, 1),
-        ];
-        let (pieces, _) = pieces(generation(vec![cut, held], &["ba"], 2)).await;
-        assert_eq!(text_of(&pieces, 0), "a");
-        assert_eq!(text_of(&pieces, 1), "bb");
+        let (pieces, generation) = pieces(generation(vec![script], 1)).await;
+        let told: Vec<_> = pieces
+            .iter()
+            .map(|p| (p.text.as_str(), p.tokens.as_slice()))
+            .collect();
+        assert_eq!(told, [("a", &[5, 2][..]), ("b", &[1]), ("held", &[])]);
+        assert_eq!(
+            (&pieces[1].logprobs, &pieces[1].stop_logprobs),
+            (&vec![row(1)], &vec![row(5)])
+        );
+        assert_eq!(pieces[2].finish, Some(FinishReason::StopToken(5)));
+        assert_eq!(generation.usage_now().completion_tokens, 4);
     }
 
     #[tokio::test]
     async fn every_choice_is_heard_and_prompts_are_counted_once() {
         let script = |n| {
             vec![
-                Event::Tokens(vec![0; n].into()),
-                finished(FinishReason::Length, 10, 4),
+                tokens(&vec![0; n], &"a".repeat(n)),
+                finished(FinishReason::Length, (10, 4), ""),
             ]
         };
-        let (pieces, generation) = pieces(generation((1..=4).map(script).collect(), &[], 2)).await;
+        let (pieces, generation) = pieces(generation((1..=4).map(script).collect(), 2)).await;
         for choice in 0..4 {
             assert_eq!(text_of(&pieces, choice).len(), choice + 1);
             assert_eq!(
@@ -498,7 +511,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_engine_that_vanishes_is_an_error() {
-        let (pieces, _) = pieces(generation(vec![vec![Event::Tokens(vec![0].into())]], &[], 1)).await;
+        let (pieces, _) = pieces(generation(vec![vec![tokens(&[0], "a")]], 1)).await;
         let last = pieces.last().expect("there is an end");
         assert_eq!(last.finish, Some(FinishReason::Error(RequestError::EngineFailed)));
     }

@@ -460,7 +460,10 @@ impl<B: Backend> Engine<B> {
 
     fn receive(&mut self, message: Message) {
         match message {
-            Message::Submit(request, place) => self.scheduler.accept(*request).place = Some(place),
+            Message::Submit(request, place) => {
+                let sequence = self.scheduler.accept(*request, &self.token_bytes);
+                sequence.place = Some(place);
+            }
             Message::Inspect(question) => self.question = Some(*question),
             Message::Wake => self.shared.woken(),
         }

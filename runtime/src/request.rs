@@ -16,6 +16,7 @@ use crate::fair_limit::NoRoom;
 use crate::grammar::GrammarState;
 use crate::progress::Progress;
 use crate::thought_limit::ThoughtLimit;
+use crate::token_bytes::TokenBytes;
 
 /// Identifies a request in events, logs and metrics. Unique for the life of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -174,6 +175,8 @@ pub struct Request {
     pub max_tokens: usize,
     /// What ends it early.
     pub stop: StopConditions,
+    /// What each token adds to the text, in which stop strings are looked for; the engine's own where absent.
+    pub spelling: Option<Arc<TokenBytes>>,
     /// What the output must look like; `None` for free text. Made for this model's vocabulary.
     pub grammar: Option<GrammarState>,
     /// Bounds what a model that thinks thinks before it answers; `None` for as much as it likes.
@@ -218,6 +221,7 @@ impl Request {
             choice_idx: 0,
             max_tokens,
             stop: StopConditions::default(),
+            spelling: None,
             grammar: None,
             thoughts: None,
             logit_bias: Vec::new(),
@@ -249,21 +253,16 @@ pub enum Event {
 }
 
 /// Tokens committed by one step.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct NewTokens {
-    /// In order, stop tokens included.
+    /// In order, the stop token that ends the output included.
     pub ids: Vec<u32>,
-    /// Of each of them, or empty where they are not wanted.
+    /// Whether the last of them is that stop token, which is not part of the text.
+    pub ends_with_stop: bool,
+    /// Text that became certain: what may begin a stop string, or is part of a character, is held back.
+    pub text: String,
+    /// Log-probabilities of each token, or empty where they are not wanted.
     pub logprobs: Vec<RowLogprobs>,
-}
-
-impl From<Vec<u32>> for NewTokens {
-    fn from(ids: Vec<u32>) -> Self {
-        NewTokens {
-            ids,
-            logprobs: Vec::new(),
-        }
-    }
 }
 
 /// Why and how a request ended.
@@ -271,6 +270,8 @@ impl From<Vec<u32>> for NewTokens {
 pub struct Finished {
     /// Why it ended.
     pub reason: FinishReason,
+    /// The end of its text, as far as that was held back.
+    pub text: String,
     /// What it cost.
     pub usage: Usage,
 }
@@ -294,6 +295,32 @@ pub enum FinishReason {
     Aborted,
     /// Something failed; the request's output so far stands but is incomplete.
     Error(RequestError),
+}
+
+/// What an ending says about the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishClass {
+    /// It is whole.
+    Stop,
+    /// It was cut off by a limit on tokens or time; what came stands.
+    Length,
+    /// There is none: what came is not to be relied upon.
+    Failed,
+}
+
+impl FinishReason {
+    /// What it says about the output.
+    pub fn class(&self) -> FinishClass {
+        match self {
+            FinishReason::StopToken(_) | FinishReason::StopString(_) | FinishReason::Complete => {
+                FinishClass::Stop
+            }
+            FinishReason::Length | FinishReason::Deadline => FinishClass::Length,
+            FinishReason::QueueDeadline | FinishReason::Aborted | FinishReason::Error(_) => {
+                FinishClass::Failed
+            }
+        }
+    }
 }
 
 /// Failures that end one request.

@@ -17,6 +17,7 @@
 //! * A sequence that decodes and finds no page preempts; in every step at least one sequence keeps its pages
 //!   and gets its token, so the whole always ends.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cache::{AdmissionWish, PrefixCache};
@@ -30,6 +31,7 @@ use crate::sequence::{Following, Sequence, Sequences, Stage};
 use crate::sequences::SequenceSlot;
 use crate::shares::gives_way;
 use crate::step_rows::{Budget, PromptLoad, plan_decode, plan_prompts};
+use crate::token_bytes::TokenBytes;
 
 /// A sequence follows at most this often.
 const MAX_FOLLOWS: usize = 8;
@@ -109,10 +111,10 @@ impl Scheduler {
         self.running.len()
     }
 
-    /// Puts a new request into the queue.
-    pub(crate) fn accept(&mut self, request: Request) -> &mut Sequence {
+    /// Puts a new request into the queue. Its text is spelled as `spelling` says, unless it says otherwise.
+    pub(crate) fn accept(&mut self, request: Request, spelling: &Arc<TokenBytes>) -> &mut Sequence {
         self.n_accepted += 1;
-        let sequence = Sequence::new(request, self.n_accepted, &self.model_stops);
+        let sequence = Sequence::new(request, self.n_accepted, &self.model_stops, spelling);
         let slot = self.sequences.insert(sequence);
         let sequence = &mut self.sequences[slot];
         self.queue.enter(slot, sequence);
@@ -577,6 +579,10 @@ mod tests {
         (Scheduler::new(&config, now), PrefixCache::new(&config, now))
     }
 
+    fn accept(scheduler: &mut Scheduler, request: Request) {
+        scheduler.accept(request, &Arc::new(TokenBytes::new([])));
+    }
+
     fn request(id: u64, prompt: Vec<u32>) -> Request {
         Request::new(RequestId(id), prompt, 8, Instant::now(), mpsc::channel(10).0)
     }
@@ -595,8 +601,8 @@ mod tests {
     #[test]
     fn a_request_larger_than_the_pool_fails_alone() {
         let (mut scheduler, mut cache) = scheduler(2);
-        scheduler.accept(request(0, vec![1; 9]));
-        scheduler.accept(request(1, vec![2; 3]));
+        accept(&mut scheduler, request(0, vec![1; 9]));
+        accept(&mut scheduler, request(1, vec![2; 3]));
         let mut plan = Plan::default();
         scheduler.plan(&mut cache, &mut plan);
         let failed: Vec<&RequestError> = plan.failed.iter().map(|(_, error)| error).collect();
@@ -610,7 +616,7 @@ mod tests {
     #[test]
     fn an_output_that_outgrows_the_pool_fails_alone() {
         let (mut scheduler, mut cache) = scheduler(1);
-        scheduler.accept(request(0, vec![1; 4]));
+        accept(&mut scheduler, request(0, vec![1; 4]));
         let mut plan = Plan::default();
         scheduler.plan(&mut cache, &mut plan);
         let slot = plan.rows[0].slot;
@@ -632,7 +638,7 @@ mod tests {
     fn a_step_stays_within_its_budget_and_asks_logits_of_the_last_row_only() {
         let (mut scheduler, mut cache) = scheduler(64);
         for id in 0..3 {
-            scheduler.accept(request(id, vec![id as u32; 5]));
+            accept(&mut scheduler, request(id, vec![id as u32; 5]));
         }
         let mut plan = Plan::default();
         scheduler.plan(&mut cache, &mut plan);

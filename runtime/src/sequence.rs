@@ -106,15 +106,19 @@ pub(crate) struct Sequence {
     adjustments: Option<Adjustments>,
     /// Log-probabilities of the prompt so far, where they are wanted and not yet sent.
     scores: Option<Vec<RowLogprobs>>,
-    /// Follows the text where stop strings are asked for.
-    text: Option<TextStream>,
+    text: TextStream,
     span: tracing::Span,
     ended: bool,
 }
 
 impl Sequence {
-    /// `model_stops` end an output unless the request says otherwise.
-    pub(crate) fn new(mut request: Request, number: u64, model_stops: &[u32]) -> Self {
+    /// `model_stops` end an output unless the request says otherwise, and `spelling` is that of its text.
+    pub(crate) fn new(
+        mut request: Request,
+        number: u64,
+        model_stops: &[u32],
+        spelling: &Arc<TokenBytes>,
+    ) -> Self {
         let mut tokens = std::mem::take(&mut request.prompt);
         let n_prompt = tokens.len();
         tokens.reserve_exact(request.max_tokens);
@@ -123,7 +127,8 @@ impl Sequence {
             .as_mut()
             .map_or_else(Vec::new, |grammar| grammar.draft(&[]));
         let stop = &request.stop;
-        let text = TextStream::new(&stop.strings).after(stop.min_tokens);
+        let spelling = request.spelling.as_ref().unwrap_or(spelling);
+        let text = TextStream::new(Arc::clone(spelling), &stop.strings, stop.min_tokens);
         let mut ending = stop.token_ids.clone();
         if heeds_eos(&request) {
             ending.extend_from_slice(model_stops);
@@ -131,7 +136,7 @@ impl Sequence {
         Sequence {
             adjustments: Adjustments::new(&request, &tokens, ending),
             scores: request.logprobs.prompt.map(|_| Vec::new()),
-            text: (!stop.strings.is_empty()).then_some(text),
+            text,
             n_prompt,
             n_computed: 0,
             stage: Stage::Waiting,
@@ -320,7 +325,7 @@ impl Sequence {
     }
 
     /// Appends a sampled token and tells what it ends.
-    fn push(&mut self, token: u32, bytes: &TokenBytes, model_stops: &[u32]) -> Option<FinishReason> {
+    fn push(&mut self, token: u32, model_stops: &[u32]) -> Option<FinishReason> {
         self.tokens.push(token);
         self.usage.completion_tokens += 1;
         if let Some(adjustments) = &mut self.adjustments {
@@ -341,11 +346,9 @@ impl Sequence {
             }
             is_complete = grammar.is_complete();
         }
-        if let Some(text) = &mut self.text {
-            text.push(bytes.of(token));
-            if let Some(idx) = text.stopped() {
-                return Some(FinishReason::StopString(idx));
-            }
+        self.text.push(token);
+        if let Some(idx) = self.text.stopped() {
+            return Some(FinishReason::StopString(idx));
         }
         if is_complete {
             return Some(FinishReason::Complete);
@@ -426,7 +429,6 @@ impl Sequence {
     pub(crate) fn verify(
         &mut self,
         sampled: &[Option<u32>],
-        bytes: &TokenBytes,
         model_stops: &[u32],
     ) -> (usize, Option<FinishReason>) {
         if self.n_output_left() == 0 {
@@ -435,7 +437,7 @@ impl Sequence {
         }
         let (n_drafted, n_before) = (sampled.len() - 1, self.usage.accepted_tokens);
         self.usage.drafted_tokens += n_drafted;
-        let verified = self.push_as_drafted(sampled, bytes, model_stops);
+        let verified = self.push_as_drafted(sampled, model_stops);
         self.drafting
             .learn(n_drafted, self.usage.accepted_tokens - n_before);
         if verified.1.is_none() {
@@ -447,7 +449,6 @@ impl Sequence {
     fn push_as_drafted(
         &mut self,
         sampled: &[Option<u32>],
-        bytes: &TokenBytes,
         model_stops: &[u32],
     ) -> (usize, Option<FinishReason>) {
         for (n, token) in sampled.iter().enumerate() {
@@ -455,7 +456,7 @@ impl Sequence {
                 let position = self.n_computed;
                 return (n, Some(FinishReason::Error(RequestError::NotFinite { position })));
             };
-            let ends = self.push(token, bytes, model_stops);
+            let ends = self.push(token, model_stops);
             if ends.is_some() {
                 return (n + 1, ends);
             }
@@ -528,14 +529,25 @@ impl Sequence {
         }
     }
 
-    /// Sends the newest `n` tokens, with their log-probabilities if those are wanted.
-    pub(crate) fn send_tokens(&mut self, n: usize, mut logprobs: Vec<RowLogprobs>) -> Result<(), Gone> {
+    /// Sends the newest `n` tokens, which end as `ends` says, with their log-probabilities if those are
+    /// wanted.
+    pub(crate) fn send_tokens(
+        &mut self,
+        n: usize,
+        ends: Option<&FinishReason>,
+        mut logprobs: Vec<RowLogprobs>,
+    ) -> Result<(), Gone> {
         if n == 0 {
             return Ok(());
         }
         logprobs.truncate(n);
-        let ids = self.tokens[self.tokens.len() - n..].to_vec();
-        self.send(Event::Tokens(NewTokens { ids, logprobs }))
+        let tokens = NewTokens {
+            ids: self.tokens[self.tokens.len() - n..].to_vec(),
+            ends_with_stop: matches!(ends, Some(FinishReason::StopToken(_))),
+            text: self.text.take(),
+            logprobs,
+        };
+        self.send(Event::Tokens(tokens))
     }
 
     fn send(&mut self, event: Event) -> Result<(), Gone> {
@@ -567,12 +579,10 @@ impl Sequence {
             ?reason,
             "request ended"
         );
+        let text = self.text.finish();
+        let finished = Finished { reason, text, usage };
         // Fails only where the owner is gone, which is no loss.
-        drop(
-            self.request
-                .events
-                .try_send(Event::Finished(Finished { reason, usage })),
-        );
+        drop(self.request.events.try_send(Event::Finished(finished)));
     }
 }
 

@@ -5,9 +5,12 @@
 //!                                    ^ may begin a stop string, or is an unfinished UTF-8 sequence
 //! ```
 //!
-//! The engine runs one stream per request with stop strings to know when to end it; whoever shows the text
-//! runs another over the same tokens and gets the same cut. What is released does not depend on how the bytes
-//! were split into tokens.
+//! The engine runs one stream per request and sends what it releases, so that the text is cut in one place.
+//! What is released does not depend on how the bytes were split into tokens.
+
+use std::sync::Arc;
+
+use crate::token_bytes::TokenBytes;
 
 /// One stop string as a Knuth–Morris–Pratt automaton: `n_matched` is the length of the longest end of the
 /// text that begins the string, so it is at once the progress of a match and what must be held back.
@@ -55,8 +58,10 @@ impl StopString {
 /// among those complete with the same byte, the longest. The text is cut before it.
 #[derive(Clone, Debug)]
 pub struct TextStream {
+    spelling: Arc<TokenBytes>,
     stops: Vec<StopString>,
     held: Vec<u8>,
+    /// What is certain and was not taken.
     released: String,
     stopped: Option<usize>,
     /// Tokens still to come in which no stop string is looked for.
@@ -64,21 +69,17 @@ pub struct TextStream {
 }
 
 impl TextStream {
-    /// A stream that ends at the first of `stops`. Empty strings never match.
-    pub fn new(stops: &[String]) -> Self {
+    /// A stream of tokens spelled as `spelling` says, which ends at the first of `stops`. Empty strings never
+    /// match, and none is looked for in the first `n_exempt` tokens.
+    pub fn new(spelling: Arc<TokenBytes>, stops: &[String], n_exempt: usize) -> Self {
         TextStream {
+            spelling,
             stops: stops.iter().map(|stop| StopString::new(stop)).collect(),
             held: Vec::new(),
             released: String::new(),
             stopped: None,
-            n_exempt: 0,
+            n_exempt,
         }
-    }
-
-    /// Looks for stop strings only after the first `n_tokens` tokens.
-    pub fn after(mut self, n_tokens: usize) -> Self {
-        self.n_exempt = n_tokens;
-        self
     }
 
     /// Index of the stop string that ended the text, if one did.
@@ -86,17 +87,17 @@ impl TextStream {
         self.stopped
     }
 
-    /// Takes the bytes of the next token and returns the text that is certain now. After a stop string
-    /// everything is ignored.
-    pub fn push(&mut self, token: &[u8]) -> &str {
-        self.released.clear();
+    /// Appends the next token. After a stop string everything is ignored.
+    pub fn push(&mut self, token: u32) {
+        let spelling = Arc::clone(&self.spelling);
+        let bytes = spelling.of(token);
         if self.n_exempt > 0 {
             self.n_exempt -= 1;
-            self.held.extend_from_slice(token);
+            self.held.extend_from_slice(bytes);
             self.release(self.held.len());
-            return &self.released;
+            return;
         }
-        for &byte in token {
+        for &byte in bytes {
             if self.stopped.is_some() {
                 break;
             }
@@ -113,15 +114,18 @@ impl TextStream {
             let n_open = self.stops.iter().map(|stop| stop.n_matched).max().unwrap_or(0);
             self.release(self.held.len() - n_open);
         }
-        &self.released
     }
 
-    /// The output is over: returns what was held. An unfinished UTF-8 sequence becomes U+FFFD.
-    pub fn finish(&mut self) -> &str {
-        self.released.clear();
+    /// Takes the text that became certain since the last time.
+    pub fn take(&mut self) -> String {
+        std::mem::take(&mut self.released)
+    }
+
+    /// The output is over: takes all that is left. An unfinished UTF-8 sequence becomes U+FFFD.
+    pub fn finish(&mut self) -> String {
         self.release(self.held.len());
         self.flush();
-        &self.released
+        self.take()
     }
 
     fn complete_stop(&mut self, byte: u8) -> Option<usize> {
@@ -171,16 +175,22 @@ impl TextStream {
 mod tests {
     use super::*;
 
-    fn stops(strings: &[&str]) -> Vec<String> {
-        strings.iter().map(|&s| s.to_owned()).collect()
+    fn run(strings: &[&str], tokens: &[&[u8]]) -> (Vec<String>, Option<usize>) {
+        let strings: Vec<String> = strings.iter().map(|&s| s.to_owned()).collect();
+        run_stream(&strings, tokens)
     }
 
     /// Text and stop of `tokens`, released piece by piece.
-    fn run(strings: &[&str], tokens: &[&[u8]]) -> (Vec<String>, Option<usize>) {
-        let mut stream = TextStream::new(&stops(strings));
-        let mut pieces: Vec<String> = tokens.iter().map(|token| stream.push(token).to_owned()).collect();
+    fn run_stream(strings: &[String], tokens: &[&[u8]]) -> (Vec<String>, Option<usize>) {
+        let spelling = Arc::new(TokenBytes::new(tokens.iter().copied()));
+        let mut stream = TextStream::new(spelling, strings, 0);
+        let pieces = (0..tokens.len() as u32).map(|token| {
+            stream.push(token);
+            stream.take()
+        });
+        let mut pieces: Vec<String> = pieces.collect();
         let stopped = stream.stopped();
-        pieces.push(stream.finish().to_owned());
+        pieces.push(stream.finish());
         (pieces, stopped)
     }
 
@@ -281,18 +291,17 @@ mod tests {
                 let at = draw(bytes.len() as u64) as usize;
                 bytes[at] = 0x80 | draw(128) as u8;
             }
-            let mut stream = TextStream::new(&strings);
-            let mut released = String::new();
+            let mut tokens = Vec::new();
             let mut rest = bytes.as_slice();
             while !rest.is_empty() {
-                let n = 1 + draw(rest.len() as u64) as usize;
-                released.push_str(stream.push(&rest[..n]));
-                rest = &rest[n..];
+                let (token, others) = rest.split_at(1 + draw(rest.len() as u64) as usize);
+                tokens.push(token);
+                rest = others;
             }
-            released.push_str(stream.finish());
+            let (pieces, stopped) = run_stream(&strings, &tokens);
             let want = expected(&strings, &bytes);
             assert_eq!(
-                (released, stream.stopped()),
+                (pieces.concat(), stopped),
                 want,
                 "case {case}: {strings:?} in {bytes:?}"
             );

@@ -51,6 +51,8 @@ impl Evaluation {
 pub struct Expected {
     /// Its output.
     pub tokens: Vec<u32>,
+    /// The text of the output.
+    pub text: String,
     /// Its ending; `None` where the model gives no finite logits.
     pub reason: Option<FinishReason>,
     /// Log-probabilities of the prompt, if wanted.
@@ -153,7 +155,8 @@ pub fn expected(
     let ending = [stop.token_ids.as_slice(), heeded].concat();
     let mut logprobs = Vec::new();
     let mut tokens = Vec::new();
-    let mut bytes: Vec<u8> = Vec::new();
+    // The text in which no stop string is looked for, and what comes after it.
+    let (mut exempt, mut bytes) = (Vec::new(), Vec::new());
     loop {
         let position = request.prompt.len() + tokens.len();
         let mask = matcher.as_mut().map(|matcher| matcher.mask());
@@ -175,26 +178,33 @@ pub fn expected(
             min_p: request.sampling.min_p,
             noise: noise(request.sampling.seed, request.choice_idx, position as u64),
         };
-        let expected = |tokens, reason, logprobs| Expected {
+        let expected = |tokens, text: [&[u8]; 2], reason, logprobs| Expected {
             tokens,
+            text: String::from_utf8_lossy(&text.concat()).into_owned(),
             reason,
             scores: scores.clone(),
             logprobs,
         };
         let Some(token) = toy_sample(logits, &row, not_finite_one_in) else {
-            return expected(tokens, None, logprobs);
+            return expected(tokens, [&exempt, &bytes], None, logprobs);
         };
         if let Some(n_top) = request.logprobs.output {
             let asked = logprob_row(request, token, n_top);
             logprobs.extend(toy_logprobs(logits, (&asked, token), not_finite_one_in));
         }
         tokens.push(token);
-        if tokens.len() > stop.min_tokens {
-            bytes.extend(token_bytes(token));
+        if ending.contains(&token) {
+            let reason = Some(FinishReason::StopToken(token));
+            return expected(tokens, [&exempt, &bytes], reason, logprobs);
         }
-        let ends = if ending.contains(&token) {
-            Some(FinishReason::StopToken(token))
-        } else if let Some(idx) = first_stop(&stop.strings, &bytes) {
+        let text = if tokens.len() > stop.min_tokens {
+            &mut bytes
+        } else {
+            &mut exempt
+        };
+        text.extend(token_bytes(token));
+        let ends = if let Some((idx, end)) = first_stop(&stop.strings, &bytes) {
+            bytes.truncate(end - stop.strings[idx].len());
             Some(FinishReason::StopString(idx))
         } else if matcher.as_mut().is_some_and(|matcher| {
             matcher.advance(token).expect("an allowed token");
@@ -207,7 +217,7 @@ pub fn expected(
             (tokens.len() >= request.max_tokens).then_some(FinishReason::Length)
         };
         if ends.is_some() {
-            return expected(tokens, ends, logprobs);
+            return expected(tokens, [&exempt, &bytes], ends, logprobs);
         }
         logits = evaluation.feed(token);
     }
@@ -254,7 +264,8 @@ fn logprob_row(request: &Request, token: u32, n_top: usize) -> LogprobRow {
     }
 }
 
-fn first_stop(stops: &[String], bytes: &[u8]) -> Option<usize> {
+/// Which stop string is complete first, the longest of these, and where it ends.
+fn first_stop(stops: &[String], bytes: &[u8]) -> Option<(usize, usize)> {
     (1..=bytes.len()).find_map(|end| {
         let complete = |&(_, stop): &(usize, &String)| bytes[..end].ends_with(stop.as_bytes());
         let longest = stops
@@ -263,6 +274,6 @@ fn first_stop(stops: &[String], bytes: &[u8]) -> Option<usize> {
             .rev()
             .filter(complete)
             .max_by_key(|(_, s)| s.len());
-        longest.map(|(idx, _)| idx)
+        longest.map(|(idx, _)| (idx, end))
     })
 }

@@ -87,6 +87,8 @@ pub struct Client {
     pub expected: Expected,
     /// The output so far.
     pub tokens: Vec<u32>,
+    /// Its text.
+    pub text: String,
     /// Log-probabilities of the prompt, once they came.
     pub scores: Option<Vec<RowLogprobs>>,
     /// Log-probabilities of the output so far.
@@ -99,6 +101,8 @@ pub struct Client {
     pub max_tokens: usize,
     /// When it was submitted.
     pub submitted: Instant,
+    /// Whether the newest tokens ended with a stop token.
+    ends_with_stop: bool,
     events: Option<mpsc::Receiver<Event>>,
 }
 
@@ -137,11 +141,23 @@ impl Client {
                     assert!(self.finished.is_none(), "tokens after the ending");
                     assert!(!tokens.ids.is_empty(), "an event without tokens");
                     self.tokens.extend(tokens.ids);
+                    self.text.push_str(&tokens.text);
+                    self.ends_with_stop = tokens.ends_with_stop;
                     self.logprobs.extend(tokens.logprobs);
                 }
                 Ok(Event::Finished(finished)) => {
                     assert!(self.finished.is_none(), "a second ending");
                     assert_eq!(finished.usage.completion_tokens, self.tokens.len());
+                    let is_stop = matches!(finished.reason, FinishReason::StopToken(_));
+                    assert_eq!(self.ends_with_stop, is_stop, "request {:?}", self.id);
+                    // All that came before the ending is certain.
+                    assert!(
+                        self.expected.text.starts_with(&self.text),
+                        "{:?} of {:?}",
+                        self.text,
+                        self.expected
+                    );
+                    self.text.push_str(&finished.text);
                     self.finished = Some(finished);
                 }
                 Err(TryRecvError::Empty) => return,
@@ -178,10 +194,12 @@ impl Client {
             | FinishReason::Length) => {
                 assert_eq!(Some(reason), expected.reason.as_ref());
                 assert_eq!(n, expected.tokens.len());
+                assert_eq!(self.text, expected.text, "request {:?}", self.id);
             }
             FinishReason::Error(arbora_runtime::request::RequestError::NotFinite { .. }) => {
                 assert_eq!(None, expected.reason);
                 assert_eq!(n, expected.tokens.len());
+                assert_eq!(self.text, expected.text, "request {:?}", self.id);
             }
             _ => {}
         }
@@ -301,6 +319,8 @@ impl World {
             id,
             expected,
             tokens: Vec::new(),
+            text: String::new(),
+            ends_with_stop: false,
             scores: None,
             logprobs: Vec::new(),
             finished: None,

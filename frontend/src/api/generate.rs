@@ -343,10 +343,7 @@ impl PromptTold {
             FinishReason::StopString(idx) => stop(Some(Value::from(self.stops[*idx].as_str()))),
             FinishReason::Complete => stop(None),
             FinishReason::Length | FinishReason::Deadline => Ok(FinishedBy::Length { length }),
-            FinishReason::QueueDeadline => Err(ApiError::QueueTimeout),
-            FinishReason::Error(error) => Err(ApiError::from(error.clone())),
-            // The engine aborts only what nobody listens to.
-            FinishReason::Aborted => Err(ApiError::Failed),
+            failed => Err(ApiError::of_ending(failed)),
         }
     }
 }

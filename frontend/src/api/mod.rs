@@ -17,7 +17,6 @@ use arbora_constrained::Relaxed;
 use arbora_kernels::cpu::PoolMetrics;
 use arbora_runtime::engine::EngineHandle;
 use arbora_runtime::request::{Namespace, Request, RequestId, SamplingParams};
-use arbora_runtime::stop::TextStream;
 use arbora_runtime::thought_limit::ThoughtLimit;
 use arbora_runtime::token_bytes::TokenBytes;
 use arbora_runtime::tokenizer::EncodeError;
@@ -64,8 +63,6 @@ pub struct App {
     pub named_bytes: Arc<TokenBytes>,
     /// How tokens are drawn where a request does not say: the model's own wishes.
     pub sampling: SamplingParams,
-    /// Tokens that end an output of this model.
-    pub stop_tokens: Vec<u32>,
     /// Name clients use for the model.
     pub model: String,
     /// When the server started, in seconds since 1970.
@@ -256,12 +253,15 @@ impl App {
         let (sender, events) = mpsc::channel(Request::event_capacity(max_tokens));
         let id = self.engine.next_id();
         let progress = self.traces.as_ref().map(|_| Arc::default());
+        // A grammar names the control tokens that it wants to see.
+        let spells_controls = job.grammar.is_some() || options.control_tokens == ControlTokens::Spelled;
         let request = Request {
             namespace: self.namespace(owner, options.salt),
             tenant: App::tenant(owner) as u32,
             sampling: options.sampling,
             choice_idx: choice_idx as u32,
             stop: options.stop.clone(),
+            spelling: spells_controls.then(|| Arc::clone(&self.named_bytes)),
             grammar: job.grammar.map(|begun| begun.state.clone()),
             thoughts: job.thoughts.cloned(),
             logit_bias: options.logit_bias.clone(),
@@ -273,22 +273,10 @@ impl App {
             ..Request::new(id, prompt.tokens.clone(), max_tokens, arrived, sender)
         };
         self.engine.submit(request)?;
-        // A grammar names the control tokens that it wants to see.
-        let spells_controls = job.grammar.is_some() || options.control_tokens == ControlTokens::Spelled;
-        let token_bytes = if spells_controls {
-            &self.named_bytes
-        } else {
-            &self.token_bytes
-        };
         let choice = Choice {
-            events,
-            token_bytes: Arc::clone(token_bytes),
-            text: TextStream::new(&options.stop.strings).after(options.stop.min_tokens),
-            stop_tokens: self.ending_tokens(options),
-            thinking: None,
-            calls: None,
             opening: prompt.opening.clone(),
             progress,
+            ..Choice::new(events)
         };
         Ok((id, choice))
     }
@@ -301,15 +289,6 @@ impl App {
             max_tokens,
             context,
         })
-    }
-
-    fn ending_tokens(&self, options: &Options) -> Vec<u32> {
-        let mut tokens = options.stop.token_ids.clone();
-        // What ends an output that has a grammar ends it, whatever is ignored.
-        if !options.stop.ignore_eos || options.constraint.is_some() {
-            tokens.extend_from_slice(&self.stop_tokens);
-        }
-        tokens
     }
 
     async fn answer(&self, mut generation: Generation, asked: Asked<'_>) -> Result<Response, ApiError> {

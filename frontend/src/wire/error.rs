@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use arbora_runtime::fair_limit::NoRoom;
-use arbora_runtime::request::{RequestError, SubmitError};
+use arbora_runtime::request::{FinishReason, RequestError, SubmitError};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -394,6 +394,18 @@ impl From<SubmitError> for ApiError {
             SubmitError::StopTokenOutOfRange { .. } => ApiError::invalid("stop_token_ids", message),
             SubmitError::ListedOutOfRange { .. } => ApiError::invalid("token_ids_logprob", message),
             SubmitError::ShuttingDown => ApiError::ShuttingDown,
+        }
+    }
+}
+
+impl ApiError {
+    /// What a client is told of an ending without an answer.
+    pub(crate) fn of_ending(reason: &FinishReason) -> Self {
+        match reason {
+            FinishReason::QueueDeadline => ApiError::QueueTimeout,
+            FinishReason::Error(error) => ApiError::from(error.clone()),
+            // The engine aborts only what nobody listens to, and other endings are answers.
+            _ => ApiError::Failed,
         }
     }
 }

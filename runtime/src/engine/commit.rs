@@ -6,7 +6,7 @@ use arbora_kernels::Backend;
 
 use super::Engine;
 use crate::plan::Plan;
-use crate::request::FinishReason;
+use crate::request::{FinishClass, FinishReason};
 use crate::sequence::{Gone, Stage};
 use crate::sequences::SequenceSlot;
 use crate::step::StepAnswers;
@@ -53,7 +53,7 @@ impl<B: Backend> Engine<B> {
             let stops = &self.config.model_stop_tokens;
             let (source, before) = (sequence.draft_source(), sequence.usage());
             let started = sequence.request().grammar.is_some().then(clock);
-            let (n_new, mut ends) = sequence.verify(its_own.sampled, &self.token_bytes, stops);
+            let (n_new, mut ends) = sequence.verify(its_own.sampled, stops);
             if let Some(started) = started {
                 let time = clock().saturating_duration_since(started);
                 sequence.mask_time = Some(sequence.mask_time.unwrap_or_default() + time);
@@ -68,7 +68,8 @@ impl<B: Backend> Engine<B> {
             metrics.accepted_tokens[source.idx()].add(usage.accepted_tokens - before.accepted_tokens);
             sequence.note_tokens(now, n_new, metrics);
             let sent = sequence.send_scores();
-            if sent.and_then(|()| sequence.send_tokens(n_new, its_own.logprobs)) == Err(Gone) {
+            let send = |()| sequence.send_tokens(n_new, ends.as_ref(), its_own.logprobs);
+            if sent.and_then(send) == Err(Gone) {
                 ends = Some(FinishReason::Aborted);
             }
             self.ending.extend(ends.map(|reason| (rows.slot, reason)));
@@ -88,14 +89,7 @@ impl<B: Backend> Engine<B> {
     /// The one way out for a sequence: what it computed stays in the tree, its pages are free or cached.
     pub(super) fn end(&mut self, slot: SequenceSlot, reason: FinishReason) {
         let mut sequence = self.scheduler.remove(slot);
-        let is_natural = matches!(
-            reason,
-            FinishReason::StopToken(_)
-                | FinishReason::StopString(_)
-                | FinishReason::Complete
-                | FinishReason::Length
-        );
-        if is_natural {
+        if reason.class() != FinishClass::Failed {
             self.scheduler.learn(&sequence);
         }
         let time = self.now.saturating_duration_since(sequence.request().arrived);

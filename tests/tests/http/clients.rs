@@ -326,3 +326,59 @@ fn control_tokens_are_spelled_where_a_client_wants_to_see_them() {
     }
     assert!(n_spelled > 10, "{n_spelled} texts with control tokens");
 }
+
+/// Text and finish reason of a completion that spells control tokens.
+fn spelled(site: &Site, seed: u64, stop: Option<&str>) -> (String, Json) {
+    let body = json!({"prompt": "once", "max_tokens": 9, "temperature": 1, "seed": seed, "ignore_eos": true,
+        "skip_special_tokens": false, "stop": stop});
+    let mut choice = site.post("/v1/completions", &body).json()["choices"][0].take();
+    let text = choice["text"].as_str().expect("a text").to_owned();
+    (text, choice["finish_reason"].take())
+}
+
+#[test]
+fn stop_strings_are_looked_for_in_the_text_as_it_is_shown() {
+    const CONTROL: &str = "<|im_start|>";
+    let site = Site::new();
+    let (mut n_in_names, mut n_hidden) = (0, 0);
+    for seed in 0..200 {
+        let (text, reason) = spelled(&site, seed, None);
+        assert_eq!(reason, "length");
+        let Some(at) = text.find(CONTROL) else { continue };
+        let after = at + CONTROL.len();
+        // Where a byte that is no text is shown as one, nothing is found.
+        let is_text = |char: &char| *char != char::REPLACEMENT_CHARACTER;
+        let before = text[..at].chars().next_back().filter(is_text);
+        let next = text[after..].chars().next().filter(is_text);
+        // In the name of a control token, and across its border.
+        let mut stops = vec!["im_start".to_owned()];
+        stops.extend(before.map(|before| format!("{before}<|im_s")));
+        stops.extend(next.map(|next| format!("start|>{next}")));
+        for stop in &stops {
+            let cut = text.find(stop).expect("it is part of the text");
+            let (stopped, reason) = spelled(&site, seed, Some(stop));
+            assert_eq!(
+                (stopped.as_str(), &reason),
+                (&text[..cut], &json!("stop")),
+                "{stop:?} in {text:?}"
+            );
+            n_in_names += 1;
+        }
+        // What would be beside it if the token were not shown is not.
+        if let (Some(before), Some(next)) = (before, next) {
+            let hidden = format!("{before}{next}");
+            if !text.contains(&hidden) {
+                assert_eq!(
+                    spelled(&site, seed, Some(&hidden)),
+                    (text, json!("length")),
+                    "{hidden:?}"
+                );
+                n_hidden += 1;
+            }
+        }
+    }
+    assert!(
+        n_in_names > 10 && n_hidden > 3,
+        "{n_in_names} and {n_hidden} cases"
+    );
+}

@@ -172,7 +172,6 @@ impl Setup {
             token_bytes,
             named_bytes: Arc::new(tokenizer.named_bytes()),
             sampling: SamplingParams::default(),
-            stop_tokens: stops,
             model: "toy".to_owned(),
             started: 7,
             api_keys: ApiKeys::new(&self.api_keys, self.cache_sharing, self.operators),
@@ -218,6 +217,17 @@ impl Setup {
     }
 }
 
+/// Waits until `is_so`, for at most a minute.
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    for _ in 0..6000 {
+        if is_so() {
+            return;
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+    panic!("not within a minute: {what}");
+}
+
 /// A running server.
 pub(crate) struct Site {
     address: SocketAddr,
@@ -239,6 +249,16 @@ impl Site {
         setup.api_keys = api_keys.iter().map(|&key| key.to_owned()).collect();
         change(&mut setup.engine);
         setup.start()
+    }
+
+    /// A value of `/metrics` that has no label.
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        let page = self.get("/metrics").body;
+        let line = page
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("{name} ")));
+        line.and_then(|n| n.parse().ok())
+            .unwrap_or_else(|| panic!("{name} in {page}"))
     }
 
     /// Where it is, for clients that take a URL.
