@@ -73,45 +73,60 @@ pub struct ServerMetrics<'a> {
     pub traces: Option<&'a TraceMetrics>,
 }
 
+impl ServerMetrics<'_> {
+    fn write(self, page: &mut Page) {
+        let ServerMetrics {
+            http,
+            log,
+            pool,
+            body_bytes,
+            traces,
+        } = self;
+        page.family(
+            "http_responses_total",
+            "counter",
+            "HTTP answers by class of status.",
+        );
+        for (i, n) in http.by_class.iter().enumerate() {
+            let class = format!("{}xx", i + 1);
+            let n = n.load(Ordering::Relaxed);
+            page.sample("http_responses_total", Some(("class", class.as_str())), n);
+        }
+        let dropped =
+            "Lines of the log that were not written: nobody read them in time, or they were refused.";
+        page.family("log_lines_dropped_total", "counter", dropped);
+        page.sample("log_lines_dropped_total", None, log.n_dropped());
+        let rescues =
+            "Computing threads moved to another core: a busy process had taken theirs, and others waited.";
+        page.family("thread_rescues_total", "counter", rescues);
+        page.sample("thread_rescues_total", None, pool.n_rescues());
+        let waited =
+            "Time that a step waited for a computing thread, waits below about 30 microseconds left out.";
+        page.family("thread_wait_seconds_total", "counter", waited);
+        page.sample("thread_wait_seconds_total", None, pool.waited().as_secs_f64());
+        http.connections.write(page);
+        let held = "Bytes of request bodies held: received and not yet in the queue.";
+        page.family("request_body_bytes", "gauge", held);
+        page.sample("request_body_bytes", None, body_bytes);
+        if let Some(traces) = traces {
+            let exported = "Spans of traces that the collector took.";
+            page.family("trace_spans_exported_total", "counter", exported);
+            page.sample("trace_spans_exported_total", None, traces.n_exported());
+            let dropped = "Spans of traces that were lost: no room, no collector, or refused.";
+            page.family("trace_spans_dropped_total", "counter", dropped);
+            page.sample("trace_spans_dropped_total", None, traces.n_dropped());
+        }
+    }
+}
+
 /// Everything the engine and the server count, with a line of help each.
 pub fn prometheus(engine: &Metrics, server: ServerMetrics<'_>) -> String {
-    let ServerMetrics {
-        http,
-        log,
-        pool,
-        body_bytes,
-        traces,
-    } = server;
     let mut page = Page {
         text: String::new(),
         prefix: "arbora_",
         label: String::new(),
     };
-    page.family(
-        "http_responses_total",
-        "counter",
-        "HTTP answers by class of status.",
-    );
-    for (i, n) in http.by_class.iter().enumerate() {
-        let class = format!("{}xx", i + 1);
-        let n = n.load(Ordering::Relaxed);
-        page.sample("http_responses_total", Some(("class", class.as_str())), n);
-    }
-    let dropped = "Lines of the log that were not written: nobody read them in time, or they were refused.";
-    page.family("log_lines_dropped_total", "counter", dropped);
-    page.sample("log_lines_dropped_total", None, log.n_dropped());
-    let rescues =
-        "Computing threads moved to another core: a busy process had taken theirs, and others waited.";
-    page.family("thread_rescues_total", "counter", rescues);
-    page.sample("thread_rescues_total", None, pool.n_rescues());
-    let waited =
-        "Time that a step waited for a computing thread, waits below about 30 microseconds left out.";
-    page.family("thread_wait_seconds_total", "counter", waited);
-    page.sample("thread_wait_seconds_total", None, pool.waited().as_secs_f64());
-    http.connections.write(&mut page);
-    let held = "Bytes of request bodies held: received and not yet in the queue.";
-    page.family("request_body_bytes", "gauge", held);
-    page.sample("request_body_bytes", None, body_bytes);
+    server.write(&mut page);
     page.family("requests_finished_total", "counter", "Requests ended, by reason.");
     for (reason, n) in Metrics::FINISH_REASONS.iter().zip(&engine.requests_finished) {
         page.sample("requests_finished_total", Some(("reason", reason)), n.value());
@@ -135,14 +150,6 @@ pub fn prometheus(engine: &Metrics, server: ServerMetrics<'_>) -> String {
     }
     for (name, help, histogram) in lengths(engine) {
         page.histogram(name, help, (histogram, 1.0));
-    }
-    if let Some(traces) = traces {
-        let exported = "Spans of traces that the collector took.";
-        page.family("trace_spans_exported_total", "counter", exported);
-        page.sample("trace_spans_exported_total", None, traces.n_exported());
-        let dropped = "Spans of traces that were lost: no room, no collector, or refused.";
-        page.family("trace_spans_dropped_total", "counter", dropped);
-        page.sample("trace_spans_dropped_total", None, traces.n_dropped());
     }
     page.text
 }
