@@ -1,9 +1,7 @@
-//! Speculative decoding: draft tokens for free text, and how long a draft pays.
+//! Speculative decoding: how long a draft of free text pays. Who proposes its tokens is in
+//! [`crate::drafting`].
 //!
 //! ```text
-//! radix    what the tree holds after this very text: somebody asked the same before
-//! ngram    what followed the last few tokens the last time they stood in this text
-//!
 //! p^i   probability that a draft is accepted up to its token i; p is the share accepted lately
 //! r     what a row more costs, in tokens that its time would have given otherwise; measured, see RowCost
 //! k     length of a draft: as long as p^k > r
@@ -132,83 +130,20 @@ impl Drafting {
         }
     }
 
-    /// The next tokens after the prompt of `n_prompt` tokens and the output in `tokens`. `continuation` looks
-    /// them up in the tree.
-    pub(crate) fn propose(
-        &mut self,
-        (tokens, n_prompt): (&[u32], usize),
-        (drafters, row_cost): (Drafters, f64),
-        continuation: impl FnOnce(usize) -> Vec<u32>,
-    ) -> Vec<u32> {
-        let n_output = tokens.len() - n_prompt;
-        if drafters.radix {
-            let n_wanted = self.radix.length(n_output, row_cost);
-            let draft = if n_wanted > 0 {
-                continuation(n_wanted)
-            } else {
-                Vec::new()
-            };
-            if !draft.is_empty() {
-                self.source = DraftSource::Radix;
-                return draft;
-            }
-            if n_wanted > 0 {
-                self.radix.rest(n_output);
-            }
+    /// How the drafter of `source` did; grammars need none.
+    pub(crate) fn track(&mut self, source: DraftSource) -> Option<&mut Track> {
+        match source {
+            DraftSource::Grammar => None,
+            DraftSource::Radix => Some(&mut self.radix),
+            DraftSource::Ngram => Some(&mut self.ngram),
         }
-        if drafters.ngram {
-            let n_wanted = self.ngram.length(n_output, row_cost);
-            if n_wanted > 0 {
-                self.source = DraftSource::Ngram;
-                return ngram(tokens, n_wanted).to_vec();
-            }
-        }
-        Vec::new()
     }
 
     /// Takes in what came of the present draft.
     pub(crate) fn learn(&mut self, n_drafted: usize, n_accepted: usize) {
-        match self.source {
-            DraftSource::Grammar => {}
-            DraftSource::Radix => self.radix.learn(n_drafted, n_accepted),
-            DraftSource::Ngram => self.ngram.learn(n_drafted, n_accepted),
+        if let Some(track) = self.track(self.source) {
+            track.learn(n_drafted, n_accepted);
         }
-    }
-}
-
-/// Shortest run of tokens that must have stood in the text before.
-const MIN_MATCH: usize = 3;
-
-/// A run this long is as good as any longer one.
-const GOOD_MATCH: usize = 12;
-
-/// Tokens looked at, newest first.
-const WINDOW: usize = 32 << 10;
-
-/// What followed the longest earlier run of tokens that `tokens` end with: at most `n_wanted` tokens. Among
-/// equals the newest.
-pub(crate) fn ngram(tokens: &[u32], n_wanted: usize) -> &[u32] {
-    let Some((&last, before)) = tokens.split_last() else {
-        return &[];
-    };
-    let (mut best, mut n_best) = (None, MIN_MATCH - 1);
-    let first = before.len().saturating_sub(WINDOW);
-    for idx in (first..before.len()).rev() {
-        if before[idx] != last {
-            continue;
-        }
-        let ends = before.iter().rev().zip(before[..idx].iter().rev());
-        let n_equal = 1 + ends.take(GOOD_MATCH - 1).take_while(|(a, b)| a == b).count();
-        if n_equal > n_best {
-            (best, n_best) = (Some(idx + 1), n_equal);
-            if n_equal == GOOD_MATCH {
-                break;
-            }
-        }
-    }
-    match best {
-        Some(start) => &tokens[start..tokens.len().min(start + n_wanted)],
-        None => &[],
     }
 }
 
@@ -283,21 +218,6 @@ impl RowCost {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_longest_earlier_run_is_continued_and_of_equals_the_newest() {
-        let tokens = [9, 1, 2, 3, 4, 5, 8, 1, 2, 3, 6, 7, 0, 2, 3, 9, 1, 2, 3];
-        assert_eq!(ngram(&tokens, 2), [4, 5], "9 1 2 3 is longer than 8 1 2 3");
-        assert_eq!(ngram(&tokens[1..], 2), [6, 7], "1 2 3 stood twice");
-        assert_eq!(
-            ngram(&[5, 5, 5, 5, 5], 9),
-            [5],
-            "a draft ends where the text does"
-        );
-        for tokens in [&[][..], &[1], &[1, 2, 1, 2], &[1, 2, 3, 4]] {
-            assert_eq!(ngram(tokens, 4), [] as [u32; 0], "{tokens:?}");
-        }
-    }
 
     #[test]
     fn drafts_grow_with_what_is_accepted_and_stop_where_they_do_not_pay() {

@@ -8,6 +8,7 @@ pub mod batch;
 mod cache;
 pub mod config;
 pub mod draft;
+mod drafting;
 mod drain;
 pub mod engine;
 pub mod explain;

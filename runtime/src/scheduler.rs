@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use crate::cache::{AdmissionWish, PrefixCache};
 use crate::config::EngineConfig;
 use crate::draft::Drafters;
+use crate::drafting;
 use crate::pace::{Load, Pace};
 use crate::plan::{Plan, PlannedRows};
 use crate::queue::{WaitingQueue, Work};
@@ -453,15 +454,14 @@ impl Scheduler {
         let n_rows = plan.rows.iter().map(|rows| rows.n_rows).sum();
         let n_tokens = plan.rows.iter().map(PlannedRows::n_sampled).sum();
         let row_cost = self.pace.rows().of_step(n_rows, n_tokens);
+        if n_left > 0 {
+            drafting::propose(plan, &mut self.sequences, (self.drafters, cache), row_cost);
+        }
         for rows in &mut plan.rows {
             let sequence = &mut self.sequences[rows.slot];
             let n_most = sequence.n_output_left().saturating_sub(1).min(n_left);
-            if rows.n_sampled() == 0 || n_most == 0 {
-                continue;
-            }
-            sequence.propose(cache, (self.drafters, row_cost));
             let n_wanted = sequence.draft.len().min(n_most);
-            if n_wanted == 0 {
+            if rows.n_sampled() == 0 || n_wanted == 0 {
                 continue;
             }
             let n_tokens = sequence.tokens.len();

@@ -14,6 +14,8 @@
 //! and the last of them gives the next token. A preempted sequence starts over with its output as part of
 //! what is to be computed, so it goes on with the same text.
 
+mod drafts;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,8 +25,8 @@ use arbora_radix::Namespace;
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::adjustments::Adjustments;
-use crate::cache::{PageTable, PrefixCache};
-use crate::draft::{DraftSource, Drafters, Drafting};
+use crate::cache::PageTable;
+use crate::draft::Drafting;
 use crate::handle::Place;
 use crate::metrics::Metrics;
 use crate::plan::PlannedRows;
@@ -421,81 +423,6 @@ impl Sequence {
                 n_top,
                 listed: Arc::clone(&wanted.listed),
             }));
-        }
-    }
-
-    /// Takes what was sampled after its last token and after each token of its draft, as far as the draft is
-    /// what was sampled. Returns the number of new tokens and what they end.
-    pub(crate) fn verify(
-        &mut self,
-        sampled: &[Option<u32>],
-        model_stops: &[u32],
-    ) -> (usize, Option<FinishReason>) {
-        if self.n_output_left() == 0 {
-            // Only the prompt was asked for.
-            return (0, Some(FinishReason::Length));
-        }
-        let (n_drafted, n_before) = (sampled.len() - 1, self.usage.accepted_tokens);
-        self.usage.drafted_tokens += n_drafted;
-        let verified = self.push_as_drafted(sampled, model_stops);
-        self.drafting
-            .learn(n_drafted, self.usage.accepted_tokens - n_before);
-        if verified.1.is_none() {
-            self.redraft();
-        }
-        verified
-    }
-
-    fn push_as_drafted(
-        &mut self,
-        sampled: &[Option<u32>],
-        model_stops: &[u32],
-    ) -> (usize, Option<FinishReason>) {
-        for (n, token) in sampled.iter().enumerate() {
-            let Some(token) = *token else {
-                let position = self.n_computed;
-                return (n, Some(FinishReason::Error(RequestError::NotFinite { position })));
-            };
-            let ends = self.push(token, model_stops);
-            if ends.is_some() {
-                return (n + 1, ends);
-            }
-            let is_drafted = n + 1 < sampled.len() && self.draft[n] == token;
-            if !is_drafted {
-                return (n + 1, None);
-            }
-            // The row of the draft's token was this token's row: its keys and values exist.
-            self.n_computed += 1;
-            self.usage.accepted_tokens += 1;
-        }
-        unreachable!("the last row has no draft to agree with")
-    }
-
-    fn redraft(&mut self) {
-        self.draft.clear();
-        self.drafting.source = DraftSource::Grammar;
-        if let Some(grammar) = &mut self.request.grammar {
-            self.draft = grammar.draft(&self.tokens[self.n_prompt..]);
-        }
-    }
-
-    /// Where the present draft comes from.
-    pub(crate) fn draft_source(&self) -> DraftSource {
-        self.drafting.source
-    }
-
-    /// Makes a draft where the grammar has none. A row more costs `row_cost` tokens.
-    pub(crate) fn propose(&mut self, cache: &PrefixCache, (drafters, row_cost): (Drafters, f64)) {
-        if !self.draft.is_empty() {
-            return;
-        }
-        let (tokens, namespace) = (self.tokens.as_slice(), &self.request.namespace);
-        let continuation = |n_wanted| cache.continuation(namespace, tokens, n_wanted);
-        let known = (tokens, self.n_prompt);
-        self.draft = self.drafting.propose(known, (drafters, row_cost), continuation);
-        if let Some(grammar) = &mut self.request.grammar {
-            let n_allowed = grammar.n_allowed(&self.draft);
-            self.draft.truncate(n_allowed);
         }
     }
 
