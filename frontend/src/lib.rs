@@ -3,7 +3,7 @@
 //! ```text
 //! server ─► connection ─► route ─► origins, hosts, auth ─► api ─► body ─► wire (parse) ─► prompt
 //!  places                                                   │               EngineHandle::submit ◄──┘
-//!                                                           └◄─ reply ◄─ stream ◄─ events
+//!                                                           └◄─ pipeline ◄─ stream ◄─ events
 //! ```
 
 pub mod api;
@@ -33,11 +33,11 @@ pub mod openapi;
 pub mod origins;
 pub mod otlp;
 pub mod page;
+mod pipeline;
 pub mod places;
 mod progress;
 pub mod prompt;
 mod random;
-pub mod reply;
 pub mod route;
 pub mod server;
 pub mod signals;

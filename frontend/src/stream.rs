@@ -14,11 +14,11 @@ use arbora_runtime::request::{Event, FinishReason, Finished, RequestError, RowLo
 use tokio::sync::mpsc;
 
 use crate::otlp::exchange::{Ending, GenerationSpan};
-use crate::reply::finish_reason;
 use crate::thinking::{Answer, Thinking, ThinkingParser, Thoughts};
 use crate::tools::{CallParser, CallPiece, CallStyle};
 use crate::wire::response::{
     ArboraBody, CompletionTokensDetails, Explanation, PromptTokensDetails, RelaxedBody, UsageBody,
+    finish_reason,
 };
 
 /// One completion on its way.
@@ -388,13 +388,49 @@ pub enum Explain {
     Yes,
 }
 
+/// Generations without an engine.
 #[cfg(test)]
-mod tests {
-    use arbora_runtime::request::{NewTokens, TokenLogprob};
+pub(crate) mod testing {
+    use arbora_runtime::request::NewTokens;
+    use axum::response::Response;
+    use http_body_util::BodyExt;
 
     use super::*;
 
-    fn finished(reason: FinishReason, (prompt_tokens, cached_tokens): (usize, usize), text: &str) -> Event {
+    /// A generation of `n` choices per prompt over channels that hold these events already, and the engine's
+    /// ends of them.
+    pub(crate) fn generation(scripts: Vec<Vec<Event>>, n: usize) -> (Generation, Vec<mpsc::Sender<Event>>) {
+        let choice = |script: Vec<Event>| {
+            let (sender, events) = mpsc::channel(16);
+            for event in script {
+                sender.try_send(event).expect("there is room");
+            }
+            (Choice::new(events), sender)
+        };
+        let (choices, senders) = scripts.into_iter().map(choice).unzip();
+        (Generation::new(choices, Submission::new(n, 0)), senders)
+    }
+
+    /// `n` tokens, with the text that became certain.
+    pub(crate) fn tokens(n: usize, text: &str) -> Event {
+        Event::Tokens(NewTokens {
+            ids: vec![0; n],
+            text: text.to_owned(),
+            ..NewTokens::default()
+        })
+    }
+
+    /// The end of an output of two tokens.
+    pub(crate) fn finished(reason: FinishReason) -> Event {
+        finished_with(reason, (5, 4), "")
+    }
+
+    /// The same after a prompt of so many tokens, so many of them cached, with text that was held back.
+    pub(crate) fn finished_with(
+        reason: FinishReason,
+        (prompt_tokens, cached_tokens): (usize, usize),
+        text: &str,
+    ) -> Event {
         let usage = Usage {
             prompt_tokens,
             cached_tokens,
@@ -408,24 +444,33 @@ mod tests {
         })
     }
 
+    impl Generation {
+        /// Gives completion `idx` something to start with.
+        pub(crate) fn open_with(&mut self, idx: usize, opening: Opening) {
+            self.choices[idx].opening = opening;
+        }
+    }
+
+    /// All of a response's body.
+    pub(crate) async fn body(response: Response) -> String {
+        let body = response.into_body().collect().await.expect("no errors in it");
+        String::from_utf8(body.to_bytes().to_vec()).expect("UTF-8")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arbora_runtime::request::{NewTokens, TokenLogprob};
+
+    use super::testing::{finished_with, generation};
+    use super::*;
+
     fn tokens(ids: &[u32], text: &str) -> Event {
         Event::Tokens(NewTokens {
             ids: ids.to_vec(),
             text: text.to_owned(),
             ..NewTokens::default()
         })
-    }
-
-    /// A generation over channels that already hold all events.
-    fn generation(scripts: Vec<Vec<Event>>, n: usize) -> Generation {
-        let choice = |script: Vec<Event>| {
-            let (sender, events) = mpsc::channel(16);
-            script
-                .into_iter()
-                .for_each(|event| sender.try_send(event).expect("there is room"));
-            Choice::new(events)
-        };
-        Generation::new(scripts.into_iter().map(choice).collect(), Submission::new(n, 0))
     }
 
     async fn pieces(mut generation: Generation) -> (Vec<Piece>, Generation) {
@@ -463,9 +508,9 @@ mod tests {
                 text: "b".to_owned(),
                 logprobs: vec![row(1), row(5)],
             }),
-            finished(FinishReason::StopToken(5), (3, 1), "held"),
+            finished_with(FinishReason::StopToken(5), (3, 1), "held"),
         ];
-        let (pieces, generation) = pieces(generation(vec![script], 1)).await;
+        let (pieces, generation) = pieces(generation(vec![script], 1).0).await;
         let told: Vec<_> = pieces
             .iter()
             .map(|p| (p.text.as_str(), p.tokens.as_slice()))
@@ -484,10 +529,10 @@ mod tests {
         let script = |n| {
             vec![
                 tokens(&vec![0; n], &"a".repeat(n)),
-                finished(FinishReason::Length, (10, 4), ""),
+                finished_with(FinishReason::Length, (10, 4), ""),
             ]
         };
-        let (pieces, generation) = pieces(generation((1..=4).map(script).collect(), 2)).await;
+        let (pieces, generation) = pieces(generation((1..=4).map(script).collect(), 2).0).await;
         for choice in 0..4 {
             assert_eq!(text_of(&pieces, choice).len(), choice + 1);
             assert_eq!(
@@ -511,7 +556,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_engine_that_vanishes_is_an_error() {
-        let (pieces, _) = pieces(generation(vec![vec![tokens(&[0], "a")]], 1)).await;
+        let (abandoned, senders) = generation(vec![vec![tokens(&[0], "a")]], 1);
+        drop(senders);
+        let (pieces, _) = pieces(abandoned).await;
         let last = pieces.last().expect("there is an end");
         assert_eq!(last.finish, Some(FinishReason::Error(RequestError::EngineFailed)));
     }

@@ -1,5 +1,7 @@
 //! `POST /v1/chat/completions`.
 
+mod answer;
+
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -9,11 +11,12 @@ use axum::response::Response;
 use arbora_constrained::CallFormat;
 use arbora_runtime::thought_limit::{ThoughtLimit, ThoughtMarks};
 
-use super::{App, Asked, Job, PreparedPrompt, Traced};
+use self::answer::ChatAnswer;
+use super::openai::{self, Asked, Names};
+use super::{App, Job, PreparedPrompt, Traced};
 use crate::body::RequestBody;
 use crate::intake::Admitted;
 use crate::prompt::ChatPrompt;
-use crate::reply::Format;
 use crate::template::Chat;
 use crate::thinking::{self, Answer, Thinking, Thoughts};
 use crate::tools::{Besides, CallStyle, written_out};
@@ -23,6 +26,13 @@ use crate::wire::deadlines::Deadlines;
 use crate::wire::error::ApiError;
 use crate::wire::options::Options;
 use crate::wire::tools::Tools;
+
+/// What its objects are called.
+const NAMES: Names = Names {
+    prefix: "chatcmpl",
+    whole: "chat.completion",
+    chunk: "chat.completion.chunk",
+};
 
 /// Continues a chat.
 pub async fn chat_completions(
@@ -85,13 +95,14 @@ pub async fn chat_completions(
         generation.read_calls(style);
     }
     let asked = Asked {
-        format: Format::Chat,
         options: &options,
         headers: &headers,
         requests,
         exchange,
     };
-    app.answer(generation, asked).await
+    let n_choices = generation.n_choices();
+    let dialect = |envelope| ChatAnswer::new(envelope, n_choices);
+    openai::answer(&app, generation, (NAMES, asked), dialect).await
 }
 
 /// The limit of `budget` tokens for thoughts that a prompt leaves to the model as `thinking` says.

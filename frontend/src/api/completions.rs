@@ -1,19 +1,29 @@
 //! `POST /v1/completions`.
 
+mod answer;
+
 use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 
-use super::{App, Asked, Job, PreparedPrompt, Traced};
+use self::answer::TextAnswer;
+use super::openai::{self, Asked, Names};
+use super::{App, Job, PreparedPrompt, Traced};
 use crate::body::RequestBody;
 use crate::intake::Admitted;
 use crate::prompt::PromptEncoder;
-use crate::reply::Format;
 use crate::wire::completion::{CompletionRequest, Echo, Prompt};
 use crate::wire::deadlines::Deadlines;
 use crate::wire::error::ApiError;
+
+/// What its objects are called.
+const NAMES: Names = Names {
+    prefix: "cmpl",
+    whole: "text_completion",
+    chunk: "text_completion",
+};
 
 /// Continues texts.
 pub async fn completions(
@@ -47,13 +57,14 @@ pub async fn completions(
     let (generation, requests) = app.generate(jobs.collect(), owner)?;
     drop(admitted);
     let asked = Asked {
-        format: Format::Text,
         options: &options,
         headers: &headers,
         requests,
         exchange,
     };
-    app.answer(generation, asked).await
+    let n_choices = generation.n_choices();
+    let dialect = |envelope| TextAnswer::new(envelope, n_choices);
+    openai::answer(&app, generation, (NAMES, asked), dialect).await
 }
 
 /// The tokens of a request that has one prompt.

@@ -6,12 +6,13 @@ pub mod chat;
 pub mod completions;
 pub mod generate;
 pub mod models;
+mod openai;
 pub mod render;
 pub mod tokens;
 pub mod worker;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arbora_constrained::Relaxed;
 use arbora_kernels::cpu::PoolMetrics;
@@ -22,7 +23,6 @@ use arbora_runtime::token_bytes::TokenBytes;
 use arbora_runtime::tokenizer::EncodeError;
 use axum::Extension;
 use axum::http::{HeaderMap, HeaderValue, header};
-use axum::response::Response;
 use tokio::sync::mpsc;
 
 use crate::auth::ApiKeys;
@@ -31,22 +31,15 @@ use crate::grammars::{Begun, Grammars};
 use crate::hosts::AllowedHosts;
 use crate::intake::{Admitted, Intake};
 use crate::log::LogMetrics;
-use crate::logprobs::LogprobWriter;
 use crate::metrics::HttpMetrics;
 use crate::origins::AllowedOrigins;
 use crate::otlp::Traces;
 use crate::otlp::exchange::Exchange;
 use crate::prompt::{PromptEncoder, PromptError};
-use crate::random::random_id;
-use crate::reply::{Format, Reply};
-use crate::stream::{Choice, Explain, Generation, Opening, Submission};
+use crate::stream::{Choice, Generation, Opening, Submission};
 use crate::template::TemplateError;
 use crate::wire::error::{ApiError, PROMPT};
-use crate::wire::options::{ControlTokens, Delivery, Options};
-use crate::wire::response::Head;
-
-/// Streams that have nothing to say speak up this often, so that nobody on the way gives up on them.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+use crate::wire::options::{ControlTokens, Options};
 
 /// What handlers share.
 #[derive(Debug)]
@@ -290,52 +283,6 @@ impl App {
             context,
         })
     }
-
-    async fn answer(&self, mut generation: Generation, asked: Asked<'_>) -> Result<Response, ApiError> {
-        let (prefix, whole, chunk) = match asked.format {
-            Format::Chat => ("chatcmpl", "chat.completion", "chat.completion.chunk"),
-            Format::Text => ("cmpl", "text_completion", "text_completion"),
-        };
-        let is_whole = asked.options.delivery == Delivery::Whole;
-        let head = Head {
-            id: format!("{prefix}-{}", random_id()),
-            object: if is_whole { whole } else { chunk },
-            created: unix_seconds(),
-            model: self.model.clone(),
-        };
-        cache::note(self, &head.id, asked.headers, asked.requests);
-        if let Some(Extension(exchange)) = asked.exchange {
-            generation.trace(exchange.generation(&head.id, asked.options));
-        }
-        let wants_more = asked
-            .headers
-            .get("x-arbora-usage")
-            .is_some_and(|value| value == "1");
-        let tokenizer = Arc::clone(self.encoder.tokenizer());
-        let logprobs = LogprobWriter::new(tokenizer, asked.options.logprobs.clone(), generation.n_choices());
-        let reply = Reply {
-            head,
-            format: asked.format,
-            logprobs,
-            explain: if wants_more { Explain::Yes } else { Explain::No },
-            generation,
-        };
-        match asked.options.delivery {
-            Delivery::Whole => reply.whole().await,
-            Delivery::Stream(usage) => Ok(reply.stream(usage, KEEP_ALIVE)),
-        }
-    }
-}
-
-/// What decides the shape of an answer.
-#[derive(Clone, Debug)]
-struct Asked<'a> {
-    format: Format,
-    options: &'a Options,
-    headers: &'a HeaderMap,
-    /// The first of each prompt.
-    requests: Vec<RequestId>,
-    exchange: Traced,
 }
 
 /// The exchange that a handler answers in, where it is traced.

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use arbora_runtime::request::{FinishClass, FinishReason};
 use serde::{Serialize, Serializer};
+
+use super::error::ApiError;
 
 /// What every answer and every chunk starts with.
 #[derive(Clone, Debug, Serialize)]
@@ -136,6 +139,16 @@ pub struct Explanation {
     pub ttft_ms: f64,
 }
 
+/// The word for an ending, or the error it was.
+pub(crate) fn finish_reason(reason: &FinishReason, has_called: bool) -> Result<&'static str, ApiError> {
+    match reason.class() {
+        FinishClass::Stop if has_called => Ok("tool_calls"),
+        FinishClass::Stop => Ok("stop"),
+        FinishClass::Length => Ok("length"),
+        FinishClass::Failed => Err(ApiError::of_ending(reason)),
+    }
+}
+
 /// One completion of a chat.
 #[derive(Debug, Serialize)]
 pub struct ChatChoice {
@@ -224,7 +237,7 @@ pub struct AssistantMessage {
 }
 
 /// A call of a tool, or a part of one in a stream.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct ToolCall {
     /// Which call; in streams only.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -240,7 +253,7 @@ pub struct ToolCall {
 }
 
 /// Part of [`ToolCall`].
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct FunctionCall {
     /// The tool's name, in a call's first part only.
     #[serde(skip_serializing_if = "Option::is_none")]
