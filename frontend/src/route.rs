@@ -11,16 +11,17 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use futures_util::FutureExt;
 
 use crate::api::{App, admin, cache, chat, completions, generate, models, render, tokens, worker};
 use crate::auth::{require_key, require_metrics_key, require_operator};
 use crate::hosts::{require_host, require_named_host};
 use crate::openapi;
+use crate::otlp::exchange::TracedRoute;
 use crate::page;
 use crate::places::require_seat;
 use crate::random::random_id;
@@ -30,12 +31,96 @@ use crate::wire::error::ApiError;
 const MAX_REQUEST_ID: usize = 128;
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// Who may use a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// What a client asks for itself, and what it may know of the server.
+    Client,
+    /// What concerns all clients: it tells of the load they cause together, or changes what they share.
+    Operator,
+    /// Who collects metrics.
+    Metrics,
+}
+
+/// All that routes differ in.
+struct Route {
+    /// As axum spells it: `{*name}` stands for the rest of the path.
+    path: &'static str,
+    handlers: fn() -> MethodRouter<Arc<App>>,
+    access: Access,
+    /// `gen_ai.operation.name` of its traces, where it generates.
+    operation: Option<&'static str>,
+}
+
+impl Route {
+    const fn new(path: &'static str, handlers: fn() -> MethodRouter<Arc<App>>) -> Self {
+        Route {
+            path,
+            handlers,
+            access: Access::Client,
+            operation: None,
+        }
+    }
+
+    const fn generates(mut self, operation: &'static str) -> Self {
+        self.operation = Some(operation);
+        self
+    }
+
+    const fn only(mut self, access: Access) -> Self {
+        self.access = access;
+        self
+    }
+}
+
+/// Every route of the server, but for the page at `/`.
+const ROUTES: &[Route] = &[
+    Route::new("/v1/chat/completions", || post(chat::chat_completions)).generates("chat"),
+    Route::new("/v1/chat/completions/render", || post(render::chat_completions)),
+    Route::new("/v1/completions", || post(completions::completions)).generates("text_completion"),
+    Route::new("/v1/completions/render", || post(render::completions)),
+    Route::new("/v1/models", || get(models::list)),
+    Route::new("/v1/models/{*id}", || get(models::one)),
+    Route::new("/tokenize", || post(tokens::tokenize)),
+    Route::new("/detokenize", || post(tokens::detokenize)),
+    Route::new("/tokenizer_info", || get(tokens::tokenizer_info)),
+    Route::new("/generate", || post(generate::generate)).generates("text_completion"),
+    Route::new("/model_info", || get(worker::model_info)),
+    Route::new("/get_model_info", || get(worker::model_info)),
+    Route::new("/health", || get(admin::health)),
+    Route::new("/health_generate", || get(admin::health_generate)),
+    Route::new("/ready", || get(admin::ready)),
+    Route::new("/version", || get(admin::version)),
+    Route::new("/cache/explain", || {
+        get(cache::explain).post(cache::explain_prompt)
+    }),
+    Route::new("/openapi.json", || get(openapi::document)),
+    Route::new("/server_info", || get(worker::server_info)).only(Access::Operator),
+    Route::new("/get_server_info", || get(worker::server_info)).only(Access::Operator),
+    Route::new("/get_load", || get(worker::get_load)).only(Access::Operator),
+    Route::new("/v1/loads", || get(worker::loads)).only(Access::Operator),
+    Route::new("/loads", || get(worker::loads)).only(Access::Operator),
+    Route::new("/load", || get(worker::server_load)).only(Access::Operator),
+    Route::new("/flush_cache", || {
+        get(admin::flush_cache).post(admin::flush_cache)
+    })
+    .only(Access::Operator),
+    Route::new("/cache/tree", || get(cache::tree)).only(Access::Operator),
+    Route::new("/metrics", || get(admin::prometheus)).only(Access::Metrics),
+];
+
 /// All routes of the server.
 pub fn router(app: Arc<App>) -> Router {
     let no_method = async || ApiError::MethodNotAllowed;
-    let operators = operators().method_not_allowed_fallback(no_method);
-    let metrics = metrics().method_not_allowed_fallback(no_method);
-    let router = clients()
+    let routes = |access| {
+        let all = ROUTES.iter().filter(|route| route.access == access);
+        all.fold(Router::new(), |router, route| {
+            router.route(route.path, (route.handlers)())
+        })
+    };
+    let operators = routes(Access::Operator).method_not_allowed_fallback(no_method);
+    let metrics = routes(Access::Metrics).method_not_allowed_fallback(no_method);
+    let router = routes(Access::Client)
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(no_method)
         .layer(from_fn_with_state(Arc::clone(&app), require_key))
@@ -56,44 +141,15 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// What a client asks for itself, and what it may know of the server.
-fn clients() -> Router<Arc<App>> {
-    Router::new()
-        .route("/v1/chat/completions", post(chat::chat_completions))
-        .route("/v1/chat/completions/render", post(render::chat_completions))
-        .route("/v1/completions", post(completions::completions))
-        .route("/v1/completions/render", post(render::completions))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::one))
-        .route("/tokenize", post(tokens::tokenize))
-        .route("/detokenize", post(tokens::detokenize))
-        .route("/tokenizer_info", get(tokens::tokenizer_info))
-        .route("/generate", post(generate::generate))
-        .route("/model_info", get(worker::model_info))
-        .route("/get_model_info", get(worker::model_info))
-        .route("/health", get(admin::health))
-        .route("/health_generate", get(admin::health_generate))
-        .route("/ready", get(admin::ready))
-        .route("/version", get(admin::version))
-        .route("/cache/explain", get(cache::explain).post(cache::explain_prompt))
-        .route("/openapi.json", get(openapi::document))
-}
-
-/// What concerns all clients: it tells of the load they cause together, or changes what they share.
-fn operators() -> Router<Arc<App>> {
-    Router::new()
-        .route("/server_info", get(worker::server_info))
-        .route("/get_server_info", get(worker::server_info))
-        .route("/get_load", get(worker::get_load))
-        .route("/v1/loads", get(worker::loads))
-        .route("/loads", get(worker::loads))
-        .route("/load", get(worker::server_load))
-        .route("/flush_cache", get(admin::flush_cache).post(admin::flush_cache))
-        .route("/cache/tree", get(cache::tree))
-}
-
-fn metrics() -> Router<Arc<App>> {
-    Router::new().route("/metrics", get(admin::prometheus))
+/// The traced route that a request is for: one that generates.
+fn traced(request: &Request) -> Option<TracedRoute> {
+    let path = request.uri().path();
+    let route = ROUTES.iter().find(|route| route.path == path)?;
+    let operation = route.operation.filter(|_| request.method() == Method::POST)?;
+    Some(TracedRoute {
+        path: route.path,
+        operation,
+    })
 }
 
 /// Keeps a panic to its exchange: it costs its client a 500 and nobody else anything.
@@ -125,7 +181,8 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
         None => HeaderValue::from_str(&random_id()).expect("hexadecimal digits"),
     };
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let span = app.traces.as_ref().and_then(|traces| traces.begin(&request, &id));
+    let span = app.traces.as_ref().zip(traced(&request));
+    let span = span.and_then(|(traces, route)| traces.begin(route, &request, &id));
     if let Some(span) = &span {
         request.extensions_mut().insert(span.exchange());
     }

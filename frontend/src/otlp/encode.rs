@@ -31,7 +31,7 @@ pub(super) struct Span<'a> {
     pub(super) span_id: SpanId,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) parent_span_id: Option<SpanId>,
-    pub(super) name: &'static str,
+    pub(super) name: Cow<'static, str>,
     pub(super) kind: u8,
     #[serde(serialize_with = "decimal")]
     pub(super) start_time_unix_nano: u64,
@@ -242,7 +242,7 @@ mod tests {
             trace_id,
             span_id,
             parent_span_id: Some(parent),
-            name: "a name",
+            name: "a name".into(),
             kind: KIND_SERVER,
             start_time_unix_nano: 1_544_712_660_000_000_001,
             end_time_unix_nano: u64::MAX,
@@ -286,7 +286,7 @@ mod tests {
             trace_id: TraceId::random(),
             span_id: SpanId::random(),
             parent_span_id: None,
-            name: "root",
+            name: "root".into(),
             kind: KIND_INTERNAL,
             start_time_unix_nano: 0,
             end_time_unix_nano: 0,

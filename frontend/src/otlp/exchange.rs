@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use arbora_runtime::request::Usage;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
-use axum::http::{HeaderValue, Method};
+use axum::http::HeaderValue;
 use axum::response::Response;
 use hyper::body::{Frame, SizeHint};
 
@@ -35,32 +35,12 @@ use crate::wire::response::UsageBody;
 const MAX_ID_CHARS: usize = 128;
 
 /// A route whose exchanges are traced.
-#[derive(Debug)]
-struct Route {
-    path: &'static str,
-    /// Method and path.
-    name: &'static str,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TracedRoute {
+    pub(crate) path: &'static str,
     /// `gen_ai.operation.name`.
-    operation: &'static str,
+    pub(crate) operation: &'static str,
 }
-
-const ROUTES: [Route; 3] = [
-    Route {
-        path: "/v1/chat/completions",
-        name: "POST /v1/chat/completions",
-        operation: "chat",
-    },
-    Route {
-        path: "/v1/completions",
-        name: "POST /v1/completions",
-        operation: "text_completion",
-    },
-    Route {
-        path: "/generate",
-        name: "POST /generate",
-        operation: "text_completion",
-    },
-];
 
 /// Where the generation of an exchange tells how it went.
 #[derive(Clone, Debug)]
@@ -243,7 +223,7 @@ pub(super) struct Finished {
     trace_id: TraceId,
     span_id: SpanId,
     parent: Option<SpanId>,
-    route: &'static Route,
+    route: TracedRoute,
     request_id: String,
     began_unix_nano: u64,
     began: Instant,
@@ -270,7 +250,7 @@ impl Finished {
             trace_id: self.trace_id,
             span_id: Id::random(),
             parent_span_id: Some(self.span_id),
-            name: phase.name,
+            name: phase.name.into(),
             kind: KIND_INTERNAL,
             start_time_unix_nano: self.unix_nano(phase.start),
             end_time_unix_nano: self.unix_nano(phase.end),
@@ -317,7 +297,7 @@ impl Finished {
             trace_id: self.trace_id,
             span_id: self.span_id,
             parent_span_id: self.parent,
-            name: self.route.name,
+            name: format!("POST {}", self.route.path).into(),
             kind: KIND_SERVER,
             start_time_unix_nano: self.began_unix_nano,
             end_time_unix_nano: self.unix_nano(self.ended),
@@ -342,7 +322,7 @@ pub(crate) struct ServerSpan {
     traces: Traces,
     /// Told by the generation, whose end comes before this one's.
     generated: Exchange,
-    route: &'static Route,
+    route: TracedRoute,
     parent: Option<TraceParent>,
     request_id: String,
     began_unix_nano: u64,
@@ -352,13 +332,15 @@ pub(crate) struct ServerSpan {
 }
 
 impl Traces {
-    /// The span of an exchange that has just begun, if it is one to trace: on a route that generates, and
-    /// of a caller that records its own span or has none.
-    pub(crate) fn begin(&self, request: &Request, request_id: &HeaderValue) -> Option<ServerSpan> {
-        let path = request.uri().path();
-        let route = ROUTES.iter().find(|route| route.path == path)?;
+    /// The span of an exchange on `route` that has just begun, if its caller records its own span or has none.
+    pub(crate) fn begin(
+        &self,
+        route: TracedRoute,
+        request: &Request,
+        request_id: &HeaderValue,
+    ) -> Option<ServerSpan> {
         let parent = TraceParent::read(request.headers());
-        if request.method() != Method::POST || parent.is_some_and(|parent| !parent.is_sampled) {
+        if parent.is_some_and(|parent| !parent.is_sampled) {
             return None;
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -473,7 +455,10 @@ impl Finished {
             trace_id: Id::random(),
             span_id: Id::random(),
             parent: None,
-            route: &ROUTES[0],
+            route: TracedRoute {
+                path: "/v1/chat/completions",
+                operation: "chat",
+            },
             request_id: "id".to_owned(),
             began_unix_nano: 7,
             began: now,
