@@ -164,10 +164,12 @@ fn nothing_left(authority: &str) -> Result<(), BenchError> {
     let start = Instant::now();
     loop {
         let (_, metrics) = http::fetch(authority, "/metrics", None)?;
+        // With the label of its model.
         let value = |gauge: &str| {
-            metrics
-                .lines()
-                .find_map(|line| line.strip_prefix(gauge)?.strip_prefix(' '))
+            metrics.lines().find_map(|line| {
+                let labelled = line.strip_prefix(gauge)?.strip_prefix('{')?;
+                labelled.split_once("} ").map(|(_, value)| value)
+            })
         };
         let left = GAUGES.iter().find(|gauge| value(gauge) != Some("0"));
         let Some(gauge) = left else { return Ok(()) };

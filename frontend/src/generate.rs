@@ -8,9 +8,9 @@ use arbora_runtime::request::{
 use tokio::sync::mpsc;
 
 use crate::cli::GenerateOptions;
-use crate::load::Started;
 use crate::prompt::PromptError;
 use crate::random::random_u64;
+use crate::served::Served;
 use crate::stream::{Choice, Generation, Submission};
 use crate::template::Chat;
 use crate::wire::chat::PromptEnding;
@@ -40,23 +40,23 @@ pub enum GenerateError {
 /// Prints the answer to `out` as it comes.
 pub async fn generate(
     options: &GenerateOptions,
-    started: &Started,
+    served: &Served,
     out: &mut impl Write,
 ) -> Result<(), GenerateError> {
-    let prompt = tokens(options, started)?;
-    let room = started.engine.context().saturating_sub(prompt.len()).max(1);
+    let prompt = tokens(options, served)?;
+    let room = served.engine.context().saturating_sub(prompt.len()).max(1);
     let max_tokens = options.max_tokens.unwrap_or(room);
-    if prompt.len().saturating_add(max_tokens) > started.engine.context() {
+    if prompt.len().saturating_add(max_tokens) > served.engine.context() {
         return Err(GenerateError::Refused(SubmitError::ContextExceeded {
             prompt_tokens: prompt.len(),
             max_tokens,
-            context: started.engine.context(),
+            context: served.engine.context(),
         }));
     }
     let (sender, events) = mpsc::channel(Request::event_capacity(max_tokens));
-    let id = started.engine.next_id();
+    let id = served.engine.next_id();
     let submission = Submission::new(1, prompt.len());
-    started.engine.submit(Request {
+    served.engine.submit(Request {
         sampling: SamplingParams {
             temperature: options.temperature,
             top_k: options.top_k,
@@ -84,7 +84,7 @@ pub async fn generate(
     Ok(())
 }
 
-fn tokens(options: &GenerateOptions, started: &Started) -> Result<Vec<u32>, GenerateError> {
+fn tokens(options: &GenerateOptions, served: &Served) -> Result<Vec<u32>, GenerateError> {
     let text = match &options.prompt {
         Some(text) => text.clone(),
         None if io::stdin().is_terminal() => return Err(GenerateError::NoPrompt),
@@ -98,9 +98,9 @@ fn tokens(options: &GenerateOptions, started: &Started) -> Result<Vec<u32>, Gene
         return Err(GenerateError::NoPrompt);
     }
     if options.raw {
-        return Ok(started
+        return Ok(served
             .encoder
-            .text(&text, Bos::AsTrained, started.engine.context())?);
+            .text(&text, Bos::AsTrained, served.engine.context())?);
     }
     let message = |role, text| Message {
         role,
@@ -115,6 +115,6 @@ fn tokens(options: &GenerateOptions, started: &Started) -> Result<Vec<u32>, Gene
         ending: PromptEnding::Answer,
         values: &serde_json::Map::new(),
     };
-    let prompt = started.encoder.chat(&chat, started.engine.context())?;
+    let prompt = served.encoder.chat(&chat, served.engine.context())?;
     Ok(prompt.tokens)
 }

@@ -39,6 +39,7 @@ mod progress;
 pub mod prompt;
 mod random;
 pub mod route;
+pub mod served;
 pub mod server;
 pub mod signals;
 pub mod stream;

@@ -11,7 +11,6 @@ use arbora_runtime::model::decoder::Decoder;
 use arbora_runtime::model::directory::SamplingDefaults;
 use arbora_runtime::model::{LoadError, ModelFile};
 use arbora_runtime::request::SamplingParams;
-use arbora_runtime::token_bytes::TokenBytes;
 use arbora_runtime::tokenizer::Tokenizer;
 
 use crate::config::{Config, Drafts, KvSize};
@@ -19,6 +18,7 @@ use crate::grammars::Grammars;
 use crate::memory;
 use crate::models;
 use crate::prompt::PromptEncoder;
+use crate::served::Served;
 use crate::template::{ChatTemplate, TemplateError, TemplateTokens};
 use crate::thinking;
 use crate::workers::{NoThread, Workers};
@@ -29,22 +29,10 @@ const POOL_SHARE: usize = 4;
 /// A model that can be asked.
 #[derive(Debug)]
 pub struct Started {
-    /// The way to the engine.
-    pub engine: EngineHandle,
-    /// Ends with the engine.
+    /// All of it.
+    pub served: Served,
+    /// Ends with its engine.
     pub thread: JoinHandle<EngineExit>,
-    /// From messages and texts to tokens.
-    pub encoder: Arc<PromptEncoder>,
-    /// What outputs may be asked to look like.
-    pub grammars: Grammars,
-    /// From tokens to text.
-    pub token_bytes: Arc<TokenBytes>,
-    /// The same with the names of control tokens.
-    pub named_bytes: Arc<TokenBytes>,
-    /// Name for clients.
-    pub name: String,
-    /// How the model wants its tokens drawn where a request does not say.
-    pub sampling: SamplingParams,
 }
 
 /// Why a model did not start.
@@ -119,19 +107,20 @@ pub fn start<B: Backend>(
         other => StartError::from(other),
     })?;
     log_loaded(file, &engine, (n_pages, page_size), (context, template_given));
-    Ok(Started {
-        engine,
-        thread,
-        named_bytes: Arc::new(tokenizer.named_bytes()),
-        encoder: Arc::new(PromptEncoder::new(tokenizer, template)),
-        grammars,
-        token_bytes,
+    let served = Served {
         name: config
             .served_model_name
             .clone()
             .unwrap_or_else(|| models::served_name(&config.model)),
+        aliases: Vec::new(),
+        engine,
+        named_bytes: Arc::new(tokenizer.named_bytes()),
+        encoder: Arc::new(PromptEncoder::new(tokenizer, template)),
+        grammars,
+        token_bytes,
         sampling,
-    })
+    };
+    Ok(Started { served, thread })
 }
 
 /// Tokenizer and grammars, and the decoder.

@@ -22,6 +22,7 @@ use arbora::log::{LogStyle, LogWriter};
 use arbora::models::{Fetching, ModelsError};
 use arbora::otlp::{ExportLimits, ExportSettings, Exporter, read_headers};
 use arbora::places::Patience;
+use arbora::served::Models;
 use arbora::server::Server;
 use arbora::signals::{self, Stop};
 use arbora::workers::{NoThread, Workers, spawn_thread};
@@ -157,21 +158,16 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
     let path = fetch(&config.model, wanted, log, &mut stop).await?;
     let workers = Workers::start("work", WORKER_THREADS, MAX_QUEUED_JOBS)?;
     let (started, pool) = start(path, &config, &workers, &mut stop).await?;
-    loaded.send_replace(Some(started.engine.clone()));
-    let exporter = start_traces(&config, &started.name)?;
+    let Started { served, thread } = started;
+    loaded.send_replace(Some(served.engine.clone()));
+    let exporter = start_traces(&config, &served.name)?;
     // Joined on a thread of its own that is there from now on.
     let over = aside("engine-end", move || {
         // A thread that panicked outside its steps is as failed as one that says so.
-        started.thread.join().unwrap_or(EngineExit::Failed)
+        thread.join().unwrap_or(EngineExit::Failed)
     })?;
     let app = Arc::new(App {
-        engine: started.engine,
-        encoder: started.encoder,
-        grammars: started.grammars,
-        sampling: started.sampling,
-        token_bytes: started.token_bytes,
-        named_bytes: started.named_bytes,
-        model: started.name,
+        models: Models::new(served, Vec::new())?,
         started: unix_seconds(),
         api_keys: ApiKeys::new(
             &config.api_keys,
@@ -191,7 +187,7 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
     });
     let room = files::room(config.max_connections)?;
     tracing::info!(
-        model = app.model,
+        model = app.models.first().name,
         api_keys = config.api_keys.len(),
         "serving at http://{}/v1",
         listener.local_addr()?
@@ -256,7 +252,7 @@ async fn answer(options: &GenerateOptions, log: &LogWriter) -> Result<ExitCode, 
         stop.told().await;
         exit_now();
     }));
-    generate::generate(options, &started, &mut std::io::stdout()).await?;
+    generate::generate(options, &started.served, &mut std::io::stdout()).await?;
     Ok(ExitCode::SUCCESS)
 }
 

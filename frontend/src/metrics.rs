@@ -4,6 +4,7 @@ mod connections;
 pub mod vllm;
 
 use std::fmt::{Display, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arbora_kernels::cpu::PoolMetrics;
@@ -119,14 +120,20 @@ impl ServerMetrics<'_> {
     }
 }
 
-/// Everything the engine and the server count, with a line of help each.
-pub fn prometheus(engine: &Metrics, server: ServerMetrics<'_>) -> String {
-    let mut page = Page {
-        text: String::new(),
-        prefix: "arbora_",
-        label: String::new(),
-    };
+/// Everything the engines and the server count, with a line of help each. What an engine counts is labelled
+/// with the name of its model.
+pub fn prometheus(engines: &[(&str, Arc<Metrics>)], server: ServerMetrics<'_>) -> String {
+    let mut page = Page::new("arbora_");
     server.write(&mut page);
+    for (model, engine) in engines {
+        page.label = format!("model=\"{}\"", escaped(model));
+        write_engine(engine, &mut page);
+    }
+    page.into_text()
+}
+
+/// Writes a page with what one engine counts.
+fn write_engine(engine: &Metrics, page: &mut Page) {
     page.family("requests_finished_total", "counter", "Requests ended, by reason.");
     for (reason, n) in Metrics::FINISH_REASONS.iter().zip(&engine.requests_finished) {
         page.sample("requests_finished_total", Some(("reason", reason)), n.value());
@@ -151,7 +158,6 @@ pub fn prometheus(engine: &Metrics, server: ServerMetrics<'_>) -> String {
     for (name, help, histogram) in lengths(engine) {
         page.histogram(name, help, (histogram, 1.0));
     }
-    page.text
 }
 
 /// Name, help and values of what is counted by who proposed a draft.
@@ -294,20 +300,41 @@ fn lengths(engine: &Metrics) -> [(&'static str, &'static str, &Histogram<Tokens>
     ]
 }
 
-/// A page in the text format.
+/// A page in the text format. All samples of a family stand together, whenever they are written.
 struct Page {
-    text: String,
+    /// Names and texts.
+    families: Vec<(String, String)>,
+    /// The one that samples belong to.
+    current: usize,
     /// What every name begins with.
     prefix: &'static str,
-    /// What every sample is labelled with, as `name="value"`, or nothing.
+    /// What samples are labelled with from now on, as `name="value"`, or nothing.
     label: String,
 }
 
 impl Page {
+    fn new(prefix: &'static str) -> Self {
+        Page {
+            families: Vec::new(),
+            current: 0,
+            prefix,
+            label: String::new(),
+        }
+    }
+
+    /// The samples that follow belong to family `name`.
     fn family(&mut self, name: &str, kind: &str, help: &str) {
-        let prefix = self.prefix;
-        self.line(format_args!("# HELP {prefix}{name} {help}"));
-        self.line(format_args!("# TYPE {prefix}{name} {kind}"));
+        let known = self.families.iter().position(|(known, _)| known == name);
+        self.current = known.unwrap_or(self.families.len());
+        if known.is_none() {
+            let prefix = self.prefix;
+            let head = format!("# HELP {prefix}{name} {help}\n# TYPE {prefix}{name} {kind}\n");
+            self.families.push((name.to_owned(), head));
+        }
+    }
+
+    fn into_text(self) -> String {
+        self.families.into_iter().map(|(_, text)| text).collect()
     }
 
     /// `label` is the sample's own, besides the one of all.
@@ -322,8 +349,8 @@ impl Page {
             [] => String::new(),
             some => format!("{{{}}}", some.join(",")),
         };
-        let prefix = self.prefix;
-        self.line(format_args!("{prefix}{name}{labels} {value}"));
+        let text = &mut self.families[self.current].1;
+        writeln!(text, "{}{name}{labels} {value}", self.prefix).expect("writing to a string cannot fail");
     }
 
     /// `unit` entries of the histogram are one of what the page shows.
@@ -339,15 +366,23 @@ impl Page {
         self.sample(&format!("{name}_sum"), None, histogram.sum() as f64 / unit);
         self.sample(&format!("{name}_count"), None, n);
     }
+}
 
-    fn line(&mut self, line: std::fmt::Arguments<'_>) {
-        writeln!(self.text, "{line}").expect("writing to a string cannot fail");
-    }
+/// A label's value as the text format spells it.
+fn escaped(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn engines(names: &[&'static str]) -> Vec<(&'static str, Arc<Metrics>)> {
+        names.iter().map(|&name| (name, Arc::default())).collect()
+    }
 
     /// Every family on the page in vLLM's words, without `vllm:`, and its kind.
     const VLLM_NAMES: [(&str, &str); 20] = [
@@ -412,19 +447,19 @@ mod tests {
             body_bytes: 70,
             traces: None,
         };
-        let text = prometheus(&Metrics::default(), server);
+        let text = prometheus(&engines(&["a", "b"]), server);
         families(&text);
         assert!(!text.contains("trace_spans"), "nothing is traced");
         for line in [
             "arbora_http_responses_total{class=\"2xx\"} 2\n",
-            "arbora_cached_tokens_total 0\n",
+            "arbora_cached_tokens_total{model=\"a\"} 0\narbora_cached_tokens_total{model=\"b\"} 0\n",
             "arbora_log_lines_dropped_total 0\n",
             "arbora_request_body_bytes 70\n",
             "arbora_thread_rescues_total 0\n",
             "arbora_thread_wait_seconds_total 0\n",
-            "arbora_step_seconds_bucket{le=\"0.0025\"} 0\n",
-            "arbora_step_seconds_bucket{le=\"+Inf\"} 0\n",
-            "arbora_prompt_length_tokens_bucket{le=\"131072\"} 0\n",
+            "arbora_step_seconds_bucket{model=\"a\",le=\"0.0025\"} 0\n",
+            "arbora_step_seconds_bucket{model=\"b\",le=\"+Inf\"} 0\n",
+            "arbora_prompt_length_tokens_bucket{model=\"a\",le=\"131072\"} 0\n",
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }
@@ -432,7 +467,7 @@ mod tests {
 
     #[test]
     fn the_page_in_vllms_words_has_its_names_and_the_label_of_the_model() {
-        let text = vllm::prometheus(&Metrics::default(), "a \"b\" \\c");
+        let text = vllm::prometheus(&engines(&["a \"b\" \\c"]));
         let families = families(&text);
         for (name, kind) in VLLM_NAMES {
             let expected = (format!("vllm:{name}"), kind.to_owned());
@@ -472,7 +507,7 @@ mod tests {
             body_bytes: 0,
             traces: Some(&TraceMetrics::default()),
         };
-        let exported = families(&prometheus(&Metrics::default(), server));
+        let exported = families(&prometheus(&engines(&["a"]), server));
         let samples = |(name, kind): &(String, String)| match kind.as_str() {
             "histogram" => ["_bucket", "_sum", "_count"]
                 .map(|end| format!("{name}{end}"))

@@ -31,7 +31,6 @@ mod tests {
     use std::fmt::Debug;
     use std::sync::{Arc, Mutex};
 
-    use arbora_runtime::request::SamplingParams;
     use jsonschema::Validator;
     use serde_json::{Map, json};
     use tracing::field::{Field, Visit};
@@ -102,10 +101,6 @@ mod tests {
         schema: &'static str,
         read: fn(&[u8]) -> Result<(), ApiError>,
         bodies: Vec<Value>,
-    }
-
-    fn sampling() -> SamplingParams {
-        SamplingParams::default()
     }
 
     fn kinds() -> [Kind; 5] {
@@ -193,15 +188,15 @@ mod tests {
         ];
         let form = |form| json!({"text": "x", "sampling_params": form});
         generations.extend(constraints.iter().map(form));
-        let read_chat: fn(&[u8]) -> _ = |body| ChatRequest::parse(body, &sampling()).map(drop);
-        let read_text: fn(&[u8]) -> _ = |body| CompletionRequest::parse(body, &sampling()).map(drop);
+        let read_chat: fn(&[u8]) -> _ = |body| ChatRequest::parse(body).map(drop);
+        let read_text: fn(&[u8]) -> _ = |body| CompletionRequest::parse(body).map(drop);
         let kind = |schema, read, bodies| Kind { schema, read, bodies };
         [
             kind("ChatRequest", read_chat, chats),
             kind("CompletionRequest", read_text, texts),
             kind(
                 "GenerateRequest",
-                |body| GenerateRequest::parse(body, &sampling()).map(drop),
+                |body| GenerateRequest::parse(body).map(drop),
                 generations,
             ),
             kind(

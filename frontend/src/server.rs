@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arbora_runtime::engine::EngineExit;
+use arbora_runtime::engine::EngineHandle;
 use axum::Router;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -69,10 +70,11 @@ impl Server {
         let exit = tokio::select! {
             exit = &mut engine_over => exit,
             () = stop => {
-                let n_in_flight = self.app.engine.n_in_flight();
+                let engines = || self.app.models.iter().map(|served| &served.engine);
+                let n_in_flight: usize = engines().map(EngineHandle::n_in_flight).sum();
                 let seconds = self.drain_timeout.as_secs();
                 tracing::info!(n_in_flight, seconds, "stopping: finishing what is under way");
-                self.app.engine.drain(self.drain_timeout);
+                engines().for_each(|engine| engine.drain(self.drain_timeout));
                 engine_over.await
             }
         };

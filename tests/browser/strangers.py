@@ -70,7 +70,7 @@ def n_cached(url):
 
 def n_accepted(url):
     lines = fetch(f"{url}/metrics").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("arbora_requests_accepted_total "))
+    return next(int(line.split()[-1]) for line in lines if line.startswith("arbora_requests_accepted_total{"))
 
 
 @contextlib.contextmanager

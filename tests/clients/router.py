@@ -49,7 +49,7 @@ def ask(url, topic, **more):
 
 
 def n_accepted(worker):
-    return int(re.search(r"^arbora_requests_accepted_total (\d+)", fetch(f"{worker}/metrics"), re.M).group(1))
+    return int(re.search(r"^arbora_requests_accepted_total\{[^}]*\} (\d+)", fetch(f"{worker}/metrics"), re.M).group(1))
 
 
 def check(router, workers, processes):

@@ -48,7 +48,7 @@ class Neighbour:
 
 def metric(server, name):
     text = server.get("/metrics")[1].decode()
-    found = [line.split()[-1] for line in text.splitlines() if line.startswith(f"{name} ")]
+    found = [line.split()[-1] for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
     return float(found[0]) if found else 0.0
 
 

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arbora_runtime::engine::EngineHandle;
 use arbora_runtime::request::{Event, Namespace, Request, SamplingParams, SubmitError};
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -17,6 +19,7 @@ use crate::config::MetricsCompat;
 use crate::metrics::{self, ServerMetrics};
 use crate::origins::OwnPage;
 use crate::otlp::Traces;
+use crate::served::Served;
 use crate::wire::error::ApiError;
 
 /// An engine that has work and has not finished a step for this long is taken for stuck. A step computes at
@@ -28,24 +31,27 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Between looks at an engine that works for others.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// `GET /health`: 200 while the engine moves, or has nothing to do.
+/// `GET /health`: 200 while every engine moves, or has nothing to do.
 pub async fn health(State(app): State<Arc<App>>) -> Response {
-    let stalled = app.engine.stalled_for(Instant::now());
-    let (status, word) = match stalled {
-        Some(time) if time > STUCK => (StatusCode::SERVICE_UNAVAILABLE, "stuck"),
-        _ => (StatusCode::OK, "ok"),
+    let now = Instant::now();
+    let is_stuck = |served: &Arc<Served>| served.engine.stalled_for(now).is_some_and(|time| time > STUCK);
+    let (status, word) = match app.models.iter().any(is_stuck) {
+        true => (StatusCode::SERVICE_UNAVAILABLE, "stuck"),
+        false => (StatusCode::OK, "ok"),
     };
     (status, Json(json!({"status": word}))).into_response()
 }
 
-/// `GET /health_generate`: 200 where the engine gives a token within 20 seconds. A step for others proves
+/// `GET /health_generate`: 200 where every engine gives a token within 20 seconds. A step for others proves
 /// that it does; so only an engine without work is given some, and no client waits for it.
 pub async fn health_generate(_: OwnPage, State(app): State<Arc<App>>) -> Response {
     let unavailable = StatusCode::SERVICE_UNAVAILABLE;
-    let (status, word) = if !app.engine.is_accepting() {
+    let (status, word) = if !is_accepting(&app) {
         (unavailable, "draining")
     } else {
-        match tokio::time::timeout(PATIENCE, gives_tokens(&app)).await {
+        let all = app.models.iter().map(|served| gives_tokens(&served.engine));
+        let all = async { join_all(all).await.into_iter().all(|gives| gives) };
+        match tokio::time::timeout(PATIENCE, all).await {
             Ok(true) => (StatusCode::OK, "ok"),
             Ok(false) => (unavailable, "failing"),
             Err(_) => (unavailable, "stuck"),
@@ -54,15 +60,19 @@ pub async fn health_generate(_: OwnPage, State(app): State<Arc<App>>) -> Respons
     (status, Json(json!({"status": word}))).into_response()
 }
 
-async fn gives_tokens(app: &App) -> bool {
-    let metrics = app.engine.metrics();
+fn is_accepting(app: &App) -> bool {
+    app.models.iter().all(|served| served.engine.is_accepting())
+}
+
+async fn gives_tokens(engine: &EngineHandle) -> bool {
+    let metrics = engine.metrics();
     let n_steps = metrics.steps.value();
     loop {
         if metrics.steps.value() > n_steps {
             return true;
         }
-        if app.engine.n_in_flight() == 0 {
-            match ask_for_a_token(app) {
+        if engine.n_in_flight() == 0 {
+            match ask_for_a_token(engine) {
                 Ok(mut events) => {
                     // Its end without a token before it is a failure.
                     return matches!(events.recv().await, Some(Event::Tokens(_)));
@@ -77,23 +87,22 @@ async fn gives_tokens(app: &App) -> bool {
 }
 
 /// The shortest request there is, in a part of the cache that no client's request reads.
-fn ask_for_a_token(app: &App) -> Result<mpsc::Receiver<Event>, SubmitError> {
-    let first = app.encoder.tokenizer().bos().unwrap_or(0);
+fn ask_for_a_token(engine: &EngineHandle) -> Result<mpsc::Receiver<Event>, SubmitError> {
     let (sender, events) = mpsc::channel(Request::event_capacity(1));
-    app.engine.submit(Request {
+    engine.submit(Request {
         namespace: Namespace {
             salt: *b"health_generate\0",
             ..Namespace::default()
         },
         sampling: SamplingParams::GREEDY,
-        ..Request::new(app.engine.next_id(), vec![first], 1, Instant::now(), sender)
+        ..Request::new(engine.next_id(), vec![0], 1, Instant::now(), sender)
     })?;
     Ok(events)
 }
 
 /// `GET /ready`: 200 while requests are accepted.
 pub async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    if app.engine.is_accepting() {
+    if is_accepting(&app) {
         Ok(Json(json!({"status": "ready"})))
     } else {
         Err(ApiError::ShuttingDown)
@@ -107,7 +116,11 @@ pub async fn version() -> Json<Value> {
 
 /// `GET /metrics`: Prometheus text.
 pub async fn prometheus(State(app): State<Arc<App>>) -> Response {
-    let engine = app.engine.metrics();
+    let metrics = app
+        .models
+        .iter()
+        .map(|served| (served.name.as_str(), served.engine.metrics()));
+    let engines: Vec<_> = metrics.collect();
     let server = ServerMetrics {
         http: &app.http,
         log: &app.log,
@@ -115,9 +128,9 @@ pub async fn prometheus(State(app): State<Arc<App>>) -> Response {
         body_bytes: app.intake.n_received(),
         traces: app.traces.as_ref().map(Traces::metrics),
     };
-    let mut text = metrics::prometheus(&engine, server);
+    let mut text = metrics::prometheus(&engines, server);
     if app.metrics_compat == MetricsCompat::Vllm {
-        text.push_str(&metrics::vllm::prometheus(&engine, &app.model));
+        text.push_str(&metrics::vllm::prometheus(&engines));
     }
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
@@ -128,6 +141,8 @@ pub async fn prometheus(State(app): State<Arc<App>>) -> Response {
 
 /// `GET /flush_cache`, `POST /flush_cache`: forgets every prefix that no running request uses.
 pub async fn flush_cache(_: OwnPage, State(app): State<Arc<App>>, _: NoBody) -> Json<Value> {
-    app.engine.flush_cache();
+    for served in app.models.iter() {
+        served.engine.flush_cache();
+    }
     Json(json!({"status": "flushing"}))
 }

@@ -50,7 +50,7 @@ use std::time::{Duration, Instant};
 use arbora_runtime::NodeView;
 use arbora_runtime::explain::{Cause, Explanation, Leaving, RECENT_REQUESTS};
 use arbora_runtime::inspect::{CacheView, InspectError, Inspected, Inspection, MAX_NODES};
-use arbora_runtime::request::{Namespace, Request, RequestId, SamplingParams, SubmitError};
+use arbora_runtime::request::{Namespace, Request, RequestId, SubmitError};
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
@@ -65,6 +65,7 @@ use tokio::sync::mpsc;
 use super::{App, chat, completions, unix_seconds};
 use crate::body::RequestBody;
 use crate::route::REQUEST_ID;
+use crate::served::Served;
 use crate::wire::chat::ChatRequest;
 use crate::wire::completion::CompletionRequest;
 use crate::wire::error::ApiError;
@@ -100,6 +101,8 @@ pub(super) struct Answered {
     pub(super) owner: Option<usize>,
     /// When it was begun, in seconds since 1970.
     pub(super) created: u64,
+    /// The model that answers.
+    pub(super) model: String,
     /// The first completion of each prompt.
     pub(super) requests: Vec<RequestId>,
 }
@@ -107,6 +110,7 @@ pub(super) struct Answered {
 #[derive(Debug)]
 struct Picture {
     taken: Instant,
+    model: String,
     limit: usize,
     json: Bytes,
 }
@@ -156,6 +160,7 @@ const SALTED: &str = "salted";
 #[derive(Debug, Deserialize)]
 pub struct TreeQuery {
     limit: Option<String>,
+    model: Option<String>,
 }
 
 /// Parameters of `GET /cache/explain`.
@@ -169,21 +174,25 @@ pub async fn tree(
     State(app): State<Arc<App>>,
     query: Result<Query<TreeQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let limit = match parameters(query)?.limit.as_deref() {
+    let query = parameters(query)?;
+    let limit = match query.limit.as_deref() {
         None => DEFAULT_NODES,
         Some(text) => limit(text)?,
     };
+    let served = app.models.find(query.model.as_deref())?;
     let mut picture = app.cache.picture.lock().await;
-    let is_fresh = |old: &&Picture| old.limit == limit && old.taken.elapsed() < PICTURE_LIFETIME;
+    let is_same = |old: &Picture| old.limit == limit && old.model == served.name;
+    let is_fresh = |old: &&Picture| is_same(old) && old.taken.elapsed() < PICTURE_LIFETIME;
     let json = match picture.as_ref().filter(is_fresh) {
         Some(fresh) => fresh.json.clone(),
         None => {
-            let Inspected::Tree(view) = ask(&app, &Inspection::Tree { max_nodes: limit }).await? else {
+            let Inspected::Tree(view) = ask(served, &Inspection::Tree { max_nodes: limit }).await? else {
                 return Err(ApiError::Failed);
             };
-            let json = Bytes::from(tree_json(&app, &view).to_string());
+            let json = Bytes::from(tree_json((&app, served), &view).to_string());
             *picture = Some(Picture {
                 taken: Instant::now(),
+                model: served.name.clone(),
                 limit,
                 json: json.clone(),
             });
@@ -208,8 +217,7 @@ pub async fn explain(
             n_kept: RECENT_REQUESTS,
         });
     };
-    let prompts = explanations(&app, answered.requests.clone()).await?;
-    Ok(Json(answered_json(&app, &answered, &prompts)))
+    Ok(Json(explained(&app, &answered).await?))
 }
 
 /// The body of a completion that is not run.
@@ -220,15 +228,15 @@ enum ExplainedPrompt {
 
 impl ExplainedPrompt {
     /// A body with messages is a chat's.
-    fn parse(body: &[u8], sampling: &SamplingParams) -> Result<Self, ApiError> {
+    fn parse(body: &[u8]) -> Result<Self, ApiError> {
         #[derive(Deserialize)]
         struct Kind {
             messages: Option<IgnoredAny>,
         }
         let is_chat = serde_json::from_slice::<Kind>(body).is_ok_and(|kind| kind.messages.is_some());
         match is_chat {
-            true => ChatRequest::parse(body, sampling).map(ExplainedPrompt::Chat),
-            false => CompletionRequest::parse(body, sampling).map(ExplainedPrompt::Text),
+            true => ChatRequest::parse(body).map(ExplainedPrompt::Chat),
+            false => CompletionRequest::parse(body).map(ExplainedPrompt::Text),
         }
     }
 }
@@ -239,33 +247,37 @@ pub async fn explain_prompt(
     headers: HeaderMap,
     body: RequestBody,
 ) -> Result<Json<Value>, ApiError> {
-    let sampling = app.sampling;
-    let parse = move |bytes: &[u8]| ExplainedPrompt::parse(bytes, &sampling);
-    let (request, admitted) = body.parse(&app, parse).await?;
+    let (request, admitted) = body.parse(&app, ExplainedPrompt::parse).await?;
     let (is_chat, options) = match &request {
         ExplainedPrompt::Chat(chat) => (true, &chat.options),
         ExplainedPrompt::Text(text) => (false, &text.options),
     };
-    app.check_model(options.model.as_deref())?;
+    let served = app.models.find(options.model.as_deref())?;
     let salt = options.salt;
     let tokens = match request {
-        ExplainedPrompt::Chat(chat) => chat::prompt(&app, &admitted, chat.conversation).await?.tokens,
-        ExplainedPrompt::Text(text) => completions::only_prompt(&app, &admitted, text).await?,
+        ExplainedPrompt::Chat(chat) => {
+            chat::prompt((&app, served), &admitted, chat.conversation)
+                .await?
+                .tokens
+        }
+        ExplainedPrompt::Text(text) => completions::only_prompt((&app, served), &admitted, text).await?,
     };
     drop(admitted);
     // Refused as the engine would refuse it, were it asked for no output.
     let (nobody, _) = mpsc::channel(1);
-    let request = Request::new(app.engine.next_id(), tokens, 0, Instant::now(), nobody);
+    let request = Request::new(served.engine.next_id(), tokens, 0, Instant::now(), nobody);
     let in_field = |error: SubmitError| match is_chat {
         true => ApiError::from(error).of_prompt_in("messages"),
         false => error.into(),
     };
-    app.engine.check(&request).map_err(in_field)?;
+    served.engine.check(&request).map_err(in_field)?;
     let tokens = request.prompt;
     let namespace = app.namespace(app.owner(&headers), salt);
     let _one_at_a_time = app.cache.picture.lock().await;
-    match ask(&app, &Inspection::Prompt { namespace, tokens }).await? {
-        Inspected::Prompt(found) => Ok(Json(json!({"prompts": [explanation_json(&app, &found)]}))),
+    match ask(served, &Inspection::Prompt { namespace, tokens }).await? {
+        Inspected::Prompt(found) => Ok(Json(
+            json!({"prompts": [explanation_json((&app, served), &found)]}),
+        )),
         _ => Err(ApiError::Failed),
     }
 }
@@ -275,26 +287,37 @@ async fn latest(app: &App, owner: Option<usize>) -> Result<Json<Value>, ApiError
     let mut data = Vec::with_capacity(answers.len());
     for answered in &answers {
         // A question each, because a request of many prompts may fill one.
-        let prompts = explanations(app, answered.requests.clone()).await?;
-        data.push(answered_json(app, answered, &prompts));
+        data.push(explained(app, answered).await?);
     }
     Ok(Json(json!({"object": "list", "data": data})))
 }
 
-async fn explanations(app: &App, requests: Vec<RequestId>) -> Result<Vec<Option<Explanation>>, ApiError> {
+/// What `answered` found in the cache.
+async fn explained(app: &App, answered: &Answered) -> Result<Value, ApiError> {
+    let served = app.models.find(Some(&answered.model))?;
     let _one_at_a_time = app.cache.picture.lock().await;
-    match ask(app, &Inspection::Requests(requests)).await? {
-        Inspected::Requests(found) => Ok(found),
-        _ => Err(ApiError::Failed),
-    }
+    let requests = answered.requests.clone();
+    let Inspected::Requests(found) = ask(served, &Inspection::Requests(requests)).await? else {
+        return Err(ApiError::Failed);
+    };
+    let told = |found: &Option<Explanation>| {
+        let found = found.as_ref();
+        found.map_or(Value::Null, |found| explanation_json((app, served), found))
+    };
+    Ok(json!({
+        "id": answered.id,
+        "request_id": answered.request_id,
+        "created": answered.created,
+        "prompts": found.iter().map(told).collect::<Vec<Value>>(),
+    }))
 }
 
-/// Asks the engine. Whoever calls holds the lock on the picture.
-async fn ask(app: &App, inspection: &Inspection) -> Result<Inspected, ApiError> {
+/// Asks the engine of a model. Whoever calls holds the lock on the picture.
+async fn ask(served: &Served, inspection: &Inspection) -> Result<Inspected, ApiError> {
     let asked = async {
         loop {
             let (reply, mut answers) = mpsc::channel(1);
-            match app.engine.inspect(inspection.clone(), reply) {
+            match served.engine.inspect(inspection.clone(), reply) {
                 Ok(()) => return answers.recv().await.ok_or(ApiError::ShuttingDown),
                 // Somebody asked and went away: the engine has yet to see it.
                 Err(InspectError::Busy) => tokio::time::sleep(RETRY).await,
@@ -328,10 +351,14 @@ fn limit(text: &str) -> Result<usize, ApiError> {
     })
 }
 
-fn tree_json(app: &App, view: &CacheView) -> Value {
-    let metrics = app.engine.metrics();
+fn tree_json((app, served): (&App, &Served), view: &CacheView) -> Value {
+    let metrics = served.engine.metrics();
     let now = metrics.gauges();
-    let nodes: Vec<Value> = view.nodes.iter().map(|node| node_json(app, node)).collect();
+    let nodes: Vec<Value> = view
+        .nodes
+        .iter()
+        .map(|node| node_json((app, served), node))
+        .collect();
     json!({
         "nodes": nodes,
         "left_out": {"nodes": view.n_nodes_left_out, "pages": view.n_pages_left_out},
@@ -353,12 +380,12 @@ fn tree_json(app: &App, view: &CacheView) -> Value {
             "evicted_pages": metrics.evicted_pages.value(),
             "steps": metrics.steps.value(),
         },
-        "model": app.model,
+        "model": served.name,
     })
 }
 
-fn node_json(app: &App, node: &NodeView) -> Value {
-    let tokenizer = app.encoder.tokenizer();
+fn node_json((app, served): (&App, &Served), node: &NodeView) -> Value {
+    let tokenizer = served.encoder.tokenizer();
     let is_shared = node.namespace == Namespace::default() && !app.is_shared_by_keys();
     let text = is_shared.then(|| {
         let (first, last) = (tokenizer.decode(&node.first), tokenizer.decode(&node.last));
@@ -384,25 +411,8 @@ fn node_json(app: &App, node: &NodeView) -> Value {
     })
 }
 
-fn answered_json(app: &App, answered: &Answered, prompts: &[Option<Explanation>]) -> Value {
-    let prompts: Vec<Value> = prompts
-        .iter()
-        .map(|found| {
-            found
-                .as_ref()
-                .map_or(Value::Null, |found| explanation_json(app, found))
-        })
-        .collect();
-    json!({
-        "id": answered.id,
-        "request_id": answered.request_id,
-        "created": answered.created,
-        "prompts": prompts,
-    })
-}
-
-fn explanation_json(app: &App, found: &Explanation) -> Value {
-    let tokenizer = app.encoder.tokenizer();
+fn explanation_json((app, served): (&App, &Served), found: &Explanation) -> Value {
+    let tokenizer = served.encoder.tokenizer();
     let cached = found.n_shared + found.n_copied;
     let instead =
         (!found.instead.is_empty() && !app.is_shared_by_keys()).then(|| tokenizer.decode(&found.instead));
@@ -480,13 +490,14 @@ fn message(found: &Explanation) -> String {
 }
 
 /// Remembers an answer that is about to begin.
-pub(super) fn note(app: &App, id: &str, headers: &HeaderMap, requests: Vec<RequestId>) {
+pub(super) fn note((app, served): (&App, &Served), id: &str, headers: &HeaderMap, requests: Vec<RequestId>) {
     let request_id = headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok());
     app.cache.note(Answered {
         id: id.to_owned(),
         request_id: request_id.map(str::to_owned),
         owner: app.owner(headers),
         created: unix_seconds(),
+        model: served.name.clone(),
         requests,
     });
 }
@@ -503,6 +514,7 @@ mod tests {
             request_id: Some("same".to_owned()),
             owner: Some(n % 2),
             created: 0,
+            model: "m".to_owned(),
             requests: vec![RequestId(n as u64)],
         };
         (0..=RECENT_REQUESTS).for_each(|n| book.note(answered(n)));

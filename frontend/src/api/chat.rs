@@ -17,6 +17,7 @@ use super::{App, Job, PreparedPrompt, Traced};
 use crate::body::RequestBody;
 use crate::intake::Admitted;
 use crate::prompt::ChatPrompt;
+use crate::served::Served;
 use crate::template::Chat;
 use crate::thinking::{self, Answer, Thinking, Thoughts};
 use crate::tools::{Besides, CallStyle, written_out};
@@ -41,11 +42,9 @@ pub async fn chat_completions(
     exchange: Traced,
     body: RequestBody,
 ) -> Result<Response, ApiError> {
-    let sampling = app.sampling;
-    let parse = move |bytes: &[u8]| ChatRequest::parse(bytes, &sampling);
-    let (mut request, admitted) = body.parse(&app, parse).await?;
+    let (mut request, admitted) = body.parse(&app, ChatRequest::parse).await?;
     request.options.deadlines = Deadlines::read(&headers)?;
-    app.check_model(request.options.model.as_deref())?;
+    let served = app.models.find(request.options.model.as_deref())?;
     let ChatRequest {
         conversation,
         tools,
@@ -55,10 +54,13 @@ pub async fn chat_completions(
     } = request;
     let owner = app.owner(&headers);
     let tenant = App::tenant(owner);
-    let prompt = prompt(&app, &admitted, conversation).await?;
+    let prompt = prompt((&app, served), &admitted, conversation).await?;
     let mut thinking = prompt.thinking;
     if let (Thinking::Optional, Some(constraint)) = (thinking, &options.constraint)
-        && app.grammars.may_begin(constraint, thinking::OPEN, tenant).await?
+        && served
+            .grammars
+            .may_begin(constraint, thinking::OPEN, tenant)
+            .await?
     {
         // Thoughts could not be told from an answer that looks like them.
         thinking = Thinking::None;
@@ -69,14 +71,14 @@ pub async fn chat_completions(
         _ => Answer::Exact,
     };
     let calls = match &tools {
-        Some(tools) => Some(ask_for_calls(&app, tools, &mut options, tenant).await?),
+        Some(tools) => Some(ask_for_calls(served, tools, &mut options, tenant).await?),
         None => None,
     };
     options.constraint = options.constraint.map(|constraint| constraint.after(thinking));
     let prompt = PreparedPrompt::new(prompt.tokens, None);
-    let grammar = app.grammar(&options, owner).await?;
+    let grammar = served.grammar(&options, tenant).await?;
     let thought_limit = match thinking_budget {
-        Some(budget) => thought_limit(&app, thinking, budget)?,
+        Some(budget) => thought_limit(served, thinking, budget)?,
         None => None,
     };
     let job = Job {
@@ -85,7 +87,7 @@ pub async fn chat_completions(
         grammar: grammar.as_ref(),
         thoughts: thought_limit.as_ref(),
     };
-    let generated = app.generate(vec![job], owner);
+    let generated = app.generate(served, vec![job], owner);
     drop(admitted);
     let (mut generation, requests) = generated.map_err(|error| error.of_prompt_in("messages"))?;
     if thoughts != Thoughts::InText {
@@ -102,12 +104,16 @@ pub async fn chat_completions(
     };
     let n_choices = generation.n_choices();
     let dialect = |envelope| ChatAnswer::new(envelope, n_choices);
-    openai::answer(&app, generation, (NAMES, asked), dialect).await
+    openai::answer((&app, served), generation, (NAMES, asked), dialect).await
 }
 
 /// The limit of `budget` tokens for thoughts that a prompt leaves to the model as `thinking` says.
-fn thought_limit(app: &App, thinking: Thinking, budget: usize) -> Result<Option<ThoughtLimit>, ApiError> {
-    if !app.encoder.knows_thinking() {
+fn thought_limit(
+    served: &Served,
+    thinking: Thinking,
+    budget: usize,
+) -> Result<Option<ThoughtLimit>, ApiError> {
+    if !served.encoder.knows_thinking() {
         let message = format!("'{THINKING_BUDGET}' is not supported: this model does not think.");
         return Err(ApiError::invalid(THINKING_BUDGET, message));
     }
@@ -116,22 +122,22 @@ fn thought_limit(app: &App, thinking: Thinking, budget: usize) -> Result<Option<
         Thinking::Optional => Some(thinking::OPEN.to_owned()),
         Thinking::Open => None,
     };
-    let closing_tokens = app
+    let closing_tokens = served
         .encoder
         .text(thinking::CLOSE, Bos::Without, usize::MAX)
-        .map_err(|error| app.prompt_error(error))?;
+        .map_err(|error| served.prompt_error(error))?;
     let marks = ThoughtMarks {
         opening,
         closing: thinking::CLOSE.to_owned(),
         closing_tokens: closing_tokens.into(),
-        token_bytes: Arc::clone(&app.token_bytes),
+        token_bytes: Arc::clone(&served.token_bytes),
     };
     Ok(Some(ThoughtLimit::new(budget, Arc::new(marks))))
 }
 
 /// The prompt of a conversation.
 pub(super) async fn prompt(
-    app: &App,
+    (app, served): (&App, &Served),
     admitted: &Admitted,
     conversation: Conversation,
 ) -> Result<ChatPrompt, ApiError> {
@@ -141,8 +147,8 @@ pub(super) async fn prompt(
         ending,
         template_values,
     } = conversation;
-    let limit = app.prompt_limit();
-    let prompt = app.encode(admitted, move |encoder| {
+    let limit = served.prompt_limit();
+    let prompt = app.encode(served, admitted, move |encoder| {
         // A model that was not taught to call tools is told how.
         let (messages, tools) = match encoder.prints_tools() {
             true => (messages, tools),
@@ -162,12 +168,12 @@ pub(super) async fn prompt(
 /// Makes the calls of `tools` what the output must look like, besides what it must look like already; returns
 /// how calls are found in it.
 async fn ask_for_calls(
-    app: &App,
+    served: &Served,
     tools: &Tools,
     options: &mut Options,
     tenant: usize,
 ) -> Result<CallStyle, ApiError> {
-    let format = app.encoder.call_format().unwrap_or(CallFormat::Hermes);
+    let format = served.encoder.call_format().unwrap_or(CallFormat::Hermes);
     let otherwise = options.constraint.take();
     let besides = match otherwise {
         _ if !tools.are_optional() => Besides::Nothing,
@@ -176,9 +182,9 @@ async fn ask_for_calls(
     };
     let style = CallStyle::new(format, besides, tools.names());
     match &otherwise {
-        Some(form) if tools.are_optional() => app.grammars.check_beside(form, &style, tenant).await?,
+        Some(form) if tools.are_optional() => served.grammars.check_beside(form, &style, tenant).await?,
         // No output will be without a call, but what could not be enforced is refused all the same.
-        Some(form) => drop(app.grammars.begin(form, tenant).await?),
+        Some(form) => drop(served.grammars.begin(form, tenant).await?),
         None => {}
     }
     options.constraint =

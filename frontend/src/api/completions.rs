@@ -14,6 +14,7 @@ use super::{App, Job, PreparedPrompt, Traced};
 use crate::body::RequestBody;
 use crate::intake::Admitted;
 use crate::prompt::PromptEncoder;
+use crate::served::Served;
 use crate::wire::completion::{CompletionRequest, Echo, Prompt};
 use crate::wire::deadlines::Deadlines;
 use crate::wire::error::ApiError;
@@ -32,21 +33,19 @@ pub async fn completions(
     exchange: Traced,
     body: RequestBody,
 ) -> Result<Response, ApiError> {
-    let sampling = app.sampling;
-    let parse = move |bytes: &[u8]| CompletionRequest::parse(bytes, &sampling);
-    let (request, admitted) = body.parse(&app, parse).await?;
+    let (request, admitted) = body.parse(&app, CompletionRequest::parse).await?;
     let CompletionRequest {
         prompts,
         echo,
         mut options,
     } = request;
     options.deadlines = Deadlines::read(&headers)?;
-    app.check_model(options.model.as_deref())?;
+    let served = app.models.find(options.model.as_deref())?;
     let owner = app.owner(&headers);
-    let grammar = app.grammar(&options, owner).await?;
+    let grammar = served.grammar(&options, App::tenant(owner)).await?;
     let mut prepared = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        prepared.push(prepare(&app, &admitted, prompt, echo).await?);
+        prepared.push(prepare((&app, served), &admitted, prompt, echo).await?);
     }
     let jobs = prepared.iter().map(|prompt| Job {
         prompt,
@@ -54,7 +53,7 @@ pub async fn completions(
         grammar: grammar.as_ref(),
         thoughts: None,
     });
-    let (generation, requests) = app.generate(jobs.collect(), owner)?;
+    let (generation, requests) = app.generate(served, jobs.collect(), owner)?;
     drop(admitted);
     let asked = Asked {
         options: &options,
@@ -64,18 +63,18 @@ pub async fn completions(
     };
     let n_choices = generation.n_choices();
     let dialect = |envelope| TextAnswer::new(envelope, n_choices);
-    openai::answer(&app, generation, (NAMES, asked), dialect).await
+    openai::answer((&app, served), generation, (NAMES, asked), dialect).await
 }
 
 /// The tokens of a request that has one prompt.
 pub(super) async fn only_prompt(
-    app: &App,
+    model: (&App, &Served),
     admitted: &Admitted,
     request: CompletionRequest,
 ) -> Result<Vec<u32>, ApiError> {
     let mut prompts = request.prompts;
     match (prompts.pop(), prompts.len()) {
-        (Some(prompt), 0) => Ok(prepare(app, admitted, prompt, Echo::Output).await?.tokens),
+        (Some(prompt), 0) => Ok(prepare(model, admitted, prompt, Echo::Output).await?.tokens),
         (_, n_others) => {
             let message = format!("'prompt' has {} prompts, must have 1.", n_others + 1);
             Err(ApiError::invalid("prompt", message))
@@ -85,7 +84,7 @@ pub(super) async fn only_prompt(
 
 /// The tokens of one prompt.
 pub(super) async fn prepare(
-    app: &App,
+    (app, served): (&App, &Served),
     admitted: &Admitted,
     prompt: Prompt,
     echo: Echo,
@@ -96,15 +95,18 @@ pub(super) async fn prepare(
                 Echo::Output => None,
                 Echo::PromptAndOutput => Some(text.clone()),
             };
-            let limit = app.prompt_limit();
+            let limit = served.prompt_limit();
             let encode = move |encoder: &PromptEncoder| encoder.text(&text, bos, limit);
-            Ok(PreparedPrompt::new(app.encode(admitted, encode).await?, repeated))
+            Ok(PreparedPrompt::new(
+                app.encode(served, admitted, encode).await?,
+                repeated,
+            ))
         }
         Prompt::Tokens(tokens) => {
             let repeated = match echo {
                 Echo::Output => None,
                 Echo::PromptAndOutput => {
-                    let bytes = tokens.iter().flat_map(|&id| app.token_bytes.of(id)).copied();
+                    let bytes = tokens.iter().flat_map(|&id| served.token_bytes.of(id)).copied();
                     let bytes: Vec<u8> = bytes.collect();
                     Some(String::from_utf8_lossy(&bytes).into_owned())
                 }

@@ -18,6 +18,7 @@ use crate::grammars::Begun;
 use crate::intake::Admitted;
 use crate::pipeline::{self, KEEP_ALIVE};
 use crate::random::random_id;
+use crate::served::Served;
 use crate::wire::completion::{Echo, Prompt};
 use crate::wire::deadlines::Deadlines;
 use crate::wire::error::ApiError;
@@ -42,24 +43,25 @@ pub async fn generate(
     body: RequestBody,
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
-    let sampling = app.sampling;
-    let parse = move |bytes: &[u8]| GenerateRequest::parse(bytes, &sampling);
-    let (request, admitted) = body.parse(&app, parse).await?;
+    let (request, admitted) = body.parse(&app, GenerateRequest::parse).await?;
+    // The API has no name for one.
+    let served = app.models.first();
     let (deadlines, owner) = (Deadlines::read(&headers)?, app.owner(&headers));
     let mut prompts = Vec::with_capacity(request.prompts.len());
     for mut asked in request.prompts {
         asked.options.deadlines = deadlines;
-        prompts.push(ReadPrompt::new(&app, &admitted, asked, owner).await?);
+        prompts.push(ReadPrompt::new((&app, served), &admitted, asked, owner).await?);
     }
     let field = prompts.first().map_or("text", |prompt| prompt.field);
-    let generated = app.generate(prompts.iter().map(ReadPrompt::job).collect(), owner);
+    let generated = app.generate(served, prompts.iter().map(ReadPrompt::job).collect(), owner);
     drop(admitted);
     let (mut generation, requests) = generated.map_err(|error| error.of_prompt_in(field))?;
     for (prompt, request) in prompts.iter().zip(requests) {
-        cache::note(&app, &prompt.told.id, &headers, vec![request]);
+        cache::note((&app, served), &prompt.told.id, &headers, vec![request]);
     }
     if let (Some(Extension(exchange)), Some(first)) = (exchange, prompts.first()) {
-        generation.trace(exchange.generation(&first.told.id, &first.options));
+        let sampling = first.options.sampling.with_defaults(&served.sampling)?;
+        generation.trace(exchange.generation(&first.told.id, &first.options, (&served.name, sampling)));
     }
     let outputs = prompts
         .iter()
@@ -67,7 +69,7 @@ pub async fn generate(
         .flat_map(|(idx, prompt)| prompt.outputs(idx))
         .collect();
     let told = Told {
-        tokenizer: Arc::clone(app.encoder.tokenizer()),
+        tokenizer: Arc::clone(served.encoder.tokenizer()),
         is_list: request.is_list,
         form: app.generate_form,
         arrived,
@@ -92,7 +94,7 @@ struct ReadPrompt {
 
 impl ReadPrompt {
     async fn new(
-        app: &App,
+        (app, served): (&App, &Served),
         admitted: &Admitted,
         asked: GeneratePrompt,
         owner: Option<usize>,
@@ -107,7 +109,7 @@ impl ReadPrompt {
             Prompt::Text { .. } => "text",
             Prompt::Tokens(_) => "input_ids",
         };
-        let prompt = prepare(app, admitted, prompt, Echo::Output).await;
+        let prompt = prepare((app, served), admitted, prompt, Echo::Output).await;
         let prompt = prompt.map_err(|error| error.of_prompt_in(field))?;
         let n_tokens = prompt.tokens.len();
         if let Some(from) = logprobs.from.filter(|from| *from > n_tokens) {
@@ -122,7 +124,7 @@ impl ReadPrompt {
         };
         Ok(ReadPrompt {
             field,
-            grammar: app.grammar(&options, owner).await?,
+            grammar: served.grammar(&options, App::tenant(owner)).await?,
             prompt,
             options,
             told,

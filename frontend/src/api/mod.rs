@@ -16,18 +16,15 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arbora_constrained::Relaxed;
 use arbora_kernels::cpu::PoolMetrics;
-use arbora_runtime::engine::EngineHandle;
-use arbora_runtime::request::{Namespace, Request, RequestId, SamplingParams};
+use arbora_runtime::request::{Namespace, Request, RequestId};
 use arbora_runtime::thought_limit::ThoughtLimit;
-use arbora_runtime::token_bytes::TokenBytes;
-use arbora_runtime::tokenizer::EncodeError;
 use axum::Extension;
 use axum::http::{HeaderMap, HeaderValue, header};
 use tokio::sync::mpsc;
 
 use crate::auth::ApiKeys;
 use crate::config::MetricsCompat;
-use crate::grammars::{Begun, Grammars};
+use crate::grammars::Begun;
 use crate::hosts::AllowedHosts;
 use crate::intake::{Admitted, Intake};
 use crate::log::LogMetrics;
@@ -36,28 +33,16 @@ use crate::origins::AllowedOrigins;
 use crate::otlp::Traces;
 use crate::otlp::exchange::Exchange;
 use crate::prompt::{PromptEncoder, PromptError};
+use crate::served::{Models, Served};
 use crate::stream::{Choice, Generation, Opening, Submission};
-use crate::template::TemplateError;
-use crate::wire::error::{ApiError, PROMPT};
+use crate::wire::error::ApiError;
 use crate::wire::options::{ControlTokens, Options};
 
 /// What handlers share.
 #[derive(Debug)]
 pub struct App {
-    /// The way to the engine.
-    pub engine: EngineHandle,
-    /// From messages and texts to tokens.
-    pub encoder: Arc<PromptEncoder>,
-    /// What outputs may be asked to look like.
-    pub grammars: Grammars,
-    /// From tokens to text.
-    pub token_bytes: Arc<TokenBytes>,
-    /// The same with the names of control tokens, for outputs whose grammar asks for them by name.
-    pub named_bytes: Arc<TokenBytes>,
-    /// How tokens are drawn where a request does not say: the model's own wishes.
-    pub sampling: SamplingParams,
-    /// Name clients use for the model.
-    pub model: String,
+    /// What is served.
+    pub models: Models,
     /// When the server started, in seconds since 1970.
     pub started: u64,
     /// Who may ask.
@@ -121,16 +106,6 @@ struct Job<'a> {
 }
 
 impl App {
-    /// Refuses models that are not served; no name means the one there is.
-    fn check_model(&self, asked: Option<&str>) -> Result<(), ApiError> {
-        match asked {
-            Some(name) if name != self.model => Err(ApiError::ModelNotFound {
-                model: name.chars().take(100).collect(),
-            }),
-            _ => Ok(()),
-        }
-    }
-
     /// Which key a request came with.
     pub(crate) fn owner(&self, headers: &HeaderMap) -> Option<usize> {
         let authorization = headers.get(header::AUTHORIZATION);
@@ -158,47 +133,13 @@ impl App {
     /// Runs `encode` for a request that takes what was admitted, where and when that may be.
     async fn encode<T: Send + 'static>(
         &self,
+        served: &Served,
         admitted: &Admitted,
         encode: impl FnOnce(&PromptEncoder) -> Result<T, PromptError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let encoder = Arc::clone(&self.encoder);
+        let encoder = Arc::clone(&served.encoder);
         let encoded = self.intake.run(admitted, move || encode(&encoder)).await?;
-        encoded.map_err(|error| self.prompt_error(error))
-    }
-
-    /// Tokens of a prompt after which nobody counts on: it is refused, and by how much it is too long matters
-    /// to clients that cut a little off and try again.
-    fn prompt_limit(&self) -> usize {
-        self.engine.context().saturating_mul(4)
-    }
-
-    #[expect(clippy::needless_pass_by_value, reason = "the shape map_err wants")]
-    fn prompt_error(&self, error: PromptError) -> ApiError {
-        match &error {
-            PromptError::Encode(EncodeError::TooManyTokens { limit }) => {
-                ApiError::longer_than_context(self.engine.context(), *limit)
-            }
-            PromptError::Encode(EncodeError::PieceTooLong { .. }) => {
-                ApiError::invalid(PROMPT, format!("{error}."))
-            }
-            PromptError::Encode(source @ EncodeError::Merges { .. }) => {
-                tracing::error!(%source, "a prompt could not be encoded");
-                ApiError::Failed
-            }
-            PromptError::Template(TemplateError::Failed(source)) => {
-                tracing::warn!(%source, "the chat template failed");
-                ApiError::invalid("messages", format!("{error}."))
-            }
-            _ => ApiError::invalid("messages", format!("{error}.")),
-        }
-    }
-
-    /// The beginning of what the output must look like. Waits for its compilation, and lets nobody else wait.
-    async fn grammar(&self, options: &Options, owner: Option<usize>) -> Result<Option<Begun>, ApiError> {
-        match &options.constraint {
-            Some(constraint) => Ok(Some(self.grammars.begin(constraint, App::tenant(owner)).await?)),
-            None => Ok(None),
-        }
+        encoded.map_err(|error| served.prompt_error(error))
     }
 
     /// Submits the completions of every prompt, `options.n` each, which is the same for all; also returns the
@@ -206,6 +147,7 @@ impl App {
     /// error.
     fn generate(
         &self,
+        served: &Served,
         jobs: Vec<Job<'_>>,
         owner: Option<usize>,
     ) -> Result<(Generation, Vec<RequestId>), ApiError> {
@@ -218,7 +160,7 @@ impl App {
         let mut choices = Vec::with_capacity(jobs.len() * n);
         for job in jobs {
             for choice_idx in 0..n {
-                let (id, choice) = self.submit(job, choice_idx, (owner, submission.arrived))?;
+                let (id, choice) = self.submit(served, job, choice_idx, (owner, submission.arrived))?;
                 if choice_idx == 0 {
                     requests.push(id);
                 }
@@ -233,28 +175,29 @@ impl App {
     /// Submits completion `choice_idx` of a prompt.
     fn submit(
         &self,
+        served: &Served,
         job: Job<'_>,
         choice_idx: usize,
         (owner, arrived): (Option<usize>, Instant),
     ) -> Result<(RequestId, Choice), ApiError> {
         let (prompt, options) = (job.prompt, job.options);
-        let room = self.engine.context().saturating_sub(prompt.tokens.len()).max(1);
+        let room = served.engine.context().saturating_sub(prompt.tokens.len()).max(1);
         let max_tokens = options.max_tokens.unwrap_or(room);
-        if max_tokens > self.engine.context() {
-            return Err(self.context_exceeded(prompt.tokens.len(), max_tokens));
+        if max_tokens > served.engine.context() {
+            return Err(served.context_exceeded(prompt.tokens.len(), max_tokens));
         }
         let (sender, events) = mpsc::channel(Request::event_capacity(max_tokens));
-        let id = self.engine.next_id();
+        let id = served.engine.next_id();
         let progress = self.traces.as_ref().map(|_| Arc::default());
         // A grammar names the control tokens that it wants to see.
         let spells_controls = job.grammar.is_some() || options.control_tokens == ControlTokens::Spelled;
         let request = Request {
             namespace: self.namespace(owner, options.salt),
             tenant: App::tenant(owner) as u32,
-            sampling: options.sampling,
+            sampling: options.sampling.with_defaults(&served.sampling)?,
             choice_idx: choice_idx as u32,
             stop: options.stop.clone(),
-            spelling: spells_controls.then(|| Arc::clone(&self.named_bytes)),
+            spelling: spells_controls.then(|| Arc::clone(&served.named_bytes)),
             grammar: job.grammar.map(|begun| begun.state.clone()),
             thoughts: job.thoughts.cloned(),
             logit_bias: options.logit_bias.clone(),
@@ -265,23 +208,13 @@ impl App {
             progress: progress.clone(),
             ..Request::new(id, prompt.tokens.clone(), max_tokens, arrived, sender)
         };
-        self.engine.submit(request)?;
+        served.engine.submit(request)?;
         let choice = Choice {
             opening: prompt.opening.clone(),
             progress,
             ..Choice::new(events)
         };
         Ok((id, choice))
-    }
-
-    /// Refused here and not by the engine, because an event channel that large could not be made.
-    fn context_exceeded(&self, prompt_tokens: usize, max_tokens: usize) -> ApiError {
-        let context = self.engine.context();
-        ApiError::from(arbora_runtime::request::SubmitError::ContextExceeded {
-            prompt_tokens,
-            max_tokens,
-            context,
-        })
     }
 }
 

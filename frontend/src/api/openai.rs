@@ -18,6 +18,7 @@ use super::{App, Traced, cache, unix_seconds};
 use crate::logprobs::LogprobWriter;
 use crate::pipeline::{self, Dialect, Events, KEEP_ALIVE};
 use crate::random::random_id;
+use crate::served::Served;
 use crate::stream::{Explain, Generation};
 use crate::wire::error::ApiError;
 use crate::wire::options::{Delivery, Options, StreamUsage};
@@ -54,7 +55,7 @@ pub(super) struct Envelope {
 }
 
 impl Envelope {
-    fn new(app: &App, names: Names, asked: &Asked<'_>, n_choices: usize) -> Self {
+    fn new(served: &Served, names: Names, asked: &Asked<'_>, n_choices: usize) -> Self {
         let (object, usage) = match asked.options.delivery {
             Delivery::Whole => (names.whole, StreamUsage::default()),
             Delivery::Stream(usage) => (names.chunk, usage),
@@ -63,13 +64,13 @@ impl Envelope {
             .headers
             .get("x-arbora-usage")
             .is_some_and(|value| value == "1");
-        let tokenizer = Arc::clone(app.encoder.tokenizer());
+        let tokenizer = Arc::clone(served.encoder.tokenizer());
         Envelope {
             head: Head {
                 id: format!("{}-{}", names.prefix, random_id()),
                 object,
                 created: unix_seconds(),
-                model: app.model.clone(),
+                model: served.name.clone(),
             },
             explain: if wants_more { Explain::Yes } else { Explain::No },
             usage,
@@ -125,16 +126,17 @@ impl Envelope {
 
 /// Answers what was `asked` with the dialect that `dialect` makes of the common part.
 pub(super) async fn answer<D: Dialect>(
-    app: &App,
+    (app, served): (&App, &Served),
     mut generation: Generation,
     (names, asked): (Names, Asked<'_>),
     dialect: impl FnOnce(Envelope) -> D,
 ) -> Result<Response, ApiError> {
-    let envelope = Envelope::new(app, names, &asked, generation.n_choices());
+    let envelope = Envelope::new(served, names, &asked, generation.n_choices());
     let id = &envelope.head.id;
-    cache::note(app, id, asked.headers, asked.requests);
+    cache::note((app, served), id, asked.headers, asked.requests);
     if let Some(Extension(exchange)) = asked.exchange {
-        generation.trace(exchange.generation(id, asked.options));
+        let sampling = asked.options.sampling.with_defaults(&served.sampling)?;
+        generation.trace(exchange.generation(id, asked.options, (&served.name, sampling)));
     }
     let dialect = dialect(envelope);
     match asked.options.delivery {

@@ -13,6 +13,7 @@ use super::completions::prepare;
 use super::{App, chat};
 use crate::body::RequestBody;
 use crate::random::random_id;
+use crate::served::Served;
 use crate::wire::chat::ChatRequest;
 use crate::wire::completion::{CompletionRequest, Echo};
 use crate::wire::error::ApiError;
@@ -24,12 +25,10 @@ pub async fn chat_completions(
     State(app): State<Arc<App>>,
     body: RequestBody,
 ) -> Result<Json<Rendered>, ApiError> {
-    let sampling = app.sampling;
-    let parse = move |bytes: &[u8]| ChatRequest::parse(bytes, &sampling);
-    let (request, admitted) = body.parse(&app, parse).await?;
-    app.check_model(request.options.model.as_deref())?;
-    let prompt = chat::prompt(&app, &admitted, request.conversation).await?;
-    let rendered = rendered(&app, "chatcmpl", prompt.tokens, &request.options);
+    let (request, admitted) = body.parse(&app, ChatRequest::parse).await?;
+    let served = app.models.find(request.options.model.as_deref())?;
+    let prompt = chat::prompt((&app, served), &admitted, request.conversation).await?;
+    let rendered = rendered(served, "chatcmpl", prompt.tokens, &request.options);
     Ok(Json(rendered.map_err(|error| error.of_prompt_in("messages"))?))
 }
 
@@ -38,37 +37,49 @@ pub async fn completions(
     State(app): State<Arc<App>>,
     body: RequestBody,
 ) -> Result<Json<Vec<Rendered>>, ApiError> {
-    let sampling = app.sampling;
-    let parse = move |bytes: &[u8]| CompletionRequest::parse(bytes, &sampling);
-    let (request, admitted) = body.parse(&app, parse).await?;
-    app.check_model(request.options.model.as_deref())?;
+    let (request, admitted) = body.parse(&app, CompletionRequest::parse).await?;
+    let served = app.models.find(request.options.model.as_deref())?;
     let mut list = Vec::with_capacity(request.prompts.len());
     for prompt in request.prompts {
-        let tokens = prepare(&app, &admitted, prompt, Echo::Output).await?.tokens;
-        list.push(rendered(&app, "cmpl", tokens, &request.options)?);
+        let tokens = prepare((&app, served), &admitted, prompt, Echo::Output)
+            .await?
+            .tokens;
+        list.push(rendered(served, "cmpl", tokens, &request.options)?);
     }
     Ok(Json(list))
 }
 
 /// What would be asked of the engine; refused as the engine would refuse it.
-fn rendered(app: &App, prefix: &str, tokens: Vec<u32>, options: &Options) -> Result<Rendered, ApiError> {
-    let room = app.engine.context().saturating_sub(tokens.len()).max(1);
+fn rendered(
+    served: &Served,
+    prefix: &str,
+    tokens: Vec<u32>,
+    options: &Options,
+) -> Result<Rendered, ApiError> {
+    let room = served.engine.context().saturating_sub(tokens.len()).max(1);
     let max_tokens = options.max_tokens.unwrap_or(room);
+    let sampling = options.sampling.with_defaults(&served.sampling)?;
     let (nobody, _) = mpsc::channel(1);
     let request = Request {
-        sampling: options.sampling,
+        sampling,
         stop: options.stop.clone(),
         logit_bias: options.logit_bias.clone(),
         logprobs: options.logprobs.clone(),
-        ..Request::new(app.engine.next_id(), tokens, max_tokens, Instant::now(), nobody)
+        ..Request::new(
+            served.engine.next_id(),
+            tokens,
+            max_tokens,
+            Instant::now(),
+            nobody,
+        )
     };
-    app.engine.check(&request)?;
+    served.engine.check(&request)?;
     Ok(Rendered {
         request_id: format!("{prefix}-{}", random_id()),
-        prompt: app.encoder.tokenizer().decode(&request.prompt),
+        prompt: served.encoder.tokenizer().decode(&request.prompt),
         token_ids: request.prompt,
-        sampling_params: RenderedSampling::new(options, max_tokens),
-        model: app.model.clone(),
+        sampling_params: RenderedSampling::new(options, &sampling, max_tokens),
+        model: served.name.clone(),
         stream: options.delivery != Delivery::Whole,
         stream_options: RenderedStream::of(options.delivery),
         priority: options.priority,

@@ -20,19 +20,24 @@ pub async fn tokenize(
     body: RequestBody,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
     let (request, admitted) = body.parse(&app, TokenizeRequest::parse).await?;
-    app.check_model(request.model.as_deref())?;
+    let served = app.models.find(request.model.as_deref())?;
     let tokens = match request.text {
         Text::Plain { text, bos } => {
             // How long a text is may be asked of any.
             let encode = move |encoder: &PromptEncoder| encoder.text(&text, bos, usize::MAX);
-            app.encode(&admitted, encode).await?
+            app.encode(served, &admitted, encode).await?
         }
-        Text::Chat(conversation) => chat::prompt(&app, &admitted, conversation).await?.tokens,
+        Text::Chat(conversation) => {
+            chat::prompt((&app, served), &admitted, conversation)
+                .await?
+                .tokens
+        }
     };
-    let spelled = |id: &u32| String::from_utf8_lossy(app.encoder.tokenizer().token_bytes(*id)).into_owned();
+    let spelled =
+        |id: &u32| String::from_utf8_lossy(served.encoder.tokenizer().token_bytes(*id)).into_owned();
     Ok(Json(TokenizeResponse {
         count: tokens.len(),
-        max_model_len: app.engine.context(),
+        max_model_len: served.engine.context(),
         token_strs: request.with_strings.then(|| tokens.iter().map(spelled).collect()),
         tokens,
     }))
@@ -44,8 +49,8 @@ pub async fn detokenize(
     body: RequestBody,
 ) -> Result<Json<DetokenizeResponse>, ApiError> {
     let (request, _admitted) = body.parse(&app, DetokenizeRequest::parse).await?;
-    app.check_model(request.model.as_deref())?;
-    let tokenizer = app.encoder.tokenizer();
+    let served = app.models.find(request.model.as_deref())?;
+    let tokenizer = served.encoder.tokenizer();
     if let Some((position, token)) = unknown(&request.tokens, tokenizer) {
         let n_vocab = tokenizer.n_vocab();
         let message = format!("'tokens[{position}]' is {token}, the vocabulary has {n_vocab} tokens.");
@@ -65,14 +70,15 @@ pub async fn detokenize(
 /// What a client without the model's files has to know of its tokenizer, by the names that they have in a
 /// `tokenizer_config.json`; besides, the ids of the tokens.
 pub async fn tokenizer_info(State(app): State<Arc<App>>) -> Json<Value> {
-    let tokenizer = app.encoder.tokenizer();
+    let served = app.models.first();
+    let tokenizer = served.encoder.tokenizer();
     let name = |id: Option<u32>| id.map(|id| String::from_utf8_lossy(tokenizer.token_bytes(id)));
     let (bos, eos, pad) = (tokenizer.bos(), tokenizer.eos(), tokenizer.pad());
     Json(json!({
         // The class that reads any `tokenizer.json`.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "vocab_size": tokenizer.n_vocab(),
-        "model_max_length": app.engine.context(),
+        "model_max_length": served.engine.context(),
         "add_bos_token": tokenizer.add_bos(),
         "bos_token": name(bos),
         "bos_token_id": bos,
@@ -80,7 +86,7 @@ pub async fn tokenizer_info(State(app): State<Arc<App>>) -> Json<Value> {
         "eos_token_id": eos,
         "pad_token": name(pad),
         "pad_token_id": pad,
-        "chat_template": app.encoder.template_source(),
+        "chat_template": served.encoder.template_source(),
     }))
 }
 

@@ -13,20 +13,20 @@ use crate::calendar::civil_date;
 /// `GET /model_info`: what is served.
 pub async fn model_info(State(app): State<Arc<App>>) -> Json<Value> {
     Json(json!({
-        "model_path": app.model,
-        "tokenizer_path": app.model,
+        "model_path": app.models.first().name,
+        "tokenizer_path": app.models.first().name,
         "is_generation": true,
         "preferred_sampling_params": null,
-        "max_model_len": app.engine.context(),
+        "max_model_len": app.models.first().engine.context(),
     }))
 }
 
 /// `GET /server_info`: limits and the load.
 pub async fn server_info(State(app): State<Arc<App>>) -> Json<Value> {
-    let engine = &app.engine;
+    let engine = &app.models.first().engine;
     Json(json!({
-        "model_path": app.model,
-        "served_model_name": app.model,
+        "model_path": app.models.first().name,
+        "served_model_name": app.models.first().name,
         "version": env!("CARGO_PKG_VERSION"),
         "tp_size": 1,
         "dp_size": 1,
@@ -43,7 +43,7 @@ pub async fn server_info(State(app): State<Arc<App>>) -> Json<Value> {
 /// read how much drafts saved from it, and do without it where nothing is drafted.
 fn internal_state(app: &App) -> Value {
     let mut state = load(app);
-    let metrics = app.engine.metrics();
+    let metrics = app.models.first().engine.metrics();
     let sum = |by_source: &[Counter]| by_source.iter().map(Counter::value).sum::<u64>();
     let (n_drafts, n_accepted) = (sum(&metrics.drafts), sum(&metrics.accepted_tokens));
     if n_drafts > 0 {
@@ -56,7 +56,7 @@ fn internal_state(app: &App) -> Value {
 
 /// `GET /get_load`.
 pub async fn get_load(State(app): State<Arc<App>>) -> Json<Value> {
-    let now = app.engine.metrics().gauges();
+    let now = app.models.first().engine.metrics().gauges();
     Json(json!([{
         "dp_rank": 0,
         "num_reqs": now.running + now.waiting,
@@ -77,11 +77,11 @@ pub async fn loads(State(app): State<Arc<App>>) -> Json<Value> {
 
 /// `GET /load`, in vLLM's words.
 pub async fn server_load(State(app): State<Arc<App>>) -> Json<Value> {
-    Json(json!({"server_load": app.engine.n_in_flight()}))
+    Json(json!({"server_load": app.models.first().engine.n_in_flight()}))
 }
 
 fn load(app: &App) -> Value {
-    let metrics = app.engine.metrics();
+    let metrics = app.models.first().engine.metrics();
     let now = metrics.gauges();
     let (used, total) = (tokens(app, now.pages_in_use()), tokens(app, now.pages_total));
     let share = |part: u64, whole: u64| {
@@ -100,7 +100,7 @@ fn load(app: &App) -> Value {
         "max_total_num_tokens": total,
         "token_usage": share(used, total),
         "cache_hit_rate": share(metrics.cached_tokens.value(), metrics.prompt_tokens.value()),
-        "max_running_requests": app.engine.max_running(),
+        "max_running_requests": app.models.first().engine.max_running(),
     })
 }
 
@@ -113,7 +113,7 @@ fn iso_8601(seconds: u64) -> String {
 
 /// What `n_pages` pages hold.
 fn tokens(app: &App, n_pages: u64) -> u64 {
-    n_pages * app.engine.page_size() as u64
+    n_pages * app.models.first().engine.page_size() as u64
 }
 
 #[cfg(test)]

@@ -3,9 +3,11 @@
 //! Only what Arbora has; a family whose figure would be invented is missing. `kv_cache_usage_perc` is a share
 //! in [0, 1], as there, and counts pages that running requests need: cached ones can be given up.
 
+use std::sync::Arc;
+
 use arbora_runtime::metrics::{Counter, Metrics};
 
-use super::{MICROS, Page};
+use super::{MICROS, Page, escaped};
 
 /// Reasons in vLLM's words, and which of [`Metrics::FINISH_REASONS`] they sum up. An output that its deadline
 /// cuts off says `length` to its client too.
@@ -16,17 +18,17 @@ const REASONS: [(&str, &[usize]); 4] = [
     ("error", &[3, 5]),
 ];
 
-/// What the engine counts, labelled with the model's name and the number of the one engine.
-pub fn prometheus(engine: &Metrics, model: &str) -> String {
-    let escaped = model
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n");
-    let mut page = Page {
-        text: String::new(),
-        prefix: "vllm:",
-        label: format!("model_name=\"{escaped}\",engine=\"0\""),
-    };
+/// What the engines count, labelled with the names of their models and the number of the one engine of each.
+pub fn prometheus(engines: &[(&str, Arc<Metrics>)]) -> String {
+    let mut page = Page::new("vllm:");
+    for (model, engine) in engines {
+        page.label = format!("model_name=\"{}\",engine=\"0\"", escaped(model));
+        write_engine(engine, &mut page);
+    }
+    page.into_text()
+}
+
+fn write_engine(engine: &Metrics, page: &mut Page) {
     for (name, help, value) in gauges(engine) {
         page.family(name, "gauge", help);
         page.sample(name, None, value);
@@ -70,7 +72,6 @@ pub fn prometheus(engine: &Metrics, model: &str) -> String {
     let (prompts, outputs) = (&engine.prompt_lengths, &engine.output_lengths);
     page.histogram("request_prompt_tokens", "Lengths of prompts.", (prompts, 1.0));
     page.histogram("request_generation_tokens", "Lengths of outputs.", (outputs, 1.0));
-    page.text
 }
 
 fn gauges(engine: &Metrics) -> [(&'static str, &'static str, f64); 4] {

@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use arbora_runtime::request::Usage;
+use arbora_runtime::request::{SamplingParams, Usage};
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
 use axum::http::HeaderValue;
@@ -47,15 +47,22 @@ pub(crate) struct TracedRoute {
 pub struct Exchange(Arc<OnceLock<Generated>>);
 
 impl Exchange {
-    /// For the generation whose answer is called `id` and was asked for with `options`.
-    pub(crate) fn generation(&self, id: &str, options: &Options) -> GenerationSpan {
+    /// For the generation by `model` whose answer is called `id` and was asked for with `options`, its tokens
+    /// drawn as `sampling` says.
+    pub(crate) fn generation(
+        &self,
+        id: &str,
+        options: &Options,
+        (model, sampling): (&str, SamplingParams),
+    ) -> GenerationSpan {
         GenerationSpan {
             exchange: self.clone(),
             asked: Asked {
                 id: id.chars().take(MAX_ID_CHARS).collect(),
+                model: model.to_owned(),
                 max_tokens: options.max_tokens,
-                temperature: options.sampling.temperature,
-                top_p: options.sampling.top_p,
+                temperature: sampling.temperature,
+                top_p: sampling.top_p,
             },
         }
     }
@@ -64,6 +71,7 @@ impl Exchange {
 #[derive(Debug)]
 struct Asked {
     id: String,
+    model: String,
     max_tokens: Option<usize>,
     temperature: f32,
     top_p: f32,
@@ -242,7 +250,7 @@ impl Finished {
         self.n_spans
     }
 
-    /// Its spans, the server's first.
+    /// Its spans, the server's first. `model` is the one that is meant where none is named.
     pub(super) fn spans<'a>(&'a self, model: &'a str) -> Vec<Span<'a>> {
         let phases = self.generated.as_ref().map(|generated| generated.phases());
         let mut spans = vec![self.server_span(model)];
@@ -260,7 +268,12 @@ impl Finished {
         spans
     }
 
-    fn server_span<'a>(&'a self, model: &'a str) -> Span<'a> {
+    /// `first` is the model that is meant where none is named.
+    fn server_span<'a>(&'a self, first: &'a str) -> Span<'a> {
+        let model = self
+            .generated
+            .as_ref()
+            .map_or(first, |generated| &generated.asked.model);
         let mut attributes = vec![
             attribute("http.request.method", "POST"),
             attribute("http.route", self.route.path),
@@ -332,7 +345,8 @@ pub(crate) struct ServerSpan {
 }
 
 impl Traces {
-    /// The span of an exchange on `route` that has just begun, if its caller records its own span or has none.
+    /// The span of an exchange on `route` that has just begun, if its caller records its own span or has
+    /// none.
     pub(crate) fn begin(
         &self,
         route: TracedRoute,
@@ -483,6 +497,7 @@ mod tests {
         Generated {
             asked: Asked {
                 id: "id".to_owned(),
+                model: "m".to_owned(),
                 max_tokens: None,
                 temperature: 1.0,
                 top_p: 1.0,

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use arbora_runtime::request::SamplingParams;
 use serde_json::{Value as Json, json};
 
 use super::*;
@@ -200,7 +199,7 @@ fn golden() -> Golden {
 /// The text, or why there is none, as the script tells it.
 fn outcome(source: &str, request: &Json, values: &serde_json::Map<String, Json>) -> Json {
     let body = request.to_string();
-    let request = ChatRequest::parse(body.as_bytes(), &SamplingParams::default()).expect("a good request");
+    let request = ChatRequest::parse(body.as_bytes()).expect("a good request");
     let Conversation {
         messages,
         tools,

@@ -1,6 +1,5 @@
 //! `POST /v1/chat/completions`: the request.
 
-use arbora_runtime::request::SamplingParams;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
@@ -57,8 +56,8 @@ pub enum PromptEnding {
 }
 
 impl ChatRequest {
-    /// Reads a request body; `sampling` is what it leaves open.
-    pub fn parse(body: &[u8], sampling: &SamplingParams) -> Result<Self, ApiError> {
+    /// Reads a request body.
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let mut f = Fields::parse(body)?;
         let mut tools = Tools::read(&mut f)?;
         unsupported::refuse(&mut f, &[&CHAT, &OTHER_NAMES])?;
@@ -72,7 +71,6 @@ impl ChatRequest {
                 .and_then(|budget| usize::try_from(budget).ok()),
             options: Options::read(
                 &mut f,
-                sampling,
                 OutputLength {
                     fewest: 1,
                     default: None,
@@ -207,7 +205,7 @@ mod tests {
             {"role": "assistant", "content": null, "tool_calls": [{"id": "1", "function": {"name": "f"}}]},
             {"role": "tool", "content": "42", "tool_call_id": "1"}],
             "tools": [], "tool_choice": "none", "chat_template_kwargs": {"enable_thinking": false}}"#;
-        let request = ChatRequest::parse(body, &SamplingParams::default()).expect("valid");
+        let request = ChatRequest::parse(body).expect("valid");
         let roles: Vec<_> = request
             .conversation
             .messages
@@ -321,7 +319,7 @@ mod tests {
             ),
         ];
         for (json, expected) in cases {
-            match ChatRequest::parse(json.as_bytes(), &SamplingParams::default()).expect_err(&json) {
+            match ChatRequest::parse(json.as_bytes()).expect_err(&json) {
                 ApiError::Invalid {
                     param: Some(param), ..
                 } => assert_eq!(param, expected, "{json}"),

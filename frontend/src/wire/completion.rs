@@ -1,6 +1,5 @@
 //! `POST /v1/completions`: the request.
 
-use arbora_runtime::request::SamplingParams;
 use serde_json::Value;
 
 use super::error::ApiError;
@@ -70,8 +69,8 @@ pub enum Echo {
 }
 
 impl CompletionRequest {
-    /// Reads a request body; `sampling` is what it leaves open.
-    pub fn parse(body: &[u8], sampling: &SamplingParams) -> Result<Self, ApiError> {
+    /// Reads a request body.
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let mut f = Fields::parse(body)?;
         unsupported::refuse(&mut f, &[&TEXT, &OTHER_NAMES])?;
         let bos = bos(&mut f)?;
@@ -85,7 +84,7 @@ impl CompletionRequest {
             fewest: 0,
             default: Some(DEFAULT_MAX_TOKENS),
         };
-        let mut options = Options::read(&mut f, sampling, length)?;
+        let mut options = Options::read(&mut f, length)?;
         options.logprobs.output = output_logprobs;
         if echo == Echo::PromptAndOutput && output_logprobs.is_some() {
             if options.logprobs.prompt.is_some() {
@@ -189,10 +188,7 @@ mod tests {
             ),
         ];
         for (json, expected) in cases {
-            let request = CompletionRequest::parse(
-                format!("{{\"prompt\": {json}}}").as_bytes(),
-                &SamplingParams::default(),
-            );
+            let request = CompletionRequest::parse(format!("{{\"prompt\": {json}}}").as_bytes());
             assert_eq!(request.expect(json).prompts, expected);
         }
     }
@@ -222,7 +218,7 @@ mod tests {
             (r#"{"prompt": ["1", "2", "3", "4", "5"], "n": 8}"#, "n"),
         ];
         for (json, expected) in cases {
-            match CompletionRequest::parse(json.as_bytes(), &SamplingParams::default()).expect_err(json) {
+            match CompletionRequest::parse(json.as_bytes()).expect_err(json) {
                 ApiError::Invalid {
                     param: Some(param), ..
                 } => assert_eq!(param, expected, "{json}"),

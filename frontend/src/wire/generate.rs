@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use arbora_runtime::request::{LogprobsWanted, SamplingParams};
+use arbora_runtime::request::LogprobsWanted;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -62,8 +62,8 @@ pub struct LogprobShape {
 }
 
 impl GenerateRequest {
-    /// Reads a request body; `sampling` is what it leaves open.
-    pub fn parse(body: &[u8], sampling: &SamplingParams) -> Result<Self, ApiError> {
+    /// Reads a request body.
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let mut f = Fields::parse(body)?;
         let (prompts, is_list) = prompts(&mut f)?;
         unsupported::refuse(&mut f, &[&ANYWHERE, &GENERATE, &BESIDE_SAMPLING_PARAMS])?;
@@ -72,7 +72,7 @@ impl GenerateRequest {
         let mut lists = Lists::read(&mut f, prompts.len())?;
         f.finish();
         let prompts = prompts.into_iter().enumerate();
-        let prompts = prompts.map(|(at, prompt)| lists.prompt(at, (prompt, with_text), sampling));
+        let prompts = prompts.map(|(at, prompt)| lists.prompt(at, (prompt, with_text)));
         let prompts = prompts.collect::<Result<Vec<GeneratePrompt>, ApiError>>()?;
         let n = prompts.first().map_or(1, |first| first.options.n);
         if prompts.iter().any(|prompt| prompt.options.n != n) {
@@ -139,12 +139,7 @@ impl Lists {
     }
 
     /// Prompt `at` with its parameters.
-    fn prompt(
-        &mut self,
-        at: usize,
-        (prompt, with_text): (Prompt, bool),
-        sampling: &SamplingParams,
-    ) -> Result<GeneratePrompt, ApiError> {
+    fn prompt(&mut self, at: usize, (prompt, with_text): (Prompt, bool)) -> Result<GeneratePrompt, ApiError> {
         let mut f = Fields::nested(Value::Object(Map::new()), String::new())?;
         for (name, value) in [
             ("rid", &self.rid),
@@ -167,7 +162,7 @@ impl Lists {
         let n_top = in_range(&mut f, "top_logprobs_num", 0, MAX_LOGPROBS)?.unwrap_or(0);
         let from = in_range(&mut f, "logprob_start_len", -1, i32::MAX)?;
         let listed = self.listed(at)?;
-        let mut options = self.options(at, sampling)?;
+        let mut options = self.options(at)?;
         // A request that writes nothing can only want those of its prompt.
         let from = from.or((options.max_tokens == Some(0)).then_some(0));
         let from = from.and_then(|from| usize::try_from(from).ok());
@@ -215,7 +210,7 @@ impl Lists {
     }
 
     /// The sampling parameters of prompt `at`.
-    fn options(&self, at: usize, sampling: &SamplingParams) -> Result<Options, ApiError> {
+    fn options(&self, at: usize) -> Result<Options, ApiError> {
         let (place, params) = own(self.sampling_params.as_ref(), at);
         let path = format!("sampling_params{place}");
         let mut params = match params {
@@ -240,7 +235,7 @@ impl Lists {
                 fewest: 0,
                 default: Some(DEFAULT_MAX_TOKENS),
             };
-            let options = Options::read(&mut f, sampling, length)?;
+            let options = Options::read(&mut f, length)?;
             f.finish();
             Ok(options)
         };
@@ -395,7 +390,7 @@ mod tests {
     use super::*;
 
     fn parse(json: &str) -> Result<GenerateRequest, ApiError> {
-        GenerateRequest::parse(json.as_bytes(), &SamplingParams::default())
+        GenerateRequest::parse(json.as_bytes())
     }
 
     #[test]
@@ -415,7 +410,7 @@ mod tests {
         assert_eq!(only.id.as_deref(), Some("x"));
         let options = only.options.clone();
         assert_eq!((options.max_tokens, options.n), (Some(5), 2));
-        assert_eq!((options.sampling.seed, options.stop.min_tokens), (9, 2));
+        assert_eq!((options.sampling.seed(), options.stop.min_tokens), (9, 2));
         assert_eq!(options.logprobs.output, Some(2));
         assert_eq!(options.logprobs.prompt, Some(2));
         assert_eq!(options.constraint.expect("a regex").param, "regex");

@@ -34,8 +34,8 @@ pub struct Options {
     pub max_tokens: Option<usize>,
     /// Completions per prompt, at least 1.
     pub n: usize,
-    /// How tokens are drawn; the seed is drawn here where the client sent none.
-    pub sampling: SamplingParams,
+    /// How tokens are drawn, as far as the client says.
+    pub sampling: SamplingAsked,
     /// What ends the output early.
     pub stop: StopConditions,
     /// Added to the logits of tokens.
@@ -56,6 +56,81 @@ pub struct Options {
     pub priority: i32,
     /// How long the client waits; read from headers by whoever has them.
     pub deadlines: Deadlines,
+}
+
+/// How tokens are drawn, as far as a client says; the rest is the model's own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingAsked {
+    temperature: Option<f32>,
+    top_k: Option<u32>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    /// Drawn where the client sent none.
+    seed: u64,
+    /// Why penalties are refused, should there be any.
+    no_penalties: Option<ApiError>,
+}
+
+impl SamplingAsked {
+    fn read(f: &mut Fields) -> Result<Self, ApiError> {
+        let asked = SamplingAsked {
+            temperature: f.optional("temperature")?,
+            // -1 is how vLLM's clients say "all".
+            top_k: match in_range(f, "top_k", -1, i32::MAX)? {
+                None | Some(-1) => None,
+                Some(k) => Some(k as u32),
+            },
+            top_p: f.optional("top_p")?,
+            min_p: f.optional("min_p")?,
+            repetition_penalty: f.optional("repetition_penalty")?,
+            presence_penalty: f.optional("presence_penalty")?,
+            frequency_penalty: f.optional("frequency_penalty")?,
+            seed: f
+                .optional::<i64>("seed")?
+                .map_or_else(random_u64, |seed| seed as u64),
+            no_penalties: unsupported::refuse(f, &[&PENALTIES]).err(),
+        };
+        // What is out of range is so for every model.
+        asked.with_defaults(&SamplingParams::default())?;
+        Ok(asked)
+    }
+
+    /// Same seed, same request: same tokens.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The same with `defaults`, a model's own, for what the client leaves open.
+    ///
+    /// # Errors
+    /// Where something asked for is out of range, or does not go with the model's penalties.
+    pub fn with_defaults(&self, defaults: &SamplingParams) -> Result<SamplingParams, ApiError> {
+        let sampling = SamplingParams {
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            top_k: self.top_k.unwrap_or(defaults.top_k),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            seed: self.seed,
+        };
+        sampling
+            .validate()
+            .map_err(|bad| ApiError::invalid(bad.param, format!("{bad}.")))?;
+        let penalties = (
+            sampling.presence_penalty,
+            sampling.frequency_penalty,
+            sampling.repetition_penalty,
+        );
+        match &self.no_penalties {
+            Some(error) if penalties != (0.0, 0.0, 1.0) => Err(error.clone()),
+            _ => Ok(sampling),
+        }
+    }
 }
 
 /// How the answer travels.
@@ -95,8 +170,8 @@ pub struct OutputLength {
 }
 
 impl Options {
-    /// Reads the shared fields; `defaults` are the model's own, for what the client leaves open.
-    pub fn read(f: &mut Fields, defaults: &SamplingParams, length: OutputLength) -> Result<Self, ApiError> {
+    /// Reads the shared fields.
+    pub fn read(f: &mut Fields, length: OutputLength) -> Result<Self, ApiError> {
         unsupported::refuse(f, &[&ANYWHERE, &SAMPLING])?;
         let max_tokens = max_tokens(f, length)?;
         let whitespace = constraint::whitespace(f)?;
@@ -112,7 +187,7 @@ impl Options {
             model: f.optional("model")?,
             max_tokens,
             n,
-            sampling: sampling(f, defaults)?,
+            sampling: SamplingAsked::read(f)?,
             stop: stop(f, max_tokens)?,
             logit_bias: logit_bias(f)?,
             logprobs: LogprobsWanted {
@@ -193,44 +268,6 @@ fn logit_bias(f: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
         Ok((id, value.ok_or_else(wrong)? as f32))
     };
     given.into_iter().map(bias).collect()
-}
-
-fn sampling(f: &mut Fields, defaults: &SamplingParams) -> Result<SamplingParams, ApiError> {
-    // -1 is how vLLM's clients say "all".
-    let top_k = match in_range(f, "top_k", -1, i32::MAX)? {
-        None | Some(-1) => defaults.top_k,
-        Some(k) => k as u32,
-    };
-    let sampling = SamplingParams {
-        temperature: f.optional("temperature")?.unwrap_or(defaults.temperature),
-        top_k,
-        top_p: f.optional("top_p")?.unwrap_or(defaults.top_p),
-        min_p: f.optional("min_p")?.unwrap_or(defaults.min_p),
-        repetition_penalty: f
-            .optional("repetition_penalty")?
-            .unwrap_or(defaults.repetition_penalty),
-        presence_penalty: f
-            .optional("presence_penalty")?
-            .unwrap_or(defaults.presence_penalty),
-        frequency_penalty: f
-            .optional("frequency_penalty")?
-            .unwrap_or(defaults.frequency_penalty),
-        seed: f
-            .optional::<i64>("seed")?
-            .map_or_else(random_u64, |seed| seed as u64),
-    };
-    sampling
-        .validate()
-        .map_err(|bad| ApiError::invalid(bad.param, format!("{bad}.")))?;
-    let penalties = (
-        sampling.presence_penalty,
-        sampling.frequency_penalty,
-        sampling.repetition_penalty,
-    );
-    if penalties != (0.0, 0.0, 1.0) {
-        unsupported::refuse(f, &[&PENALTIES])?;
-    }
-    Ok(sampling)
 }
 
 fn stop(f: &mut Fields, max_tokens: Option<usize>) -> Result<StopConditions, ApiError> {
@@ -319,9 +356,15 @@ fn salt(f: &mut Fields) -> Result<[u8; 16], ApiError> {
 mod tests {
     use super::*;
 
+    /// How tokens are drawn where the model has no wishes.
+    fn drawn(options: &Options) -> SamplingParams {
+        let defaults = SamplingParams::default();
+        options.sampling.with_defaults(&defaults).expect("in range")
+    }
+
     fn read(json: &str) -> Result<Options, ApiError> {
         let mut fields = Fields::parse(json.as_bytes())?;
-        Options::read(&mut fields, &SamplingParams::default(), OutputLength::default())
+        Options::read(&mut fields, OutputLength::default())
     }
 
     #[test]
@@ -329,15 +372,15 @@ mod tests {
         let o = read("{}").expect("valid");
         assert_eq!((o.n, o.max_tokens, o.delivery), (1, None, Delivery::Whole));
         let expected = SamplingParams {
-            seed: o.sampling.seed,
+            seed: o.sampling.seed(),
             ..SamplingParams::default()
         };
-        assert_eq!(o.sampling, expected);
-        assert_eq!((o.sampling.temperature, o.sampling.top_p), (1.0, 1.0));
+        assert_eq!(drawn(&o), expected);
+        assert_eq!((drawn(&o).temperature, drawn(&o).top_p), (1.0, 1.0));
         assert_eq!(o.salt, [0; 16]);
         assert_ne!(
-            read("{}").expect("valid").sampling.seed,
-            o.sampling.seed,
+            read("{}").expect("valid").sampling.seed(),
+            o.sampling.seed(),
             "two seeds drawn"
         );
     }
@@ -352,9 +395,9 @@ mod tests {
             "some_router_field": {"a": 1}}"#;
         let o = read(json).expect("valid");
         assert_eq!((o.max_tokens, o.n, o.priority), (Some(7), 2, -3));
-        assert_eq!(o.sampling.seed, u64::MAX);
-        assert_eq!((o.sampling.top_k, o.sampling.min_p), (4, 0.1));
-        let s = o.sampling;
+        assert_eq!(o.sampling.seed(), u64::MAX);
+        assert_eq!((drawn(&o).top_k, drawn(&o).min_p), (4, 0.1));
+        let s = drawn(&o);
         let penalties = (s.presence_penalty, s.frequency_penalty, s.repetition_penalty);
         assert_eq!(penalties, (0.5, -1.0, 1.25));
         let mut bias = o.logit_bias;
@@ -469,7 +512,7 @@ mod tests {
             r#"{"temperature": 0, "top_p": 0, "min_p": 0, "presence_penalty": -2, "frequency_penalty": -2}"#;
         let most = r#"{"temperature": 100, "top_p": 1, "min_p": 1, "presence_penalty": 2, "frequency_penalty": 2,
             "repetition_penalty": 10}"#;
-        assert_eq!(read(least).expect("valid").sampling.top_p, 0.0);
-        assert_eq!(read(most).expect("valid").sampling.top_p, 1.0);
+        assert_eq!(drawn(&read(least).expect("valid")).top_p, 0.0);
+        assert_eq!(drawn(&read(most).expect("valid")).top_p, 1.0);
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use arbora_runtime::request::SamplingParams;
 use serde::Serialize;
 
 use super::options::{Delivery, Options};
@@ -74,9 +75,9 @@ pub struct RenderedSampling {
 }
 
 impl RenderedSampling {
-    /// Of `options`, for an output of at most `max_tokens`.
-    pub fn new(options: &Options, max_tokens: usize) -> Self {
-        let (sampling, stop) = (&options.sampling, &options.stop);
+    /// Of `options` with the model's defaults in `sampling`, for an output of at most `max_tokens`.
+    pub fn new(options: &Options, sampling: &SamplingParams, max_tokens: usize) -> Self {
+        let stop = &options.stop;
         RenderedSampling {
             n: options.n,
             temperature: sampling.temperature,

@@ -9,6 +9,7 @@ mod connections;
 mod constrained;
 mod drain;
 mod hostile;
+mod models;
 mod openapi;
 mod operators;
 mod page;

@@ -31,7 +31,7 @@ fn metrics_are_told_in_vllms_words_where_that_is_wanted() {
             &format!("vllm:{name}{{model_name=\"toy\",engine=\"0\"{more}}}"),
         )
     };
-    let own = |name: &str| value(&page, &format!("arbora_{name}"));
+    let own = |name: &str| value(&page, &format!("arbora_{name}{{model=\"toy\"}}"));
     assert_eq!(vllm("request_success_total", ",finished_reason=\"length\""), 2.0);
     assert_eq!(vllm("generation_tokens_total", ""), 10.0);
     assert_eq!(vllm("prefix_cache_queries_total", ""), own("prompt_tokens_total"));

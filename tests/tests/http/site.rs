@@ -16,6 +16,7 @@ use arbora::origins::AllowedOrigins;
 use arbora::otlp::Traces;
 use arbora::places::{Patience, Room};
 use arbora::prompt::PromptEncoder;
+use arbora::served::{Models, Served};
 use arbora::server::Server;
 use arbora::template::{ChatTemplate, TemplateTokens};
 use arbora::workers::Workers;
@@ -108,6 +109,8 @@ pub(crate) struct Setup {
     pub(crate) traces: Option<Traces>,
     pub(crate) cache_sharing: CacheSharing,
     pub(crate) tokenizer: Tokenizer,
+    /// That of a second model, where there is one: `other`, also called `another`, greedy by default.
+    pub(crate) second: Option<Tokenizer>,
     pub(crate) template: &'static str,
     pub(crate) engine: EngineConfig,
     pub(crate) drain_timeout: Duration,
@@ -134,6 +137,7 @@ impl Setup {
             traces: None,
             cache_sharing: CacheSharing::default(),
             tokenizer,
+            second: None,
             template: TEMPLATE,
             engine: EngineConfig::new(13_000, 200_000),
             drain_timeout: Duration::ZERO,
@@ -146,33 +150,23 @@ impl Setup {
     }
 
     pub(crate) fn start(self) -> Site {
-        let tokenizer = Arc::new(self.tokenizer);
-        let n_vocab = tokenizer.n_vocab();
-        let mut config = self.engine;
-        let n_tenants = self.api_keys.len().max(1);
-        config.n_tenants = n_tenants;
-        let stops = tokenizer.stop_token_ids().to_vec();
-        config.model_stop_tokens.clone_from(&stops);
-        let (backend, fuse) = ToyBackend::new(0);
-        let mut backend = backend.with_vocabulary(n_vocab);
-        let decoder = backend.decoder(config.context, config.forward_limits());
-        let token_bytes = Arc::new(tokenizer.text_bytes(&arbora::thinking::MARKS));
-        let (engine, thread) =
-            spawn(backend, decoder, Arc::clone(&token_bytes), config).expect("a configuration");
-        let template = ChatTemplate::new(self.template, TemplateTokens::default()).expect("a template");
         let workers = Workers::start("work", 2, 256).expect("threads");
+        let n_tenants = self.api_keys.len().max(1);
+        let mut config = self.engine;
+        config.n_tenants = n_tenants;
+        let shared = (config, workers.clone());
+        let sampling = SamplingParams::default();
+        let first = Model::start(("toy", &[]), (self.tokenizer, self.template), &shared, sampling);
+        let second = self.second.map(|tokenizer| {
+            let names: (_, &[&str]) = ("other", &["another"]);
+            Model::start(names, (tokenizer, self.template), &shared, SamplingParams::GREEDY)
+        });
+        let (second, second_thread) = second.map(|model| (model.served, model.thread)).unzip();
+        let (engine, fuse, thread) = (first.served.engine.clone(), first.fuse, first.thread);
+        let tokenizer = Arc::clone(first.served.encoder.tokenizer());
+        let models = Models::new(first.served, second.into_iter().collect()).expect("names differ");
         let app = Arc::new(App {
-            engine: engine.clone(),
-            grammars: Grammars::new(
-                (Arc::clone(&tokenizer), n_vocab, &stops),
-                n_tenants,
-                workers.clone(),
-            ),
-            encoder: Arc::new(PromptEncoder::new(Arc::clone(&tokenizer), Some(template))),
-            token_bytes,
-            named_bytes: Arc::new(tokenizer.named_bytes()),
-            sampling: SamplingParams::default(),
-            model: "toy".to_owned(),
+            models,
             started: 7,
             api_keys: ApiKeys::new(&self.api_keys, self.cache_sharing, self.operators),
             hosts: self.hosts,
@@ -200,8 +194,13 @@ impl Setup {
             patience: self.patience,
         };
         let server = runtime.spawn(async move {
+            let join = move || {
+                let exit = thread.join().expect("no panic");
+                second_thread.map(|thread| thread.join().expect("no panic"));
+                exit
+            };
             #[expect(clippy::disallowed_methods, reason = "a test that gets no thread fails")]
-            let joined = tokio::task::spawn_blocking(move || thread.join().expect("no panic"));
+            let joined = tokio::task::spawn_blocking(join);
             let stop = async { drop(stopped.await) };
             server.run(stop, async { joined.await.expect("joined") }).await
         });
@@ -214,6 +213,48 @@ impl Setup {
             server: Some(server),
             runtime,
         }
+    }
+}
+
+/// A toy model with its engine.
+struct Model {
+    served: Served,
+    fuse: Fuse,
+    thread: std::thread::JoinHandle<EngineExit>,
+}
+
+impl Model {
+    /// `sampling` is how its tokens are drawn where requests do not say.
+    fn start(
+        (name, aliases): (&str, &[&str]),
+        (tokenizer, template): (Tokenizer, &str),
+        (config, workers): &(EngineConfig, Workers),
+        sampling: SamplingParams,
+    ) -> Model {
+        let tokenizer = Arc::new(tokenizer);
+        let n_vocab = tokenizer.n_vocab();
+        let (n_tenants, mut config) = (config.n_tenants, config.clone());
+        let stops = tokenizer.stop_token_ids().to_vec();
+        config.model_stop_tokens.clone_from(&stops);
+        let (backend, fuse) = ToyBackend::new(0);
+        let mut backend = backend.with_vocabulary(n_vocab);
+        let decoder = backend.decoder(config.context, config.forward_limits());
+        let token_bytes = Arc::new(tokenizer.text_bytes(&arbora::thinking::MARKS));
+        let spawned = spawn(backend, decoder, Arc::clone(&token_bytes), config);
+        let (engine, thread) = spawned.expect("a configuration");
+        let template = ChatTemplate::new(template, TemplateTokens::default()).expect("a template");
+        let for_vocabulary = (Arc::clone(&tokenizer), n_vocab, stops.as_slice());
+        let served = Served {
+            name: name.to_owned(),
+            aliases: aliases.iter().map(|&alias| alias.to_owned()).collect(),
+            engine,
+            grammars: Grammars::new(for_vocabulary, n_tenants, workers.clone()),
+            named_bytes: Arc::new(tokenizer.named_bytes()),
+            encoder: Arc::new(PromptEncoder::new(tokenizer, Some(template))),
+            token_bytes,
+            sampling,
+        };
+        Model { served, fuse, thread }
     }
 }
 
@@ -251,7 +292,7 @@ impl Site {
         setup.start()
     }
 
-    /// A value of `/metrics` that has no label.
+    /// A value of `/metrics`; `name` is followed by the labels that it has.
     pub(crate) fn metric(&self, name: &str) -> u64 {
         let page = self.get("/metrics").body;
         let line = page

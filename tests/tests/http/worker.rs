@@ -318,7 +318,7 @@ fn a_worker_tells_how_many_tokens_a_step_with_a_draft_gave() {
     assert_eq!(accept_length(), (20.0 + 6.0) / 2.0);
     let page = site.get("/metrics").body;
     assert!(
-        page.contains("arbora_drafts_total{source=\"grammar\"} 2\n"),
+        page.contains("arbora_drafts_total{model=\"toy\",source=\"grammar\"} 2\n"),
         "{page}"
     );
 }
