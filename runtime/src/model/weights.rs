@@ -328,7 +328,7 @@ impl WeightSource<'_> {
                 let format = tensor
                     .kind
                     .format()
-                    .ok_or_else(|| unsupported_format(tensor, "F32, F16, BF16, Q8_0, Q4_0 or Q4_1"))?;
+                    .ok_or_else(|| unsupported_format(tensor, &names_of_formats()))?;
                 let start = buffer.len();
                 self.read(tensor, format, buffer)?;
                 // One such weight makes every answer NaN: better said here than with every request.
@@ -436,11 +436,18 @@ fn named<'t>(tensors: &'t TensorTable, name: &str, shape: &[usize]) -> Result<&'
     })
 }
 
-fn unsupported_format(tensor: &TensorInfo, expected: &'static str) -> LoadError {
+/// Every format of a matrix, in a sentence.
+fn names_of_formats() -> String {
+    let names = Format::ALL.map(Format::name);
+    let (last, others) = names.split_last().expect("there are formats");
+    format!("{} or {last}", others.join(", "))
+}
+
+fn unsupported_format(tensor: &TensorInfo, expected: &str) -> LoadError {
     LoadError::UnsupportedFormat {
         name: tensor.name.clone(),
         kind: tensor.kind,
-        expected,
+        expected: expected.to_owned(),
     }
 }
 
