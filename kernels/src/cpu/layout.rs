@@ -173,7 +173,7 @@ impl TileLayout {
         let high = plane(&sub[self.high_plane()..self.sub_scales()], self.high_bits(), lane);
         let mut quants = [0; BLOCK];
         for (quants, (low, high)) in quants.chunks_exact_mut(4).zip(low.into_iter().zip(high)) {
-            quants.copy_from_slice(&(low | high << low_bits % 8).to_le_bytes());
+            quants.copy_from_slice(&(low | high << (low_bits % 8)).to_le_bytes());
         }
         quants
     }
@@ -218,7 +218,7 @@ impl TileLayout {
             }
             let low_bits = self.low_bits();
             pack_plane(words, low_bits, lane, &mut sub[..self.high_plane()]);
-            let high = words.map(|word| word >> low_bits % 8);
+            let high = words.map(|word| word >> (low_bits % 8));
             pack_plane(
                 high,
                 self.high_bits(),

@@ -237,7 +237,7 @@ fn tq1_0(bytes: &[u8], quants: &mut [u8]) {
         let mut power = 1u8;
         for _ in 0..n_digits {
             for (byte, quant) in run.iter().zip(&mut quants) {
-                *quant = (u16::from(byte.wrapping_mul(power)) * 3 >> 8) as u8;
+                *quant = ((u16::from(byte.wrapping_mul(power)) * 3) >> 8) as u8;
             }
             power = power.wrapping_mul(3);
         }
