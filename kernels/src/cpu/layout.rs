@@ -26,8 +26,9 @@
 //! ```
 //!
 //! So a block of Q4_1 has 256 + 32 + 32 bytes and one of Q4_K 8 * (256 + 16 + 16) + 32 + 32. These are the
-//! file's bytes but for integer scales of 6 bits, which become bytes, ternary digits, which get 2 bits, and
-//! MXFP4's exponents, which become bf16 ([`packed_block_bytes`]).
+//! file's bytes but for integer scales of 4 and 6 bits, which become bytes, ternary digits, which get 2 bits,
+//! MXFP4's exponents, which become bf16, and weights of a grid, each of which gets 3 or 4 bits
+//! ([`packed_block_bytes`]).
 //!
 //! F32, F16, Bf16: [n_in][16 columns], elements as in the file.
 //!
@@ -52,7 +53,7 @@ const PLANE_BYTES: usize = TILE_COLUMNS * BLOCK / 8;
 macro_rules! of_format {
     ($format:expr, $function:ident) => {
         of_format!($format, $function: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2K, Q3K, Q4K, Q5K, Q6K, Iq4Nl, Iq4Xs,
-            Mxfp4, Tq1_0, Tq2_0)
+            Mxfp4, Tq1_0, Tq2_0, Iq2Xxs, Iq2Xs, Iq2S, Iq3Xxs, Iq3S)
     };
     ($format:expr, $function:ident: $($name:ident),*) => {
         match $format {
@@ -153,10 +154,11 @@ impl TileLayout {
     #[inline(always)]
     pub(crate) fn scale(&self, block: &[u8], lane: usize) -> f32 {
         let bits = half(block, self.scales() + 2 * lane);
-        match self.coding.has_bf16_scale {
+        let scale = match self.coding.has_bf16_scale {
             true => f32_from_bf16(bits),
             false => f32_from_f16(bits),
-        }
+        };
+        scale * self.coding.scale_factor
     }
 
     /// The block's minimum of a column, of a format that has one.

@@ -12,6 +12,11 @@
 //! Q5_K   d | m | the same 12 bytes | 32 x 8 fifth bits | 128 bytes of nibbles
 //! Q6_K   128 bytes of nibbles | 64 x 4 of 2 upper bits | 16 x i8 sc | d
 //! IQ4_NL d | q            IQ4_XS d | 8 x 2 upper bits of sc | 4 bytes of lower ones | 8 x q
+//! IQ2_XXS d | 8 x (4 x index of 8 | 4 x 7 signs, 4 bits of sc)
+//! IQ2_XS  d | 32 x (9 bits of index, 7 signs) | 16 x 4 bits of sc
+//! IQ2_S   d | 32 x index | 32 x 8 signs | 32 x 2 upper bits of index | 16 x 4 bits of sc
+//! IQ3_XXS d | 64 x index of 4 | 8 x (4 x 7 signs, 4 bits of sc)
+//! IQ3_S   d | 64 x index | 64 x upper bit of index | 32 x 8 signs | 8 x 4 bits of sc
 //! MXFP4  exponent | q     TQ1_0  48 x 5 + 4 x 4 base-3 digits | d     TQ2_0  64 x 4 of 2 bits | d
 //! ```
 //!
@@ -19,6 +24,7 @@
 //!
 //! Source: ggml's `ggml-common.h` and `ggml-quants.c`.
 
+use super::grids;
 use super::{Coding, Format, MAX_BLOCK_LEN, Mins, Values, f32_from_bf16, f32_from_f16};
 
 /// One block of a format: integers, and what makes weights of them (see the module above).
@@ -55,6 +61,7 @@ impl Block {
             true => f32_from_bf16(self.scale),
             false => f32_from_f16(self.scale),
         };
+        let scale = scale * coding.scale_factor;
         let min = f32_from_f16(self.min);
         for (group, (out, quants)) in out.chunks_mut(16).zip(self.quants.chunks(16)).enumerate() {
             let scale = scale * f32::from(self.scales[group]);
@@ -147,6 +154,8 @@ pub(crate) fn read_block(format: Format, bytes: &[u8], block: &mut Block) {
         }
         Format::Tq1_0 => tq1_0(bytes, &mut block.quants),
         Format::Tq2_0 => pairs_of_bits(&bytes[..64], &mut block.quants),
+        Format::Iq2Xxs | Format::Iq2Xs | Format::Iq2S => iq2(format, &bytes[2..], block),
+        Format::Iq3Xxs | Format::Iq3S => iq3(format, &bytes[2..], block),
     }
 }
 
@@ -240,6 +249,89 @@ fn tq1_0(bytes: &[u8], quants: &mut [u8]) {
                 *quant = ((u16::from(byte.wrapping_mul(power)) * 3) >> 8) as u8;
             }
             power = power.wrapping_mul(3);
+        }
+    }
+}
+
+/// Seven signs and an eighth that makes the number of negative ones even.
+fn eight_signs(seven: u8) -> u8 {
+    seven | (seven.count_ones() as u8 & 1) << 7
+}
+
+/// Four eights of signs in the lower 28 bits, and the upper four.
+fn signs_and_scale(bytes: &[u8]) -> ([u8; 4], u8) {
+    let word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    let signs = [0, 7, 14, 21].map(|at| eight_signs((word >> at & 127) as u8));
+    (signs, (word >> 28) as u8)
+}
+
+/// The scale that four bits stand for.
+fn odd(scale: u8) -> i8 {
+    2 * (scale & 15) as i8 + 1
+}
+
+/// Eight quants of a grid: magnitudes in two bits, signs in the third.
+fn eight_of_grid(entry: u16, signs: u8, quants: &mut [u8]) {
+    for (i, quant) in quants.iter_mut().enumerate() {
+        *quant = (entry >> (2 * i) & 3) as u8 | (signs >> i & 1) << 2;
+    }
+}
+
+fn iq2(format: Format, bytes: &[u8], block: &mut Block) {
+    for (eight, quants) in block.quants.chunks_exact_mut(8).enumerate() {
+        let (sub, part) = (eight / 4, eight % 4);
+        let (entry, signs) = match format {
+            Format::Iq2Xxs => {
+                let (indices, rest) = bytes[8 * sub..][..8].split_at(4);
+                let (signs, scale) = signs_and_scale(rest);
+                block.scales[2 * sub..][..2].fill(odd(scale));
+                (grids::IQ2_XXS[usize::from(indices[part])], signs[part])
+            }
+            Format::Iq2Xs => {
+                let word = u16::from_le_bytes([bytes[2 * eight], bytes[2 * eight + 1]]);
+                (
+                    grids::IQ2_XS[usize::from(word & 511)],
+                    eight_signs((word >> 9) as u8),
+                )
+            }
+            _ => {
+                let upper = usize::from(bytes[64 + sub] >> (2 * part) & 3);
+                (
+                    grids::IQ2_S[usize::from(bytes[eight]) | upper << 8],
+                    bytes[32 + eight],
+                )
+            }
+        };
+        eight_of_grid(entry, signs, quants);
+    }
+    let scales_at = match format {
+        Format::Iq2Xxs => return,
+        Format::Iq2Xs => 64,
+        _ => 72,
+    };
+    for (i, pair) in bytes[scales_at..].iter().enumerate() {
+        block.scales[2 * i] = odd(*pair);
+        block.scales[2 * i + 1] = odd(pair >> 4);
+    }
+}
+
+fn iq3(format: Format, bytes: &[u8], block: &mut Block) {
+    for sub in 0..8 {
+        let mut indices: [usize; 8] = std::array::from_fn(|i| usize::from(bytes[8 * sub + i]));
+        let (grid, (signs, scale)): (&[u16], _) = if format == Format::Iq3Xxs {
+            (&grids::IQ3_XXS, signs_and_scale(&bytes[64 + 4 * sub..]))
+        } else {
+            for (i, index) in indices.iter_mut().enumerate() {
+                *index |= usize::from(bytes[64 + sub] >> i & 1) << 8;
+            }
+            let signs = std::array::from_fn(|i| bytes[72 + 4 * sub + i]);
+            (&grids::IQ3_S, (signs, bytes[104 + sub / 2] >> (4 * (sub % 2))))
+        };
+        block.scales[2 * sub..][..2].fill(odd(scale));
+        // Magnitudes in three bits, signs in the fourth.
+        for (i, quant) in block.quants[32 * sub..][..32].iter_mut().enumerate() {
+            let magnitude = grid[indices[i / 4]] >> (4 * (i % 4)) & 7;
+            *quant = magnitude as u8 | (signs[i / 8] >> (i % 8) & 1) << 3;
         }
     }
 }

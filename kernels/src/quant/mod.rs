@@ -23,6 +23,8 @@
 //! | Q6_K | 6.5625 | 6 bits | q - 32 | f16 for each 256, times 8 bits for each 16; no min |
 //! | IQ4_NL, IQ4_XS | 4.5, 4.25 | 4 bits | of a table | f16 for each 32; or for each 256, times 6 bits |
 //! | MXFP4 | 4.25 | 4 bits | of a table | power of two for each 32 |
+//! | IQ2_XXS, IQ2_XS, IQ2_S | 2.06, 2.31, 2.56 | eights of a grid | of a table | f16 for each 256, times 4 bits |
+//! | IQ3_XXS, IQ3_S | 3.06, 3.44 | fours of a grid | of a table | f16 for each 256, times 4 bits for each 32 |
 //! | TQ1_0, TQ2_0 | 1.6875, 2.0625 | -1, 0, 1 | q - 1 | f16 for each 256 |
 //!
 //! A format is a variant of [`Format`], its row in `ROWS` and how its bytes are read (`blocks.rs`); the kernels
@@ -31,6 +33,7 @@
 //! Source: the GGUF specification and ggml's block definitions.
 
 mod blocks;
+mod grids;
 mod numbers;
 
 pub(crate) use blocks::{Block, read_block};
@@ -75,6 +78,16 @@ pub enum Format {
     Tq1_0,
     /// Ternary super-blocks, four weights a byte.
     Tq2_0,
+    /// Super-blocks of eights of a grid of 256, with scales for each 32.
+    Iq2Xxs,
+    /// Super-blocks of eights of a grid of 512, with scales for each 16.
+    Iq2Xs,
+    /// Super-blocks of eights of a grid of 1024, with scales for each 16.
+    Iq2S,
+    /// Super-blocks of fours of a grid of 256, with scales for each 32.
+    Iq3Xxs,
+    /// Super-blocks of fours of a grid of 512, with scales for each 32.
+    Iq3S,
 }
 
 /// What the stored integer of a weight stands for.
@@ -82,7 +95,7 @@ pub enum Format {
 pub(crate) enum Values {
     /// `q - offset`; the offset is 0 or a power of two.
     Offset(u8),
-    /// `table[q]`, for integers of 4 bits.
+    /// `table[q]`, for integers of 3 or 4 bits.
     Table(&'static [i8; 16]),
 }
 
@@ -119,6 +132,8 @@ pub(crate) struct Coding {
     pub(crate) mins: Mins,
     /// Whether the block's scale is a bf16 number instead of an f16 one.
     pub(crate) has_bf16_scale: bool,
+    /// The power of two that the block's scale is multiplied with.
+    pub(crate) scale_factor: f32,
 }
 
 /// One row of the table of formats.
@@ -170,6 +185,15 @@ const fn coding(bits: usize, values: Values, scales: Scales, mins: Mins) -> Codi
         scales,
         mins,
         has_bf16_scale: false,
+        scale_factor: 1.0,
+    }
+}
+
+/// IQ2 and IQ3: values of a table, and scales of the form (2 s + 1) / n.
+const fn grid_coding(bits: usize, table: &'static [i8; 16], scales: Scales, scale_factor: f32) -> Coding {
+    Coding {
+        scale_factor,
+        ..coding(bits, Values::Table(table), scales, Mins::None)
     }
 }
 
@@ -181,8 +205,17 @@ const IQ4_VALUES: [i8; 16] = [
 /// Values of MXFP4 (e2m1), doubled; the scale is halved.
 const MXFP4_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
+/// Values of IQ2: a magnitude in two bits (three are used), a sign in the third.
+const IQ2_VALUES: [i8; 16] = [8, 25, 43, 0, -8, -25, -43, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// Values of IQ3_XXS and IQ3_S: a magnitude in three bits, a sign in the fourth.
+const IQ3_XXS_VALUES: [i8; 16] = [
+    4, 12, 20, 28, 36, 44, 52, 62, -4, -12, -20, -28, -36, -44, -52, -62,
+];
+const IQ3_S_VALUES: [i8; 16] = [1, 3, 5, 7, 9, 11, 13, 15, -1, -3, -5, -7, -9, -11, -13, -15];
+
 /// Every format, in the order of the enum.
-static ROWS: [Row; 18] = {
+static ROWS: [Row; 23] = {
     use Format::*;
     use Values::{Offset, Table};
     const NO_MINS: Mins = Mins::None;
@@ -283,6 +316,36 @@ static ROWS: [Row; 18] = {
             (256, 66),
             &[64],
             coding(2, Offset(1), ONE, NO_MINS),
+        ),
+        coded(
+            (Iq2Xxs, "IQ2_XXS", 16),
+            (256, 66),
+            &[0],
+            grid_coding(3, &IQ2_VALUES, Scales::Per32, 0.125),
+        ),
+        coded(
+            (Iq2Xs, "IQ2_XS", 17),
+            (256, 74),
+            &[0],
+            grid_coding(3, &IQ2_VALUES, Scales::Per16, 0.125),
+        ),
+        coded(
+            (Iq2S, "IQ2_S", 22),
+            (256, 82),
+            &[0],
+            grid_coding(3, &IQ2_VALUES, Scales::Per16, 0.125),
+        ),
+        coded(
+            (Iq3Xxs, "IQ3_XXS", 18),
+            (256, 98),
+            &[0],
+            grid_coding(4, &IQ3_XXS_VALUES, Scales::Per32, 0.25),
+        ),
+        coded(
+            (Iq3S, "IQ3_S", 21),
+            (256, 110),
+            &[0],
+            grid_coding(4, &IQ3_S_VALUES, Scales::Per32, 1.0),
         ),
     ]
 };
@@ -477,30 +540,33 @@ mod tests {
         }
     }
 
+    /// What the kernels rely on: integers have their bits, those of 32 weights times their scales and int8 are
+    /// exact in f32, and scales of 4 bits with minima of 4 fit a byte.
     #[test]
     fn integers_of_every_block_are_within_their_bits() {
         for format in Format::ALL {
             let Some(coding) = format.coding() else { continue };
+            let (mut largest_value, mut largest_scale) = (0, 0);
             for byte in 0..=255 {
                 let mut block = Block::EMPTY;
                 read_block(format, &vec![byte; format.block_bytes()], &mut block);
-                let quants = &block.quants[..format.block_len()];
-                assert!(
-                    quants.iter().all(|&quant| usize::from(quant) < 1 << coding.bits),
-                    "{format:?}"
-                );
-                // What the kernels rely on: scales times integers of 32 weights stay below 2^24.
-                let (scales, mins) = (block.scales, block.mins);
-                assert!(coding.scales != Scales::None || scales == [1; 16], "{format:?}");
-                assert!(
-                    coding.mins != Mins::Per16
-                        || scales
-                            .iter()
-                            .zip(mins)
-                            .all(|(&s, m)| (0..16).contains(&s) && m < 16),
-                    "{format:?}"
-                );
+                for &quant in &block.quants[..format.block_len()] {
+                    assert!(usize::from(quant) < 1 << coding.bits, "{format:?}");
+                    let value = match coding.values {
+                        Values::Offset(offset) => i32::from(quant) - i32::from(offset),
+                        Values::Table(table) => i32::from(table[usize::from(quant)]),
+                    };
+                    largest_value = largest_value.max(value.abs());
+                }
+                for (scale, min) in block.scales.into_iter().zip(block.mins) {
+                    largest_scale = largest_scale.max(i32::from(scale).abs());
+                    let is_half_a_byte = (0..16).contains(&scale) && min < 16;
+                    assert!(coding.mins != Mins::Per16 || is_half_a_byte, "{format:?}");
+                }
             }
+            assert!(coding.scales != Scales::None || largest_scale == 1, "{format:?}");
+            let dot = 32 * largest_value * 127 * largest_scale;
+            assert!(dot < 1 << 24, "{format:?}: {dot}");
         }
     }
 }

@@ -79,6 +79,7 @@ fn sizes(format: Format) -> (f32, f32) {
         Format::Q5K => (256.0, -16.5),
         Format::Q6K => (1024.0, 0.0),
         Format::Iq4Xs => (1024.0, 0.0),
+        Format::Iq3Xxs => (256.0, 0.0),
         Format::Mxfp4 | Format::Tq1_0 | Format::Tq2_0 => (1.0, 0.0),
         _ => (64.0, 0.0),
     }

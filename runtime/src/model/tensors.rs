@@ -40,12 +40,7 @@ impl std::fmt::Display for TensorType {
         let name = match number {
             9 => "Q8_1",
             15 => "Q8_K",
-            16 => "IQ2_XXS",
-            17 => "IQ2_XS",
-            18 => "IQ3_XXS",
             19 => "IQ1_S",
-            21 => "IQ3_S",
-            22 => "IQ2_S",
             24 => "I8",
             25 => "I16",
             26 => "I32",

@@ -484,4 +484,29 @@ mod tests {
             "tensor `blk.1.ffn_down.weight` holds a number that is not finite"
         );
     }
+
+    #[test]
+    fn an_unsupported_quantization_is_refused_by_tensor_and_type() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let path = folder.path().join("model.gguf");
+        let mut bytes = GgufWriter::tiny_llama().bytes();
+        let name = b"blk.1.ffn_down.weight";
+        let mut places = bytes.windows(name.len()).enumerate();
+        let (at, _) = places
+            .find(|(_, window)| window == name)
+            .expect("it is in the table");
+        // The type follows two dimensions: IQ1_S.
+        let kind = at + name.len() + 4 + 2 * 8;
+        bytes[kind..kind + 4].copy_from_slice(&19u32.to_le_bytes());
+        std::fs::write(&path, &bytes).expect("writable");
+        let limits = ForwardLimits {
+            max_rows: 1,
+            max_logit_rows: 1,
+        };
+        let file = ModelFile::open(&path).expect("a good header");
+        let loaded = file.load_decoder(&mut ReferenceBackend::new(), 16, limits);
+        let error = loaded.map(drop).expect_err("nothing reads it").to_string();
+        let start = "tensor `blk.1.ffn_down.weight` is stored as IQ1_S, expected F32, F16, ";
+        assert!(error.starts_with(start) && error.contains("Q4_K"), "{error}");
+    }
 }

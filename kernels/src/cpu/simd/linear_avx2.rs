@@ -306,6 +306,7 @@ unsafe fn half_tile<const FORMAT: usize, const R: usize>(call: &TileCall, half: 
                 true => Ymm::load_bf16(scale).0,
                 false => load_f16(scale),
             };
+            let scale = _mm256_mul_ps(scale, _mm256_set1_ps(layout.coding.scale_factor));
             let min = match layout.coding.mins {
                 Mins::None => _mm256_setzero_ps(),
                 _ => load_f16(block.add(layout.mins() + 16 * half)),

@@ -328,6 +328,7 @@ unsafe fn tile_times_rows<const FORMAT: usize, const R: usize, const LINES: usiz
                 true => Zmm::load_bf16(block.add(layout.scales())).0,
                 false => load_f16(block.add(layout.scales())),
             };
+            let scale = _mm512_mul_ps(scale, _mm512_set1_ps(layout.coding.scale_factor));
             let min = match layout.coding.mins {
                 Mins::None => _mm512_setzero_ps(),
                 _ => load_f16(block.add(layout.mins())),
