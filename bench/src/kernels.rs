@@ -31,13 +31,13 @@ pub(crate) struct Arguments {
     isa: Option<String>,
 }
 
-struct Shape {
-    name: &'static str,
-    format: Format,
-    n_in: usize,
-    n_out: usize,
+pub(crate) struct Shape {
+    pub(crate) name: &'static str,
+    pub(crate) format: Format,
+    pub(crate) n_in: usize,
+    pub(crate) n_out: usize,
     /// How often a forward pass multiplies with it.
-    n_uses: usize,
+    pub(crate) n_uses: usize,
 }
 
 const fn shape(name: &'static str, format: Format, n_in: usize, n_out: usize, n_uses: usize) -> Shape {
@@ -155,10 +155,12 @@ fn weights(backend: &mut CpuBackend, shape: &Shape, random: &mut Random) -> Resu
             let bits = random.next_u64().to_le_bytes();
             eight.copy_from_slice(&bits[..eight.len()]);
         }
-        // 2^-8 in half precision, for the scale and Q4_1's minimum.
-        block[..2].copy_from_slice(&0x1c00u16.to_le_bytes());
-        if shape.format == Format::Q4_1 {
-            block[2..4].copy_from_slice(&0x1c00u16.to_le_bytes());
+        // 2^-8 in half precision, for scales and minima.
+        for &at in shape.format.halves() {
+            block[at..at + 2].copy_from_slice(&0x1c00u16.to_le_bytes());
+        }
+        if shape.format == Format::Mxfp4 {
+            block[0] = 127 - 8;
         }
     }
     let source = MatrixSource {
@@ -178,14 +180,14 @@ pub(crate) fn fill(tensor: &mut CpuTensor, n_rows: usize, random: &mut Random) {
 }
 
 /// One shape on one backend.
-struct Case {
+pub(crate) struct Case {
     backend: CpuBackend,
     layers: Vec<CpuLinear>,
     next: usize,
 }
 
 impl Case {
-    fn new(shape: &Shape, isa: Isa, n_threads: usize) -> Result<Self, BackendError> {
+    pub(crate) fn new(shape: &Shape, isa: Isa, n_threads: usize) -> Result<Self, BackendError> {
         let mut backend = backend(isa, n_threads)?;
         let mut random = Random(1);
         let bytes = shape.format.row_bytes(shape.n_in).unwrap_or_default() * shape.n_out;
@@ -199,7 +201,7 @@ impl Case {
         })
     }
 
-    fn seconds_per_product(&mut self, n_rows: usize) -> Result<f64, BackendError> {
+    pub(crate) fn seconds_per_product(&mut self, n_rows: usize) -> Result<f64, BackendError> {
         let mut x = self.backend.tensor(n_rows, self.layers[0].n_in())?;
         let mut y = self.backend.tensor(n_rows, self.layers[0].n_out())?;
         fill(&mut x, n_rows, &mut Random(2));

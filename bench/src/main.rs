@@ -7,6 +7,7 @@
 mod attention;
 mod completion;
 mod figures;
+mod formats;
 mod http;
 mod kernels;
 mod machine;
@@ -36,6 +37,8 @@ enum Command {
     Attention(attention::Arguments),
     /// Time to first token cold and after a hit, tokens per second at several batch sizes, start to ready.
     Figures(figures::Arguments),
+    /// A linear layer in every quantization, beside Q4_1 in the same run.
+    Formats(formats::Arguments),
     /// Linear layers against the machine's int8 peak and read bandwidth.
     Kernels(kernels::Arguments),
     /// Thread pool beside busy processes: jobs per second by way of pinning.
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
     let outcome = match &arguments.command {
         Command::Attention(arguments) => attention::run(arguments, &mut out),
         Command::Figures(arguments) => figures::run(arguments, &mut out),
+        Command::Formats(arguments) => formats::run(arguments, &mut out),
         Command::Kernels(arguments) => kernels::run(arguments, &mut out),
         Command::Pool(arguments) => pool::run(arguments, &mut out),
         Command::Rows(arguments) => rows::run(arguments, &mut out),

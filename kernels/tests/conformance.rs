@@ -102,6 +102,7 @@ fn matmul<B: Backend>(
 fn matmul_of_one_format_conforms() {
     for (i, format) in Format::ALL.into_iter().enumerate() {
         for (n_in, n_out) in [(32, 1), (64, 16), (96, 33), (576, 80), (1536, 41)] {
+            let n_in = usize::next_multiple_of(n_in, format.block_len());
             for n_rows in [0, 1, 2, 7, 16, 37] {
                 let seed = 1000 * n_in as u64 + 10 * n_rows as u64 + i as u64;
                 let mut random = Random(seed);
@@ -150,8 +151,11 @@ fn matmul_of_plain_formats_takes_any_depth() {
 fn stacked_parts_of_any_formats_with_a_bias_conform_and_embed_their_rows() {
     let seed = 77;
     let mut random = Random(seed);
-    let n_in = 96;
-    let shapes: Vec<(Format, usize)> = Format::ALL.into_iter().zip([16, 5, 33, 1, 48, 7]).collect();
+    let n_in = 512;
+    let shapes: Vec<(Format, usize)> = Format::ALL
+        .into_iter()
+        .zip([16, 5, 33, 1, 48, 7].into_iter().cycle())
+        .collect();
     let bytes: Vec<Vec<u8>> = shapes
         .iter()
         .map(|&(format, n_out)| random_matrix(format, n_out, n_in, &mut random))
@@ -219,8 +223,9 @@ fn matrices_that_do_not_fit_are_refused() {
 
 #[test]
 fn a_row_that_is_not_finite_spoils_no_other() {
-    let (n_in, n_out) = (64, 20);
+    let n_out = 20;
     for format in Format::ALL {
+        let n_in: usize = 64.max(format.block_len());
         let mut random = Random(5);
         let bytes = random_matrix(format, n_out, n_in, &mut random);
         let source = MatrixSource {

@@ -3,13 +3,14 @@
 //! ```text
 //! rows are grouped in panels of 16 (the last panel has the R rows that remain); a panel is
 //!
-//!   block 0 | block 1 | ... | block n_in/32-1         one record of 44 R bytes each:
+//!   block 0 | block 1 | ... | block n_in/32-1         one record of 48 R bytes each:
 //!
-//!   record: R x 32 int8 | R x f32 scale | R x f32 scale * sum | R x i32 -128 * sum
-//!                                         (min term of Q4_1)    (offset of Q8_0; 1/16 of it that of Q4_0)
+//!   record: R x 32 int8 | R x f32 scale | R x f32 scale * sum | R x i32 -128 * sum | R x 2 x i16 sum of 16
+//!                                         (min of 32 weights)   (offset of 128;      (offset and min of 16
+//!                                                                a 16th that of 8)    weights)
 //! ```
 //!
-//! A kernel walks a panel with one pointer and constant displacements. `sum` is that of the block's int8.
+//! A kernel walks a panel with one pointer and constant displacements. `sum` is that of the block's int8, its first and its last 16 in the last array.
 //!
 //! A block whose largest magnitude is below [`TINY`] counts as zero; one with an infinity or a NaN gets the
 //! scale NaN and zeros, so that its row's results are NaN, and only its row's.
@@ -25,7 +26,7 @@ use crate::quant::BLOCK;
 pub(crate) const PANEL_ROWS: usize = 16;
 
 /// Bytes of one row's part of a record.
-pub(crate) const ROW_RECORD_BYTES: usize = BLOCK + 12;
+pub(crate) const ROW_RECORD_BYTES: usize = BLOCK + 16;
 
 /// 2^-100. Below it, 127 / largest could overflow.
 pub(crate) const TINY: f32 = 7.888_609e-31;
@@ -154,19 +155,23 @@ impl QuantizeRow {
             .wrapping_add(block * self.n_panel_rows * ROW_RECORD_BYTES)
     }
 
-    /// Stores the three numbers of a block.
+    /// Stores the numbers of a block whose int8 have these sums, of the first 16 and of the last.
     ///
     /// # Safety
     /// * `record` is [`record`](Self::record) of a block of the panel, valid for writes of its whole length.
     #[inline(always)]
-    pub(crate) unsafe fn store_numbers(&self, record: *mut u8, scale: f32, sum: i32) {
-        // SAFETY: the three arrays of n_panel_rows numbers lie behind the int8 in the record.
+    pub(crate) unsafe fn store_numbers(&self, record: *mut u8, scale: f32, sums: [i32; 2]) {
+        let sum = sums[0] + sums[1];
+        // At most 16 * 127 either way.
+        let halves = (sums[0] as u16 as u32) | (sums[1] as u32) << 16;
+        // SAFETY: the four arrays of n_panel_rows numbers lie behind the int8 in the record.
         unsafe {
             let numbers = record.add(self.n_panel_rows * BLOCK);
             let number = |array: usize| numbers.add(4 * (array * self.n_panel_rows + self.row));
             number(0).cast::<f32>().write_unaligned(scale);
             number(1).cast::<f32>().write_unaligned(scale * sum as f32);
             number(2).cast::<i32>().write_unaligned(-128 * sum);
+            number(3).cast::<u32>().write_unaligned(halves);
         }
     }
 }

@@ -17,7 +17,7 @@ use super::layout::{PackedMatrix, TILE_COLUMNS};
 use super::simd::linear::{LinearKernels, Prefetch, TileCall};
 use super::tensor::CpuTensor;
 use super::threads::{SharedSlice, ThreadPool};
-use crate::quant::Format;
+use crate::quant::{BLOCK, Format};
 use crate::{BackendError, MatrixSource};
 
 /// Bytes of activations to keep in L2 while the weights stream by.
@@ -268,10 +268,10 @@ impl Product<'_> {
 /// PERF: `arbora-bench kernels`, Zen 4: at one row any software prefetch costs 5 to 25 %; 1536 x 576 in Q4_1
 /// at 8 rows rises from 36 to 62 % of the int8 peak with it.
 fn prefetches(format: Format, n_rows: usize) -> bool {
-    match format {
-        Format::Q4_0 | Format::Q4_1 => n_rows >= 2,
-        Format::Q8_0 => n_rows >= 6,
-        Format::F32 | Format::F16 | Format::Bf16 => false,
+    match format.coding() {
+        Some(coding) if coding.bits < 8 => n_rows >= 2,
+        Some(_) => n_rows >= 6,
+        None => false,
     }
 }
 
@@ -279,7 +279,7 @@ fn prefetches(format: Format, n_rows: usize) -> bool {
 /// where it is the only one, else its slice of the next tile.
 fn prefetch(weights: &PackedMatrix, tile: usize, n_rows: usize, index: usize, count: usize) -> Prefetch {
     let tile = weights.tile(tile).as_ptr();
-    let (tile_bytes, depth) = (weights.tile_bytes(), weights.depth());
+    let (tile_bytes, depth) = (weights.tile_bytes(), weights.n_in() / BLOCK);
     if !prefetches(weights.format(), n_rows) {
         return Prefetch {
             start: tile,

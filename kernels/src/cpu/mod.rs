@@ -31,6 +31,7 @@ use attention_plan::AttentionPlan;
 pub use batch::CpuBatch;
 pub use isa::Isa;
 pub use kv::CpuKv;
+pub use layout::packed_block_bytes;
 pub use linear::CpuLinear;
 pub use tensor::CpuTensor;
 pub use threads::{Pinning, PoolMetrics, SharedSlice, ThreadPool};

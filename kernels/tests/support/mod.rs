@@ -33,7 +33,8 @@ impl Random {
     }
 }
 
-/// `n_out` rows in `format`, values of about 1/sqrt(n_in).
+/// `n_out` rows in `format`, values of about 1/sqrt(n_in): integers are random, and the floating-point numbers
+/// that turn them into weights are such that they come out so.
 pub(crate) fn random_matrix(format: Format, n_out: usize, n_in: usize, random: &mut Random) -> Vec<u8> {
     let n_blocks = n_out * n_in / format.block_len();
     let scale = 1.0 / (n_in as f32).sqrt();
@@ -45,21 +46,43 @@ pub(crate) fn random_matrix(format: Format, n_out: usize, n_in: usize, random: &
             Format::F32 => bytes.extend((random.normal() * scale).to_le_bytes()),
             Format::F16 => bytes.extend(half(random.normal() * scale)),
             Format::Bf16 => bytes.extend(bf16_from_f32(random.normal() * scale).to_le_bytes()),
-            Format::Q8_0 => bytes.extend(half(block_scale / 64.0)),
-            Format::Q4_0 => bytes.extend(half(block_scale / 4.0)),
-            Format::Q4_1 => {
-                bytes.extend(half(block_scale / 4.0));
-                bytes.extend(half(-block_scale / 4.0 * (6.5 + 2.0 * random.unit())));
+            _ => {
+                let start = bytes.len();
+                bytes.extend((0..format.block_bytes()).map(|_| random.bits() as u8));
+                let block = &mut bytes[start..];
+                let (divisor, min) = sizes(format);
+                let min = -block_scale / divisor * (min + 2.0 * random.unit());
+                for (&at, number) in format.halves().iter().zip([block_scale / divisor, min]) {
+                    block[at..at + 2].copy_from_slice(&half(number));
+                }
+                if format == Format::Mxfp4 {
+                    // Powers of two from 2^-8 to 2^-5, twice the scale.
+                    block[0] = 127 - 8 + random.below(4) as u8;
+                }
             }
         }
-        let n_quants = match format {
-            Format::Q8_0 => 32,
-            Format::Q4_0 | Format::Q4_1 => 16,
-            _ => 0,
-        };
-        bytes.extend((0..n_quants).map(|_| random.bits() as u8));
     }
     bytes
+}
+
+/// Of a quantized format: the magnitude of its random integers times their scales, and how many scales a
+/// minimum is worth. The minima of super-blocks are subtracted.
+fn sizes(format: Format) -> (f32, f32) {
+    match format {
+        Format::Q4_0 => (4.0, 0.0),
+        Format::Q4_1 => (4.0, 6.5),
+        Format::Q5_0 => (8.0, 0.0),
+        Format::Q5_1 => (8.0, 14.5),
+        Format::Q2K => (8.0, -2.5),
+        Format::Q3K => (32.0, 0.0),
+        Format::Q4K => (128.0, -8.5),
+        Format::Q5K => (256.0, -16.5),
+        Format::Q6K => (1024.0, 0.0),
+        Format::Iq4Xs => (1024.0, 0.0),
+        Format::Iq3Xxs => (256.0, 0.0),
+        Format::Mxfp4 | Format::Tq1_0 | Format::Tq2_0 => (1.0, 0.0),
+        _ => (64.0, 0.0),
+    }
 }
 
 /// Rows with a few large values and a block of zeros.

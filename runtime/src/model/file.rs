@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
+use arbora_kernels::cpu::packed_block_bytes;
 use arbora_kernels::quant::Format;
 use arbora_kernels::{Backend, BackendError};
 
@@ -104,7 +105,7 @@ pub enum LoadError {
         /// Its format in the file.
         kind: TensorType,
         /// What is read here.
-        expected: &'static str,
+        expected: String,
     },
     /// A tensor with NaN or infinity where that cannot be.
     #[error("tensor `{name}` holds a number that is not finite")]
@@ -304,11 +305,15 @@ impl ModelFile {
         }
     }
 
-    /// Bytes the weights take in memory: repacking keeps their number.
+    /// Bytes the weights take in memory, repacked.
     pub fn weight_bytes(&self) -> u64 {
         match &self.weights {
             Weights::Files { tensors, .. } => {
-                let sizes = tensors.iter().filter_map(|tensor| tensor.n_bytes);
+                let sizes = tensors.iter().filter_map(|tensor| {
+                    let format = tensor.kind.format()?;
+                    let n_blocks = tensor.n_elements() / format.block_len() as u64;
+                    Some(n_blocks.saturating_mul(packed_block_bytes(format) as u64))
+                });
                 sizes.fold(0, u64::saturating_add)
             }
             Weights::Dummy { format } => self.config.n_params() * format.block_bytes() as u64,

@@ -18,15 +18,12 @@ pub enum TensorType {
 impl TensorType {
     /// The format, where it is one that can be read.
     pub fn format(self) -> Option<Format> {
-        use TensorType::{Ggml, Safetensors};
         match self {
-            Ggml(0) | Safetensors(Dtype::F32) => Some(Format::F32),
-            Ggml(1) | Safetensors(Dtype::F16) => Some(Format::F16),
-            Ggml(2) => Some(Format::Q4_0),
-            Ggml(3) => Some(Format::Q4_1),
-            Ggml(8) => Some(Format::Q8_0),
-            Ggml(30) | Safetensors(Dtype::BF16) => Some(Format::Bf16),
-            _ => None,
+            TensorType::Ggml(number) => Format::of_ggml_type(number),
+            TensorType::Safetensors(Dtype::F32) => Some(Format::F32),
+            TensorType::Safetensors(Dtype::F16) => Some(Format::F16),
+            TensorType::Safetensors(Dtype::BF16) => Some(Format::Bf16),
+            TensorType::Safetensors(_) => None,
         }
     }
 }
@@ -37,39 +34,19 @@ impl std::fmt::Display for TensorType {
             TensorType::Ggml(number) => *number,
             TensorType::Safetensors(dtype) => return write!(f, "{dtype}"),
         };
+        if let Some(format) = self.format() {
+            return f.write_str(format.name());
+        }
         let name = match number {
-            0 => "F32",
-            1 => "F16",
-            2 => "Q4_0",
-            3 => "Q4_1",
-            6 => "Q5_0",
-            7 => "Q5_1",
-            8 => "Q8_0",
             9 => "Q8_1",
-            10 => "Q2_K",
-            11 => "Q3_K",
-            12 => "Q4_K",
-            13 => "Q5_K",
-            14 => "Q6_K",
             15 => "Q8_K",
-            16 => "IQ2_XXS",
-            17 => "IQ2_XS",
-            18 => "IQ3_XXS",
             19 => "IQ1_S",
-            20 => "IQ4_NL",
-            21 => "IQ3_S",
-            22 => "IQ2_S",
-            23 => "IQ4_XS",
             24 => "I8",
             25 => "I16",
             26 => "I32",
             27 => "I64",
             28 => "F64",
             29 => "IQ1_M",
-            30 => "BF16",
-            34 => "TQ1_0",
-            35 => "TQ2_0",
-            39 => "MXFP4",
             other => return write!(f, "type {other}"),
         };
         f.write_str(name)

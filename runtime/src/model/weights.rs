@@ -328,7 +328,7 @@ impl WeightSource<'_> {
                 let format = tensor
                     .kind
                     .format()
-                    .ok_or_else(|| unsupported_format(tensor, "F32, F16, BF16, Q8_0, Q4_0 or Q4_1"))?;
+                    .ok_or_else(|| unsupported_format(tensor, &names_of_formats()))?;
                 let start = buffer.len();
                 self.read(tensor, format, buffer)?;
                 // One such weight makes every answer NaN: better said here than with every request.
@@ -436,11 +436,18 @@ fn named<'t>(tensors: &'t TensorTable, name: &str, shape: &[usize]) -> Result<&'
     })
 }
 
-fn unsupported_format(tensor: &TensorInfo, expected: &'static str) -> LoadError {
+/// Every format of a matrix, in a sentence.
+fn names_of_formats() -> String {
+    let names = Format::ALL.map(Format::name);
+    let (last, others) = names.split_last().expect("there are formats");
+    format!("{} or {last}", others.join(", "))
+}
+
+fn unsupported_format(tensor: &TensorInfo, expected: &str) -> LoadError {
     LoadError::UnsupportedFormat {
         name: tensor.name.clone(),
         kind: tensor.kind,
-        expected,
+        expected: expected.to_owned(),
     }
 }
 
@@ -476,5 +483,30 @@ mod tests {
             error,
             "tensor `blk.1.ffn_down.weight` holds a number that is not finite"
         );
+    }
+
+    #[test]
+    fn an_unsupported_quantization_is_refused_by_tensor_and_type() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let path = folder.path().join("model.gguf");
+        let mut bytes = GgufWriter::tiny_llama().bytes();
+        let name = b"blk.1.ffn_down.weight";
+        let mut places = bytes.windows(name.len()).enumerate();
+        let (at, _) = places
+            .find(|(_, window)| window == name)
+            .expect("it is in the table");
+        // The type follows two dimensions: IQ1_S.
+        let kind = at + name.len() + 4 + 2 * 8;
+        bytes[kind..kind + 4].copy_from_slice(&19u32.to_le_bytes());
+        std::fs::write(&path, &bytes).expect("writable");
+        let limits = ForwardLimits {
+            max_rows: 1,
+            max_logit_rows: 1,
+        };
+        let file = ModelFile::open(&path).expect("a good header");
+        let loaded = file.load_decoder(&mut ReferenceBackend::new(), 16, limits);
+        let error = loaded.map(drop).expect_err("nothing reads it").to_string();
+        let start = "tensor `blk.1.ffn_down.weight` is stored as IQ1_S, expected F32, F16, ";
+        assert!(error.starts_with(start) && error.contains("Q4_K"), "{error}");
     }
 }

@@ -3,6 +3,7 @@
 
 mod decoder;
 mod families;
+mod quants;
 mod tokens;
 
 use std::path::{Path, PathBuf};

@@ -1,17 +1,24 @@
 //! Kernels of the linear layers, one table of function pointers per instruction set.
 //!
 //! A kernel multiplies one tile of 16 output columns with up to 16 rows over the whole depth. Per output of a
-//! quantized layer, blocks ascending, in this order and never another (C1, and the same bits on every
-//! instruction set):
+//! quantized layer, 32 inputs at a time ascending, in this order and never another (C1, and the same bits on
+//! every instruction set):
 //!
 //! ```text
-//! t   = f32(integer dot)              exact: |dot| < 2^24
-//! u   = t * weight_scale              one rounding
-//! sum = fma(u, activation_scale, sum) one rounding
-//! sum = fma(min, activation_scale * activation_sum, sum)      Q4_1 only
+//! t   = f32(sum of scales[i / 16] * value[i] * activation[i])     exact: below 2^24
+//! u   = t * scale                                                 one rounding
+//! sum = fma(u, activation_scale, sum)                             one rounding
+//!
+//! with a min of 32 weights:
+//! sum = fma(min * mins, activation_scale * activation_sum, sum)   min * mins is exact
+//! with minima of 16:
+//! m   = f32(mins[0] * activation_sum[0] + mins[1] * activation_sum[1]) * min
+//! sum = fma(m, activation_scale, sum)
 //! ```
 //!
-//! and of a plain one, inputs ascending: `sum = fma(weight, x, sum)`.
+//! (`scale * scales` is exact too, so it may be multiplied first where there is one scale for all 32.)
+//!
+//! Of a plain one, inputs ascending: `sum = fma(weight, x, sum)`.
 //!
 //! The helpers are `inline(always)` without a target feature and the kernels have the features, so that one
 //! binary holds every instruction set and chooses while it runs.
@@ -29,8 +36,8 @@ pub(crate) struct TileCall {
     pub(crate) n_rows: usize,
     /// A tile in the layout of the kernel's format, `depth` steps deep.
     pub(crate) tile: *const u8,
-    /// Quantized formats: a panel of `n_rows` rows and `depth` blocks. Plain formats: f32 rows of `depth`
-    /// elements, one after the other.
+    /// Quantized formats: a panel of `n_rows` rows and the inputs of `depth` blocks. Plain formats: f32 rows
+    /// of `depth` elements, one after the other.
     pub(crate) input: *const u8,
     /// Blocks, or inputs of the plain formats.
     pub(crate) depth: usize,
@@ -46,7 +53,7 @@ pub(crate) struct TileCall {
     pub(crate) prefetch: Prefetch,
 }
 
-/// What a kernel asks the caches for while it runs: `bytes_per_block` more for each block.
+/// What a kernel asks the caches for while it runs: `bytes_per_block` more for each 32 inputs.
 #[derive(Clone, Copy)]
 #[cfg_attr(
     not(target_arch = "x86_64"),
@@ -77,9 +84,8 @@ pub(crate) struct LinearKernels {
     pub(crate) f32: TileKernel,
     pub(crate) f16: TileKernel,
     pub(crate) bf16: TileKernel,
-    pub(crate) q8_0: TileKernel,
-    pub(crate) q4_0: TileKernel,
-    pub(crate) q4_1: TileKernel,
+    /// The kernel of a quantized format.
+    pub(crate) quantized: fn(Format) -> TileKernel,
 }
 
 impl LinearKernels {
@@ -101,9 +107,7 @@ impl LinearKernels {
             Format::F32 => self.f32,
             Format::F16 => self.f16,
             Format::Bf16 => self.bf16,
-            Format::Q8_0 => self.q8_0,
-            Format::Q4_0 => self.q4_0,
-            Format::Q4_1 => self.q4_1,
+            _ => (self.quantized)(format),
         }
     }
 }

@@ -1,29 +1,32 @@
 //! AVX2, FMA and F16C. Half a tile (8 columns) times up to 4 rows at a time: 16 registers hold no more.
 //!
-//! Q4: a nibble times an int8 is at most 15 * 127, so `vpmaddubsw` pairs can be added as int16 over the whole
-//! block (8 * 2 * 15 * 127 = 30480 < 32768); one `vpmaddwd` with ones ends it.
-//! Q8_0: u8 x s8 pairs would saturate, so it is |w| times sign(a, w), widened at each step
+//! `vpmaddubsw` multiplies unsigned bytes by signed ones and adds pairs as int16. Integers of the weights are
+//! unsigned in that, and what an offset adds is taken off the whole dot. Products of a lane are added as int16
+//! as long as they fit, up to the whole sub-block for 4 bits (8 * 2 * 15 * 127 = 30480 < 32768); a `vpmaddwd`
+//! with ones, or with the scales of 16 weights, makes int32 of them.
+//!
+//! Integers of 8 bits and values of a table are signed: their magnitudes times sign(activation, value)
 //! (2 * 128 * 127 = 32512 < 32768).
 
 use std::arch::x86_64::*;
 
-use super::linear::{LinearKernels, TileCall};
+use super::linear::{LinearKernels, TileCall, TileKernel};
 use super::linear_float::{self, Bf16, F16, F32, Lanes};
 use crate::cpu::activations::{QuantizeRow, ROW_RECORD_BYTES, block_scale};
-use crate::cpu::layout::{
-    Q4_0_BLOCK_BYTES, Q4_1_BLOCK_BYTES, Q4_1_MINS, Q4_SCALES, Q8_0_BLOCK_BYTES, Q8_0_SCALES,
-};
-use crate::quant::BLOCK;
+use crate::cpu::layout::{Tile, TileLayout, chunk_and_shift, of_format};
+use crate::quant::{BLOCK, Format, Mins, Scales, Values};
 
 pub(crate) static KERNELS: LinearKernels = LinearKernels {
     quantize_row,
     f32: float_f32,
     f16: float_f16,
     bf16: float_bf16,
-    q8_0: quantized::<Q8_0>,
-    q4_0: quantized::<Q4_0>,
-    q4_1: quantized::<Q4_1>,
+    quantized: kernel,
 };
+
+fn kernel(format: Format) -> TileKernel {
+    of_format!(format, quantized)
+}
 
 /// Some rows of a record.
 #[derive(Clone, Copy)]
@@ -50,13 +53,13 @@ impl RecordRows {
         }
     }
 
-    /// The address of row `first + row`'s number in one of the record's three arrays.
+    /// The address of row `first + row`'s number in one of the record's four arrays.
     ///
     /// # Safety
-    /// * The row is one of the record's, `array < 3`.
+    /// * The row is one of the record's, `array < 4`.
     #[inline(always)]
     unsafe fn number(&self, array: usize, row: usize) -> *const u8 {
-        // SAFETY: three arrays of n_rows numbers follow the int8.
+        // SAFETY: four arrays of n_rows numbers follow the int8.
         unsafe {
             self.record
                 .add(self.n_rows * BLOCK + 4 * (array * self.n_rows + self.first + row))
@@ -64,102 +67,208 @@ impl RecordRows {
     }
 }
 
-trait TileFormat {
-    const BLOCK_BYTES: usize;
-    const SCALES: usize;
-    const MINS: Option<usize>;
-    /// Integer dots of 8 columns from `32 * half` on with R rows.
-    ///
-    /// # Safety
-    /// * `block` is a block of a tile of this format, `half < 2`, `rows` has R rows; the machine has AVX2.
-    unsafe fn dots<const R: usize>(block: *const u8, half: usize, rows: RecordRows) -> [__m256i; R];
+/// Whether kernels take the values of a format for signed bytes.
+const fn is_signed(layout: &TileLayout) -> bool {
+    layout.coding.bits == 8 || matches!(layout.coding.values, Values::Table(_))
 }
 
-struct Q4_0;
-struct Q4_1;
-struct Q8_0;
-
-impl TileFormat for Q4_0 {
-    const BLOCK_BYTES: usize = Q4_0_BLOCK_BYTES;
-    const SCALES: usize = Q4_SCALES;
-    const MINS: Option<usize> = None;
-
-    #[inline(always)]
-    unsafe fn dots<const R: usize>(block: *const u8, half: usize, rows: RecordRows) -> [__m256i; R] {
-        // SAFETY: the caller's obligations are the callees'. Number 2 is -128 * sum, a 16th of it -8 * sum.
-        unsafe {
-            let mut dots = nibble_dots::<R>(block, half, rows);
-            for (row, dot) in dots.iter_mut().enumerate() {
-                let offset = rows.number(2, row).cast::<i32>().read_unaligned() >> 4;
-                *dot = _mm256_add_epi32(*dot, _mm256_set1_epi32(offset));
+/// Chunks of a sub-block whose products fit an int16 together.
+const fn run(layout: &TileLayout) -> usize {
+    let largest = match layout.coding.values {
+        Values::Offset(_) if layout.coding.bits == 8 => 128,
+        Values::Offset(_) => (1 << layout.coding.bits) - 1,
+        Values::Table(table) => {
+            let (mut largest, mut i) = (0, 0);
+            while i < table.len() {
+                let magnitude = table[i].unsigned_abs() as usize;
+                largest = if magnitude > largest { magnitude } else { largest };
+                i += 1;
             }
-            dots
+            largest
         }
+    };
+    // Four have scales of their own in some formats.
+    let mut run = if matches!(layout.coding.scales, Scales::Per16) {
+        4
+    } else {
+        8
+    };
+    while run * 2 * largest * 127 > i16::MAX as usize {
+        run /= 2;
     }
+    assert!(run > 0);
+    run
 }
 
-impl TileFormat for Q4_1 {
-    const BLOCK_BYTES: usize = Q4_1_BLOCK_BYTES;
-    const SCALES: usize = Q4_SCALES;
-    const MINS: Option<usize> = Some(Q4_1_MINS);
-
-    #[inline(always)]
-    unsafe fn dots<const R: usize>(block: *const u8, half: usize, rows: RecordRows) -> [__m256i; R] {
-        // SAFETY: the caller's obligations are the callee's.
-        unsafe { nibble_dots::<R>(block, half, rows) }
-    }
-}
-
-impl TileFormat for Q8_0 {
-    const BLOCK_BYTES: usize = Q8_0_BLOCK_BYTES;
-    const SCALES: usize = Q8_0_SCALES;
-    const MINS: Option<usize> = None;
-
-    #[inline(always)]
-    unsafe fn dots<const R: usize>(block: *const u8, half: usize, rows: RecordRows) -> [__m256i; R] {
-        // SAFETY: eight chunks of 64 bytes lie in the block; the rows are the record's.
-        unsafe {
-            let bias = _mm256_set1_epi8(-128);
-            let ones = _mm256_set1_epi16(1);
-            let mut dots = [_mm256_setzero_si256(); R];
-            for chunk in 0..8 {
-                let biased = _mm256_loadu_si256(block.add(64 * chunk + 32 * half).cast());
-                let weight = _mm256_xor_si256(biased, bias);
-                let magnitude = _mm256_abs_epi8(weight);
-                for (row, dot) in dots.iter_mut().enumerate() {
-                    let signed = _mm256_sign_epi8(rows.four(row, 4 * chunk), weight);
-                    let pairs = _mm256_maddubs_epi16(magnitude, signed);
-                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(pairs, ones));
-                }
-            }
-            dots
-        }
-    }
-}
-
-/// Dots of unsigned nibbles.
+/// Bits of word `j` of 8 columns in a plane, moved to bit `to` of each byte.
 ///
 /// # Safety
-/// * As for [`TileFormat::dots`], a block of nibbles.
+/// * `plane` is that of a sub-block, from these columns on; the machine has AVX2.
 #[inline(always)]
-unsafe fn nibble_dots<const R: usize>(block: *const u8, half: usize, rows: RecordRows) -> [__m256i; R] {
-    // SAFETY: four chunks of 64 bytes lie in the block; the rows are the record's.
+unsafe fn plane_bits(plane: *const u8, (bits, to): (usize, usize), j: usize) -> __m256i {
+    let (chunk, from) = chunk_and_shift(bits, j);
+    // SAFETY: a plane has `bits` chunks of 64 bytes.
     unsafe {
-        let mask = _mm256_set1_epi8(15);
-        let mut pairs = [_mm256_setzero_si256(); R];
-        for chunk in 0..4 {
-            let packed = _mm256_loadu_si256(block.add(64 * chunk + 32 * half).cast());
-            let low = _mm256_and_si256(packed, mask);
-            let high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask);
-            for (row, pairs) in pairs.iter_mut().enumerate() {
-                *pairs = _mm256_add_epi16(*pairs, _mm256_maddubs_epi16(low, rows.four(row, 4 * chunk)));
-                *pairs = _mm256_add_epi16(*pairs, _mm256_maddubs_epi16(high, rows.four(row, 16 + 4 * chunk)));
+        let packed = _mm256_loadu_si256(plane.add(64 * chunk).cast());
+        if bits == 8 {
+            return packed;
+        }
+        // Bits that cross into another byte are masked.
+        let moved = if from >= to {
+            _mm256_srl_epi16(packed, _mm_cvtsi32_si128((from - to) as i32))
+        } else {
+            _mm256_sll_epi16(packed, _mm_cvtsi32_si128((to - from) as i32))
+        };
+        _mm256_and_si256(moved, _mm256_set1_epi8((((1 << bits) - 1) << to) as i8))
+    }
+}
+
+/// Word `j` of 8 columns: bytes as [`is_signed`] says.
+///
+/// # Safety
+/// * `sub` is a sub-block of a tile of the format, from `32 * half` on; the machine has AVX2.
+#[inline(always)]
+unsafe fn quants<const FORMAT: usize>(sub: *const u8, j: usize) -> __m256i {
+    let layout = Tile::<FORMAT>::LAYOUT;
+    let (low_bits, high_bits) = (layout.low_bits(), layout.high_bits());
+    // SAFETY: the planes lie in the sub-block.
+    unsafe {
+        let mut quants = plane_bits(sub, (low_bits, 0), j);
+        if high_bits > 0 {
+            let high = plane_bits(sub.add(layout.high_plane()), (high_bits, low_bits), j);
+            quants = _mm256_or_si256(quants, high);
+        }
+        match layout.coding.values {
+            Values::Offset(_) if layout.coding.bits == 8 => _mm256_xor_si256(quants, _mm256_set1_epi8(-128)),
+            Values::Offset(_) => quants,
+            Values::Table(table) => {
+                let table = _mm_loadu_si128(table.as_ptr().cast());
+                _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), quants)
             }
         }
-        let ones = _mm256_set1_epi16(1);
+    }
+}
+
+/// Numbers of 8 columns of a sub-block.
+struct Scaling {
+    /// What the pairs of products of the first and last 16 inputs are multiplied with, as pairs of int16.
+    factors: [__m256i; 2],
+    /// What the activations' sums of 16 are multiplied with for the values' offset, as pairs of int16.
+    offsets: __m256i,
+    /// The same for the minima of 16.
+    mins_of_16: __m256i,
+    scale: __m256,
+    min: __m256,
+}
+
+/// # Safety
+/// * `sub` is a sub-block of a tile of the format; `scale` and `min` are its block's, of half `half`; the
+///   machine has AVX2.
+#[inline(always)]
+unsafe fn scaling<const FORMAT: usize>(
+    sub: *const u8,
+    half: usize,
+    (scale, min): (__m256, __m256),
+) -> Scaling {
+    let layout = Tile::<FORMAT>::LAYOUT;
+    // SAFETY: 8 columns have 8 or 16 bytes of scales and 8 of minima in the sub-block.
+    unsafe {
+        let mut scaling = Scaling {
+            factors: [_mm256_set1_epi16(1); 2],
+            offsets: _mm256_setzero_si256(),
+            mins_of_16: _mm256_setzero_si256(),
+            scale,
+            min,
+        };
+        match layout.coding.scales {
+            Scales::None => {}
+            Scales::Per32 => {
+                let scales = _mm_loadl_epi64(sub.add(layout.sub_scales() + 8 * half).cast());
+                let scales = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(scales));
+                scaling.scale = _mm256_mul_ps(scale, scales);
+            }
+            Scales::Per16 => {
+                let bytes = _mm_loadu_si128(sub.add(layout.sub_scales() + 16 * half).cast());
+                let pairs = if layout.coding.mins == Mins::Per16 {
+                    let both = _mm256_cvtepu8_epi16(bytes);
+                    scaling.mins_of_16 = _mm256_srli_epi16::<4>(both);
+                    _mm256_and_si256(both, _mm256_set1_epi16(15))
+                } else {
+                    _mm256_cvtepi8_epi16(bytes)
+                };
+                scaling.factors = [
+                    _mm256_blend_epi16::<0xaa>(pairs, _mm256_slli_epi32::<16>(pairs)),
+                    _mm256_blend_epi16::<0xaa>(_mm256_srli_epi32::<16>(pairs), pairs),
+                ];
+                if let Values::Offset(offset) = layout.coding.values {
+                    scaling.offsets = _mm256_mullo_epi16(pairs, _mm256_set1_epi16(-i16::from(offset)));
+                }
+            }
+        }
+        if layout.coding.mins == Mins::Per32 {
+            let mins = _mm_loadl_epi64(sub.add(layout.sub_mins() + 8 * half).cast());
+            scaling.min = _mm256_mul_ps(min, _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(mins)));
+        }
+        scaling
+    }
+}
+
+/// Integer dots of 8 columns of a sub-block with R rows, times the scales of 16 where there are some.
+///
+/// # Safety
+/// * `sub` is a sub-block of a tile of the format, from `32 * half` on, `rows` has R rows; the machine has
+///   AVX2.
+#[inline(always)]
+unsafe fn dots<const FORMAT: usize, const R: usize>(
+    sub: *const u8,
+    scaling: &Scaling,
+    rows: RecordRows,
+) -> [__m256i; R] {
+    let layout = Tile::<FORMAT>::LAYOUT;
+    let (is_signed, run) = const { (is_signed(&Tile::<FORMAT>::LAYOUT), run(&Tile::<FORMAT>::LAYOUT)) };
+    // SAFETY: the caller's obligations are the callees'; the rows are the record's.
+    unsafe {
         let mut dots = [_mm256_setzero_si256(); R];
-        for (dot, pairs) in dots.iter_mut().zip(pairs) {
-            *dot = _mm256_madd_epi16(pairs, ones);
+        let mut pairs = [_mm256_setzero_si256(); R];
+        for j in 0..8 {
+            let quants = quants::<FORMAT>(sub, j);
+            let magnitude = if is_signed {
+                _mm256_abs_epi8(quants)
+            } else {
+                quants
+            };
+            for (row, pairs) in pairs.iter_mut().enumerate() {
+                let four = rows.four(row, 4 * j);
+                let four = if is_signed {
+                    _mm256_sign_epi8(four, quants)
+                } else {
+                    four
+                };
+                *pairs = _mm256_add_epi16(*pairs, _mm256_maddubs_epi16(magnitude, four));
+            }
+            if (j + 1) % run == 0 {
+                for (dot, pairs) in dots.iter_mut().zip(&mut pairs) {
+                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(*pairs, scaling.factors[j / 4]));
+                    *pairs = _mm256_setzero_si256();
+                }
+            }
+        }
+        let Values::Offset(offset @ 1..) = layout.coding.values else {
+            return dots;
+        };
+        if is_signed {
+            return dots;
+        }
+        for (row, dot) in dots.iter_mut().enumerate() {
+            let taken_off = if layout.coding.scales == Scales::Per16 {
+                let sums = rows.number(3, row).cast::<i32>().read_unaligned();
+                _mm256_madd_epi16(_mm256_set1_epi32(sums), scaling.offsets)
+            } else {
+                // Number 2 is -128 * sum.
+                let offset_128 = rows.number(2, row).cast::<i32>().read_unaligned();
+                _mm256_set1_epi32(offset_128 >> (7 - offset.ilog2()))
+            };
+            *dot = _mm256_add_epi32(*dot, taken_off);
         }
         dots
     }
@@ -179,9 +288,10 @@ unsafe fn load_f16(at: *const u8) -> __m256 {
 /// As for [`super::linear::TileKernel`]; `half < 2`, `first + R <= n_rows`.
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn half_tile<F: TileFormat, const R: usize>(call: &TileCall, half: usize, first: usize) {
-    // SAFETY: the tile has `depth` blocks, the panel as many records of n_rows rows, each row 16 writable
-    // outputs.
+unsafe fn half_tile<const FORMAT: usize, const R: usize>(call: &TileCall, half: usize, first: usize) {
+    let layout = Tile::<FORMAT>::LAYOUT;
+    // SAFETY: the tile has `depth` blocks, the panel as many records of n_rows rows as they have sub-blocks,
+    // each row 16 writable outputs.
     unsafe {
         let mut sums = [_mm256_setzero_ps(); R];
         let mut block = call.tile;
@@ -191,22 +301,22 @@ unsafe fn half_tile<F: TileFormat, const R: usize>(call: &TileCall, half: usize,
             first,
         };
         for _ in 0..call.depth {
-            let dots = F::dots::<R>(block, half, rows);
-            let scale = load_f16(block.add(F::SCALES + 16 * half));
-            for (row, sum) in sums.iter_mut().enumerate() {
-                let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dots[row]), scale);
-                let row_scale = rows.number(0, row).cast::<f32>().read_unaligned();
-                *sum = _mm256_fmadd_ps(scaled, _mm256_set1_ps(row_scale), *sum);
+            let scale = block.add(layout.scales() + 16 * half);
+            let scale = match layout.coding.has_bf16_scale {
+                true => Ymm::load_bf16(scale).0,
+                false => load_f16(scale),
+            };
+            let scale = _mm256_mul_ps(scale, _mm256_set1_ps(layout.coding.scale_factor));
+            let min = match layout.coding.mins {
+                Mins::None => _mm256_setzero_ps(),
+                _ => load_f16(block.add(layout.mins() + 16 * half)),
+            };
+            for sub in 0..layout.n_subs {
+                let sub = block.add(sub * layout.sub_bytes());
+                add_sub_block::<FORMAT, R>(sub, half, (scale, min), rows, &mut sums);
+                rows.record = rows.record.add(call.n_rows * ROW_RECORD_BYTES);
             }
-            if let Some(mins) = F::MINS {
-                let min = load_f16(block.add(mins + 16 * half));
-                for (row, sum) in sums.iter_mut().enumerate() {
-                    let scaled_sum = rows.number(1, row).cast::<f32>().read_unaligned();
-                    *sum = _mm256_fmadd_ps(min, _mm256_set1_ps(scaled_sum), *sum);
-                }
-            }
-            block = block.add(F::BLOCK_BYTES);
-            rows.record = rows.record.add(call.n_rows * ROW_RECORD_BYTES);
+            block = block.add(layout.block_bytes());
         }
         for (row, sum) in sums.into_iter().enumerate() {
             _mm256_storeu_ps(call.output.add((first + row) * call.stride + 8 * half), sum);
@@ -214,18 +324,55 @@ unsafe fn half_tile<F: TileFormat, const R: usize>(call: &TileCall, half: usize,
     }
 }
 
+/// 32 inputs of 8 columns times R rows, in the order that [`super::linear`] states.
+///
+/// # Safety
+/// * `sub` is a sub-block of a tile of the format; the numbers are its block's, of half `half`; `rows` has R
+///   rows; the machine has AVX2 and FMA.
+#[inline(always)]
+unsafe fn add_sub_block<const FORMAT: usize, const R: usize>(
+    sub: *const u8,
+    half: usize,
+    of_block: (__m256, __m256),
+    rows: RecordRows,
+    sums: &mut [__m256; R],
+) {
+    // SAFETY: the caller's obligations are the callees'.
+    unsafe {
+        let scaling = scaling::<FORMAT>(sub, half, of_block);
+        let dots = dots::<FORMAT, R>(sub.add(32 * half), &scaling, rows);
+        for (row, (sum, dot)) in sums.iter_mut().zip(dots).enumerate() {
+            let row_scale = _mm256_set1_ps(rows.number(0, row).cast::<f32>().read_unaligned());
+            let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), scaling.scale);
+            *sum = _mm256_fmadd_ps(scaled, row_scale, *sum);
+            match Tile::<FORMAT>::LAYOUT.coding.mins {
+                Mins::None => {}
+                Mins::OfBlock | Mins::Per32 => {
+                    let scaled_sum = rows.number(1, row).cast::<f32>().read_unaligned();
+                    *sum = _mm256_fmadd_ps(scaling.min, _mm256_set1_ps(scaled_sum), *sum);
+                }
+                Mins::Per16 => {
+                    let row_sums = _mm256_set1_epi32(rows.number(3, row).cast::<i32>().read_unaligned());
+                    let mins = _mm256_cvtepi32_ps(_mm256_madd_epi16(row_sums, scaling.mins_of_16));
+                    *sum = _mm256_fmadd_ps(_mm256_mul_ps(mins, scaling.min), row_scale, *sum);
+                }
+            }
+        }
+    }
+}
+
 /// # Safety
 /// As for [`super::linear::TileKernel`].
-unsafe fn quantized<F: TileFormat>(call: &TileCall) {
+unsafe fn quantized<const FORMAT: usize>(call: &TileCall) {
     for half in 0..2 {
         for first in (0..call.n_rows).step_by(4) {
             // SAFETY: the caller's obligations are the callees'; at most n_rows - first rows are meant.
             unsafe {
                 match call.n_rows - first {
-                    1 => half_tile::<F, 1>(call, half, first),
-                    2 => half_tile::<F, 2>(call, half, first),
-                    3 => half_tile::<F, 3>(call, half, first),
-                    _ => half_tile::<F, 4>(call, half, first),
+                    1 => half_tile::<FORMAT, 1>(call, half, first),
+                    2 => half_tile::<FORMAT, 2>(call, half, first),
+                    3 => half_tile::<FORMAT, 3>(call, half, first),
+                    _ => half_tile::<FORMAT, 4>(call, half, first),
                 }
             }
         }
@@ -267,13 +414,12 @@ unsafe fn quantize_row(source: &[f32], target: &QuantizeRow) {
             _mm256_storeu_si256(record.add(target.row * BLOCK).cast(), bytes);
             let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
             let partial = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-            let halves = _mm_add_epi32(
-                _mm256_castsi256_si128(partial),
-                _mm256_extracti128_si256(partial, 1),
-            );
-            let quarters = _mm_add_epi32(halves, _mm_shuffle_epi32(halves, 0b01_00_11_10));
-            let total = _mm_add_epi32(quarters, _mm_shuffle_epi32(quarters, 0b10_11_00_01));
-            target.store_numbers(record, scale, _mm_cvtsi128_si32(total));
+            // Each half of the vector has the four partial sums of 16 int8.
+            let pairs = _mm256_add_epi32(partial, _mm256_shuffle_epi32(partial, 0b01_00_11_10));
+            let sums = _mm256_add_epi32(pairs, _mm256_shuffle_epi32(pairs, 0b10_11_00_01));
+            let first = _mm_cvtsi128_si32(_mm256_castsi256_si128(sums));
+            let last = _mm_cvtsi128_si32(_mm256_extracti128_si256(sums, 1));
+            target.store_numbers(record, scale, [first, last]);
         }
     }
 }

@@ -15,20 +15,27 @@ use std::arch::x86_64::*;
 use super::linear::{LinearKernels, TileCall, TileKernel};
 use super::linear_float::{self, Bf16, F16, F32, Lanes};
 use crate::cpu::activations::{QuantizeRow, ROW_RECORD_BYTES, block_scale};
-use crate::cpu::layout::{
-    Q4_0_BLOCK_BYTES, Q4_1_BLOCK_BYTES, Q4_1_MINS, Q4_SCALES, Q8_0_BLOCK_BYTES, Q8_0_SCALES,
-};
-use crate::quant::BLOCK;
+use crate::cpu::layout::{Tile, TileLayout, chunk_and_shift, of_format};
+use crate::quant::{BLOCK, Format, Mins, Scales, Values};
 
 pub(crate) static KERNELS: LinearKernels = LinearKernels {
     quantize_row,
     f32: float_f32,
     f16: float_f16,
     bf16: float_bf16,
-    q8_0: quantized::<Q8_0>,
-    q4_0: quantized::<Q4_0>,
-    q4_1: quantized::<Q4_1>,
+    quantized: kernel,
 };
+
+/// Formats for which lines to prefetch are counted at compile time; the others have a loop, and a tenth of the
+/// code.
+fn kernel(format: Format) -> TileKernel {
+    match format {
+        Format::Q8_0 => unrolled::<{ Format::Q8_0 as usize }>,
+        Format::Q4_0 => unrolled::<{ Format::Q4_0 as usize }>,
+        Format::Q4_1 => unrolled::<{ Format::Q4_1 as usize }>,
+        _ => of_format!(format, quantized),
+    }
+}
 
 /// Rows whose integer dots advance together.
 const GROUP: usize = 4;
@@ -38,91 +45,109 @@ struct WeightBlock {
     quants: [__m512i; 8],
     scale: __m512,
     min: __m512,
+    /// Of the first and the last 16 inputs, where these have scales of their own.
+    scales_of_16: [__m512; 2],
+    /// Minima of 16 inputs as pairs of int16.
+    mins_of_16: __m512i,
 }
 
-trait TileFormat {
-    const HAS_MIN: bool;
-    /// What was added to the integer weights to make them unsigned, as a shift of 128: a dot starts from
-    /// `-(128 >> shift) * sum(activations)`.
-    const OFFSET_SHIFT: Option<u32>;
-    const BLOCK_BYTES: usize;
-    /// # Safety
-    /// * `block` points at a block of a tile of this format; the machine has AVX-512.
-    unsafe fn load(block: *const u8) -> WeightBlock;
-}
-
-struct Q4_0;
-struct Q4_1;
-struct Q8_0;
-
-impl TileFormat for Q4_0 {
-    const HAS_MIN: bool = false;
-    const OFFSET_SHIFT: Option<u32> = Some(4);
-    const BLOCK_BYTES: usize = Q4_0_BLOCK_BYTES;
-
-    #[inline(always)]
-    unsafe fn load(block: *const u8) -> WeightBlock {
-        // SAFETY: the caller's obligations are the callees'; scales lie in the block.
-        unsafe {
-            WeightBlock {
-                quants: load_nibbles(block),
-                scale: load_f16(block.add(Q4_SCALES)),
-                min: _mm512_setzero_ps(),
-            }
-        }
+/// What was added to the integer weights to make them unsigned: 0 or a power of two.
+const fn offset(layout: &TileLayout) -> u8 {
+    match layout.coding.values {
+        Values::Offset(offset) => offset,
+        Values::Table(_) => 128,
     }
 }
 
-impl TileFormat for Q4_1 {
-    const HAS_MIN: bool = true;
-    const OFFSET_SHIFT: Option<u32> = None;
-    const BLOCK_BYTES: usize = Q4_1_BLOCK_BYTES;
-
-    #[inline(always)]
-    unsafe fn load(block: *const u8) -> WeightBlock {
-        // SAFETY: the caller's obligations are the callees'; scales and mins lie in the block.
-        unsafe {
-            WeightBlock {
-                quants: load_nibbles(block),
-                scale: load_f16(block.add(Q4_SCALES)),
-                min: load_f16(block.add(Q4_1_MINS)),
-            }
+/// Bits of word `j` of 16 columns in a plane, moved to bit `to` of each byte.
+///
+/// # Safety
+/// * `plane` is that of a sub-block; the machine has AVX-512.
+#[inline(always)]
+unsafe fn plane_bits(plane: *const u8, (bits, to): (usize, usize), j: usize) -> __m512i {
+    let (chunk, from) = chunk_and_shift(bits, j);
+    // SAFETY: a plane has `bits` chunks of 64 bytes.
+    unsafe {
+        let packed = _mm512_loadu_si512(plane.add(64 * chunk).cast());
+        if bits == 8 {
+            return packed;
         }
-    }
-}
-
-impl TileFormat for Q8_0 {
-    const HAS_MIN: bool = false;
-    const OFFSET_SHIFT: Option<u32> = Some(0);
-    const BLOCK_BYTES: usize = Q8_0_BLOCK_BYTES;
-
-    #[inline(always)]
-    unsafe fn load(block: *const u8) -> WeightBlock {
-        // SAFETY: eight vectors, then the scales, lie in the block.
-        unsafe {
-            WeightBlock {
-                quants: std::array::from_fn(|chunk| _mm512_loadu_si512(block.add(64 * chunk).cast())),
-                scale: load_f16(block.add(Q8_0_SCALES)),
-                min: _mm512_setzero_ps(),
-            }
-        }
+        // Bits that cross into another byte are masked.
+        let moved = if from >= to {
+            _mm512_srl_epi16(packed, _mm_cvtsi32_si128((from - to) as i32))
+        } else {
+            _mm512_sll_epi16(packed, _mm_cvtsi32_si128((to - from) as i32))
+        };
+        _mm512_and_si512(moved, _mm512_set1_epi8((((1 << bits) - 1) << to) as i8))
     }
 }
 
 /// # Safety
-/// * `block` is readable for 256 bytes; the machine has AVX-512.
+/// * `sub` is a sub-block of a tile of the format; the machine has AVX-512.
 #[inline(always)]
-unsafe fn load_nibbles(block: *const u8) -> [__m512i; 8] {
-    // SAFETY: four vectors from `block` on.
+unsafe fn load_quants<const FORMAT: usize>(sub: *const u8) -> [__m512i; 8] {
+    let layout = Tile::<FORMAT>::LAYOUT;
+    let (low_bits, high_bits) = (layout.low_bits(), layout.high_bits());
+    // SAFETY: the planes lie in the sub-block.
     unsafe {
-        let mask = _mm512_set1_epi8(15);
         let mut quants = [_mm512_setzero_si512(); 8];
-        for chunk in 0..4 {
-            let packed = _mm512_loadu_si512(block.add(64 * chunk).cast());
-            quants[chunk] = _mm512_and_si512(packed, mask);
-            quants[chunk + 4] = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
+        for (j, quants) in quants.iter_mut().enumerate() {
+            *quants = plane_bits(sub, (low_bits, 0), j);
+            if high_bits > 0 {
+                let high = plane_bits(sub.add(layout.high_plane()), (high_bits, low_bits), j);
+                *quants = _mm512_or_si512(*quants, high);
+            }
+            if let Values::Table(table) = layout.coding.values {
+                let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+                let biased = _mm512_xor_si512(table, _mm512_set1_epi8(-128));
+                *quants = _mm512_shuffle_epi8(biased, *quants);
+            }
         }
         quants
+    }
+}
+
+/// # Safety
+/// * `sub` is a sub-block of a tile of the format, `scale` and `min` are its block's; the machine has AVX-512.
+#[inline(always)]
+unsafe fn load<const FORMAT: usize>(sub: *const u8, (scale, min): (__m512, __m512)) -> WeightBlock {
+    let layout = Tile::<FORMAT>::LAYOUT;
+    // SAFETY: 16 columns have 16 or 32 bytes of scales and 16 of minima in the sub-block.
+    unsafe {
+        let mut weights = WeightBlock {
+            quants: load_quants::<FORMAT>(sub),
+            scale,
+            min,
+            scales_of_16: [_mm512_setzero_ps(); 2],
+            mins_of_16: _mm512_setzero_si512(),
+        };
+        match layout.coding.scales {
+            Scales::None => {}
+            Scales::Per32 => {
+                let scales = _mm_loadu_si128(sub.add(layout.sub_scales()).cast());
+                let scales = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(scales));
+                weights.scale = _mm512_mul_ps(scale, scales);
+            }
+            Scales::Per16 => {
+                let bytes = _mm256_loadu_si256(sub.add(layout.sub_scales()).cast());
+                let pairs = if layout.coding.mins == Mins::Per16 {
+                    let both = _mm512_cvtepu8_epi16(bytes);
+                    weights.mins_of_16 = _mm512_srli_epi16::<4>(both);
+                    _mm512_and_si512(both, _mm512_set1_epi16(15))
+                } else {
+                    _mm512_cvtepi8_epi16(bytes)
+                };
+                weights.scales_of_16 = [
+                    _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(pairs))),
+                    _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(pairs)),
+                ];
+            }
+        }
+        if layout.coding.mins == Mins::Per32 {
+            let mins = _mm_loadu_si128(sub.add(layout.sub_mins()).cast());
+            weights.min = _mm512_mul_ps(min, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(mins)));
+        }
+        weights
     }
 }
 
@@ -134,12 +159,109 @@ unsafe fn load_f16(at: *const u8) -> __m512 {
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
 }
 
-/// Rows START .. START + 4 of a panel of R rows, for one block.
+/// Rows START .. of a panel of R rows: the record of 32 inputs.
+#[derive(Clone, Copy)]
+struct GroupRows<const R: usize, const START: usize> {
+    record: *const u8,
+}
+
+impl<const R: usize, const START: usize> GroupRows<R, START> {
+    /// Rows of the group, at most [`GROUP`].
+    const COUNT: usize = if START >= R {
+        0
+    } else if R - START < GROUP {
+        R - START
+    } else {
+        GROUP
+    };
+
+    /// Four int8 of row `START + row`, in every lane.
+    ///
+    /// # Safety
+    /// * `row < COUNT`, `step < 8`; the machine has AVX-512.
+    #[inline(always)]
+    unsafe fn four(self, row: usize, step: usize) -> __m512i {
+        // SAFETY: the record begins with R x 32 int8.
+        unsafe {
+            let four = self.record.add((START + row) * BLOCK + 4 * step);
+            _mm512_set1_epi32(four.cast::<i32>().read_unaligned())
+        }
+    }
+
+    /// The address of row `START + row`'s number in one of the record's arrays.
+    ///
+    /// # Safety
+    /// * `row < COUNT`, `array < 4`.
+    #[inline(always)]
+    unsafe fn number(self, array: usize, row: usize) -> *const u8 {
+        // SAFETY: four arrays of R numbers follow the int8.
+        unsafe { self.record.add(R * BLOCK + 4 * (array * R + START + row)) }
+    }
+}
+
+/// Integer dots of a group of rows, times the scales of 16 where there are some; exact.
+///
+/// # Safety
+/// * `rows.record` is a record of R rows, `START < R`; the machine has AVX-512 VNNI.
+#[inline(always)]
+unsafe fn scaled_dots<const FORMAT: usize, const R: usize, const START: usize>(
+    weights: &WeightBlock,
+    rows: GroupRows<R, START>,
+) -> [__m512; GROUP] {
+    let layout = Tile::<FORMAT>::LAYOUT;
+    let offset = const { offset(&Tile::<FORMAT>::LAYOUT) };
+    let count = GroupRows::<R, START>::COUNT;
+    // SAFETY: the rows asked for are below `count`.
+    unsafe {
+        let mut scaled = [_mm512_setzero_ps(); GROUP];
+        if layout.coding.scales != Scales::Per16 {
+            let mut dots = [_mm512_setzero_si512(); GROUP];
+            if offset > 0 {
+                for (row, dot) in dots[..count].iter_mut().enumerate() {
+                    // Number 2 is -128 * sum.
+                    let offset_128 = rows.number(2, row).cast::<i32>().read_unaligned();
+                    *dot = _mm512_set1_epi32(offset_128 >> (7 - offset.ilog2()));
+                }
+            }
+            for step in 0..8 {
+                for (row, dot) in dots[..count].iter_mut().enumerate() {
+                    *dot = _mm512_dpbusd_epi32(*dot, weights.quants[step], rows.four(row, step));
+                }
+            }
+            for (scaled, dot) in scaled[..count].iter_mut().zip(dots) {
+                *scaled = _mm512_cvtepi32_ps(dot);
+            }
+            return scaled;
+        }
+        for half in 0..2 {
+            let mut dots = [_mm512_setzero_si512(); GROUP];
+            if offset > 0 {
+                // The activations' sums of 16 are pairs of int16; this picks one of them.
+                let factor = u32::from(-i16::from(offset) as u16) << (16 * half);
+                for (row, dot) in dots[..count].iter_mut().enumerate() {
+                    let sums = _mm512_set1_epi32(rows.number(3, row).cast::<i32>().read_unaligned());
+                    *dot = _mm512_madd_epi16(sums, _mm512_set1_epi32(factor as i32));
+                }
+            }
+            for step in 4 * half..4 * half + 4 {
+                for (row, dot) in dots[..count].iter_mut().enumerate() {
+                    *dot = _mm512_dpbusd_epi32(*dot, weights.quants[step], rows.four(row, step));
+                }
+            }
+            for (scaled, dot) in scaled[..count].iter_mut().zip(dots) {
+                *scaled = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), weights.scales_of_16[half], *scaled);
+            }
+        }
+        scaled
+    }
+}
+
+/// Rows START .. START + 4 of a panel of R rows, for one sub-block.
 ///
 /// # Safety
 /// * `record` is a record of R rows; the machine has AVX-512 VNNI.
 #[inline(always)]
-unsafe fn add_group<F: TileFormat, const R: usize, const START: usize>(
+unsafe fn add_group<const FORMAT: usize, const R: usize, const START: usize>(
     weights: &WeightBlock,
     record: *const u8,
     sums: &mut [__m512; R],
@@ -147,73 +269,83 @@ unsafe fn add_group<F: TileFormat, const R: usize, const START: usize>(
     if START >= R {
         return;
     }
-    let count = if R - START < GROUP { R - START } else { GROUP };
-    // SAFETY: rows START..START + count are rows of the record, which holds R x 32 int8 and three arrays of R
+    let rows = GroupRows::<R, START> { record };
+    // SAFETY: rows START..START + count are rows of the record, which holds R x 32 int8 and four arrays of R
     // numbers.
     unsafe {
-        let numbers = record.add(R * BLOCK);
-        let number = |array: usize, row: usize| numbers.add(4 * (array * R + START + row));
-        let mut dots = [_mm512_setzero_si512(); GROUP];
-        if let Some(shift) = F::OFFSET_SHIFT {
-            for (row, dot) in dots[..count].iter_mut().enumerate() {
-                let offset = number(2, row).cast::<i32>().read_unaligned();
-                *dot = _mm512_set1_epi32(offset >> shift);
-            }
-        }
-        for step in 0..8 {
-            for (row, dot) in dots[..count].iter_mut().enumerate() {
-                let four = record
-                    .add((START + row) * BLOCK + 4 * step)
-                    .cast::<i32>()
-                    .read_unaligned();
-                *dot = _mm512_dpbusd_epi32(*dot, weights.quants[step], _mm512_set1_epi32(four));
-            }
-        }
-        for (row, dot) in dots[..count].iter().enumerate() {
-            let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(*dot), weights.scale);
-            let scale = number(0, row).cast::<f32>().read_unaligned();
-            let mut sum = _mm512_fmadd_ps(scaled, _mm512_set1_ps(scale), sums[START + row]);
-            if F::HAS_MIN {
-                let scaled_sum = number(1, row).cast::<f32>().read_unaligned();
-                sum = _mm512_fmadd_ps(weights.min, _mm512_set1_ps(scaled_sum), sum);
+        let dots = scaled_dots::<FORMAT, R, START>(weights, rows);
+        for (row, dot) in dots[..GroupRows::<R, START>::COUNT].iter().enumerate() {
+            let scaled = _mm512_mul_ps(*dot, weights.scale);
+            let scale = _mm512_set1_ps(rows.number(0, row).cast::<f32>().read_unaligned());
+            let mut sum = _mm512_fmadd_ps(scaled, scale, sums[START + row]);
+            match Tile::<FORMAT>::LAYOUT.coding.mins {
+                Mins::None => {}
+                Mins::OfBlock | Mins::Per32 => {
+                    let scaled_sum = rows.number(1, row).cast::<f32>().read_unaligned();
+                    sum = _mm512_fmadd_ps(weights.min, _mm512_set1_ps(scaled_sum), sum);
+                }
+                Mins::Per16 => {
+                    let row_sums = _mm512_set1_epi32(rows.number(3, row).cast::<i32>().read_unaligned());
+                    let mins = _mm512_cvtepi32_ps(_mm512_madd_epi16(row_sums, weights.mins_of_16));
+                    sum = _mm512_fmadd_ps(_mm512_mul_ps(mins, weights.min), scale, sum);
+                }
             }
             sums[START + row] = sum;
         }
     }
 }
 
-/// `LINES` cache lines are prefetched for each block, into L2: the hardware brings L2 to L1 well, and L1 is
-/// full of activations.
+/// As many lines as the call says are prefetched for each 32 inputs.
+const COUNTED: usize = usize::MAX;
+
+/// `LINES` cache lines, or those [`COUNTED`], are prefetched for each 32 inputs, into L2: the hardware brings
+/// L2 to L1 well, and L1 is full of activations.
 ///
 /// # Safety
 /// As for [`super::linear::TileKernel`]; `n_rows == R`.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn tile_times_rows<F: TileFormat, const R: usize, const LINES: usize>(call: &TileCall) {
-    // SAFETY: the tile has `depth` blocks, the panel as many records of R rows, each row 16 writable outputs.
-    // Prefetches may name any address.
+unsafe fn tile_times_rows<const FORMAT: usize, const R: usize, const LINES: usize>(call: &TileCall) {
+    let layout = Tile::<FORMAT>::LAYOUT;
+    let n_lines = match LINES {
+        COUNTED => call.prefetch.bytes_per_block.div_ceil(64),
+        n => n,
+    };
+    // SAFETY: the tile has `depth` blocks, the panel as many records of R rows as they have sub-blocks, each
+    // row 16 writable outputs. Prefetches may name any address.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); R];
         let mut block = call.tile;
         let mut record = call.input;
         let mut fetch = call.prefetch.start;
-        if LINES > 0 {
+        if n_lines > 0 {
             for row in 0..R {
                 _mm_prefetch::<_MM_HINT_ET0>(call.output.add(row * call.stride).cast());
             }
         }
         for _ in 0..call.depth {
-            for line in 0..LINES {
-                _mm_prefetch::<_MM_HINT_T1>(fetch.wrapping_add(64 * line).cast());
+            let scale = match layout.coding.has_bf16_scale {
+                true => Zmm::load_bf16(block.add(layout.scales())).0,
+                false => load_f16(block.add(layout.scales())),
+            };
+            let scale = _mm512_mul_ps(scale, _mm512_set1_ps(layout.coding.scale_factor));
+            let min = match layout.coding.mins {
+                Mins::None => _mm512_setzero_ps(),
+                _ => load_f16(block.add(layout.mins())),
+            };
+            for sub in 0..layout.n_subs {
+                for line in 0..n_lines {
+                    _mm_prefetch::<_MM_HINT_T1>(fetch.wrapping_add(64 * line).cast());
+                }
+                fetch = fetch.wrapping_add(call.prefetch.bytes_per_block);
+                let weights = load::<FORMAT>(block.add(sub * layout.sub_bytes()), (scale, min));
+                add_group::<FORMAT, R, 0>(&weights, record, &mut sums);
+                add_group::<FORMAT, R, 4>(&weights, record, &mut sums);
+                add_group::<FORMAT, R, 8>(&weights, record, &mut sums);
+                add_group::<FORMAT, R, 12>(&weights, record, &mut sums);
+                record = record.add(R * ROW_RECORD_BYTES);
             }
-            fetch = fetch.wrapping_add(call.prefetch.bytes_per_block);
-            let weights = F::load(block);
-            add_group::<F, R, 0>(&weights, record, &mut sums);
-            add_group::<F, R, 4>(&weights, record, &mut sums);
-            add_group::<F, R, 8>(&weights, record, &mut sums);
-            add_group::<F, R, 12>(&weights, record, &mut sums);
-            block = block.add(F::BLOCK_BYTES);
-            record = record.add(R * ROW_RECORD_BYTES);
+            block = block.add(layout.block_bytes());
         }
         for (row, sum) in sums.into_iter().enumerate() {
             _mm512_storeu_ps(call.output.add(row * call.stride), sum);
@@ -222,37 +354,45 @@ unsafe fn tile_times_rows<F: TileFormat, const R: usize, const LINES: usize>(cal
 }
 
 /// The kernel for each number of rows of a panel, from 1 on.
-const fn by_rows<F: TileFormat, const LINES: usize>() -> [TileKernel; 16] {
+const fn by_rows<const FORMAT: usize, const LINES: usize>() -> [TileKernel; 16] {
     [
-        tile_times_rows::<F, 1, LINES>,
-        tile_times_rows::<F, 2, LINES>,
-        tile_times_rows::<F, 3, LINES>,
-        tile_times_rows::<F, 4, LINES>,
-        tile_times_rows::<F, 5, LINES>,
-        tile_times_rows::<F, 6, LINES>,
-        tile_times_rows::<F, 7, LINES>,
-        tile_times_rows::<F, 8, LINES>,
-        tile_times_rows::<F, 9, LINES>,
-        tile_times_rows::<F, 10, LINES>,
-        tile_times_rows::<F, 11, LINES>,
-        tile_times_rows::<F, 12, LINES>,
-        tile_times_rows::<F, 13, LINES>,
-        tile_times_rows::<F, 14, LINES>,
-        tile_times_rows::<F, 15, LINES>,
-        tile_times_rows::<F, 16, LINES>,
+        tile_times_rows::<FORMAT, 1, LINES>,
+        tile_times_rows::<FORMAT, 2, LINES>,
+        tile_times_rows::<FORMAT, 3, LINES>,
+        tile_times_rows::<FORMAT, 4, LINES>,
+        tile_times_rows::<FORMAT, 5, LINES>,
+        tile_times_rows::<FORMAT, 6, LINES>,
+        tile_times_rows::<FORMAT, 7, LINES>,
+        tile_times_rows::<FORMAT, 8, LINES>,
+        tile_times_rows::<FORMAT, 9, LINES>,
+        tile_times_rows::<FORMAT, 10, LINES>,
+        tile_times_rows::<FORMAT, 11, LINES>,
+        tile_times_rows::<FORMAT, 12, LINES>,
+        tile_times_rows::<FORMAT, 13, LINES>,
+        tile_times_rows::<FORMAT, 14, LINES>,
+        tile_times_rows::<FORMAT, 15, LINES>,
+        tile_times_rows::<FORMAT, 16, LINES>,
     ]
 }
 
 /// # Safety
 /// As for [`super::linear::TileKernel`].
-unsafe fn quantized<F: TileFormat>(call: &TileCall) {
+unsafe fn unrolled<const FORMAT: usize>(call: &TileCall) {
     let kernels = match call.prefetch.bytes_per_block.div_ceil(64) {
-        0 => const { &by_rows::<F, 0>() },
-        1 => const { &by_rows::<F, 1>() },
-        2..=3 => const { &by_rows::<F, 3>() },
-        4..=5 => const { &by_rows::<F, 5>() },
-        _ => const { &by_rows::<F, 9>() },
+        0 => const { &by_rows::<FORMAT, 0>() },
+        1 => const { &by_rows::<FORMAT, 1>() },
+        2..=3 => const { &by_rows::<FORMAT, 3>() },
+        4..=5 => const { &by_rows::<FORMAT, 5>() },
+        _ => const { &by_rows::<FORMAT, 9>() },
     };
+    // SAFETY: the caller's obligations are the callee's, which is the one for this number of rows.
+    unsafe { kernels[call.n_rows - 1](call) }
+}
+
+/// # Safety
+/// As for [`super::linear::TileKernel`].
+unsafe fn quantized<const FORMAT: usize>(call: &TileCall) {
+    let kernels = const { &by_rows::<FORMAT, COUNTED>() };
     // SAFETY: the caller's obligations are the callee's, which is the one for this number of rows.
     unsafe { kernels[call.n_rows - 1](call) }
 }
@@ -281,13 +421,12 @@ unsafe fn quantize_row(source: &[f32], target: &QuantizeRow) {
             let bytes = _mm256_set_m128i(high, low);
             _mm256_storeu_si256(record.add(target.row * BLOCK).cast(), bytes);
             let partial = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
-            let halves = _mm_add_epi32(
-                _mm256_castsi256_si128(partial),
-                _mm256_extracti128_si256(partial, 1),
-            );
-            let quarters = _mm_add_epi32(halves, _mm_shuffle_epi32(halves, 0b01_00_11_10));
-            let total = _mm_add_epi32(quarters, _mm_shuffle_epi32(quarters, 0b10_11_00_01));
-            target.store_numbers(record, scale, _mm_cvtsi128_si32(total));
+            // Each half of the vector has the four partial sums of 16 int8.
+            let pairs = _mm256_add_epi32(partial, _mm256_shuffle_epi32(partial, 0b01_00_11_10));
+            let sums = _mm256_add_epi32(pairs, _mm256_shuffle_epi32(pairs, 0b10_11_00_01));
+            let first = _mm_cvtsi128_si32(_mm256_castsi256_si128(sums));
+            let last = _mm_cvtsi128_si32(_mm256_extracti128_si256(sums, 1));
+            target.store_numbers(record, scale, [first, last]);
         }
     }
 }

@@ -1,21 +1,17 @@
 //! The definition of the linear kernels in plain Rust, and what serves where no instruction set does.
 
-use super::linear::{LinearKernels, TileCall};
+use super::linear::{LinearKernels, TileCall, TileKernel};
 use super::linear_float::{self, Bf16, F16, F32, ScalarLanes};
 use crate::cpu::activations::{PANEL_ROWS, QuantizeRow, ROW_RECORD_BYTES, block_scale};
-use crate::cpu::layout::{
-    Q4_0_BLOCK_BYTES, Q4_1_BLOCK_BYTES, Q4_1_MINS, Q4_SCALES, Q8_0_BLOCK_BYTES, Q8_0_SCALES, TILE_COLUMNS,
-};
-use crate::quant::{BLOCK, f32_from_f16};
+use crate::cpu::layout::{TILE_COLUMNS, Tile, of_format};
+use crate::quant::{BLOCK, Format, Mins, Scales};
 
 pub(crate) static KERNELS: LinearKernels = LinearKernels {
     quantize_row,
     f32: linear_float::tile::<ScalarLanes, F32>,
     f16: linear_float::tile::<ScalarLanes, F16>,
     bf16: linear_float::tile::<ScalarLanes, Bf16>,
-    q8_0,
-    q4_0,
-    q4_1,
+    quantized: kernel,
 };
 
 /// # Safety
@@ -25,114 +21,111 @@ unsafe fn quantize_row(source: &[f32], target: &QuantizeRow) {
         // Magnitudes compare as integers do, and so a NaN is the largest of all.
         let largest = values.iter().map(|value| value.to_bits() & 0x7fff_ffff).max();
         let (scale, inverse) = block_scale(f32::from_bits(largest.expect("a block has 32 values")));
-        let mut sum = 0;
+        let mut sums = [0; 2];
         let record = target.record(block);
         for (i, value) in values.iter().enumerate() {
             // The product is NaN where the block is not finite; `as` makes that 0.
             let quant = (value * inverse).round_ties_even() as i32;
-            sum += quant;
+            sums[i / 16] += quant;
             // SAFETY: the record of this block is writable, and this is row `row` of its int8.
             unsafe { record.add(target.row * BLOCK + i).cast::<i8>().write(quant as i8) }
         }
         // SAFETY: the record is that of a block of the panel.
-        unsafe { target.store_numbers(record, scale, sum) }
+        unsafe { target.store_numbers(record, scale, sums) }
     }
 }
 
-/// 32 weights of one column as integers, its scale and its min.
+/// 32 weights of one column as integers, and what makes weights of them.
 struct Column {
-    quants: [i32; BLOCK],
+    values: [i32; BLOCK],
+    scales: [i32; 2],
+    mins: [i32; 2],
     scale: f32,
-    min: Option<f32>,
+    min: f32,
 }
 
-fn half(block: &[u8], at: usize, column: usize) -> f32 {
-    let at = at + 2 * column;
-    f32_from_f16(u16::from_le_bytes([block[at], block[at + 1]]))
-}
-
-fn nibbles(block: &[u8], column: usize, offset: i32) -> [i32; BLOCK] {
-    std::array::from_fn(|i| {
-        let pair = block[64 * (i % 16 / 4) + 4 * column + i % 4];
-        i32::from(if i < 16 { pair & 15 } else { pair >> 4 }) - offset
-    })
+fn kernel(format: Format) -> TileKernel {
+    of_format!(format, quantized)
 }
 
 /// # Safety
 /// As for [`super::linear::TileKernel`].
-unsafe fn q8_0(call: &TileCall) {
-    // SAFETY: the caller's obligations are this function's.
-    unsafe {
-        tile_times_rows::<Q8_0_BLOCK_BYTES>(call, |block, column| Column {
-            quants: std::array::from_fn(|i| i32::from(block[64 * (i / 4) + 4 * column + i % 4]) - 128),
-            scale: half(block, Q8_0_SCALES, column),
-            min: None,
-        });
-    }
-}
-
-/// # Safety
-/// As for [`super::linear::TileKernel`].
-unsafe fn q4_0(call: &TileCall) {
-    // SAFETY: the caller's obligations are this function's.
-    unsafe {
-        tile_times_rows::<Q4_0_BLOCK_BYTES>(call, |block, column| Column {
-            quants: nibbles(block, column, 8),
-            scale: half(block, Q4_SCALES, column),
-            min: None,
-        });
-    }
-}
-
-/// # Safety
-/// As for [`super::linear::TileKernel`].
-unsafe fn q4_1(call: &TileCall) {
-    // SAFETY: the caller's obligations are this function's.
-    unsafe {
-        tile_times_rows::<Q4_1_BLOCK_BYTES>(call, |block, column| Column {
-            quants: nibbles(block, column, 0),
-            scale: half(block, Q4_SCALES, column),
-            min: Some(half(block, Q4_1_MINS, column)),
-        });
-    }
-}
-
-/// # Safety
-/// As for [`super::linear::TileKernel`]; a block of the tile has `BYTES` bytes.
-unsafe fn tile_times_rows<const BYTES: usize>(call: &TileCall, column_of: impl Fn(&[u8], usize) -> Column) {
-    let n_rows = call.n_rows;
+unsafe fn quantized<const FORMAT: usize>(call: &TileCall) {
+    let layout = Tile::<FORMAT>::LAYOUT;
+    let record_bytes = call.n_rows * ROW_RECORD_BYTES;
     let mut sums = [[0f32; PANEL_ROWS]; TILE_COLUMNS];
-    for block in 0..call.depth {
-        // SAFETY: the tile has `depth` blocks of BYTES bytes, the panel `depth` records.
-        let (weights, record) = unsafe {
-            let record_bytes = n_rows * ROW_RECORD_BYTES;
+    for block_idx in 0..call.depth {
+        // SAFETY: the tile has `depth` blocks, the panel a record for each sub-block.
+        let (block, records) = unsafe {
+            let block_bytes = layout.block_bytes();
+            let records = call.input.add(block_idx * layout.n_subs * record_bytes);
             (
-                std::slice::from_raw_parts(call.tile.add(block * BYTES), BYTES),
-                std::slice::from_raw_parts(call.input.add(block * record_bytes), record_bytes),
+                std::slice::from_raw_parts(call.tile.add(block_idx * block_bytes), block_bytes),
+                std::slice::from_raw_parts(records, layout.n_subs * record_bytes),
             )
         };
-        let (quants, numbers) = record.split_at(n_rows * BLOCK);
-        let number = |i: usize| f32::from_ne_bytes(numbers[4 * i..][..4].try_into().expect("four bytes"));
-        for (column, sums) in sums.iter_mut().enumerate() {
-            let weight = column_of(weights, column);
-            for (row, sum) in sums[..n_rows].iter_mut().enumerate() {
-                let row_quants = &quants[row * BLOCK..][..BLOCK];
-                let products = row_quants
-                    .iter()
-                    .zip(&weight.quants)
-                    .map(|(&a, &w)| i32::from(a as i8) * w);
-                let scaled = products.sum::<i32>() as f32 * weight.scale;
-                *sum = scaled.mul_add(number(row), *sum);
-                if let Some(min) = weight.min {
-                    *sum = min.mul_add(number(n_rows + row), *sum);
-                }
+        let subs = block[..layout.scales()].chunks_exact(layout.sub_bytes());
+        for (sub, record) in subs.zip(records.chunks_exact(record_bytes)) {
+            for (lane, sums) in sums.iter_mut().enumerate() {
+                let (scales, mins) = layout.scales_and_mins(sub, lane);
+                let column = Column {
+                    values: layout.quants(sub, lane).map(|quant| layout.value(quant)),
+                    scales: scales.map(i32::from),
+                    mins: mins.map(i32::from),
+                    scale: layout.scale(block, lane),
+                    min: if layout.has_min() {
+                        layout.min(block, lane)
+                    } else {
+                        0.0
+                    },
+                };
+                add_column::<FORMAT>(&column, record, &mut sums[..call.n_rows]);
             }
         }
     }
     for (column, sums) in sums.iter().enumerate() {
-        for (row, sum) in sums[..n_rows].iter().enumerate() {
+        for (row, sum) in sums[..call.n_rows].iter().enumerate() {
             // SAFETY: 16 elements at each row's start are writable.
             unsafe { call.output.add(row * call.stride + column).write(*sum) };
+        }
+    }
+}
+
+/// 32 weights of a column times each row's activations.
+#[inline(always)]
+fn add_column<const FORMAT: usize>(column: &Column, record: &[u8], sums: &mut [f32]) {
+    let layout = Tile::<FORMAT>::LAYOUT;
+    let n_rows = sums.len();
+    let (quants, numbers) = record.split_at(n_rows * BLOCK);
+    let number = |i: usize| -> [u8; 4] { numbers[4 * i..][..4].try_into().expect("four bytes") };
+    for (row, sum) in sums.iter_mut().enumerate() {
+        let row_quants = &quants[row * BLOCK..][..BLOCK];
+        let dot = |half: usize| -> i32 {
+            let products = row_quants[16 * half..][..16]
+                .iter()
+                .zip(&column.values[16 * half..][..16]);
+            products.map(|(&a, &w)| i32::from(a as i8) * w).sum()
+        };
+        let scaled = match layout.coding.scales {
+            Scales::None | Scales::Per32 => {
+                (dot(0) + dot(1)) as f32 * (column.scale * column.scales[0] as f32)
+            }
+            Scales::Per16 => (column.scales[0] * dot(0) + column.scales[1] * dot(1)) as f32 * column.scale,
+        };
+        let row_scale = f32::from_ne_bytes(number(row));
+        *sum = scaled.mul_add(row_scale, *sum);
+        match layout.coding.mins {
+            Mins::None => {}
+            Mins::OfBlock | Mins::Per32 => {
+                let min = column.min * column.mins[0] as f32;
+                *sum = min.mul_add(f32::from_ne_bytes(number(n_rows + row)), *sum);
+            }
+            Mins::Per16 => {
+                let [a, b, c, d] = number(3 * n_rows + row);
+                let row_sums = [[a, b], [c, d]].map(|sum| i32::from(i16::from_le_bytes(sum)));
+                let mins = column.mins[0] * row_sums[0] + column.mins[1] * row_sums[1];
+                *sum = (mins as f32 * column.min).mul_add(row_scale, *sum);
+            }
         }
     }
 }
