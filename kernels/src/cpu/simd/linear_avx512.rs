@@ -9,8 +9,10 @@
 //!
 //! activations come as embedded 32-bit broadcasts from L1: vpdpbusd zmm, zmm, [mem]{1to16}
 //! ```
+//!
+//! Unit tests run this file on simulated instructions too (`simulated.rs`), which have no target feature.
 
-use std::arch::x86_64::*;
+use super::arch::*;
 
 use super::linear::{LinearKernels, TileCall, TileKernel};
 use super::linear_float::{self, Bf16, F16, F32, Lanes};
@@ -26,8 +28,8 @@ pub(crate) static KERNELS: LinearKernels = LinearKernels {
     quantized: kernel,
 };
 
-/// Formats for which lines to prefetch are counted at compile time; the others have a loop, and a tenth of the
-/// code.
+/// The formats of which code is made for each number of rows and of lines to prefetch; the others take rows in
+/// passes and count lines in a loop, for a fraction of the code.
 fn kernel(format: Format) -> TileKernel {
     match format {
         Format::Q8_0 => unrolled::<{ Format::Q8_0 as usize }>,
@@ -159,10 +161,14 @@ unsafe fn load_f16(at: *const u8) -> __m512 {
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
 }
 
-/// Rows START .. of a panel of R rows: the record of 32 inputs.
+/// Rows START .. of R rows of a panel, which may have others: the record of 32 inputs.
 #[derive(Clone, Copy)]
 struct GroupRows<const R: usize, const START: usize> {
     record: *const u8,
+    /// Rows of the panel.
+    n_rows: usize,
+    /// The first of the R rows.
+    first: usize,
 }
 
 impl<const R: usize, const START: usize> GroupRows<R, START> {
@@ -181,9 +187,9 @@ impl<const R: usize, const START: usize> GroupRows<R, START> {
     /// * `row < COUNT`, `step < 8`; the machine has AVX-512.
     #[inline(always)]
     unsafe fn four(self, row: usize, step: usize) -> __m512i {
-        // SAFETY: the record begins with R x 32 int8.
+        // SAFETY: the record begins with n_rows x 32 int8.
         unsafe {
-            let four = self.record.add((START + row) * BLOCK + 4 * step);
+            let four = self.record.add((self.first + START + row) * BLOCK + 4 * step);
             _mm512_set1_epi32(four.cast::<i32>().read_unaligned())
         }
     }
@@ -194,15 +200,18 @@ impl<const R: usize, const START: usize> GroupRows<R, START> {
     /// * `row < COUNT`, `array < 4`.
     #[inline(always)]
     unsafe fn number(self, array: usize, row: usize) -> *const u8 {
-        // SAFETY: four arrays of R numbers follow the int8.
-        unsafe { self.record.add(R * BLOCK + 4 * (array * R + START + row)) }
+        // SAFETY: four arrays of n_rows numbers follow the int8.
+        unsafe {
+            self.record
+                .add(self.n_rows * BLOCK + 4 * (array * self.n_rows + self.first + START + row))
+        }
     }
 }
 
 /// Integer dots of a group of rows, times the scales of 16 where there are some; exact.
 ///
 /// # Safety
-/// * `rows.record` is a record of R rows, `START < R`; the machine has AVX-512 VNNI.
+/// * `rows` are R rows of a record, `START < R`; the machine has AVX-512 VNNI.
 #[inline(always)]
 unsafe fn scaled_dots<const FORMAT: usize, const R: usize, const START: usize>(
     weights: &WeightBlock,
@@ -256,22 +265,29 @@ unsafe fn scaled_dots<const FORMAT: usize, const R: usize, const START: usize>(
     }
 }
 
-/// Rows START .. START + 4 of a panel of R rows, for one sub-block.
+/// Rows START .. START + 4 of R rows, for one sub-block.
 ///
 /// # Safety
-/// * `record` is a record of R rows; the machine has AVX-512 VNNI.
+/// * `rows` are R rows of a record; the machine has AVX-512 VNNI.
 #[inline(always)]
 unsafe fn add_group<const FORMAT: usize, const R: usize, const START: usize>(
     weights: &WeightBlock,
-    record: *const u8,
+    GroupRows {
+        record,
+        n_rows,
+        first,
+    }: GroupRows<R, 0>,
     sums: &mut [__m512; R],
 ) {
     if START >= R {
         return;
     }
-    let rows = GroupRows::<R, START> { record };
-    // SAFETY: rows START..START + count are rows of the record, which holds R x 32 int8 and four arrays of R
-    // numbers.
+    let rows = GroupRows::<R, START> {
+        record,
+        n_rows,
+        first,
+    };
+    // SAFETY: rows START..START + count are rows of the record.
     unsafe {
         let dots = scaled_dots::<FORMAT, R, START>(weights, rows);
         for (row, dot) in dots[..GroupRows::<R, START>::COUNT].iter().enumerate() {
@@ -298,29 +314,41 @@ unsafe fn add_group<const FORMAT: usize, const R: usize, const START: usize>(
 /// As many lines as the call says are prefetched for each 32 inputs.
 const COUNTED: usize = usize::MAX;
 
-/// `LINES` cache lines, or those [`COUNTED`], are prefetched for each 32 inputs, into L2: the hardware brings
-/// L2 to L1 well, and L1 is full of activations.
+/// Rows `first .. first + R`. `LINES` cache lines, or those [`COUNTED`], are prefetched for each 32 inputs, into
+/// L2: the hardware brings L2 to L1 well, and L1 is full of activations.
 ///
 /// # Safety
-/// As for [`super::linear::TileKernel`]; `n_rows == R`.
+/// As for [`super::linear::TileKernel`]; `first + R <= n_rows`, and where lines are not counted, R is all rows.
 #[inline(never)]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn tile_times_rows<const FORMAT: usize, const R: usize, const LINES: usize>(call: &TileCall) {
+#[cfg_attr(
+    not(test),
+    target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+)]
+unsafe fn tile_times_rows<const FORMAT: usize, const R: usize, const LINES: usize>(
+    call: &TileCall,
+    first: usize,
+) {
     let layout = Tile::<FORMAT>::LAYOUT;
-    let n_lines = match LINES {
-        COUNTED => call.prefetch.bytes_per_block.div_ceil(64),
-        n => n,
+    // Constants where all rows are meant, so that displacements are.
+    let (n_lines, n_rows, first) = match LINES {
+        COUNTED => (call.prefetch.bytes_per_block.div_ceil(64), call.n_rows, first),
+        n => (n, R, 0),
     };
-    // SAFETY: the tile has `depth` blocks, the panel as many records of R rows as they have sub-blocks, each
-    // row 16 writable outputs. Prefetches may name any address.
+    // SAFETY: the tile has `depth` blocks, the panel as many records of n_rows rows as they have sub-blocks,
+    // each row 16 writable outputs. Prefetches may name any address.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); R];
         let mut block = call.tile;
-        let mut record = call.input;
+        let output = call.output.wrapping_add(first * call.stride);
+        let mut rows = GroupRows::<R, 0> {
+            record: call.input,
+            n_rows,
+            first,
+        };
         let mut fetch = call.prefetch.start;
         if n_lines > 0 {
             for row in 0..R {
-                _mm_prefetch::<_MM_HINT_ET0>(call.output.add(row * call.stride).cast());
+                _mm_prefetch::<_MM_HINT_ET0>(output.add(row * call.stride).cast());
             }
         }
         for _ in 0..call.depth {
@@ -339,22 +367,25 @@ unsafe fn tile_times_rows<const FORMAT: usize, const R: usize, const LINES: usiz
                 }
                 fetch = fetch.wrapping_add(call.prefetch.bytes_per_block);
                 let weights = load::<FORMAT>(block.add(sub * layout.sub_bytes()), (scale, min));
-                add_group::<FORMAT, R, 0>(&weights, record, &mut sums);
-                add_group::<FORMAT, R, 4>(&weights, record, &mut sums);
-                add_group::<FORMAT, R, 8>(&weights, record, &mut sums);
-                add_group::<FORMAT, R, 12>(&weights, record, &mut sums);
-                record = record.add(R * ROW_RECORD_BYTES);
+                add_group::<FORMAT, R, 0>(&weights, rows, &mut sums);
+                add_group::<FORMAT, R, 4>(&weights, rows, &mut sums);
+                add_group::<FORMAT, R, 8>(&weights, rows, &mut sums);
+                add_group::<FORMAT, R, 12>(&weights, rows, &mut sums);
+                rows.record = rows.record.add(n_rows * ROW_RECORD_BYTES);
             }
             block = block.add(layout.block_bytes());
         }
         for (row, sum) in sums.into_iter().enumerate() {
-            _mm512_storeu_ps(call.output.add(row * call.stride), sum);
+            _mm512_storeu_ps(output.add(row * call.stride), sum);
         }
     }
 }
 
-/// The kernel for each number of rows of a panel, from 1 on.
-const fn by_rows<const FORMAT: usize, const LINES: usize>() -> [TileKernel; 16] {
+/// A kernel for some rows of a panel, from the second argument on.
+type RowsKernel = unsafe fn(&TileCall, usize);
+
+/// The kernel for each number of rows, from 1 on.
+const fn by_rows<const FORMAT: usize, const LINES: usize>() -> [RowsKernel; 16] {
     [
         tile_times_rows::<FORMAT, 1, LINES>,
         tile_times_rows::<FORMAT, 2, LINES>,
@@ -386,20 +417,34 @@ unsafe fn unrolled<const FORMAT: usize>(call: &TileCall) {
         _ => const { &by_rows::<FORMAT, 9>() },
     };
     // SAFETY: the caller's obligations are the callee's, which is the one for this number of rows.
-    unsafe { kernels[call.n_rows - 1](call) }
+    unsafe { kernels[call.n_rows - 1](call, 0) }
 }
 
 /// # Safety
 /// As for [`super::linear::TileKernel`].
 unsafe fn quantized<const FORMAT: usize>(call: &TileCall) {
-    let kernels = const { &by_rows::<FORMAT, COUNTED>() };
-    // SAFETY: the caller's obligations are the callee's, which is the one for this number of rows.
-    unsafe { kernels[call.n_rows - 1](call) }
+    let mut first = 0;
+    while first < call.n_rows {
+        let (n, kernel): (usize, RowsKernel) = match call.n_rows - first {
+            16.. => (16, tile_times_rows::<FORMAT, 16, COUNTED>),
+            8.. => (8, tile_times_rows::<FORMAT, 8, COUNTED>),
+            4.. => (4, tile_times_rows::<FORMAT, 4, COUNTED>),
+            3 => (3, tile_times_rows::<FORMAT, 3, COUNTED>),
+            2 => (2, tile_times_rows::<FORMAT, 2, COUNTED>),
+            _ => (1, tile_times_rows::<FORMAT, 1, COUNTED>),
+        };
+        // SAFETY: the caller's obligations are the callee's; the rows meant are rows of the panel.
+        unsafe { kernel(call, first) };
+        first += n;
+    }
 }
 
 /// # Safety
 /// As for [`super::linear::QuantizeKernel`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[cfg_attr(
+    not(test),
+    target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+)]
 unsafe fn quantize_row(source: &[f32], target: &QuantizeRow) {
     for (block, values) in source.chunks_exact(BLOCK).enumerate() {
         let record = target.record(block);
@@ -422,10 +467,10 @@ unsafe fn quantize_row(source: &[f32], target: &QuantizeRow) {
             _mm256_storeu_si256(record.add(target.row * BLOCK).cast(), bytes);
             let partial = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
             // Each half of the vector has the four partial sums of 16 int8.
-            let pairs = _mm256_add_epi32(partial, _mm256_shuffle_epi32(partial, 0b01_00_11_10));
-            let sums = _mm256_add_epi32(pairs, _mm256_shuffle_epi32(pairs, 0b10_11_00_01));
+            let pairs = _mm256_add_epi32(partial, _mm256_shuffle_epi32::<0b01_00_11_10>(partial));
+            let sums = _mm256_add_epi32(pairs, _mm256_shuffle_epi32::<0b10_11_00_01>(pairs));
             let first = _mm_cvtsi128_si32(_mm256_castsi256_si128(sums));
-            let last = _mm_cvtsi128_si32(_mm256_extracti128_si256(sums, 1));
+            let last = _mm_cvtsi128_si32(_mm256_extracti128_si256::<1>(sums));
             target.store_numbers(record, scale, [first, last]);
         }
     }
@@ -435,7 +480,10 @@ macro_rules! float_kernel {
     ($name:ident, $element:ty) => {
         /// # Safety
         /// As for [`super::linear::TileKernel`].
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        #[cfg_attr(
+            not(test),
+            target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+        )]
         unsafe fn $name(call: &TileCall) {
             // SAFETY: the caller's obligations are the callee's.
             unsafe { linear_float::tile::<Zmm, $element>(call) }
@@ -477,7 +525,7 @@ impl Lanes for Zmm {
         // SAFETY: readable for 16 elements by the trait's obligation.
         unsafe {
             let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
-            Zmm(_mm512_castsi512_ps(_mm512_slli_epi32(words, 16)))
+            Zmm(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)))
         }
     }
     #[inline(always)]

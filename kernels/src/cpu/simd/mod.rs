@@ -13,3 +13,10 @@ mod linear_avx2;
 mod linear_avx512;
 mod linear_float;
 mod linear_scalar;
+#[cfg(test)]
+mod simulated;
+
+#[cfg(target_arch = "x86_64")]
+mod arch {
+    pub(crate) use std::arch::x86_64::*;
+}
