@@ -198,8 +198,8 @@ fn add_bits(bytes: &[u8], to: usize, quants: &mut [u8]) {
     }
 }
 
-/// Eight scales and minima of 6 bits: four bytes of each, whose upper two bits belong to four more, with lower
-/// nibbles in the last four bytes.
+/// Eight scales and minima of 6 bits: four bytes of each, whose upper two bits belong to four more, with
+/// lower nibbles in the last four bytes.
 fn scales_and_mins(bytes: &[u8], block: &mut Block) {
     for i in 0..4 {
         let (scale, min, low) = (bytes[i], bytes[i + 4], bytes[i + 8]);

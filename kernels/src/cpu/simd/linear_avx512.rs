@@ -26,8 +26,8 @@ pub(crate) static KERNELS: LinearKernels = LinearKernels {
     quantized: kernel,
 };
 
-/// Formats for which lines to prefetch are counted at compile time; the others have a loop, and a tenth of the
-/// code.
+/// Formats for which lines to prefetch are counted at compile time; the others have a loop, and a tenth of
+/// the code.
 fn kernel(format: Format) -> TileKernel {
     match format {
         Format::Q8_0 => unrolled::<{ Format::Q8_0 as usize }>,
@@ -108,7 +108,8 @@ unsafe fn load_quants<const FORMAT: usize>(sub: *const u8) -> [__m512i; 8] {
 }
 
 /// # Safety
-/// * `sub` is a sub-block of a tile of the format, `scale` and `min` are its block's; the machine has AVX-512.
+/// * `sub` is a sub-block of a tile of the format, `scale` and `min` are its block's; the machine has
+///   AVX-512.
 #[inline(always)]
 unsafe fn load<const FORMAT: usize>(sub: *const u8, (scale, min): (__m512, __m512)) -> WeightBlock {
     let layout = Tile::<FORMAT>::LAYOUT;
