@@ -1,5 +1,5 @@
-//! One linear layer in every quantization beside Q4_1: weights per second, bytes of them per second, and ratios
-//! of measurements taken in turns.
+//! One linear layer in every quantization beside Q4_1: weights per second, bytes of them per second, and
+//! ratios of measurements taken in turns.
 
 use std::io::Write;
 

@@ -3,8 +3,8 @@
     python quants.py        (needs gguf, numpy)
 
 Writes `quants.json`: of each format its name, `blocks` (hex, one a block) and `weights` (hex of f32, little
-endian, one a block). The bytes are random, the halves among them finite; two blocks more are all zeros and all
-ones but for the halves.
+endian, one a block). The bytes are random, the halves among them finite; two blocks more are all zeros and
+all ones but for the halves.
 """
 
 import json

@@ -10,7 +10,8 @@
 //!                                                                a 16th that of 8)    weights)
 //! ```
 //!
-//! A kernel walks a panel with one pointer and constant displacements. `sum` is that of the block's int8, its first and its last 16 in the last array.
+//! A kernel walks a panel with one pointer and constant displacements. `sum` is that of the block's int8, its
+//! first and its last 16 in the last array.
 //!
 //! A block whose largest magnitude is below [`TINY`] counts as zero; one with an infinity or a NaN gets the
 //! scale NaN and zeros, so that its row's results are NaN, and only its row's.

@@ -1,8 +1,8 @@
 //! Memory layout of repacked weights.
 //!
 //! A matrix is cut into tiles of 16 output columns; a tile holds the whole depth, contiguous. Lane `c` of
-//! every vector belongs to column `c` of the tile. The integers of 32 inputs of a column are eight words `w[j]`
-//! of four bytes, inputs `4 j .. 4 j + 4`; a tile stores their bits in planes of 64-byte chunks:
+//! every vector belongs to column `c` of the tile. The integers of 32 inputs of a column are eight words
+//! `w[j]` of four bytes, inputs `4 j .. 4 j + 4`; a tile stores their bits in planes of 64-byte chunks:
 //!
 //! ```text
 //!   byte    0        4        8             60       64
@@ -15,9 +15,9 @@
 //!     1 bit,  v < 1      w[0] | w[1] << 1 | ... | w[7] << 7
 //! ```
 //!
-//! A sub-block is what 32 inputs of 16 columns have of their own: a plane of the low 2, 4 or 8 bits, a plane of
-//! the 1 or 2 bits above (formats of 3, 5 and 6 bits), and integer scales and minima. A block is one of them,
-//! or eight in formats with super-blocks, then the floating-point numbers:
+//! A sub-block is what 32 inputs of 16 columns have of their own: a plane of the low 2, 4 or 8 bits, a plane
+//! of the 1 or 2 bits above (formats of 3, 5 and 6 bits), and integer scales and minima. A block is one of
+//! them, or eight in formats with super-blocks, then the floating-point numbers:
 //!
 //! ```text
 //!   sub-block:  low plane | high plane | 16 x scale of 32, or 16 x (scale, scale) of 16 and 16 | 16 x min

@@ -144,12 +144,7 @@ pub(crate) fn read_block(format: Format, bytes: &[u8], block: &mut Block) {
         }
         Format::Q6K => q6_k(bytes, block),
         Format::Iq4Xs => {
-            let (upper, lower) = (half(2), &bytes[4..8]);
-            for sub in 0..8 {
-                let low = lower[sub / 2] >> (4 * (sub % 2)) & 15;
-                let high = (upper >> (2 * sub) & 3) as u8;
-                block.scales[2 * sub..][..2].fill((low | high << 4) as i8 - 32);
-            }
+            scales_of_iq4_xs(half(2), &bytes[4..8], &mut block.scales);
             nibbles(&bytes[8..], 16, &mut block.quants);
         }
         Format::Tq1_0 => tq1_0(bytes, &mut block.quants),
@@ -198,8 +193,8 @@ fn add_bits(bytes: &[u8], to: usize, quants: &mut [u8]) {
     }
 }
 
-/// Eight scales and minima of 6 bits: four bytes of each, whose upper two bits belong to four more, with lower
-/// nibbles in the last four bytes.
+/// Eight scales and minima of 6 bits: four bytes of each, whose upper two bits belong to four more, with
+/// lower nibbles in the last four bytes.
 fn scales_and_mins(bytes: &[u8], block: &mut Block) {
     for i in 0..4 {
         let (scale, min, low) = (bytes[i], bytes[i + 4], bytes[i + 8]);
@@ -219,6 +214,15 @@ fn scales_of_q3_k(bytes: &[u8], scales: &mut [i8; 16]) {
         let low = bytes[i % 8] >> (4 * (i / 8)) & 15;
         let high = bytes[8 + i % 4] >> (2 * (i / 4)) & 3;
         *scale = (low | high << 4) as i8 - 32;
+    }
+}
+
+/// Eight scales of 6 bits, plus 32: upper two bits of all in a word, nibbles in four bytes.
+fn scales_of_iq4_xs(upper: u16, lower: &[u8], scales: &mut [i8; 16]) {
+    for sub in 0..8 {
+        let low = lower[sub / 2] >> (4 * (sub % 2)) & 15;
+        let high = (upper >> (2 * sub) & 3) as u8;
+        scales[2 * sub..][..2].fill((low | high << 4) as i8 - 32);
     }
 }
 

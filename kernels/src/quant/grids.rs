@@ -1,7 +1,7 @@
 //! Grids of the IQ2 and IQ3 quantizations: which magnitudes stand together.
 //!
-//! An entry has 8 magnitudes of 2 bits (IQ2) or 4 of 4 bits (IQ3), the first in the lowest bits; what they stand
-//! for is in the tables of values. Made by `tests/golden/grids.py`.
+//! An entry has 8 magnitudes of 2 bits (IQ2) or 4 of 4 bits (IQ3), the first in the lowest bits; what they
+//! stand for is in the tables of values. Made by `tests/golden/grids.py`.
 //!
 //! Source: ggml's `ggml-common.h`, as in the `gguf` package.
 

@@ -8,9 +8,9 @@
 //!        \___________ exact in f32 ___________/ \_ exact in f32 _/
 //! ```
 //!
-//! with a floating-point `scale` and `min` for each block and, in blocks of 256 (super-blocks), small integers
-//! `scales` and `mins` for each 16 or 32 weights; both are 1 where a format has none. So a weight is rounded
-//! once at most, by the sum.
+//! with a floating-point `scale` and `min` for each block and, in blocks of 256 (super-blocks), small
+//! integers `scales` and `mins` for each 16 or 32 weights; both are 1 where a format has none. So a weight is
+//! rounded once at most, by the sum.
 //!
 //! | format | bits a weight | integers | value | scales, mins |
 //! |---|---|---|---|---|
@@ -23,12 +23,13 @@
 //! | Q6_K | 6.5625 | 6 bits | q - 32 | f16 for each 256, times 8 bits for each 16; no min |
 //! | IQ4_NL, IQ4_XS | 4.5, 4.25 | 4 bits | of a table | f16 for each 32; or for each 256, times 6 bits |
 //! | MXFP4 | 4.25 | 4 bits | of a table | power of two for each 32 |
-//! | IQ2_XXS, IQ2_XS, IQ2_S | 2.06, 2.31, 2.56 | eights of a grid | of a table | f16 for each 256, times 4 bits |
-//! | IQ3_XXS, IQ3_S | 3.06, 3.44 | fours of a grid | of a table | f16 for each 256, times 4 bits for each 32 |
+//! | IQ2_XXS, IQ2_XS, IQ2_S | 2.06, 2.31, 2.56 | eights of a grid | of a table | as IQ4_XS, 4 bits |
+//! | IQ3_XXS, IQ3_S | 3.06, 3.44 | fours of a grid | of a table | as IQ4_XS, 4 bits |
 //! | TQ1_0, TQ2_0 | 1.6875, 2.0625 | -1, 0, 1 | q - 1 | f16 for each 256 |
 //!
-//! A format is a variant of [`Format`], its row in `ROWS` and how its bytes are read (`blocks.rs`); the kernels
-//! go by the [`Coding`]. A golden (`tests/golden/quants.py`) compares every weight with the `gguf` package's.
+//! A format is a variant of [`Format`], its row in `ROWS` and how its bytes are read (`blocks.rs`); the
+//! kernels go by the [`Coding`]. A golden (`tests/golden/quants.py`) compares every weight with the `gguf`
+//! package's.
 //!
 //! Source: the GGUF specification and ggml's block definitions.
 
@@ -107,7 +108,8 @@ pub(crate) enum Mins {
     OfBlock,
     /// That of the block times an unsigned integer for each 32 weights.
     Per32,
-    /// That of the block times an unsigned integer of 4 bits for each 16 weights, whose scales have 4 bits too.
+    /// That of the block times an unsigned integer of 4 bits for each 16 weights, whose scales have 4 bits
+    /// too.
     Per16,
 }
 
@@ -540,8 +542,8 @@ mod tests {
         }
     }
 
-    /// What the kernels rely on: integers have their bits, those of 32 weights times their scales and int8 are
-    /// exact in f32, and scales of 4 bits with minima of 4 fit a byte.
+    /// What the kernels rely on: integers have their bits, those of 32 weights times their scales and int8
+    /// are exact in f32, and scales of 4 bits with minima of 4 fit a byte.
     #[test]
     fn integers_of_every_block_are_within_their_bits() {
         for format in Format::ALL {

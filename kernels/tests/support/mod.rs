@@ -33,8 +33,8 @@ impl Random {
     }
 }
 
-/// `n_out` rows in `format`, values of about 1/sqrt(n_in): integers are random, and the floating-point numbers
-/// that turn them into weights are such that they come out so.
+/// `n_out` rows in `format`, values of about 1/sqrt(n_in): integers are random, and the floating-point
+/// numbers that turn them into weights are such that they come out so.
 pub(crate) fn random_matrix(format: Format, n_out: usize, n_in: usize, random: &mut Random) -> Vec<u8> {
     let n_blocks = n_out * n_in / format.block_len();
     let scale = 1.0 / (n_in as f32).sqrt();

@@ -1,5 +1,5 @@
-//! Every quantization of GGUF: its weights bit for bit against the `gguf` package, and a model in it against the
-//! same model in f32.
+//! Every quantization of GGUF: its weights bit for bit against the `gguf` package, and a model in it against
+//! the same model in f32.
 
 use std::path::Path;
 
@@ -13,8 +13,8 @@ use crate::decoder::teacher_force;
 use crate::golden;
 
 /// Root mean square of what the logits of a quantized model are off from those of the same weights in f32, of
-/// that of the logits: activations are int8 per 32 in the one (a step is 1/254 of the largest), keys and values
-/// bf16. (The largest is 0.022.)
+/// that of the logits: activations are int8 per 32 in the one (a step is 1/254 of the largest), keys and
+/// values bf16. (The largest is 0.022.)
 const LOGIT_TOLERANCE: f64 = 0.03;
 
 #[derive(serde::Deserialize)]
@@ -84,7 +84,8 @@ fn random_matrix(format: Format, n_out: usize, random: &mut Random) -> Vec<u8> {
             .map(|_| random.below(256) as u8)
             .collect();
         for (idx, &at) in format.halves().iter().enumerate() {
-            // Of a super-block minima are subtracted, elsewhere they are added; in the middle of the integers.
+            // Of a super-block minima are subtracted, elsewhere they are added; in the middle of the
+            // integers.
             let min = match format {
                 Format::Q4_1 => -7.5,
                 Format::Q5_1 => -15.5,
@@ -210,7 +211,7 @@ fn logits<B: arbora_kernels::Backend>(backend: &mut B, path: &Path) -> Vec<f32> 
     let ids: Vec<u32> = (0..40).map(|i| i * 37 % N_VOCAB as u32).collect();
     let mut all = Vec::new();
     teacher_force(backend, &file, &ids, 16, |_, logits| {
-        all.extend_from_slice(logits)
+        all.extend_from_slice(logits);
     });
     all
 }

@@ -1,9 +1,9 @@
 //! AVX2, FMA and F16C. Half a tile (8 columns) times up to 4 rows at a time: 16 registers hold no more.
 //!
 //! `vpmaddubsw` multiplies unsigned bytes by signed ones and adds pairs as int16. Integers of the weights are
-//! unsigned in that, and what an offset adds is taken off the whole dot. Products of a lane are added as int16
-//! as long as they fit, up to the whole sub-block for 4 bits (8 * 2 * 15 * 127 = 30480 < 32768); a `vpmaddwd`
-//! with ones, or with the scales of 16 weights, makes int32 of them.
+//! unsigned in that, and what an offset adds is taken off the whole dot. Products of a lane are added as
+//! int16 as long as they fit, up to the whole sub-block for 4 bits (8 * 2 * 15 * 127 = 30480 < 32768); a
+//! `vpmaddwd` with ones, or with the scales of 16 weights, makes int32 of them.
 //!
 //! Integers of 8 bits and values of a table are signed: their magnitudes times sign(activation, value)
 //! (2 * 128 * 127 = 32512 < 32768).

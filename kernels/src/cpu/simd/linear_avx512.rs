@@ -28,8 +28,8 @@ pub(crate) static KERNELS: LinearKernels = LinearKernels {
     quantized: kernel,
 };
 
-/// The formats of which code is made for each number of rows and of lines to prefetch; the others take rows in
-/// passes and count lines in a loop, for a fraction of the code.
+/// The formats of which code is made for each number of rows and of lines to prefetch; the others take rows
+/// in passes and count lines in a loop, for a fraction of the code.
 fn kernel(format: Format) -> TileKernel {
     match format {
         Format::Q8_0 => unrolled::<{ Format::Q8_0 as usize }>,
@@ -110,7 +110,8 @@ unsafe fn load_quants<const FORMAT: usize>(sub: *const u8) -> [__m512i; 8] {
 }
 
 /// # Safety
-/// * `sub` is a sub-block of a tile of the format, `scale` and `min` are its block's; the machine has AVX-512.
+/// * `sub` is a sub-block of a tile of the format, `scale` and `min` are its block's; the machine has
+///   AVX-512.
 #[inline(always)]
 unsafe fn load<const FORMAT: usize>(sub: *const u8, (scale, min): (__m512, __m512)) -> WeightBlock {
     let layout = Tile::<FORMAT>::LAYOUT;
@@ -314,11 +315,12 @@ unsafe fn add_group<const FORMAT: usize, const R: usize, const START: usize>(
 /// As many lines as the call says are prefetched for each 32 inputs.
 const COUNTED: usize = usize::MAX;
 
-/// Rows `first .. first + R`. `LINES` cache lines, or those [`COUNTED`], are prefetched for each 32 inputs, into
-/// L2: the hardware brings L2 to L1 well, and L1 is full of activations.
+/// Rows `first .. first + R`. `LINES` cache lines, or those [`COUNTED`], are prefetched for each 32 inputs,
+/// into L2: the hardware brings L2 to L1 well, and L1 is full of activations.
 ///
 /// # Safety
-/// As for [`super::linear::TileKernel`]; `first + R <= n_rows`, and where lines are not counted, R is all rows.
+/// As for [`super::linear::TileKernel`]; `first + R <= n_rows`, and where lines are not counted, R is all
+/// rows.
 #[inline(never)]
 #[cfg_attr(
     not(test),

@@ -1,7 +1,7 @@
 //! The AVX-512 kernels on simulated instructions, so that every machine tests them.
 //!
-//! `linear_avx512.rs` is compiled a second time with [`arch`] in place of `std::arch`: the same names in plain
-//! Rust. What it computes must be what the plain kernels do, bit for bit.
+//! `linear_avx512.rs` is compiled a second time with [`arch`] in place of `std::arch`: the same names in
+//! plain Rust. What it computes must be what the plain kernels do, bit for bit.
 
 use super::{linear, linear_float, linear_scalar};
 
@@ -401,7 +401,8 @@ mod tests {
                 n_panel_rows: rows.len(),
                 row,
             };
-            // SAFETY: the panel has records for the blocks of its rows; these kernels need no instruction set.
+            // SAFETY: the panel has records for the blocks of its rows; these kernels need no instruction
+            // set.
             unsafe { (kernels.quantize_row)(values, &target) };
         }
         panel
@@ -429,8 +430,8 @@ mod tests {
                 bytes_per_block: 64,
             },
         };
-        // SAFETY: tile and input are as deep as the call says, the output has 16 columns for each row, and these
-        // kernels need no instruction set.
+        // SAFETY: tile and input are as deep as the call says, the output has 16 columns for each row, and
+        // these kernels need no instruction set.
         unsafe { kernels.tile(weights.format())(&call) };
         output.iter().map(|value| value.to_bits()).collect()
     }
