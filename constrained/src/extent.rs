@@ -2,8 +2,10 @@
 //!
 //! Each byte adds a few sets at most, but what is below them stays for as long as any reading may come back to
 //! it: of a grammar whose rules may begin and end nearly anywhere that is nearly all that was ever entered. So
-//! a state between two tokens whose stacks have more than [`MAX_EDGES`] edges, or of which more than
-//! [`MAX_PASSED`] may be complete at once, gives most of its stacks up.
+//! a state between two tokens is looked at again when the next byte may have to look at more than
+//! [`MAX_PASSED`] edges, or there are more than [`MAX_EDGES`]. First the same stacks are written anew with each
+//! frame once in a set, which takes far fewer edges where many ways to read the output have come to the same.
+//! Where that would itself take too long, or is not enough, most stacks are given up.
 //!
 //! What is kept are stacks of the state, of each reading at least one, so nothing leads to a dead end and
 //! nothing is allowed that the grammar does not allow; an output that only the others can read is no longer.
@@ -13,7 +15,7 @@
 
 use std::hash::{Hash, Hasher};
 
-use crate::hash::{SmallSet, WordHasher};
+use crate::hash::{Map, SmallSet, WordHasher};
 use crate::ir::Ir;
 use crate::memory::ListId;
 use crate::stacks::{BOTTOM, Edge, Frame, StackId, Stacks};
@@ -23,7 +25,9 @@ use crate::tables::{StateId, Tables};
 /// Edges of all stacks of a state.
 const MAX_EDGES: usize = 40_000;
 /// Those of them that the next byte may have to look at.
-const MAX_PASSED: usize = 2_048;
+const MAX_PASSED: usize = 1_024;
+/// Edges that are put together to write the stacks of a state anew.
+const MAX_UNITED: usize = 16_384;
 /// Frames on top of the stacks of one reading, where most stacks are given up.
 const MAX_TOPS: usize = 8;
 
@@ -31,7 +35,7 @@ impl Stacks {
     /// How much longer it takes than above few stacks to find what may come once everything above `set` is
     /// complete: what may be empty is complete too, maybe all the way down.
     pub(crate) fn cost(&mut self, ir: &Ir, set: StackId) -> usize {
-        const EDGES_OF_UNIT: usize = 32;
+        const EDGES_OF_UNIT: usize = 8;
         if let Some(known) = self.costs.get(&set) {
             return *known as usize;
         }
@@ -70,15 +74,66 @@ impl Stacks {
             || self.n_edges(sets, MAX_EDGES, |_| true) > MAX_EDGES
     }
 
-    /// A few stacks of `set`: below what keeps a text the shallowest one with each of the frames on top, of
-    /// which the first [`MAX_TOPS`] are kept.
-    fn few_of(&mut self, ir: &Ir, set: StackId) -> StackId {
+    /// The frames of `set` that are above a text and that text's, and what is below them.
+    fn below_texts(&self, set: StackId) -> (Vec<Frame>, StackId) {
         let (mut set, mut above) = (set, Vec::new());
         while self.keeps_text(set) {
             let Edge { frame, below } = self.top(set);
             above.push(frame);
             set = below;
         }
+        (above, set)
+    }
+
+    /// The same stacks as those of each of `sets`, each frame once in a set; `None` where that would take more
+    /// than [`MAX_UNITED`] edges.
+    fn united(&mut self, ir: &Ir, sets: &[StackId]) -> Option<Vec<StackId>> {
+        let mut known: Map<Vec<StackId>, StackId> = Map::default();
+        known.insert(vec![BOTTOM], BOTTOM);
+        let mut met = Map::default();
+        let mut todo: Vec<Vec<StackId>> = sets.iter().map(|set| vec![*set]).collect();
+        let mut n_edges = 0;
+        while let Some(together) = todo.last().cloned() {
+            if known.contains_key(&together) {
+                todo.pop();
+                continue;
+            }
+            let mut edges: Vec<Edge> = together
+                .iter()
+                .flat_map(|set| self.edges(*set))
+                .copied()
+                .collect();
+            if met.insert(together.clone(), ()).is_none() {
+                n_edges += edges.len();
+                if n_edges > MAX_UNITED {
+                    return None;
+                }
+            }
+            edges.sort_unstable();
+            edges.dedup();
+            let mut united = Vec::new();
+            let n_before = todo.len();
+            for alike in edges.chunk_by(|a, b| a.frame == b.frame) {
+                let below: Vec<StackId> = alike.iter().map(|edge| edge.below).collect();
+                match known.get(&below) {
+                    Some(known) => united.push(Edge {
+                        frame: alike[0].frame,
+                        below: *known,
+                    }),
+                    None => todo.push(below),
+                }
+            }
+            if todo.len() == n_before {
+                let united = self.joined(ir, united);
+                known.insert(together, united);
+            }
+        }
+        Some(sets.iter().map(|set| known[&vec![*set]]).collect())
+    }
+
+    /// A few stacks of `set`, in which nothing keeps a text: the shallowest one with each of the frames on
+    /// top, of which the first [`MAX_TOPS`] are kept.
+    fn few_of(&mut self, ir: &Ir, set: StackId) -> StackId {
         let mut tops: Vec<Frame> = self.in_order(&[set]).into_iter().map(|edge| edge.frame).collect();
         let mut met = SmallSet::default();
         tops.retain(|frame| met.insert(*frame));
@@ -87,11 +142,7 @@ impl Stacks {
             .into_iter()
             .map(|frame| self.shallowest(set, frame))
             .collect();
-        let few = self.joined(ir, few);
-        above
-            .into_iter()
-            .rev()
-            .fold(few, |below, frame| self.push(frame, below))
+        self.joined(ir, few)
     }
 
     /// The shallowest stack of `set` with `top` on it; of several the one whose frames come first in order.
@@ -158,18 +209,36 @@ impl Stacks {
 }
 
 impl Tables {
-    /// `state`, in which a token ended, or a state with a few of its stacks.
+    /// `state`, in which a token ended; a state with the same stacks in fewer sets, or with a few of them,
+    /// where there are too many.
     pub(crate) fn within_bounds(&mut self, ir: &Ir, state: StateId) -> StateId {
         let readings = self.readings(state);
-        if !self.stacks.is_too_large(ir, &readings) {
+        let stacks = &mut self.stacks;
+        if !stacks.is_too_large(ir, &readings) {
             return state;
         }
-        let few = readings.iter().map(|reading| Reading {
-            stack: self.stacks.few_of(ir, reading.stack),
-            ..*reading
-        });
-        let few = few.collect();
-        self.state_of(ir, few)
+        let parts: Vec<_> = readings
+            .iter()
+            .map(|reading| stacks.below_texts(reading.stack))
+            .collect();
+        let whole: Vec<StackId> = parts.iter().map(|(_, below)| *below).collect();
+        let with = |stacks: &mut Stacks, sets: &[StackId]| -> Vec<Reading> {
+            let parts = readings.iter().zip(&parts).zip(sets);
+            let changed = parts.map(|((reading, (above, _)), set)| {
+                let push = |below, frame: &Frame| stacks.push(*frame, below);
+                let stack = above.iter().rev().fold(*set, push);
+                Reading { stack, ..*reading }
+            });
+            changed.collect()
+        };
+        let united = stacks.united(ir, &whole);
+        let mut changed = with(stacks, united.as_ref().unwrap_or(&whole));
+        if stacks.is_too_large(ir, &changed) {
+            let few = united.unwrap_or(whole).into_iter();
+            let few: Vec<StackId> = few.map(|set| stacks.few_of(ir, set)).collect();
+            changed = with(stacks, &few);
+        }
+        self.state_of(ir, changed)
     }
 }
 
