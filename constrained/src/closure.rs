@@ -327,7 +327,7 @@ impl<'a> Closure<'a> {
         }
     }
 
-    /// What was written of an object above `stack`, as it is seen with the values that are within reach there.
+    /// What was written of an object above `stack`, seen with the values that are within reach there.
     fn seen(&mut self, members: MembersId, stack: StackId) -> Option<MembersId> {
         let object = self.stacks.records.members(members).object;
         let room = self.stacks.room(stack, self.ir.needs_within.object(object))?;

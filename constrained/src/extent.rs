@@ -1,11 +1,12 @@
 //! How large sets of stacks are, and how they are kept from growing without end.
 //!
-//! Each byte adds a few sets at most, but what is below them stays for as long as any reading may come back to
-//! it: of a grammar whose rules may begin and end nearly anywhere that is nearly all that was ever entered. So
-//! a state between two tokens is looked at again when the next byte may have to look at more than
-//! [`MAX_PASSED`] edges, or there are more than [`MAX_EDGES`]. First the same stacks are written anew with each
-//! frame once in a set, which takes far fewer edges where many ways to read the output have come to the same.
-//! Where that would itself take too long, or is not enough, most stacks are given up.
+//! Each byte adds a few sets at most, but what is below them stays for as long as any reading may come back
+//! to it: of a grammar whose rules may begin and end anywhere that is nearly all that was ever entered.
+//! So a state between two tokens is looked at again when the next byte may have to look at more than
+//! [`FEW_PASSED`] edges, or there are more than [`MAX_EDGES`]. First the same stacks are written anew with
+//! each frame once in a set, which takes far fewer edges where many ways to read the output have come to the
+//! same. Where that would itself take too long, or still leaves more than [`MAX_PASSED`] edges to look at,
+//! most stacks are given up.
 //!
 //! What is kept are stacks of the state, of each reading at least one, so nothing leads to a dead end and
 //! nothing is allowed that the grammar does not allow; an output that only the others can read is no longer.
@@ -26,8 +27,10 @@ use crate::tables::{StateId, Tables};
 const MAX_EDGES: usize = 40_000;
 /// Those of them that the next byte may have to look at.
 const MAX_PASSED: usize = 1_024;
-/// Edges that are put together to write the stacks of a state anew.
+const FEW_PASSED: usize = 128;
+/// Edges that are put together to write the stacks of a state anew, and of a state that may stay as it is.
 const MAX_UNITED: usize = 16_384;
+const FEW_UNITED: usize = 2_048;
 /// Frames on top of the stacks of one reading, where most stacks are given up.
 const MAX_TOPS: usize = 8;
 
@@ -63,14 +66,15 @@ impl Stacks {
         n_edges
     }
 
-    /// Whether the stacks of `readings` have too many edges.
-    fn is_too_large(&self, ir: &Ir, readings: &[Reading]) -> bool {
+    /// Whether the stacks of `readings` have more than [`MAX_EDGES`] edges, or more than `max_passed` that the
+    /// next byte may have to look at.
+    fn is_large(&self, ir: &Ir, readings: &[Reading], max_passed: usize) -> bool {
         let at_most = readings.iter().map(|reading| self.most_edges(reading.stack));
-        if at_most.fold(0, u32::saturating_add) as usize <= MAX_PASSED {
+        if at_most.fold(0, u32::saturating_add) as usize <= max_passed {
             return false;
         }
         let sets: Vec<StackId> = readings.iter().map(|reading| reading.stack).collect();
-        self.n_edges(sets.clone(), MAX_PASSED, |edge| ir.may_pass(edge.frame)) > MAX_PASSED
+        self.n_edges(sets.clone(), max_passed, |edge| ir.may_pass(edge.frame)) > max_passed
             || self.n_edges(sets, MAX_EDGES, |_| true) > MAX_EDGES
     }
 
@@ -85,9 +89,9 @@ impl Stacks {
         (above, set)
     }
 
-    /// The same stacks as those of each of `sets`, each frame once in a set; `None` where that would take more
-    /// than [`MAX_UNITED`] edges.
-    fn united(&mut self, ir: &Ir, sets: &[StackId]) -> Option<Vec<StackId>> {
+    /// The same stacks as those of each of `sets`, each frame once in a set; `None` where that would take
+    /// more than `max_edges` edges.
+    fn united(&mut self, ir: &Ir, sets: &[StackId], max_edges: usize) -> Option<Vec<StackId>> {
         let mut known: Map<Vec<StackId>, StackId> = Map::default();
         known.insert(vec![BOTTOM], BOTTOM);
         let mut met = Map::default();
@@ -105,7 +109,7 @@ impl Stacks {
                 .collect();
             if met.insert(together.clone(), ()).is_none() {
                 n_edges += edges.len();
-                if n_edges > MAX_UNITED {
+                if n_edges > max_edges {
                     return None;
                 }
             }
@@ -214,9 +218,10 @@ impl Tables {
     pub(crate) fn within_bounds(&mut self, ir: &Ir, state: StateId) -> StateId {
         let readings = self.readings(state);
         let stacks = &mut self.stacks;
-        if !stacks.is_too_large(ir, &readings) {
+        if !stacks.is_large(ir, &readings, FEW_PASSED) {
             return state;
         }
+        let is_too_large = stacks.is_large(ir, &readings, MAX_PASSED);
         let parts: Vec<_> = readings
             .iter()
             .map(|reading| stacks.below_texts(reading.stack))
@@ -231,9 +236,13 @@ impl Tables {
             });
             changed.collect()
         };
-        let united = stacks.united(ir, &whole);
+        let max_united = if is_too_large { MAX_UNITED } else { FEW_UNITED };
+        let united = stacks.united(ir, &whole, max_united);
+        if united.is_none() && !is_too_large {
+            return state;
+        }
         let mut changed = with(stacks, united.as_ref().unwrap_or(&whole));
-        if stacks.is_too_large(ir, &changed) {
+        if stacks.is_large(ir, &changed, MAX_PASSED) {
             let few = united.unwrap_or(whole).into_iter();
             let few: Vec<StackId> = few.map(|set| stacks.few_of(ir, set)).collect();
             changed = with(stacks, &few);

@@ -408,7 +408,7 @@ struct Tally {
     n_masks: usize,
     /// Longer tokens that a mask lacks although they could come.
     n_left_out: usize,
-    /// Walks that came to a place where stacks were given up: a byte or the end could come and is not allowed.
+    /// Walks that came to where stacks were given up: a byte or the end could come and is not allowed.
     n_narrowed: u64,
 }
 
@@ -485,7 +485,7 @@ impl Walk<'_> {
     }
 
     /// Takes a random byte that may come, without a mask; false where there is none.
-    fn step_by_byte(&mut self, what: &str) -> bool {
+    fn step_by_byte(&mut self) -> bool {
         let chart = &mut self.chart;
         let can = LETTERS.iter().copied().filter(|byte| chart.can_follow(&[*byte]));
         let can: Vec<u8> = can.collect();
@@ -549,7 +549,7 @@ fn whatever_a_mask_allows_can_be_completed() {
                 walk.compare(&mut tally, &what);
                 walk.step(&what)
             } else {
-                walk.step_by_byte(&what)
+                walk.step_by_byte()
             };
             assert!(!walk.is_narrowed || n >= N_EXACT, "{what}: something is missing");
             let n_more = grammar.n_bytes() - n_bytes;
