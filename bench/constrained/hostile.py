@@ -76,6 +76,12 @@ GBNFS = {
     "key: value": 'root ::= line*\nline ::= t ":" t "\\n"?\nt ::= [^\\n]* | "{" line* "}" | t t',
     "statements": 'root ::= stmt*\nstmt ::= "if (" e ") " stmt | "if (" e ") " stmt "else " stmt | "{" stmt* "}" | id " = " e ";" | e ";" | " " stmt\n'
     'e ::= e op e | e "(" e ")" | "(" e ")" | id | [0-9]+ ("." [0-9]*)? | e "." id | "-" e | e e\nop ::= " + " | "+" | "-" | " - " | "*"\nid ::= [a-zA-Z_] [a-zA-Z0-9_]*',
+    "rules that may be empty between others": 'root ::= a b c a b c\na ::= "" | b c "x" | [a-z] a\nb ::= "" | a c "y" | [a-z] b\nc ::= "" | a b "z" | [a-z] c',
+    "nothing or brackets on all sides": 'root ::= n root n root n | [a-z]\nn ::= "" | " " n | "(" root ")"',
+    "hidden double recursion": 'root ::= a | [a-z ]\na ::= b b | "(" root ")"\nb ::= c\nc ::= root root? | root "," root',
+    "rules that mention all others on all sides": 'root ::= a "."\na ::= b a c | [a-z] | ""\nb ::= c a b | "x" | ""\nc ::= a b c | "y" | ""',
+    "unit cycles": 'root ::= a | b\na ::= b | root | "(" a b ")" | [a-z]\nb ::= a | root a | "" | "[" b a "]"',
+    "any letter, nothing on either side": 'root ::= n root n | [^x]\nn ::= "" | [^y] n | n n | root n',
 }
 
 LARKS = {

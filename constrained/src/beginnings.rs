@@ -24,41 +24,27 @@ impl Ranks {
     }
 }
 
-/// By node, what it may begin with.
+/// By node, the bytes that its texts may begin with.
 #[derive(Debug)]
-pub(crate) struct Firsts(Box<[First]>);
-
-#[derive(Clone, Copy, Debug)]
-struct First {
-    bytes: ByteSet,
-    may_be_empty: bool,
-}
+pub(crate) struct Firsts(Box<[ByteSet]>);
 
 impl Firsts {
     /// Of all nodes of `ir`, which is complete.
     pub(crate) fn new(ir: &Ir) -> Self {
-        let is_empty = ir.nullable();
-        let mut firsts: Vec<First> = is_empty
-            .iter()
-            .map(|may_be_empty| First {
-                bytes: [0; 4],
-                may_be_empty: *may_be_empty,
-            })
-            .collect();
+        let mut firsts: Vec<ByteSet> = vec![[0; 4]; ir.nodes.len()];
         // Nodes come before what they may begin with.
         for node in ir.ranks.nodes.iter().rev() {
             let own = ir.own_first_bytes(*node);
-            let children = ir.left_children(*node, &is_empty).iter();
-            let bytes = children.map(|child| firsts[*child as usize].bytes);
-            firsts[*node as usize].bytes = bytes.fold(own, union_of);
+            let children = ir.left_children(*node, &ir.may_be_empty).iter();
+            let bytes = children.map(|child| firsts[*child as usize]);
+            firsts[*node as usize] = bytes.fold(own, union_of);
         }
         Self(firsts.into())
     }
 
-    /// Whether a text of `node` may begin with `byte`, or be empty.
-    pub(crate) fn may_take(&self, node: NodeId, byte: u8) -> bool {
-        let First { bytes, may_be_empty } = self.0[node as usize];
-        may_be_empty || bytes[usize::from(byte) / 64] >> (byte % 64) & 1 == 1
+    /// Whether a text of `node` may begin with `byte`.
+    pub(crate) fn takes(&self, node: NodeId, byte: u8) -> bool {
+        self.0[node as usize][usize::from(byte) / 64] >> (byte % 64) & 1 == 1
     }
 }
 
@@ -81,12 +67,11 @@ impl Ir {
 
     /// The most frames that are pushed at once, before a byte is taken.
     pub(crate) fn most_frames(&self) -> u32 {
-        let is_empty = self.nullable();
         let mut n_frames = vec![0u32; self.nodes.len()];
         // Nodes come before what they may begin with.
         for node in self.ranks.nodes.iter().rev() {
             let pushes = matches!(self.nodes[*node as usize], Node::Seq(_) | Node::Repeat { .. });
-            let children = self.left_children(*node, &is_empty).iter();
+            let children = self.left_children(*node, &self.may_be_empty).iter();
             let most = children.map(|child| n_frames[*child as usize]).max();
             n_frames[*node as usize] = u32::from(pushes) + most.unwrap_or(0);
         }
@@ -100,6 +85,19 @@ impl Ir {
         self.check_repeats(&is_empty)?;
         let ranks = self.ranks(&is_empty)?;
         self.check_ways(&ranks, &is_empty, max_ways)?;
+        let empty_from = |node: &Node| match node {
+            Node::Seq(parts) => {
+                let n_empty = parts
+                    .iter()
+                    .rev()
+                    .take_while(|part| is_empty[**part as usize])
+                    .count();
+                (parts.len() - n_empty) as u32
+            }
+            _ => 0,
+        };
+        self.empty_from = self.nodes.iter().map(empty_from).collect();
+        self.may_be_empty = is_empty;
         Ok(ranks)
     }
 

@@ -18,7 +18,8 @@ use crate::step::{Leaf, Reading};
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     /// Nodes to be entered, by rank, and above which stacks: what begins with a node has a smaller rank, so
-    /// that a node is entered once for all that begin with it.
+    /// that a node is entered once for all that begin with it. What may be empty is passed over when it is
+    /// entered, so that all that is complete is known before any node is expanded.
     todo: BTreeMap<u32, Above>,
     entered: SmallSet<(NodeId, StackId)>,
     complete: Vec<StackId>,
@@ -124,18 +125,13 @@ impl<'a> Closure<'a> {
         true
     }
 
-    /// All stacks of the sets. The shallowest are united first: a deeper set that ends in them meets their
-    /// union there, which is known then, where the other way round each union goes down through all of them.
+    /// All stacks of the sets.
     fn union(&mut self, Above { first, mut others }: Above) -> StackId {
         if others.is_empty() {
             return first;
         }
         others.push(first);
-        others.sort_unstable_by_key(|set| (self.stacks.depth(*set), *set));
-        others.dedup();
-        let (first, others) = others.split_first().expect("there is one at least");
-        let union = |all, other: &StackId| self.stacks.union(self.ir, all, *other);
-        others.iter().fold(*first, union)
+        self.stacks.union_of(self.ir, others)
     }
 
     fn finish(mut self) -> Arc<[Reading]> {
@@ -151,16 +147,24 @@ impl<'a> Closure<'a> {
         self.own.complete.push(stack);
     }
 
-    /// Enters `node` above those of `stack` that are not too deep for it.
+    /// Enters `node` above `stack`, or passes it over where it may be empty.
     fn enter(&mut self, node: NodeId, stack: StackId) {
+        if self.ir.may_be_empty[node as usize] {
+            self.pop(stack);
+        }
+        self.enter_text(node, stack);
+    }
+
+    /// Enters `node`, whose text is not empty, above `stack` if there is room for it.
+    fn enter_text(&mut self, node: NodeId, stack: StackId) {
         if let Some((firsts, byte)) = self.next
-            && !firsts.may_take(node, byte)
+            && !firsts.takes(node, byte)
         {
             return;
         }
-        let Some(stack) = self.stacks.with_room(stack, self.ir.needs[node as usize]) else {
+        if !self.stacks.has_room(stack, self.ir.needs[node as usize]) {
             return;
-        };
+        }
         if self.is_only_asked {
             self.is_any = true;
             return;
@@ -191,22 +195,47 @@ impl<'a> Closure<'a> {
         self.enter(node, stack);
     }
 
+    fn enter_text_above(&mut self, node: NodeId, frame: Frame, stack: StackId) {
+        let stack = self.stacks.push(frame, stack);
+        self.enter_text(node, stack);
+    }
+
+    /// Enters the parts of the sequence `seq` from `at` on, as far as those before may be empty; whether all
+    /// of them may, which is told once.
+    fn enter_parts(&mut self, seq: NodeId, at: u32, stack: StackId) -> bool {
+        let ir = self.ir;
+        let Node::Seq(parts) = &ir.nodes[seq as usize] else {
+            unreachable!("only a sequence has parts");
+        };
+        for (next, part) in (at + 1..).zip(&parts[at as usize..]) {
+            let may_be_empty = ir.may_be_empty[*part as usize];
+            if next as usize == parts.len() {
+                self.enter_text(*part, stack);
+                return may_be_empty;
+            }
+            let frame = Frame::Seq { seq, at: next };
+            self.enter_text_above(*part, frame, stack);
+            let rest = Edge { frame, below: stack };
+            if !may_be_empty || !self.own.popped.insert(rest) {
+                return false;
+            }
+        }
+        unreachable!("no frame is made for what follows the last part");
+    }
+
     fn found(&mut self, leaf: Leaf, stack: StackId) {
         self.is_any = true;
         self.own.found.push(Reading { leaf, stack });
     }
 
+    /// Begins the texts of `node` that are not empty.
     fn expand(&mut self, node: NodeId, stack: StackId) {
         let ir = self.ir;
         match &ir.nodes[node as usize] {
-            Node::Never => {}
-            Node::Empty => self.pop(stack),
+            Node::Never | Node::Empty => {}
             Node::Dfa(dfa) => {
                 let automaton = &ir.dfas[*dfa as usize];
                 let state = automaton.start();
-                if automaton.is_accepting(state) {
-                    self.pop(stack);
-                }
                 if automaton.has_edges(state) {
                     self.found(Leaf::Dfa { dfa: *dfa, state }, stack);
                 }
@@ -218,17 +247,16 @@ impl<'a> Closure<'a> {
             Node::Token(set) => self.found(Leaf::Token { set: *set }, stack),
             Node::Free(free) => {
                 let shape = &ir.free_texts[*free as usize];
-                if shape.is_nullable() {
-                    self.pop(stack);
-                }
                 let state = ir.dfas[shape.dfa as usize].start();
                 self.found(Leaf::Free { free: *free, state }, stack);
             }
-            Node::Seq(parts) => self.enter_above(parts[0], Frame::Seq { seq: node, at: 1 }, stack),
-            Node::Alt(parts) => parts.iter().for_each(|part| self.enter(*part, stack)),
+            Node::Seq(_) => {
+                self.enter_parts(node, 0, stack);
+            }
+            Node::Alt(parts) => parts.iter().for_each(|part| self.enter_text(*part, stack)),
             Node::Repeat { .. } => self.repeat(node, 0, stack),
-            Node::Rule(rule) => self.enter(ir.rules[*rule as usize], stack),
-            Node::Marked { body, mark } => self.enter_above(*body, ir.marked_frame(*mark), stack),
+            Node::Rule(rule) => self.enter_text(ir.rules[*rule as usize], stack),
+            Node::Marked { body, mark } => self.enter_text_above(*body, ir.marked_frame(*mark), stack),
             Node::Object(object) => {
                 let first = Frame::FirstKey { object: *object };
                 self.enter_above(ir.punctuation.open_object, first, stack);
@@ -248,15 +276,16 @@ impl<'a> Closure<'a> {
             Frame::End => self.found(Leaf::Done, BOTTOM),
             Frame::Then(node) => self.enter(node, below),
             Frame::Seq { seq, at } => {
-                let Node::Seq(parts) = &ir.nodes[seq as usize] else {
-                    unreachable!("the frame was made by a sequence");
-                };
-                match parts.get(at as usize + 1) {
-                    Some(_) => self.enter_above(parts[at as usize], Frame::Seq { seq, at: at + 1 }, below),
-                    None => self.enter(parts[at as usize], below),
+                if self.enter_parts(seq, at, below) {
+                    self.pop(below);
                 }
             }
-            Frame::Repeat { node, n } => self.repeat(node, n, below),
+            Frame::Repeat { node, n } => {
+                if n >= ir.min_of_repeat(node) {
+                    self.pop(below);
+                }
+                self.repeat(node, n, below);
+            }
             Frame::Marked { .. } => self.pop(below),
             Frame::FirstKey { object } => {
                 let members = ir.objects[object as usize].start(object);
@@ -286,28 +315,23 @@ impl<'a> Closure<'a> {
         }
     }
 
+    /// One more body after `n`, which is not empty.
     fn repeat(&mut self, node: NodeId, n: u32, stack: StackId) {
         let Node::Repeat { body, min, max } = self.ir.nodes[node as usize] else {
-            unreachable!("the frame was made by a repetition");
+            unreachable!("only a repetition has bodies");
         };
-        if n >= min {
-            self.pop(stack);
-        }
         if max.is_none_or(|max| n < max) {
             // Without a maximum only the way to the minimum matters.
             let n = if max.is_none() { (n + 1).min(min) } else { n + 1 };
-            self.enter_above(body, Frame::Repeat { node, n }, stack);
+            self.enter_text_above(body, Frame::Repeat { node, n }, stack);
         }
     }
 
-    /// The stacks below an object by the values that are within reach there, and what was written of it as
-    /// it is seen from each.
-    fn members_by_room(&mut self, members: MembersId, stack: StackId) -> Vec<(StackId, MembersId)> {
-        let ir = self.ir;
+    /// What was written of an object above `stack`, seen with the values that are within reach there.
+    fn seen(&mut self, members: MembersId, stack: StackId) -> Option<MembersId> {
         let object = self.stacks.records.members(members).object;
-        let parts = self.stacks.by_room(stack, ir.needs_within.object(object));
-        let seen = |(stack, room)| (stack, self.stacks.records.with_room(ir, members, room));
-        parts.into_iter().map(seen).collect()
+        let room = self.stacks.room(stack, self.ir.needs_within.object(object))?;
+        Some(self.stacks.records.with_room(self.ir, members, room))
     }
 
     fn after_member(&mut self, members: MembersId, stack: StackId) {
@@ -315,7 +339,7 @@ impl<'a> Closure<'a> {
         if self.stacks.records.standing(members).can_close {
             self.enter(ir.punctuation.close_object, stack);
         }
-        for (stack, seen) in self.members_by_room(members, stack) {
+        if let Some(seen) = self.seen(members, stack) {
             let standing = self.stacks.records.standing(seen);
             if standing.keys != Allowed::Nothing || !standing.extras.is_empty() {
                 self.enter_above(ir.punctuation.comma, Frame::Key { members }, stack);
@@ -325,7 +349,7 @@ impl<'a> Closure<'a> {
 
     fn keys(&mut self, members: MembersId, stack: StackId) {
         let ir = self.ir;
-        for (stack, seen) in self.members_by_room(members, stack) {
+        if let Some(seen) = self.seen(members, stack) {
             let object = self.stacks.records.members(seen).object;
             let standing = self.stacks.records.standing(seen).clone();
             if standing.keys != Allowed::Nothing {
@@ -366,7 +390,7 @@ impl<'a> Closure<'a> {
     /// The name of a member and its colon are complete.
     fn value(&mut self, members: MembersId, key: u32, stack: StackId) {
         let ir = self.ir;
-        for (stack, seen) in self.members_by_room(members, stack) {
+        if let Some(seen) = self.seen(members, stack) {
             let before = self.stacks.records.members(seen).clone();
             let shape = self.stacks.records.shape(ir, &before);
             for choice in shape.choices(key) {
@@ -384,7 +408,7 @@ impl<'a> Closure<'a> {
         if ir.arrays[array as usize].can_close(items.n, items.used) {
             self.enter(ir.punctuation.close_array, stack);
         }
-        for (stack, room) in self.stacks.by_room(stack, ir.needs_within.array(array)) {
+        if let Some(room) = self.stacks.room(stack, ir.needs_within.array(array)) {
             let shallow = self.shallow_array(array, room);
             let shape = shallow.as_deref().unwrap_or(&ir.arrays[array as usize]);
             if self.stacks.can_go_on(ir, shape, items) {
@@ -397,7 +421,7 @@ impl<'a> Closure<'a> {
     fn items(&mut self, items: Items, stack: StackId) {
         let (ir, shape) = (self.ir, &self.ir.arrays[items.array as usize]);
         let text = if shape.is_unique() { EMPTY } else { NONE };
-        for (stack, room) in self.stacks.by_room(stack, ir.needs_within.array(items.array)) {
+        if let Some(room) = self.stacks.room(stack, ir.needs_within.array(items.array)) {
             let shallow = self.shallow_array(items.array, room);
             for (item, n, used) in shallow.as_deref().unwrap_or(shape).items(items.n, items.used) {
                 let items = self.stacks.records.items_id(Items { n, used, ..items });

@@ -194,9 +194,14 @@ impl Tables {
                 point.stack = self.stacks.union(asked.ir, point.stack, next.stack);
                 onward.pop();
             }
+            let cost = match asked.ir.plenty {
+                None => self.stacks.cost(asked.ir, point.stack),
+                Some(_) => 1,
+            };
+            if filling.n_entered + cost > MAX_ENTERED {
+                return Err(StepTheSet);
+            }
             let readings = self.stacks.continuation(asked.ir, point.stack);
-            let walked = asked.ir.plenty.is_none().then(|| self.stacks.cost(point.stack));
-            let cost = walked.unwrap_or(1);
             filling.n_entered += readings.len() * cost;
             let keeps_text = |reading: &Reading| self.stacks.keeps_text(reading.stack);
             // Of more that keep a text, a state has not all.

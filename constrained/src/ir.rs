@@ -134,6 +134,10 @@ pub(crate) struct Ir {
     pub(crate) needs: Vec<u32>,
     pub(crate) needs_within: NeedsWithin,
     pub(crate) ranks: Ranks,
+    /// By node, whether the empty text is one of its texts.
+    pub(crate) may_be_empty: Vec<bool>,
+    /// By node, of a sequence the part from which on all may be empty.
+    pub(crate) empty_from: Vec<u32>,
     /// How many values there are, where some must be distinct.
     pub(crate) plenty: Option<Plenty>,
     /// Whether anything is repeated a number of times that matters.
@@ -186,6 +190,8 @@ impl Ir {
             needs: Vec::new(),
             needs_within: NeedsWithin::default(),
             ranks: Ranks::default(),
+            may_be_empty: Vec::new(),
+            empty_from: Vec::new(),
             plenty: None,
             has_counts: false,
             rule_names: Vec::new(),

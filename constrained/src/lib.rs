@@ -138,6 +138,7 @@ mod distinct_masks;
 mod divisor;
 mod ebnf;
 mod error;
+mod extent;
 mod fill;
 mod free_text;
 mod grammar;

@@ -19,7 +19,8 @@ pub struct Limits {
     /// take a quarter of it.
     pub max_compile_work: u64,
     /// Containers, and parts of a text grammar's rules, open at once in the output. Masks keep an output
-    /// within it, and begin nothing that could not be completed there.
+    /// within it, and begin nothing that could not be completed there. Where an output can be read in several
+    /// ways that go on alike, the one with the fewest open counts.
     pub max_output_depth: u32,
     /// Ways in which one place of the output may begin.
     pub max_readings: usize,

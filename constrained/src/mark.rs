@@ -124,6 +124,12 @@ impl Stacks {
 impl Tables {
     /// The state between two tokens that `state`, in which a token ended or the output begins, is.
     pub(crate) fn between_tokens(&mut self, ir: &Ir, state: StateId) -> StateId {
+        let state = self.within_limits(ir, state);
+        self.within_bounds(ir, state)
+    }
+
+    /// `state`, with one token fewer left in each part that limits them.
+    fn within_limits(&mut self, ir: &Ir, state: StateId) -> StateId {
         if state == NOTHING || !ir.has_limits {
             return state;
         }

@@ -2,9 +2,11 @@
 //!
 //! Readings of an output that stand at the same place of the same leaf differ only in what is still to come.
 //! They are kept as one reading with a set of stacks: a node of a graph (a graph-structured stack, as in
-//! generalised LR parsing), whose edges are the frames that may be on top, each with the set of what may be
+//! generalised LL parsing), whose edges are the frames that may be on top, each with the set of what may be
 //! below it. So an output that can be read in exponentially many ways has no more readings than the grammar
-//! has places, and sets that many stacks share are kept once.
+//! has places, and sets that many stacks share are kept once. As in an Earley chart there is one set for all
+//! that a part of the grammar was entered above after one byte, so that each byte adds no more sets than the
+//! grammar has parts.
 //!
 //! ```text
 //!  stacks  a·c  a·d  b·c      set 3:  a → set 1,  b → set 2      set 1:  c → 0,  d → 0      set 2:  c → 0
@@ -19,9 +21,10 @@ use std::sync::Arc;
 
 use crate::array::Array;
 use crate::closure::Scratch;
-use crate::hash::Map;
+use crate::hash::{Map, SmallSet};
 use crate::ir::{Ir, NodeId};
 use crate::memory::{NONE, TextId};
+use crate::object::AMPLE;
 use crate::records::{ItemsId, MembersId, Records};
 use crate::step::Reading;
 
@@ -125,9 +128,10 @@ struct Set {
     /// Where its edges begin and end.
     begin: u32,
     end: u32,
-    /// Depths of its shallowest and its deepest stack.
+    /// The depth of its shallowest stack.
     least: u32,
-    most: u32,
+    /// Its edges and those below it, counted once for each way to them.
+    most_edges: u32,
     /// Whether a frame of its stacks keeps a text.
     keeps_text: bool,
     /// Whether any of its stacks is within a marked part.
@@ -147,8 +151,6 @@ pub(crate) struct Stacks {
     single: Map<Edge, StackId>,
     several: Map<Box<[Edge]>, StackId>,
     unions: Map<(StackId, StackId), StackId>,
-    /// Stacks of a set that are not deeper than a bound.
-    shallow: Map<(StackId, u32), StackId>,
     pub(crate) max_depth: u32,
     /// By set: what may come once everything above is complete.
     pub(crate) continuations: Vec<Option<Arc<[Reading]>>>,
@@ -156,6 +158,8 @@ pub(crate) struct Stacks {
     pub(crate) shallow_arrays: Map<(u32, u32), Arc<Array>>,
     pub(crate) records: Records,
     pub(crate) alike: Map<(StackId, u32), StackId>,
+    /// By set, what its completion costs.
+    pub(crate) costs: Map<StackId, u32>,
     pub(crate) scratch: Scratch,
 }
 
@@ -169,7 +173,7 @@ impl Stacks {
             begin: 0,
             end: 1,
             least: 0,
-            most: 0,
+            most_edges: 1,
             keeps_text: false,
             is_marked: false,
         };
@@ -179,12 +183,12 @@ impl Stacks {
             single: [(end, BOTTOM)].into_iter().collect(),
             several: Map::default(),
             unions: Map::default(),
-            shallow: Map::default(),
             max_depth,
             continuations: vec![None],
             shallow_arrays: Map::default(),
             records: Records::new(),
             alike: Map::default(),
+            costs: Map::default(),
             scratch: Scratch::default(),
         }
     }
@@ -192,7 +196,7 @@ impl Stacks {
     pub(crate) fn n_bytes(&self) -> usize {
         /// A set's entries here and in the table that finds it.
         const SET_BYTES: usize = 80;
-        let n_pairs = self.unions.len() + self.shallow.len() + self.alike.len();
+        let n_pairs = self.unions.len() + self.alike.len() + self.costs.len();
         self.sets.len() * SET_BYTES
             + self.edges.len() * 2 * size_of::<Edge>()
             + n_pairs * 24
@@ -206,25 +210,24 @@ impl Stacks {
 
     /// The frames on top of the stacks of `set`, each with the depth of the shallowest stack that has it.
     pub(crate) fn tops(&self, set: StackId) -> impl Iterator<Item = (Frame, u32)> {
-        let least = |edge: &Edge| self.sets[edge.below as usize].least + edge.frame.depth();
-        self.edges(set).iter().map(move |edge| (edge.frame, least(edge)))
+        self.edges(set)
+            .iter()
+            .map(|edge| (edge.frame, self.least_depth(edge)))
+    }
+
+    /// The depth of the shallowest stack with `edge` on top.
+    pub(crate) fn least_depth(&self, edge: &Edge) -> u32 {
+        self.sets[edge.below as usize].least + edge.frame.depth()
+    }
+
+    /// Edges that `set` reaches, or more.
+    pub(crate) fn most_edges(&self, set: StackId) -> u32 {
+        self.sets[set as usize].most_edges
     }
 
     /// Whether a frame of the stacks of `set`, of which there is one then, keeps a text.
     pub(crate) fn keeps_text(&self, set: StackId) -> bool {
         self.sets[set as usize].keeps_text
-    }
-
-    /// The depth of the deepest stack of `set`.
-    pub(crate) fn depth(&self, set: StackId) -> u32 {
-        self.sets[set as usize].most
-    }
-
-    /// How much longer it takes than above shallow stacks to find what may come once everything above `set`
-    /// is complete: parts that may be empty are complete one after the other, all the way down.
-    pub(crate) fn cost(&self, set: StackId) -> usize {
-        const DEPTH_OF_UNIT: u32 = 32;
-        1 + (self.depth(set) / DEPTH_OF_UNIT) as usize
     }
 
     /// Whether the stacks of both may become one set.
@@ -272,17 +275,19 @@ impl Stacks {
     }
 
     fn add(&mut self, edges: &[Edge]) {
-        let depths = |of: fn(&Set) -> u32| {
-            let sets = &self.sets;
-            edges
-                .iter()
-                .map(move |edge| of(&sets[edge.below as usize]) + edge.frame.depth())
-        };
+        let mut below: Vec<StackId> = edges.iter().map(|edge| edge.below).collect();
+        below.sort_unstable();
+        below.dedup();
+        let n_below = below.iter().map(|set| self.most_edges(*set));
         let set = Set {
             begin: self.edges.len() as u32,
             end: (self.edges.len() + edges.len()) as u32,
-            least: depths(|set| set.least).min().expect("a set has an edge"),
-            most: depths(|set| set.most).max().expect("a set has an edge"),
+            least: edges
+                .iter()
+                .map(|edge| self.least_depth(edge))
+                .min()
+                .expect("a set has an edge"),
+            most_edges: n_below.fold(edges.len() as u32, u32::saturating_add),
             keeps_text: edges
                 .iter()
                 .any(|edge| edge.frame.text().is_some() || self.keeps_text(edge.below)),
@@ -298,143 +303,57 @@ impl Stacks {
 
     /// The stacks of both sets.
     pub(crate) fn union(&mut self, ir: &Ir, a: StackId, b: StackId) -> StackId {
-        /// Sets that one union may merge; below that many, equal frames are kept side by side.
-        const MAX_MERGED: usize = 1_000;
         if a == b {
             return a;
         }
-        if let Some(known) = self.unions.get(&ordered(a, b)) {
+        let pair = (a.min(b), a.max(b));
+        if let Some(known) = self.unions.get(&pair) {
             return *known;
         }
-        let (mut todo, mut n_merged) = (vec![ordered(a, b)], 0);
-        while let Some((a, b)) = todo.last().copied() {
-            if self.unions.contains_key(&(a, b)) {
-                todo.pop();
-                continue;
-            }
-            let edges = [self.edges(a), self.edges(b)].concat();
-            match self.merged(ir, edges, n_merged < MAX_MERGED) {
-                Err(missing) => todo.push(missing),
-                Ok(edges) => {
-                    let union = self.of_edges(&edges);
-                    self.unions.insert((a, b), union);
-                    n_merged += 1;
-                }
+        let union = self.joined(ir, [self.edges(a), self.edges(b)].concat());
+        self.unions.insert(pair, union);
+        union
+    }
+
+    /// The stacks of all `sets`, of which there is one.
+    pub(crate) fn union_of(&mut self, ir: &Ir, mut sets: Vec<StackId>) -> StackId {
+        sets.sort_unstable();
+        sets.dedup();
+        match sets[..] {
+            [one] => one,
+            [one, other] => self.union(ir, one, other),
+            _ => {
+                let edges = sets.iter().flat_map(|set| self.edges(*set)).copied().collect();
+                self.joined(ir, edges)
             }
         }
-        self.unions[&ordered(a, b)]
     }
 
     /// The stacks of `edges`, in any order.
+    ///
+    /// Equal frames stay side by side, each above its own set: what may be below them was put together once,
+    /// when it was entered, and united once more there would be a set for each of the many ways to choose
+    /// from what was entered so far.
     pub(crate) fn joined(&mut self, ir: &Ir, mut edges: Vec<Edge>) -> StackId {
         edges.sort_unstable();
         edges.dedup();
-        let mut joined: Vec<Edge> = Vec::with_capacity(edges.len());
-        for edge in edges {
-            match joined.last_mut() {
-                Some(last) if last.frame == edge.frame => {
-                    last.below = self.union(ir, last.below, edge.below);
-                }
-                _ => joined.push(edge),
-            }
-        }
-        drop_larger_counts(ir, &mut joined);
-        self.of_edges(&joined)
+        drop_larger_counts(ir, &mut edges);
+        self.of_edges(&edges)
     }
 
-    /// `edges` as those of a set. Equal frames become one, unless `may_merge` is not given; the error is a
-    /// union that must be known before. A repetition that may end can do with a smaller count whatever it can
-    /// with a larger one.
-    fn merged(
-        &self,
-        ir: &Ir,
-        mut edges: Vec<Edge>,
-        may_merge: bool,
-    ) -> Result<Vec<Edge>, (StackId, StackId)> {
-        edges.sort_unstable();
-        edges.dedup();
-        let mut merged: Vec<Edge> = Vec::with_capacity(edges.len());
-        for edge in edges {
-            match merged.last_mut() {
-                Some(last) if last.frame == edge.frame && may_merge => {
-                    let pair = ordered(last.below, edge.below);
-                    last.below = match self.unions.get(&pair) {
-                        _ if pair.0 == pair.1 => pair.0,
-                        Some(known) => *known,
-                        None => return Err(pair),
-                    };
-                }
-                _ => merged.push(edge),
-            }
-        }
-        merged.sort_unstable();
-        drop_larger_counts(ir, &mut merged);
-        Ok(merged)
+    /// How much deeper the shallowest stack of `set` may become, [`AMPLE`] where that is `n` or more; `None`
+    /// where it is too deep already.
+    ///
+    /// A set has the room of its shallowest stack: that one can always be completed, and to tell the others
+    /// apart would take a set for each depth.
+    pub(crate) fn room(&self, set: StackId, n: u32) -> Option<u32> {
+        let room = self.max_depth.checked_sub(self.sets[set as usize].least)?;
+        Some(if room >= n { AMPLE } else { room })
     }
 
-    /// The stacks of `set` that leave room for `n` more; `None` when none does.
-    pub(crate) fn with_room(&mut self, set: StackId, n: u32) -> Option<StackId> {
-        let Set { least, most, .. } = self.sets[set as usize];
-        let bound = self.max_depth.checked_sub(n)?;
-        if most <= bound {
-            return Some(set);
-        }
-        (least <= bound).then(|| self.up_to(set, bound))
-    }
-
-    /// `set` in parts by how much deeper each may become: as far as that is no less than `n` they stay
-    /// together, with `u32::MAX`. A part may hold stacks of another part that have more room.
-    pub(crate) fn by_room(&mut self, set: StackId, n: u32) -> Vec<(StackId, u32)> {
-        let Set { least, most, .. } = self.sets[set as usize];
-        if most.saturating_add(n) <= self.max_depth {
-            return vec![(set, u32::MAX)];
-        }
-        let ample = self.with_room(set, n).map(|part| (part, u32::MAX));
-        let first = least.max((self.max_depth + 1).saturating_sub(n));
-        let depths = first..=most.min(self.max_depth);
-        let tight = depths.map(|depth| (self.up_to(set, depth), self.max_depth - depth));
-        let tight: Vec<_> = tight.collect();
-        ample.into_iter().chain(tight).collect()
-    }
-
-    /// The stacks of `set` no deeper than `bound`; there are some.
-    fn up_to(&mut self, set: StackId, bound: u32) -> StackId {
-        let mut todo = vec![(set, bound)];
-        while let Some((set, bound)) = todo.last().copied() {
-            if self.shallow.contains_key(&(set, bound)) {
-                todo.pop();
-                continue;
-            }
-            match self.edges_up_to(set, bound) {
-                Err(missing) => todo.push(missing),
-                Ok(edges) => {
-                    let part = self.of_edges(&edges);
-                    self.shallow.insert((set, bound), part);
-                }
-            }
-        }
-        self.shallow[&(set, bound)]
-    }
-
-    /// The error is a part that must be known before.
-    fn edges_up_to(&self, set: StackId, bound: u32) -> Result<Vec<Edge>, (StackId, u32)> {
-        let mut kept = Vec::new();
-        for edge in self.edges(set) {
-            let Some(bound) = bound.checked_sub(edge.frame.depth()) else {
-                continue;
-            };
-            let below = self.sets[edge.below as usize];
-            if below.most <= bound {
-                kept.push(*edge);
-            } else if below.least <= bound {
-                let below = self.shallow.get(&(edge.below, bound));
-                let below = *below.ok_or((edge.below, bound))?;
-                kept.push(Edge { below, ..*edge });
-            }
-        }
-        kept.sort_unstable();
-        kept.dedup();
-        Ok(kept)
+    /// Whether `n` more fit above the shallowest stack of `set`.
+    pub(crate) fn has_room(&self, set: StackId, n: u32) -> bool {
+        self.room(set, n) == Some(AMPLE)
     }
 
     /// The sets that `roots` reach, and the roots among them by place.
@@ -484,12 +403,8 @@ impl Stacks {
     }
 }
 
-fn ordered(a: StackId, b: StackId) -> (StackId, StackId) {
-    (a.min(b), a.max(b))
-}
-
 /// Of `edges`, which are sorted, drops those of a repetition that may end where one of fewer bodies has the
-/// same below.
+/// same below: it can do with a smaller count whatever it can with a larger one.
 fn drop_larger_counts(ir: &Ir, edges: &mut Vec<Edge>) {
     let free = |edge: &Edge| match edge.frame {
         Frame::Repeat { node, n } if n >= ir.min_of_repeat(node) => Some(node),
@@ -499,19 +414,9 @@ fn drop_larger_counts(ir: &Ir, edges: &mut Vec<Edge>) {
     if edges.windows(2).all(is_alone) {
         return;
     }
-    // Counts of one repetition lie together, the smaller first.
-    let mut kept: Vec<Edge> = Vec::with_capacity(edges.len());
-    let (mut node, mut begin) = (None, 0);
-    for edge in edges.iter() {
-        if free(edge) != node {
-            (node, begin) = (free(edge), kept.len());
-        }
-        let is_more = node.is_some() && kept[begin..].iter().any(|less| less.below == edge.below);
-        if !is_more {
-            kept.push(*edge);
-        }
-    }
-    *edges = kept;
+    // Of one repetition the smaller counts come first.
+    let mut counted = SmallSet::default();
+    edges.retain(|edge| free(edge).is_none_or(|node| counted.insert((node, edge.below))));
 }
 
 #[cfg(test)]
@@ -593,35 +498,20 @@ mod tests {
     }
 
     #[test]
-    fn parts_by_room_are_the_stacks_that_have_it() {
+    fn a_set_has_the_room_of_its_shallowest_stack() {
         let ir = grammar();
         for (seed, max_depth) in (0..10).flat_map(|seed| [(seed, 3), (seed, 6), (seed, 12)]) {
             let mut stacks = Stacks::new(max_depth);
             for (set, list) in random_sets(&ir, &mut stacks, seed) {
-                let room = |stack: &Vec<Frame>| max_depth.checked_sub(depth(stack));
+                let least = list.iter().map(|stack| depth(stack)).min();
+                let expected = max_depth.checked_sub(least.expect("no set is empty"));
                 for n in 0..5 {
-                    let fits = |stack: &&Vec<Frame>| room(stack).is_some_and(|room| room >= n);
-                    let fitting: List = list.iter().filter(fits).cloned().collect();
-                    let found = stacks.with_room(set, n);
-                    let found = found.map(|part| listed(&stacks, part)).unwrap_or_default();
-                    assert_eq!(found, fitting, "seed {seed}, room for {n} of {max_depth}");
-                    let mut covered = List::new();
-                    for (part, told) in stacks.by_room(set, n) {
-                        for stack in listed(&stacks, part) {
-                            let room = room(&stack).expect("too deep ones are left out");
-                            assert!(room >= told || told == u32::MAX && room >= n, "seed {seed}");
-                            // Each is in the part that tells all the room it has.
-                            if room == told || told == u32::MAX {
-                                covered.insert(stack);
-                            }
-                        }
-                    }
-                    let with_any: List = list
-                        .iter()
-                        .filter(|stack| room(stack).is_some())
-                        .cloned()
-                        .collect();
-                    assert_eq!(covered, with_any, "seed {seed}, in parts by {n} of {max_depth}");
+                    let found = stacks.room(set, n);
+                    let exact = found.filter(|room| *room != AMPLE);
+                    let what = format!("seed {seed}, room for {n} of {max_depth}");
+                    assert_eq!(stacks.has_room(set, n), expected >= Some(n), "{what}");
+                    assert_eq!(found.is_some(), expected.is_some(), "{what}");
+                    assert!(exact.is_none() || exact == expected && exact < Some(n), "{what}");
                 }
             }
         }

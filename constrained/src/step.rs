@@ -232,12 +232,7 @@ impl Stacks {
             let merged = readings.chunk_by(|a, b| a.leaf == b.leaf).map(|alike| {
                 let stack = match alike {
                     [one] => one.stack,
-                    [one, other] => self.union(ir, one.stack, other.stack),
-                    _ => {
-                        let edges = alike.iter().flat_map(|reading| self.edges(reading.stack));
-                        let edges = edges.copied().collect();
-                        self.joined(ir, edges)
-                    }
+                    _ => self.union_of(ir, alike.iter().map(|reading| reading.stack).collect()),
                 };
                 let leaf = alike[0].leaf;
                 Reading { leaf, stack }

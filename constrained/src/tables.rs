@@ -162,8 +162,20 @@ impl Tables {
         let readings = self.states[state as usize].readings.clone();
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
+        // What was complete is united before anything is entered above it, as masks do.
+        let mut complete = Vec::new();
         for reading in readings.iter() {
-            self.stacks.step(ir, reading, byte, &mut out);
+            if self.stacks.keeps_text(reading.stack) {
+                self.stacks.step(ir, reading, byte, &mut out);
+            } else {
+                let moved = self.stacks.move_leaf(ir, reading, byte);
+                out.extend(moved.inside);
+                complete.extend(moved.complete);
+            }
+        }
+        if !complete.is_empty() {
+            let complete = self.stacks.union_of(ir, complete);
+            self.stacks.resume(ir, complete, &mut out);
         }
         self.stacks.merge(ir, &mut out);
         let next = self.intern(&out);

@@ -24,7 +24,6 @@ use crate::ir::Ir;
 use crate::stacks::StackId;
 use crate::step::{Leaf, Reading};
 use crate::tables::{StateId, Tables};
-use crate::trie::Trie;
 
 /// A unit is about the cost of one byte after one place with shallow stacks, a microsecond or two.
 const MAX_WORK: usize = 4_096;
@@ -120,7 +119,7 @@ impl Tables {
             let is_first = matches!(level[..], [(None, _)]);
             let fresh = level.iter().filter(|(_, place)| met.insert(*place) && !is_first);
             work += fresh
-                .map(|(node, place)| self.work(trie, &known, *node, *place))
+                .map(|(node, place)| self.work(asked, &known, *node, *place))
                 .sum::<usize>();
             if work > MAX_WORK && (is_some || !filling.extras.is_empty()) {
                 break;
@@ -161,10 +160,11 @@ impl Tables {
     }
 
     /// What it costs to go on from `place` at `node`.
-    fn work(&self, trie: &Trie, known: &[u64], node: Option<usize>, place: PlaceId) -> usize {
-        let WalkPlace { begun, waiting } = &*self.walks.places[place as usize];
+    fn work(&mut self, asked: Asked<'_>, known: &[u64], node: Option<usize>, place: PlaceId) -> usize {
+        let trie = asked.vocabulary.trie();
+        let WalkPlace { begun, waiting } = &*self.walks.places[place as usize].clone();
         let stacks = begun.iter().map(|reading| reading.stack).chain(*waiting);
-        let costs = stacks.map(|stack| self.stacks.cost(stack));
+        let costs = stacks.map(|stack| self.stacks.cost(asked.ir, stack));
         let mut n_children = 0;
         trie.for_each_child(node, [u64::MAX; 4], |child| {
             n_children += usize::from(!has_all(known, trie.range_below(child)));
@@ -194,27 +194,11 @@ impl Tables {
             complete.extend(moved.complete);
         }
         self.stacks.merge(ir, &mut begun);
-        let waiting = self.all_of(ir, complete);
+        let waiting = (!complete.is_empty()).then(|| self.stacks.union_of(ir, complete));
         let waiting = waiting.filter(|stack| self.stacks.can_follow(ir, *stack));
         let begun = begun.into();
         let next = self.walks.number(WalkPlace { begun, waiting });
         self.walks.steps.insert(slot, next);
         next
-    }
-
-    /// All of `stacks` as one set.
-    fn all_of(&mut self, ir: &Ir, mut stacks: Vec<StackId>) -> Option<StackId> {
-        stacks.sort_unstable();
-        stacks.dedup();
-        match stacks[..] {
-            [] => None,
-            [one] => Some(one),
-            [one, other] => Some(self.stacks.union(ir, one, other)),
-            _ => {
-                let edges = stacks.iter().flat_map(|stack| self.stacks.edges(*stack));
-                let edges = edges.copied().collect();
-                Some(self.stacks.joined(ir, edges))
-            }
-        }
     }
 }
