@@ -112,6 +112,8 @@ impl HeadLayout {
 pub struct AttentionSpec {
     /// Factor of the products of queries and keys, usually `1 / sqrt(head_dim)`.
     pub scale: f64,
+    /// Soft cap of the scaled products, above 0: `cap * tanh(score / cap)` before the softmax (Gemma 2).
+    pub soft_cap: Option<f32>,
     /// Sliding window: a row sees the newest so many tokens below its limit; all where absent.
     pub window: Option<usize>,
 }
@@ -121,6 +123,7 @@ impl AttentionSpec {
     pub fn full(head_dim: usize) -> Self {
         AttentionSpec {
             scale: 1.0 / (head_dim as f64).sqrt(),
+            soft_cap: None,
             window: None,
         }
     }
@@ -299,9 +302,10 @@ pub trait Backend: Send + Sized + 'static {
     );
 
     /// For every query head `h` of row `r`, over the tokens `t` below the row's limit and in its window:
-    /// `out[r][h] = sum_t softmax_t(scale * q[r][h] . k[t][g]) v[t][g]`,
-    /// `g = h / (n_heads / n_kv_heads)`, as a left fold over absolute blocks (C2). `qkv` rows are packed
-    /// as in [`HeadLayout`]; `out` is `[rows, n_heads * head_dim]`.
+    /// `out[r][h] = sum_t softmax_t(cap(scale * q[r][h] . k[t][g])) v[t][g]`,
+    /// `g = h / (n_heads / n_kv_heads)`, as a left fold over absolute blocks (C2). `cap(s)` is `s`, or
+    /// `soft_cap * tanh(s / soft_cap)` where the layer has a soft cap. `qkv` rows are packed as in
+    /// [`HeadLayout`]; `out` is `[rows, n_heads * head_dim]`.
     fn attention(
         &mut self,
         qkv: &Self::Tensor,

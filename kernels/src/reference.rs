@@ -419,7 +419,10 @@ impl Backend for ReferenceBackend {
                     .collect();
                 let dot = |&start: &usize| {
                     let products = query.iter().zip(&kv.keys[start..]);
-                    products.map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * spec.scale
+                    let score =
+                        products.map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * spec.scale;
+                    let capped = |cap: f64| cap * (score / cap).tanh();
+                    spec.soft_cap.map_or(score, |cap| capped(f64::from(cap)))
                 };
                 let scores: Vec<f64> = starts.iter().map(dot).collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -386,6 +386,7 @@ impl AttentionCase {
             page_size,
             spec: AttentionSpec {
                 scale: [1.0, 1.5][random.below(2)] / (heads.head_dim as f64).sqrt(),
+                soft_cap: [None, Some(1.3), Some(50.0)][random.below(3)],
                 window: [None, Some(1), Some(50)][random.below(3)],
             },
             qk_norm: random.below(2) == 0,

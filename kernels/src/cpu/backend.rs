@@ -1,5 +1,7 @@
 //! [`Backend`] on the CPU: the modules of the ops behind the trait's names.
 
+use std::f64::consts::LOG2_E;
+
 use super::attention::{self, AttentionCall};
 use super::attention_kernel::AttentionKernel;
 use super::rows;
@@ -114,9 +116,15 @@ impl Backend for CpuBackend {
     ) {
         let plan = batch.attention(spec.window);
         let heads = plan.heads();
+        // Capped scores are divided by the cap on the way in and become base 2 on the way out.
+        let (query_scale, cap) = match spec.soft_cap.map(f64::from) {
+            None => (LOG2_E * spec.scale, 1.0),
+            Some(cap) => (spec.scale / cap, LOG2_E * cap),
+        };
         let mut call = AttentionCall {
-            kernel: AttentionKernel::of(self.isa, heads.head_dim, spec.window.is_some()),
-            query_scale: (std::f64::consts::LOG2_E * spec.scale) as f32,
+            kernel: AttentionKernel::of(self.isa, heads.head_dim, spec),
+            query_scale: query_scale as f32,
+            cap: cap as f32,
             plan,
             kv,
             layer,

@@ -24,6 +24,7 @@ mod rows;
 mod sample;
 mod silu;
 mod simd;
+mod tanh;
 pub mod tensor;
 pub mod threads;
 
@@ -44,7 +45,7 @@ use rows::RowKernels;
 use sample::SampleSpace;
 use simd::linear::LinearKernels;
 
-use crate::BackendError;
+use crate::{AttentionSpec, BackendError};
 
 /// How a [`CpuBackend`] is set up.
 #[derive(Clone, Copy, Debug)]
@@ -106,6 +107,6 @@ impl CpuBackend {
 
     /// Name of the kernel that serves attention of this head dimension, for logs.
     pub fn attention_kernel(&self, head_dim: usize) -> &'static str {
-        AttentionKernel::of(self.isa, head_dim, false).name
+        AttentionKernel::of(self.isa, head_dim, &AttentionSpec::full(head_dim)).name
     }
 }
