@@ -269,7 +269,7 @@ impl Pool {
         };
         let batch = rows.upload(&mut self.backend, (heads, self.shape));
         self.backend
-            .rope_store(&mut qkv, &unrotated, &store, &batch, &mut self.kv);
+            .rope_store(&mut qkv, Some(&unrotated), &store, &batch, &mut self.kv);
     }
 }
 

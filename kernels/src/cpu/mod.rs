@@ -3,6 +3,7 @@
 //! Which instruction set serves is decided once, when the backend is made, as tables of function pointers;
 //! one process can therefore hold a backend of every instruction set its machine has.
 
+mod activation;
 mod activations;
 mod attention;
 mod attention_kernel;
@@ -22,7 +23,6 @@ mod random;
 mod rope;
 mod rows;
 mod sample;
-mod silu;
 mod simd;
 mod tanh;
 pub mod tensor;

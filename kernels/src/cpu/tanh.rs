@@ -21,7 +21,6 @@ pub(crate) const TANH_NUMERATOR: [f32; 7] = [
 /// Q, highest power first.
 pub(crate) const TANH_DENOMINATOR: [f32; 4] = [1.198_258_4e-6, 1.185_347_1e-4, 2.268_434_7e-3, 4.893_525e-3];
 
-#[cfg(test)]
 /// `tanh(x)`. NaN stays NaN.
 #[inline(always)]
 pub(crate) fn tanh(x: f32) -> f32 {
