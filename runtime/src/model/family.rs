@@ -187,7 +187,7 @@ impl DecoderConfig {
             window,
             tied_head: gguf.tensor("output.weight").is_none(),
         };
-        describe(family, &keys, particulars)
+        describe(family, &keys, &particulars)
     }
 
     /// The decoder that a `config.json` describes, checked likewise. `has_head` says whether the checkpoint
@@ -209,11 +209,11 @@ impl DecoderConfig {
             window,
             tied_head: metadata.flag("tie_word_embeddings")?.unwrap_or(!has_head),
         };
-        describe(family, &keys, particulars)
+        describe(family, &keys, &particulars)
     }
 }
 
-fn describe(family: &Family, keys: &Keys<'_>, particulars: Particulars) -> Result<DecoderConfig, LoadError> {
+fn describe(family: &Family, keys: &Keys<'_>, particulars: &Particulars) -> Result<DecoderConfig, LoadError> {
     let width = keys.required_count(WIDTH, MAX_WIDTH)?;
     let heads = head_layout(keys, width)?;
     let trained_context = keys.required_count(CONTEXT, MAX_CONTEXT)?;
@@ -222,7 +222,7 @@ fn describe(family: &Family, keys: &Keys<'_>, particulars: Particulars) -> Resul
         None => particulars.window.filter(|window| *window < trained_context),
     };
     Ok(DecoderConfig {
-        layers: layers(family, keys, &particulars, (width, heads, trained_context))?,
+        layers: layers(family, keys, particulars, (width, heads, trained_context))?,
         width,
         heads,
         ffn_width: keys.required_count(FFN_WIDTH, MAX_FFN_WIDTH)?,

@@ -56,6 +56,8 @@ pub(super) struct Family {
     pub(super) fused_gate_up: bool,
     /// Keys of `config.json` that are refused of this family besides those of all.
     pub(super) refused: &'static [&'static str],
+    /// Keys of `config.json` that are refused of others and change nothing here.
+    pub(super) passed_over: &'static [&'static str],
 }
 
 /// Something a family has always, or where its `config.json` says so.
@@ -127,7 +129,7 @@ pub(super) enum LogitScale {
 }
 
 impl Family {
-    /// Keys that are refused of families that do not read them.
+    /// Keys that are refused of families that do not know them.
     pub(super) fn reads(&self) -> Vec<Key> {
         let mut keys = Vec::new();
         if let AttentionScale::Factor(key) = self.attention_scale {
@@ -143,6 +145,7 @@ impl Family {
             keys.push(key);
         }
         keys.extend(self.residual_scale);
+        keys.extend(self.passed_over.iter().map(|json| key("", json)));
         if let LogitScale::Factor(key) | LogitScale::Divisor(key) = self.logit_scale {
             keys.push(key);
         }
@@ -188,6 +191,7 @@ const LLAMA: Family = Family {
     fused_qkv: false,
     fused_gate_up: false,
     refused: &[],
+    passed_over: &[],
 };
 
 const GEMMA: Family = Family {
@@ -327,6 +331,8 @@ pub(super) const FAMILIES: &[Family] = &[
         model_type: "phi3",
         gguf_rope_style: RopeStyle::Halves,
         partial_rotary: Some(1.0),
+        // Its files name code of the time before the class was in the reference implementation.
+        passed_over: &["auto_map"],
         windows: Windows::All { default: None },
         fused_qkv: true,
         fused_gate_up: true,

@@ -384,6 +384,13 @@ fn layers_without_rotation_are_those_of_the_list_or_the_interval() {
 }
 
 #[test]
+fn names_of_code_beside_a_phi_3_change_nothing() {
+    let with_code = r#", "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}"#;
+    let [plain, with_code] = ["", with_code].map(|changes| of_class("Phi3", changes).expect("good"));
+    assert_eq!(plain, with_code);
+}
+
+#[test]
 fn what_a_family_needs_and_its_config_does_not_say_is_told_by_name() {
     let longrope = r#", "rope_scaling": {"type": "longrope", "short_factor": [1, 2, 3, 4],
         "long_factor": [1.0, 2.5, 3.0]}, "original_max_position_embeddings": 64"#;
