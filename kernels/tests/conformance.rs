@@ -436,6 +436,15 @@ impl AttentionCase {
         }
     }
 
+    /// Weights of the norms of queries and of keys.
+    fn norm_widths(&self) -> (usize, usize) {
+        let dim = self.heads.head_dim;
+        match self.qk_norm {
+            Some(QkNormSpan::AllHeads) => (self.heads.n_heads * dim, self.heads.n_kv_heads * dim),
+            _ => (dim, dim),
+        }
+    }
+
     fn pages_of(&self, sequence: usize) -> Vec<u32> {
         let n_pages = (self.lengths[sequence] + 1).div_ceil(self.page_size);
         let most = self.most_pages();
@@ -515,10 +524,7 @@ impl AttentionCase {
         }
         let mut qkv = tensor(backend, width, &rows);
         let dim = self.heads.head_dim;
-        let (n_queries, n_keys) = match self.qk_norm {
-            Some(QkNormSpan::AllHeads) => (self.heads.n_heads * dim, self.heads.n_kv_heads * dim),
-            _ => (dim, dim),
-        };
+        let (n_queries, n_keys) = self.norm_widths();
         let query = &backend.upload(&self.norms[..n_queries]).expect("small");
         let key = &backend.upload(&self.norms[n_queries..][..n_keys]).expect("small");
         let store = RopeStore {

@@ -220,75 +220,77 @@ fn layers_have_the_window_of_their_family_or_of_the_list_of_layers() {
     assert!(error.to_string().contains("a list of 2 layers"), "{error}");
 }
 
+/// Settings, and what is said of them.
+const REFUSED: [(&str, &str); 22] = [
+    (
+        r#"{"quantization_config": {"quant_method": "gptq"}}"#,
+        "`quantization_config` is not supported",
+    ),
+    (
+        r#"{"hidden_act": "relu2"}"#,
+        "`hidden_act` = relu2 is not supported",
+    ),
+    (
+        r#"{"attention_bias": true}"#,
+        "`attention_bias` = true is not supported",
+    ),
+    (r#"{"mlp_bias": true}"#, "`mlp_bias` = true"),
+    (
+        r#"{"partial_rotary_factor": 0.5}"#,
+        "`partial_rotary_factor` = 0.5",
+    ),
+    (r#"{"auto_map": {"AutoModel": "x.Y"}}"#, "`auto_map`"),
+    (r#"{"num_local_experts": 8}"#, "`num_local_experts` = 8"),
+    (
+        r#"{"rope_scaling": {"rope_type": "ntk", "factor": 4}}"#,
+        "`rope_scaling.rope_type` = ntk",
+    ),
+    (
+        r#"{"rope_scaling": {"type": "dynamic", "factor": 4}}"#,
+        "`rope_scaling.type` = dynamic",
+    ),
+    (
+        r#"{"rope_scaling": {"type": "linear"}}"#,
+        "`rope_scaling.factor` is missing",
+    ),
+    (
+        r#"{"rope_scaling": {"type": "linear", "factor": 0}}"#,
+        "= 0: must be above 0",
+    ),
+    (
+        r#"{"layer_types": ["full_attention", "linear_attention"]}"#,
+        "`layer_types` = linear_attention",
+    ),
+    (
+        r#"{"architectures": ["MambaForCausalLM"]}"#,
+        "`MambaForCausalLM` is not supported",
+    ),
+    (
+        r#"{"architectures": ["LlamaForCausalLM", "X"]}"#,
+        "must be one name",
+    ),
+    (
+        r#"{"model_type": "qwen2"}"#,
+        "`model_type` = qwen2: must be llama",
+    ),
+    (r#"{"vocab_size": 0}"#, "`vocab_size` = 0: must be 1 to"),
+    (r#"{"vocab_size": null}"#, "`vocab_size` is missing"),
+    (
+        r#"{"hidden_size": "32"}"#,
+        "should be an unsigned integer, found a string",
+    ),
+    (r#"{"hidden_size": -32}"#, "`hidden_size` should be"),
+    (r#"{"num_hidden_layers": 1e3}"#, "`num_hidden_layers` should be"),
+    (
+        r#"{"rms_norm_eps": 2}"#,
+        "`rms_norm_eps` = 2: must be between 0 and 1",
+    ),
+    (r#"{"rope_theta": 0.5}"#, "`rope_theta` = 0.5: must be above 1"),
+];
+
 #[test]
 fn what_config_json_asks_for_and_is_not_done_is_refused_by_name() {
-    let cases = [
-        (
-            r#"{"quantization_config": {"quant_method": "gptq"}}"#,
-            "`quantization_config` is not supported",
-        ),
-        (
-            r#"{"hidden_act": "relu2"}"#,
-            "`hidden_act` = relu2 is not supported",
-        ),
-        (
-            r#"{"attention_bias": true}"#,
-            "`attention_bias` = true is not supported",
-        ),
-        (r#"{"mlp_bias": true}"#, "`mlp_bias` = true"),
-        (
-            r#"{"partial_rotary_factor": 0.5}"#,
-            "`partial_rotary_factor` = 0.5",
-        ),
-        (r#"{"auto_map": {"AutoModel": "x.Y"}}"#, "`auto_map`"),
-        (r#"{"num_local_experts": 8}"#, "`num_local_experts` = 8"),
-        (
-            r#"{"rope_scaling": {"rope_type": "ntk", "factor": 4}}"#,
-            "`rope_scaling.rope_type` = ntk",
-        ),
-        (
-            r#"{"rope_scaling": {"type": "dynamic", "factor": 4}}"#,
-            "`rope_scaling.type` = dynamic",
-        ),
-        (
-            r#"{"rope_scaling": {"type": "linear"}}"#,
-            "`rope_scaling.factor` is missing",
-        ),
-        (
-            r#"{"rope_scaling": {"type": "linear", "factor": 0}}"#,
-            "= 0: must be above 0",
-        ),
-        (
-            r#"{"layer_types": ["full_attention", "linear_attention"]}"#,
-            "`layer_types` = linear_attention",
-        ),
-        (
-            r#"{"architectures": ["MambaForCausalLM"]}"#,
-            "`MambaForCausalLM` is not supported",
-        ),
-        (
-            r#"{"architectures": ["LlamaForCausalLM", "X"]}"#,
-            "must be one name",
-        ),
-        (
-            r#"{"model_type": "qwen2"}"#,
-            "`model_type` = qwen2: must be llama",
-        ),
-        (r#"{"vocab_size": 0}"#, "`vocab_size` = 0: must be 1 to"),
-        (r#"{"vocab_size": null}"#, "`vocab_size` is missing"),
-        (
-            r#"{"hidden_size": "32"}"#,
-            "should be an unsigned integer, found a string",
-        ),
-        (r#"{"hidden_size": -32}"#, "`hidden_size` should be"),
-        (r#"{"num_hidden_layers": 1e3}"#, "`num_hidden_layers` should be"),
-        (
-            r#"{"rms_norm_eps": 2}"#,
-            "`rms_norm_eps` = 2: must be between 0 and 1",
-        ),
-        (r#"{"rope_theta": 0.5}"#, "`rope_theta` = 0.5: must be above 1"),
-    ];
-    for (changes, expected) in cases {
+    for (changes, expected) in REFUSED {
         let error = json_with(changes).expect_err(changes).to_string();
         assert!(
             error.contains(expected),
