@@ -96,9 +96,9 @@ def split(pattern):
 
 
 def shape(hidden, ffn, heads, kv_heads, layers=2, eps="rms_norm_eps", **more):
-    return dict(hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=heads,
-                num_key_value_heads=kv_heads, vocab_size=320, max_position_embeddings=256,
-                initializer_range=0.15, **{eps: 1e-5}, **more)
+    return dict(hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers,
+                num_attention_heads=heads, num_key_value_heads=kv_heads, vocab_size=320,
+                max_position_embeddings=256, initializer_range=0.15, **{eps: 1e-5}, **more)
 
 
 def plain(theta, **scaling):
@@ -154,7 +154,8 @@ for name, model_class, config, dtype in [
         **plain(10000.0, rope_type="longrope", partial_rotary_factor=0.75, long_factor=[1, 1.5, 2, 3, 4.5, 6],
                 short_factor=[1.0, 1.1, 1.2, 1.3, 1.4, 1.5])), torch.bfloat16),
     ("phi3-short", Phi3ForCausalLM, Phi3Config(
-        **shape(32, 48, 2, 1, original_max_position_embeddings=256, **ids), **plain(10000.0)), torch.bfloat16),
+        **shape(32, 48, 2, 1, original_max_position_embeddings=256, **ids), **plain(10000.0)),
+     torch.bfloat16),
     ("glm", GlmForCausalLM, GlmConfig(
         **shape(32, 40, 4, 2, head_dim=16, attention_bias=True, **ids), **plain(10000.0)), torch.bfloat16),
     ("glm4", Glm4ForCausalLM, Glm4Config(

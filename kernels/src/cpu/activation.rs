@@ -1,7 +1,7 @@
 //! Activations of MLPs, and other functions of single elements.
 //!
-//! Plain arithmetic in a fixed order: the same bits on every ISA. The AVX2 variants are the same code compiled
-//! for wider registers.
+//! Plain arithmetic in a fixed order: the same bits on every ISA. The AVX2 variants are the same code
+//! compiled for wider registers.
 
 use super::exponential::exp;
 use super::tanh::tanh;

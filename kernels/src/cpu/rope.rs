@@ -1,8 +1,8 @@
 //! Rotary embedding of queries and keys, and the write of keys and values into their pages.
 //!
-//! One row at a time: optional RMSNorm of query and key heads, optional rotation in place, then the key and the
-//! value of every kv head go to the row's slot, rounded to bf16. Plain arithmetic, nothing fused: the same
-//! bits on every ISA.
+//! One row at a time: optional RMSNorm of query and key heads, optional rotation in place, then the key
+//! and the value of every kv head go to the row's slot, rounded to bf16. Plain arithmetic, nothing fused:
+//! the same bits on every ISA.
 
 use std::sync::atomic::{AtomicU16, Ordering};
 

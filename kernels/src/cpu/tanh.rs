@@ -1,5 +1,5 @@
-//! Hyperbolic tangent as plain arithmetic: the same bits wherever it is compiled, because nothing in it is fused
-//! or reordered.
+//! Hyperbolic tangent as plain arithmetic: the same bits wherever it is compiled, because nothing in it
+//! is fused or reordered.
 //!
 //! `tanh(x) = x P(x^2) / Q(x^2)`, a rational minimax approximation (source: Eigen's `ptanh`) with an absolute
 //! error below 4e-7, flat beyond [`TANH_FLAT`].

@@ -180,9 +180,9 @@ pub enum RopeScaling {
         /// Context before the stretch, in tokens.
         original_context: f64,
     },
-    /// YaRN: pairs that turn more than `fast_turns` times within `original_context` are left alone, those that
-    /// turn less than `slow_turns` times are stretched by `factor`, and those between by what lies between, in
-    /// the number of the pair.
+    /// YaRN: pairs that turn more than `fast_turns` times within `original_context` are left alone, those
+    /// that turn less than `slow_turns` times are stretched by `factor`, and those between by what lies
+    /// between, in the number of the pair.
     Yarn {
         /// Above 0.
         factor: f64,
@@ -195,8 +195,8 @@ pub enum RopeScaling {
         /// Whether the borders are rounded to whole pairs.
         whole_pairs: bool,
     },
-    /// LongRoPE: each pair is divided by a factor of its own. Which list it is depends on the longest sequence
-    /// that is served, so that the keys of a prefix do not depend on what follows it.
+    /// LongRoPE: each pair is divided by a factor of its own. Which list it is depends on the longest
+    /// sequence that is served, so that the keys of a prefix do not depend on what follows it.
     LongRope {
         /// For sequences up to `original_context`.
         short: Vec<f64>,

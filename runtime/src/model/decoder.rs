@@ -12,9 +12,9 @@
 //! logits = cap(scale Whead norm((x + delta)[logit_rows]))
 //! ```
 //!
-//! Which norms a layer has is its [`NormPlacement`](super::config::NormPlacement): without the one before, `h`
-//! is `x`. Factors of 1 and caps that a model does not have are left out. The residual stream `x` is added to
-//! in exactly one place per half-block, fused with the norm that follows.
+//! Which norms a layer has is its [`NormPlacement`](super::config::NormPlacement): without the one
+//! before, `h` is `x`. Factors of 1 and caps that a model does not have are left out. The residual stream
+//! `x` is added to in exactly one place per half-block, fused with the norm that follows.
 
 use arbora_kernels::{
     AttentionLayer, Backend, BackendError, Elementwise, Norm, QkNorm, QkNormSpan, RopeStore,
@@ -240,7 +240,8 @@ impl<B: Backend> Forward<'_, B> {
         }
     }
 
-    /// Adds what the half before gave to the residual stream, and norms it into `h` where this half reads that.
+    /// Adds what the half before gave to the residual stream, and norms it into `h` where this half reads
+    /// that.
     fn enter(
         &self,
         backend: &mut B,

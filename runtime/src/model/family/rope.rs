@@ -99,8 +99,8 @@ fn gguf_rope(
     })
 }
 
-/// Rotation by `config.json`: `rope_theta` and `rope_scaling`, or all in `rope_parameters`, which has an object
-/// for each kind of layer where they differ.
+/// Rotation by `config.json`: `rope_theta` and `rope_scaling`, or all in `rope_parameters`, which has an
+/// object for each kind of layer where they differ.
 fn json_rope(
     keys: &Keys<'_>,
     family: &Family,
