@@ -274,7 +274,7 @@ fn write_all(backend: &mut CpuBackend, kv: &mut CpuKv) -> Result<(), BackendErro
             };
             let rows = (&vec![0; n_rows][..], &slots[..]);
             let batch = step::batch_of_rows(backend, (HEADS, shape), rows)?;
-            backend.rope_store(&mut qkv, &unrotated, &store, &batch, kv);
+            backend.rope_store(&mut qkv, Some(&unrotated), &store, &batch, kv);
         }
     }
     Ok(())

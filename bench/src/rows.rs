@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use arbora_kernels::cpu::{CpuBackend, CpuTensor, Isa};
 use arbora_kernels::{
-    Adjustment, Allowed, Answers, Backend, BackendError, HeadLayout, KvShape, LogprobRow, RopeStore,
-    RopeStyle, RopeTable, SampleRow, Scored,
+    Activation, Adjustment, Allowed, Answers, Backend, BackendError, Elementwise, HeadLayout, KvShape,
+    LogprobRow, Norm, NormKind, RopeStore, RopeStyle, RopeTable, SampleRow, Scored,
 };
 
 use crate::http::BenchError;
@@ -93,6 +93,17 @@ fn filled(backend: &mut CpuBackend, n_rows: usize, width: usize) -> Result<CpuTe
 fn row_ops(isa: Isa, n_threads: usize, n_rows: usize) -> Result<Vec<(&'static str, f64)>, BackendError> {
     let mut backend = backend(isa, n_threads)?;
     let weight = backend.upload(&[1.0; WIDTH])?;
+    let norm = Norm {
+        kind: NormKind::Rms,
+        weight: &weight,
+        bias: None,
+        eps: 1e-5,
+    };
+    let layer_norm = Norm {
+        kind: NormKind::Layer,
+        bias: Some(&weight),
+        ..norm
+    };
     let x = filled(&mut backend, n_rows, WIDTH)?;
     let mut residual = filled(&mut backend, n_rows, WIDTH)?;
     let mut normed = backend.tensor(n_rows, WIDTH)?;
@@ -101,15 +112,28 @@ fn row_ops(isa: Isa, n_threads: usize, n_rows: usize) -> Result<Vec<(&'static st
     let mut results = vec![
         (
             "rms_norm 576",
-            seconds_per_call(|| backend.rms_norm(&x, &weight, 1e-5, &mut normed)),
+            seconds_per_call(|| backend.norm(&x, &norm, &mut normed)),
+        ),
+        (
+            "layer_norm 576",
+            seconds_per_call(|| backend.norm(&x, &layer_norm, &mut normed)),
         ),
         (
             "add_rms_norm 576",
-            seconds_per_call(|| backend.add_rms_norm(&mut residual, &x, &weight, 1e-5, &mut normed)),
+            seconds_per_call(|| backend.add_norm(&mut residual, &x, &norm, &mut normed)),
+        ),
+        ("add 576", seconds_per_call(|| backend.add(&mut residual, &x))),
+        (
+            "soft cap 576",
+            seconds_per_call(|| backend.elementwise(&mut residual, Elementwise::SoftCap(30.0))),
         ),
         (
             "silu_mul 1536",
-            seconds_per_call(|| backend.silu_mul(&gate_up, &mut activated)),
+            seconds_per_call(|| backend.gated(&gate_up, Activation::Silu, &mut activated)),
+        ),
+        (
+            "gelu_tanh_mul 1536",
+            seconds_per_call(|| backend.gated(&gate_up, Activation::GeluTanh, &mut activated)),
         ),
     ];
     for (name, style) in [
@@ -144,7 +168,7 @@ fn rope_store(backend: &mut CpuBackend, n_rows: usize, style: RopeStyle) -> Resu
     };
     let batch = step::batch_of_rows(backend, (HEADS, shape), (&positions, &positions))?;
     Ok(seconds_per_call(|| {
-        backend.rope_store(&mut qkv, &rope, &store, &batch, &mut kv);
+        backend.rope_store(&mut qkv, Some(&rope), &store, &batch, &mut kv);
     }))
 }
 

@@ -112,6 +112,8 @@ impl HeadLayout {
 pub struct AttentionSpec {
     /// Factor of the products of queries and keys, usually `1 / sqrt(head_dim)`.
     pub scale: f64,
+    /// Soft cap of the scaled products, above 0: `cap * tanh(score / cap)` before the softmax (Gemma 2).
+    pub soft_cap: Option<f32>,
     /// Sliding window: a row sees the newest so many tokens below its limit; all where absent.
     pub window: Option<usize>,
 }
@@ -121,6 +123,7 @@ impl AttentionSpec {
     pub fn full(head_dim: usize) -> Self {
         AttentionSpec {
             scale: 1.0 / (head_dim as f64).sqrt(),
+            soft_cap: None,
             window: None,
         }
     }
@@ -135,6 +138,72 @@ pub struct AttentionLayer<'a> {
     pub spec: &'a AttentionSpec,
 }
 
+/// How a row is brought to a common size, before its weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// RMSNorm: `x[i] / sqrt(mean_i(x[i]^2) + eps)`.
+    Rms,
+    /// LayerNorm: `c[i] / sqrt(mean_i(c[i]^2) + eps)`, `c[i] = x[i] - mean_i(x[i])`.
+    Layer,
+}
+
+/// A normalization: `norm(x)[i] = kind(x)[i] * weight[i] + bias[i]`. Weight and bias have one row.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a, T> {
+    /// What is done before the weights.
+    pub kind: NormKind,
+    /// Factors.
+    pub weight: &'a T,
+    /// Addends, where the model has them.
+    pub bias: Option<&'a T>,
+    /// Keeps the root above 0.
+    pub eps: f32,
+}
+
+/// The nonlinear function of an MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `a / (1 + exp(-a))`.
+    Silu,
+    /// `a / 2 * (1 + erf(a / sqrt(2)))`.
+    Gelu,
+    /// `a / 2 * (1 + tanh(sqrt(2 / pi) * (a + 0.044715 a^3)))`.
+    GeluTanh,
+}
+
+/// What [`Backend::elementwise`] makes of each element.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Elementwise {
+    /// `x * factor`.
+    Scale(f32),
+    /// `cap * tanh(x / cap)`, cap above 0.
+    SoftCap(f32),
+    /// The activation of x.
+    Activate(Activation),
+}
+
+/// What one root of an RMSNorm over queries and keys goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNormSpan {
+    /// Each head by itself: weights of `head_dim` elements (Qwen 3, Gemma 3).
+    EachHead,
+    /// All query heads at once, and all key heads: a weight for each of their elements (OLMo 2).
+    AllHeads,
+}
+
+/// RMSNorm of queries and keys before their rotation.
+#[derive(Clone, Copy, Debug)]
+pub struct QkNorm<'a, T> {
+    /// What it goes over.
+    pub span: QkNormSpan,
+    /// Weights of queries.
+    pub query: &'a T,
+    /// Weights of keys.
+    pub key: &'a T,
+    /// Keeps the root above 0.
+    pub eps: f32,
+}
+
 /// Inputs of [`Backend::rope_store`] besides the tensors.
 #[derive(Clone, Copy, Debug)]
 pub struct RopeStore<'a, T> {
@@ -142,8 +211,8 @@ pub struct RopeStore<'a, T> {
     pub heads: HeadLayout,
     /// Layer whose keys and values are written.
     pub layer: usize,
-    /// RMSNorm over each query head and each key head before rotation (Qwen3), as `(query, key, eps)`.
-    pub qk_norm: Option<(&'a T, &'a T, f32)>,
+    /// RMSNorm of queries and keys before rotation.
+    pub qk_norm: Option<QkNorm<'a, T>>,
 }
 
 /// What can go wrong while a backend is being filled. Steps themselves do not fail: a broken shape is a bug
@@ -262,18 +331,23 @@ pub trait Backend: Send + Sized + 'static {
     /// `out[r] = table[ids[r]]`: rows of the embedding (possibly the tied head), dequantized to f32. Exact.
     fn embed(&mut self, table: &Self::Linear, batch: &Self::Batch, out: &mut Self::Tensor);
 
-    /// `out[r][i] = x[r][i] * weight[i] / sqrt(mean_i(x[r][i]^2) + eps)`. `weight` has one row.
-    fn rms_norm(&mut self, x: &Self::Tensor, weight: &Self::Tensor, eps: f32, out: &mut Self::Tensor);
+    /// `out[r] = norm(x[r])`.
+    fn norm(&mut self, x: &Self::Tensor, norm: &Norm<'_, Self::Tensor>, out: &mut Self::Tensor);
 
-    /// `residual[r] += delta[r]`, then `out[r] = rms_norm(residual[r])`.
-    fn add_rms_norm(
+    /// `residual[r] += delta[r]`, then `out[r] = norm(residual[r])`.
+    fn add_norm(
         &mut self,
         residual: &mut Self::Tensor,
         delta: &Self::Tensor,
-        weight: &Self::Tensor,
-        eps: f32,
+        norm: &Norm<'_, Self::Tensor>,
         out: &mut Self::Tensor,
     );
+
+    /// `residual[r] += delta[r]`.
+    fn add(&mut self, residual: &mut Self::Tensor, delta: &Self::Tensor);
+
+    /// `x[r][i] = function(x[r][i])`.
+    fn elementwise(&mut self, x: &mut Self::Tensor, function: Elementwise);
 
     /// `out[r][o] = bias[o] + sum_i x[r][i] * w[o][i]`, the sum over `i` in one fixed order (C1).
     /// Block-quantized formats multiply with activations quantized to int8 per row and block of 32; F32, F16
@@ -286,22 +360,24 @@ pub trait Backend: Send + Sized + 'static {
         let _ = x;
     }
 
-    /// Rotates queries and keys of `qkv` in place (after the optional per-head RMSNorm) and writes keys and
-    /// values to the slots of their rows, rounded to bf16 (nearest even):
-    /// `(a, b) -> (a cos - b sin, b cos + a sin)` for each pair of the table's style.
+    /// Rotates queries and keys of `qkv` in place (after the optional RMSNorm) and writes keys and values to
+    /// the slots of their rows, rounded to bf16 (nearest even):
+    /// `(a, b) -> (a cos - b sin, b cos + a sin)` for each pair of the table's style. Without a table nothing
+    /// is rotated.
     fn rope_store(
         &mut self,
         qkv: &mut Self::Tensor,
-        rope: &Self::Rope,
+        rope: Option<&Self::Rope>,
         store: &RopeStore<'_, Self::Tensor>,
         batch: &Self::Batch,
         kv: &mut Self::Kv,
     );
 
     /// For every query head `h` of row `r`, over the tokens `t` below the row's limit and in its window:
-    /// `out[r][h] = sum_t softmax_t(scale * q[r][h] . k[t][g]) v[t][g]`,
-    /// `g = h / (n_heads / n_kv_heads)`, as a left fold over absolute blocks (C2). `qkv` rows are packed
-    /// as in [`HeadLayout`]; `out` is `[rows, n_heads * head_dim]`.
+    /// `out[r][h] = sum_t softmax_t(cap(scale * q[r][h] . k[t][g])) v[t][g]`,
+    /// `g = h / (n_heads / n_kv_heads)`, as a left fold over absolute blocks (C2). `cap(s)` is `s`, or
+    /// `soft_cap * tanh(s / soft_cap)` where the layer has a soft cap. `qkv` rows are packed as in
+    /// [`HeadLayout`]; `out` is `[rows, n_heads * head_dim]`.
     fn attention(
         &mut self,
         qkv: &Self::Tensor,
@@ -311,9 +387,8 @@ pub trait Backend: Send + Sized + 'static {
         out: &mut Self::Tensor,
     );
 
-    /// `out[r][i] = silu(x[r][i]) * x[r][n + i]`, `silu(a) = a / (1 + exp(-a))`; `x` is `[rows, 2n]`
-    /// (gate, up).
-    fn silu_mul(&mut self, x: &Self::Tensor, out: &mut Self::Tensor);
+    /// `out[r][i] = activation(x[r][i]) * x[r][n + i]`; `x` is `[rows, 2n]` (gate, up).
+    fn gated(&mut self, x: &Self::Tensor, activation: Activation, out: &mut Self::Tensor);
 
     /// `out[i] = x[logit_rows[i]]`: the rows whose logits are wanted.
     fn gather(&mut self, x: &Self::Tensor, batch: &Self::Batch, out: &mut Self::Tensor);

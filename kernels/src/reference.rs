@@ -11,8 +11,9 @@
 use crate::cpu::CpuTensor;
 use crate::quant::{BLOCK, bf16_from_f32, dequantize_row, f32_from_bf16};
 use crate::{
-    Allowed, Answers, AttentionLayer, Backend, BackendError, BatchShape, HeadLayout, KvShape, LogprobRow,
-    MatrixSource, RopeStore, RopeStyle, RopeTable, RowLogprobs, SampleRow, StepRows, TokenLogprob,
+    Activation, Allowed, Answers, AttentionLayer, Backend, BackendError, BatchShape, Elementwise, HeadLayout,
+    KvShape, LogprobRow, MatrixSource, Norm, NormKind, QkNorm, QkNormSpan, RopeStore, RopeStyle, RopeTable,
+    RowLogprobs, SampleRow, StepRows, TokenLogprob,
 };
 
 /// The executable specification of [`Backend`].
@@ -94,11 +95,64 @@ fn through_int8(x: &[f32]) -> Vec<f64> {
     rounded
 }
 
-fn normalized(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
-    let mean = x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / x.len() as f64;
-    let factor = 1.0 / (mean + f64::from(eps)).sqrt();
-    let scaled = |(&x, &weight): (&f32, &f32)| (f64::from(x) * factor * f64::from(weight)) as f32;
-    x.iter().zip(weight).map(scaled).collect()
+fn normalized(x: &[f32], norm: &Norm<'_, CpuTensor>) -> Vec<f32> {
+    let (width, n) = (x.len(), x.len() as f64);
+    let center = match norm.kind {
+        NormKind::Rms => 0.0,
+        NormKind::Layer => x.iter().map(|&x| f64::from(x)).sum::<f64>() / n,
+    };
+    let centered = x.iter().map(|&x| f64::from(x) - center);
+    let mean_square = centered.clone().map(|x| x.powi(2)).sum::<f64>() / n;
+    let factor = 1.0 / (mean_square + f64::from(norm.eps)).sqrt();
+    let weight = norm.weight.vector(width);
+    let bias = |i: usize| norm.bias.map_or(0.0, |bias| f64::from(bias.vector(width)[i]));
+    let scaled = |(i, x): (usize, f64)| (x * factor * f64::from(weight[i]) + bias(i)) as f32;
+    centered.enumerate().map(scaled).collect()
+}
+
+fn activated(x: f64, activation: Activation) -> f64 {
+    match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Gelu => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+        }
+    }
+}
+
+/// The error function: its series where that converges well, 1 within 2e-17 of the sign beyond.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    // erf(x) = 2 / sqrt(pi) * exp(-x^2) * sum_n 2^n x^(2n + 1) / (1 * 3 * ... * (2n + 1)), all of one sign.
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= 2.0 * x * x / f64::from(2 * n + 1);
+        sum += term;
+    }
+    2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * sum
+}
+
+/// Normalizes the queries and keys of a fused row.
+fn normalize_heads(qkv: &mut [f32], heads: HeadLayout, norm: &QkNorm<'_, CpuTensor>) {
+    let (queries, rest) = qkv.split_at_mut(heads.n_heads * heads.head_dim);
+    let keys = &mut rest[..heads.n_kv_heads * heads.head_dim];
+    for (part, weight) in [(queries, norm.query), (keys, norm.key)] {
+        let span = match norm.span {
+            QkNormSpan::EachHead => heads.head_dim,
+            QkNormSpan::AllHeads => part.len(),
+        };
+        let norm = Norm {
+            kind: NormKind::Rms,
+            weight,
+            bias: None,
+            eps: norm.eps,
+        };
+        for part in part.chunks_exact_mut(span) {
+            part.copy_from_slice(&normalized(part, &norm));
+        }
+    }
 }
 
 fn rotate(head: &mut [f32], rope: &RopeTable, position: usize) {
@@ -315,22 +369,26 @@ impl Backend for ReferenceBackend {
         }
     }
 
-    fn rms_norm(&mut self, x: &CpuTensor, weight: &CpuTensor, eps: f32, out: &mut CpuTensor) {
+    fn norm(&mut self, x: &CpuTensor, norm: &Norm<'_, CpuTensor>, out: &mut CpuTensor) {
         let width = x.width();
         let rows = out.output(x.n_rows(), width).chunks_exact_mut(width);
         for (row, out) in rows.enumerate() {
-            out.copy_from_slice(&normalized(x.row(row), weight.vector(width), eps));
+            out.copy_from_slice(&normalized(x.row(row), norm));
         }
     }
 
-    fn add_rms_norm(
+    fn add_norm(
         &mut self,
         residual: &mut CpuTensor,
         delta: &CpuTensor,
-        weight: &CpuTensor,
-        eps: f32,
+        norm: &Norm<'_, CpuTensor>,
         out: &mut CpuTensor,
     ) {
+        self.add(residual, delta);
+        self.norm(residual, norm, out);
+    }
+
+    fn add(&mut self, residual: &mut CpuTensor, delta: &CpuTensor) {
         assert_eq!(
             residual.values().len(),
             delta.values().len(),
@@ -339,7 +397,17 @@ impl Backend for ReferenceBackend {
         for (residual, delta) in residual.values_mut().iter_mut().zip(delta.values()) {
             *residual += delta;
         }
-        self.rms_norm(residual, weight, eps, out);
+    }
+
+    fn elementwise(&mut self, x: &mut CpuTensor, function: Elementwise) {
+        for value in x.values_mut() {
+            let x = f64::from(*value);
+            *value = match function {
+                Elementwise::Scale(factor) => x * f64::from(factor),
+                Elementwise::SoftCap(cap) => f64::from(cap) * (x / f64::from(cap)).tanh(),
+                Elementwise::Activate(activation) => activated(x, activation),
+            } as f32;
+        }
     }
 
     fn matmul(&mut self, w: &ReferenceLinear, x: &CpuTensor, out: &mut CpuTensor) {
@@ -360,7 +428,7 @@ impl Backend for ReferenceBackend {
     fn rope_store(
         &mut self,
         qkv: &mut CpuTensor,
-        rope: &RopeTable,
+        rope: Option<&RopeTable>,
         store: &RopeStore<'_, CpuTensor>,
         batch: &ReferenceBatch,
         kv: &mut ReferenceKv,
@@ -374,12 +442,13 @@ impl Backend for ReferenceBackend {
         assert_eq!(qkv.width(), width, "width of a qkv row");
         for (row, qkv) in qkv.values_mut().chunks_exact_mut(width).enumerate() {
             let (page_size, slot) = (kv.shape.page_size, batch.slots[row] as usize);
+            if let Some(norm) = &store.qk_norm {
+                normalize_heads(qkv, store.heads, norm);
+            }
             for (head_idx, head) in qkv.chunks_exact_mut(head_dim).enumerate() {
-                if head_idx < n_heads + n_kv_heads {
-                    if let Some((query, key, eps)) = store.qk_norm {
-                        let weight = if head_idx < n_heads { query } else { key };
-                        head.copy_from_slice(&normalized(head, weight.vector(head_dim), eps));
-                    }
+                if head_idx < n_heads + n_kv_heads
+                    && let Some(rope) = rope
+                {
                     rotate(head, rope, batch.positions[row] as usize);
                 }
                 if head_idx >= n_heads {
@@ -419,7 +488,10 @@ impl Backend for ReferenceBackend {
                     .collect();
                 let dot = |&start: &usize| {
                     let products = query.iter().zip(&kv.keys[start..]);
-                    products.map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * spec.scale
+                    let score =
+                        products.map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>() * spec.scale;
+                    let capped = |cap: f64| cap * (score / cap).tanh();
+                    spec.soft_cap.map_or(score, |cap| capped(f64::from(cap)))
                 };
                 let scores: Vec<f64> = starts.iter().map(dot).collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -434,14 +506,13 @@ impl Backend for ReferenceBackend {
         }
     }
 
-    fn silu_mul(&mut self, x: &CpuTensor, out: &mut CpuTensor) {
+    fn gated(&mut self, x: &CpuTensor, activation: Activation, out: &mut CpuTensor) {
         let n = x.width() / 2;
         let rows = out.output(x.n_rows(), n).chunks_exact_mut(n);
         for (row, out) in rows.enumerate() {
             let (gate, up) = x.row(row).split_at(n);
             for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-                let gate = f64::from(gate);
-                *out = (gate / (1.0 + (-gate).exp()) * f64::from(up)) as f32;
+                *out = (activated(f64::from(gate), activation) * f64::from(up)) as f32;
             }
         }
     }

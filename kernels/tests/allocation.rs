@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arbora_kernels::cpu::{CpuBackend, CpuBatch, CpuConfig, CpuTensor, Isa, Pinning};
 use arbora_kernels::quant::Format;
 use arbora_kernels::{
-    Adjustment, Allowed, Answers, AttentionLayer, AttentionSpec, Backend, BatchShape, HeadLayout, KvShape,
-    MatrixSource, RopeStore, RopeStyle, RopeTable, SampleRow, SequenceRows, StepRows,
+    Activation, Adjustment, Allowed, Answers, AttentionLayer, AttentionSpec, Backend, BatchShape,
+    Elementwise, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle, RopeTable, SampleRow, SequenceRows,
+    StepRows,
 };
-use support::{Random, random_matrix, random_rows};
+use support::{Random, random_matrix, random_rows, rms};
 
 static N_ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
@@ -171,14 +172,20 @@ impl Step {
         };
         b.upload_batch(&rows, &mut self.batch);
         b.embed(&self.embedding, &self.batch, &mut self.x);
-        b.rms_norm(&self.x, &self.norm, 1e-5, &mut self.h);
+        b.norm(&self.x, &rms(&self.norm), &mut self.h);
         b.matmul(&self.qkv, &self.h, &mut self.packed);
         let store = RopeStore {
             heads: HEADS,
             layer: 0,
             qk_norm: None,
         };
-        b.rope_store(&mut self.packed, &self.rope, &store, &self.batch, &mut self.kv);
+        b.rope_store(
+            &mut self.packed,
+            Some(&self.rope),
+            &store,
+            &self.batch,
+            &mut self.kv,
+        );
         for window in [Some(10), None] {
             let spec = AttentionSpec {
                 window,
@@ -191,8 +198,10 @@ impl Step {
             b.attention(&self.packed, &self.kv, layer, &self.batch, &mut self.h);
         }
         b.matmul(&self.gate_up, &self.h, &mut self.gated);
-        b.silu_mul(&self.gated, &mut self.h);
-        b.add_rms_norm(&mut self.x, &self.h, &self.norm, 1e-5, &mut self.normed);
+        b.gated(&self.gated, Activation::Silu, &mut self.h);
+        b.add_norm(&mut self.x, &self.h, &rms(&self.norm), &mut self.normed);
+        b.add(&mut self.x, &self.h);
+        b.elementwise(&mut self.x, Elementwise::SoftCap(30.0));
         b.gather(&self.x, &self.batch, &mut self.h);
         b.matmul(&self.embedding, &self.h, &mut self.logits);
         b.sample(&self.logits, &self.samples, &[], &mut self.pending);

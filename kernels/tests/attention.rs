@@ -81,6 +81,7 @@ struct Setup {
     n_threads: usize,
     share_pages: bool,
     window: Option<usize>,
+    soft_cap: Option<f32>,
 }
 
 impl Setup {
@@ -93,6 +94,7 @@ impl Setup {
     fn spec(&self) -> AttentionSpec {
         AttentionSpec {
             window: self.window,
+            soft_cap: self.soft_cap,
             ..AttentionSpec::full(self.heads.head_dim)
         }
     }
@@ -267,7 +269,7 @@ impl Pool {
         };
         let batch = rows.upload(&mut self.backend, (heads, self.shape));
         self.backend
-            .rope_store(&mut qkv, &unrotated, &store, &batch, &mut self.kv);
+            .rope_store(&mut qkv, Some(&unrotated), &store, &batch, &mut self.kv);
     }
 }
 
@@ -314,8 +316,8 @@ fn heads(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> HeadLayout {
     }
 }
 
-/// Every instruction set of the machine with a head layout, with and without a window: group sizes and head
-/// dimensions of all kernels.
+/// Every instruction set of the machine with a head layout, with and without a window and a soft cap: group
+/// sizes and head dimensions of all kernels.
 fn setups() -> Vec<Setup> {
     let mut setups = Vec::new();
     for isa in Isa::available() {
@@ -326,7 +328,7 @@ fn setups() -> Vec<Setup> {
             heads(4, 2, 16),
             heads(3, 1, 6),
         ] {
-            for window in [None, Some(100)] {
+            for (window, soft_cap) in [(None, None), (Some(100), None), (None, Some(2.5))] {
                 setups.push(Setup {
                     isa,
                     heads,
@@ -334,6 +336,7 @@ fn setups() -> Vec<Setup> {
                     n_threads: 1,
                     share_pages: true,
                     window,
+                    soft_cap,
                 });
             }
         }
@@ -453,7 +456,9 @@ fn exact(setup: Setup, sequence: &Sequence, position: usize) -> Vec<f64> {
                 .enumerate()
                 .map(|(i, q)| q * at(KEY, *token, i))
                 .sum();
-            dot / (head_dim as f64).sqrt()
+            let score = dot / (head_dim as f64).sqrt();
+            let capped = |cap: f64| cap * (score / cap).tanh();
+            setup.soft_cap.map_or(score, |cap| capped(f64::from(cap)))
         };
         let scores: Vec<f64> = tokens.iter().map(score).collect();
         let largest = scores.iter().copied().fold(f64::MIN, f64::max);
@@ -483,7 +488,7 @@ fn attention_is_close_to_float64() {
             .backend
             .attention_kernel(setup.heads.head_dim);
         // bf16 products round queries and weights to 8 bits; the others compute in f32.
-        let has_bf16_products = kernel == "avx512-bf16" && setup.window.is_none();
+        let has_bf16_products = kernel == "avx512-bf16" && setup.window.is_none() && setup.soft_cap.is_none();
         let bound = if has_bf16_products { 6e-3 } else { 2e-5 };
         let mut rows = attend(setup, &sequences).into_iter();
         for sequence in &sequences {

@@ -9,10 +9,11 @@ use arbora_kernels::cpu::{CpuBackend, CpuConfig, Isa, Pinning};
 use arbora_kernels::quant::Format;
 use arbora_kernels::reference::ReferenceBackend;
 use arbora_kernels::{
-    Adjustment, Allowed, Answers, AttentionLayer, AttentionSpec, Backend, BackendError, HeadLayout, KvShape,
-    LogprobRow, MatrixSource, RopeStore, RopeStyle, RopeTable, RowLogprobs, SampleRow, Scored, SequenceRows,
+    Activation, Adjustment, Allowed, Answers, AttentionLayer, AttentionSpec, Backend, BackendError,
+    Elementwise, HeadLayout, KvShape, LogprobRow, MatrixSource, Norm, NormKind, QkNorm, QkNormSpan,
+    RopeStore, RopeStyle, RopeTable, RowLogprobs, SampleRow, Scored, SequenceRows,
 };
-use support::{Random, Rows, SMALL, answers, random_matrix, random_rows};
+use support::{Random, Rows, SMALL, answers, random_matrix, random_rows, rms};
 
 const F32_BOUND: f32 = 1e-5;
 const BF16_BOUND: f32 = 1.5e-2;
@@ -291,19 +292,29 @@ fn tiny_and_huge_activations_conform() {
 
 #[test]
 fn norms_conform() {
-    fn both<B: Backend>(backend: &mut B, width: usize, rows: &[f32], weight: &[f32]) -> Vec<f32> {
+    fn both<B: Backend>(backend: &mut B, kind: NormKind, rows: &[f32], weights: &[f32]) -> Vec<f32> {
+        let width = weights.len() / 2;
         let n_rows = rows.len() / width / 2;
         let (x, delta) = rows.split_at(n_rows * width);
         let mut x = tensor(backend, width, x);
         let delta = tensor(backend, width, delta);
+        let (weight, bias) = weights.split_at(width);
         let weight = backend.upload(weight).expect("small");
+        let bias = backend.upload(bias).expect("small");
+        let norm = Norm {
+            kind,
+            bias: (kind == NormKind::Layer).then_some(&bias),
+            ..rms(&weight)
+        };
         let mut out = output(backend, n_rows, width);
-        backend.rms_norm(&x, &weight, 1e-5, &mut out);
+        backend.norm(&x, &norm, &mut out);
         let mut all = values(backend, &out, n_rows, width);
         let mut out = output(backend, n_rows, width);
-        backend.add_rms_norm(&mut x, &delta, &weight, 1e-5, &mut out);
+        backend.add_norm(&mut x, &delta, &norm, &mut out);
         all.extend(values(backend, &x, n_rows, width));
         all.extend(values(backend, &out, n_rows, width));
+        backend.add(&mut x, &delta);
+        all.extend(values(backend, &x, n_rows, width));
         all
     }
     for width in [1, 7, 16, 33, 64, 576, 1021] {
@@ -311,24 +322,32 @@ fn norms_conform() {
             let seed = (width * 100 + n_rows) as u64;
             let mut random = Random(seed);
             let rows = random_rows(2 * n_rows, width, &mut random);
-            let weight = random_rows(1, width, &mut random);
-            let expected = both(&mut ReferenceBackend::new(), width, &rows, &weight);
-            let what = format!("norms of {n_rows} x {width}, seed {seed}");
-            conform(&what, F32_BOUND, &expected, |cpu| {
-                both(cpu, width, &rows, &weight)
-            });
+            let weights = random_rows(2, width, &mut random);
+            for kind in [NormKind::Rms, NormKind::Layer] {
+                let expected = both(&mut ReferenceBackend::new(), kind, &rows, &weights);
+                let what = format!("{kind:?} norms of {n_rows} x {width}, seed {seed}");
+                conform(&what, F32_BOUND, &expected, |cpu| {
+                    both(cpu, kind, &rows, &weights)
+                });
+            }
         }
     }
 }
 
 #[test]
-fn silu_mul_and_gather_conform() {
-    fn silu_mul<B: Backend>(backend: &mut B, n: usize, x: &[f32]) -> Vec<f32> {
+fn functions_of_elements_and_gather_conform() {
+    fn gated<B: Backend>(backend: &mut B, n: usize, x: &[f32], activation: Activation) -> Vec<f32> {
         let n_rows = x.len() / (2 * n);
         let x = tensor(backend, 2 * n, x);
         let mut out = output(backend, n_rows, n);
-        backend.silu_mul(&x, &mut out);
+        backend.gated(&x, activation, &mut out);
         values(backend, &out, n_rows, n)
+    }
+    fn each<B: Backend>(backend: &mut B, n: usize, x: &[f32], function: Elementwise) -> Vec<f32> {
+        let n_rows = x.len() / (2 * n);
+        let mut x = tensor(backend, 2 * n, x);
+        backend.elementwise(&mut x, function);
+        values(backend, &x, n_rows, 2 * n)
     }
     fn gather<B: Backend>(backend: &mut B, width: usize, x: &[f32], rows: &[u32]) -> Vec<f32> {
         let n_rows = x.len() / width;
@@ -350,9 +369,19 @@ fn silu_mul_and_gather_conform() {
                 .iter()
                 .map(|x| x * 4.0)
                 .collect();
-            let what = format!("silu of {n_rows} x {n}, seed {seed}");
-            let expected = silu_mul(&mut ReferenceBackend::new(), n, &x);
-            conform(&what, F32_BOUND, &expected, |cpu| silu_mul(cpu, n, &x));
+            for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+                let what = format!("{activation:?} of {n_rows} x {n}, seed {seed}");
+                let expected = gated(&mut ReferenceBackend::new(), n, &x, activation);
+                conform(&what, F32_BOUND, &expected, |cpu| gated(cpu, n, &x, activation));
+                let function = Elementwise::Activate(activation);
+                let expected = each(&mut ReferenceBackend::new(), n, &x, function);
+                conform(&what, F32_BOUND, &expected, |cpu| each(cpu, n, &x, function));
+            }
+            for function in [Elementwise::Scale(-0.3), Elementwise::SoftCap(3.0)] {
+                let what = format!("{function:?} of {n_rows} x {n}, seed {seed}");
+                let expected = each(&mut ReferenceBackend::new(), n, &x, function);
+                conform(&what, F32_BOUND, &expected, |cpu| each(cpu, n, &x, function));
+            }
             let n_gathered = if n_rows == 0 { 0 } else { 8 };
             let rows: Vec<u32> = (0..n_gathered).map(|_| random.below(n_rows) as u32).collect();
             let expected = gather(&mut ReferenceBackend::new(), 2 * n, &x, &rows);
@@ -366,7 +395,8 @@ struct AttentionCase {
     heads: HeadLayout,
     page_size: usize,
     spec: AttentionSpec,
-    qk_norm: bool,
+    qk_norm: Option<QkNormSpan>,
+    has_rope: bool,
     /// Tokens of each sequence in the first step; the second step adds one to each.
     lengths: Vec<usize>,
     /// Whole pages that all sequences take from the first.
@@ -391,9 +421,11 @@ impl AttentionCase {
             page_size,
             spec: AttentionSpec {
                 scale: [1.0, 1.5][random.below(2)] / (heads.head_dim as f64).sqrt(),
+                soft_cap: [None, Some(1.3), Some(50.0)][random.below(3)],
                 window: [None, Some(1), Some(50)][random.below(3)],
             },
-            qk_norm: random.below(2) == 0,
+            qk_norm: [None, Some(QkNormSpan::EachHead), Some(QkNormSpan::AllHeads)][random.below(3)],
+            has_rope: random.below(4) > 0,
             lengths: lengths.to_vec(),
             n_shared_pages: lengths.iter().min().expect("a sequence") / page_size,
             rope: RopeTable {
@@ -405,7 +437,16 @@ impl AttentionCase {
                     .collect(),
             },
             qkv: random_rows(n_rows, heads.qkv_width(), random),
-            norms: random_rows(2, heads.head_dim, random),
+            norms: random_rows(heads.n_heads + heads.n_kv_heads, heads.head_dim, random),
+        }
+    }
+
+    /// Weights of the norms of queries and of keys.
+    fn norm_widths(&self) -> (usize, usize) {
+        let dim = self.heads.head_dim;
+        match self.qk_norm {
+            Some(QkNormSpan::AllHeads) => (self.heads.n_heads * dim, self.heads.n_kv_heads * dim),
+            _ => (dim, dim),
         }
     }
 
@@ -488,17 +529,24 @@ impl AttentionCase {
         }
         let mut qkv = tensor(backend, width, &rows);
         let dim = self.heads.head_dim;
-        let query_norm = backend.upload(&self.norms[..dim]).expect("small");
-        let key_norm = backend.upload(&self.norms[dim..]).expect("small");
+        let (n_queries, n_keys) = self.norm_widths();
+        let query = &backend.upload(&self.norms[..n_queries]).expect("small");
+        let key = &backend.upload(&self.norms[n_queries..][..n_keys]).expect("small");
         let store = RopeStore {
             heads: self.heads,
             layer: 1,
-            qk_norm: self.qk_norm.then_some((&query_norm, &key_norm, 1e-6)),
+            qk_norm: self.qk_norm.map(|span| QkNorm {
+                span,
+                query,
+                key,
+                eps: 1e-6,
+            }),
         };
         let n_rows = batch.ids.len();
         let rope = backend.rope(self.rope.clone()).expect("a small table");
         let batch = batch.upload_for(backend, (self.heads, shape), self.spec.window);
-        backend.rope_store(&mut qkv, &rope, &store, &batch, kv);
+        let rope = self.has_rope.then_some(&rope);
+        backend.rope_store(&mut qkv, rope, &store, &batch, kv);
         let out_width = self.heads.n_heads * dim;
         let mut out = output(backend, n_rows, out_width);
         let layer = AttentionLayer {

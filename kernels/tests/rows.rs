@@ -6,10 +6,10 @@ mod support;
 
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, CpuTensor, Isa, Pinning};
 use arbora_kernels::{
-    Adjustment, Allowed, Backend, HeadLayout, KvShape, LogprobRow, RopeStore, RopeStyle, RopeTable,
-    SampleRow, Scored,
+    Activation, Adjustment, Allowed, Backend, Elementwise, HeadLayout, KvShape, LogprobRow, Norm, NormKind,
+    QkNorm, QkNormSpan, RopeStore, RopeStyle, RopeTable, SampleRow, Scored,
 };
-use support::{Random, Rows, answers, random_rows};
+use support::{Random, Rows, answers, random_rows, rms};
 
 fn backend(isa: Isa, n_threads: usize) -> CpuBackend {
     CpuBackend::new(CpuConfig {
@@ -69,28 +69,52 @@ fn rows_agree<T: PartialEq + std::fmt::Debug>(
 fn norms_of_a_row_do_not_depend_on_the_batch() {
     for width in [1, 31, 64, 576, 4099] {
         let weight = tensor(width, &random_rows(1, width, &mut Random(9)));
+        let bias = tensor(width, &random_rows(1, width, &mut Random(10)));
+        for norm in [
+            rms(&weight),
+            Norm {
+                kind: NormKind::Layer,
+                bias: Some(&bias),
+                ..rms(&weight)
+            },
+        ] {
+            rows_agree(width, |backend, x, _| {
+                let mut out = tensor(width, &vec![f32::NAN; x.values().len()]);
+                backend.norm(x, &norm, &mut out);
+                bits(&out)
+            });
+            rows_agree(width, |backend, x, _| {
+                let mut residual = tensor(width, x.values());
+                let mut out = tensor(width, &vec![f32::NAN; x.values().len()]);
+                backend.add_norm(&mut residual, x, &norm, &mut out);
+                bits(&out).into_iter().zip(bits(&residual)).collect::<Vec<_>>()
+            });
+        }
         rows_agree(width, |backend, x, _| {
-            let mut out = tensor(width, &vec![f32::NAN; x.values().len()]);
-            backend.rms_norm(x, &weight, 1e-5, &mut out);
-            bits(&out)
-        });
-        rows_agree(width, |backend, x, _| {
-            let mut residual = tensor(width, x.values());
-            let mut out = tensor(width, &vec![f32::NAN; x.values().len()]);
-            backend.add_rms_norm(&mut residual, x, &weight, 1e-5, &mut out);
-            bits(&out).into_iter().zip(bits(&residual)).collect::<Vec<_>>()
+            let mut sum = tensor(width, x.values());
+            backend.add(&mut sum, x);
+            bits(&sum)
         });
     }
 }
 
 #[test]
-fn silu_of_a_row_does_not_depend_on_the_batch() {
+fn functions_of_the_elements_of_a_row_do_not_depend_on_the_batch() {
     for width in [2, 62, 3072, 40_000] {
-        rows_agree(width, |backend, x, _| {
-            let mut out = tensor(width / 2, &vec![f32::NAN; x.values().len() / 2]);
-            backend.silu_mul(x, &mut out);
-            bits(&out)
-        });
+        for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+            rows_agree(width, |backend, x, _| {
+                let mut out = tensor(width / 2, &vec![f32::NAN; x.values().len() / 2]);
+                backend.gated(x, activation, &mut out);
+                bits(&out)
+            });
+            rows_agree(width, |backend, x, _| {
+                let mut out = tensor(width, x.values());
+                backend.elementwise(&mut out, Elementwise::Activate(activation));
+                backend.elementwise(&mut out, Elementwise::SoftCap(1.7));
+                backend.elementwise(&mut out, Elementwise::Scale(0.3));
+                bits(&out)
+            });
+        }
     }
 }
 
@@ -149,11 +173,11 @@ fn logprobs_of_a_row_do_not_depend_on_the_batch() {
 struct Rotation {
     heads: HeadLayout,
     rope: RopeTable,
-    norms: Option<(CpuTensor, CpuTensor)>,
+    norms: Option<(QkNormSpan, CpuTensor, CpuTensor)>,
 }
 
 impl Rotation {
-    fn new(style: RopeStyle, rope_dim: usize, with_norms: bool) -> Rotation {
+    fn new(style: RopeStyle, rope_dim: usize, span: Option<QkNormSpan>) -> Rotation {
         let heads = HeadLayout {
             n_heads: 6,
             n_kv_heads: 2,
@@ -161,7 +185,13 @@ impl Rotation {
         };
         let mut random = Random(17);
         let angles = random_rows(200, rope_dim / 2, &mut random);
-        let norm = |random: &mut Random| tensor(heads.head_dim, &random_rows(1, heads.head_dim, random));
+        let mut norm = |n_heads: usize, span: QkNormSpan| {
+            let n = match span {
+                QkNormSpan::EachHead => heads.head_dim,
+                QkNormSpan::AllHeads => n_heads * heads.head_dim,
+            };
+            tensor(n, &random_rows(1, n, &mut random))
+        };
         Rotation {
             heads,
             rope: RopeTable {
@@ -172,7 +202,7 @@ impl Rotation {
                     .flat_map(|angle| [angle.cos(), angle.sin()])
                     .collect(),
             },
-            norms: with_norms.then(|| (norm(&mut random), norm(&mut random))),
+            norms: span.map(|span| (span, norm(heads.n_heads, span), norm(heads.n_kv_heads, span))),
         }
     }
 
@@ -181,7 +211,12 @@ impl Rotation {
         let store = RopeStore {
             heads: self.heads,
             layer: 0,
-            qk_norm: self.norms.as_ref().map(|(query, key)| (query, key, 1e-6)),
+            qk_norm: self.norms.as_ref().map(|(span, query, key)| QkNorm {
+                span: *span,
+                query,
+                key,
+                eps: 1e-6,
+            }),
         };
         let shape = KvShape {
             n_layers: 1,
@@ -197,7 +232,7 @@ impl Rotation {
         };
         let mut kv = backend.kv(shape).expect("a small pool fits");
         let batch = rows.upload(backend, (self.heads, shape));
-        backend.rope_store(&mut qkv, &self.rope, &store, &batch, &mut kv);
+        backend.rope_store(&mut qkv, Some(&self.rope), &store, &batch, &mut kv);
         qkv
     }
 }
@@ -205,8 +240,12 @@ impl Rotation {
 #[test]
 fn rotation_of_a_row_does_not_depend_on_the_batch() {
     for style in [RopeStyle::Halves, RopeStyle::Interleaved] {
-        for (rope_dim, with_norms) in [(20, false), (12, true), (20, true)] {
-            let rotation = Rotation::new(style, rope_dim, with_norms);
+        for (rope_dim, span) in [
+            (20, None),
+            (12, Some(QkNormSpan::EachHead)),
+            (20, Some(QkNormSpan::AllHeads)),
+        ] {
+            let rotation = Rotation::new(style, rope_dim, span);
             rows_agree(rotation.heads.qkv_width(), |backend, x, places| {
                 bits(&rotation.store(backend, x, places))
             });

@@ -3,7 +3,7 @@
     python families.py [NAME ...]          (needs torch, transformers, gguf)
 
 Writes a folder `families/NAME` (config, safetensors, tokenizer) and `families/NAME.json` with `ids`, `logits`
-of some positions rounded to 1e-4, `texts` and their `tokens`; of three families the same weights again as
+of some positions rounded to 1e-4, `texts` and their `tokens`; of some families the same weights again as
 `families/NAME.gguf`. Shapes are awkward on purpose. Half of the
 `config.json` files are rewritten in the older style (`rope_theta`, `rope_scaling`, `torch_dtype`), which most
 checkpoints on the hub still have.
@@ -21,8 +21,13 @@ import gguf
 import numpy
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import (DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM,
-                          Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
+from transformers import (Cohere2Config, Cohere2ForCausalLM, CohereConfig, CohereForCausalLM, DynamicCache,
+                          Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GemmaConfig,
+                          GemmaForCausalLM, Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM,
+                          GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
+                          MistralForCausalLM, Olmo2Config, Olmo2ForCausalLM, Phi3Config, Phi3ForCausalLM,
+                          Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, SmolLM3Config,
+                          SmolLM3ForCausalLM, StableLmConfig, StableLmForCausalLM)
 
 here = pathlib.Path(__file__).parent / "families"
 ROWS = [0, 1, 15, 16, 63, 64, 65, 127, 128, 149]
@@ -90,10 +95,10 @@ def split(pattern):
     ])
 
 
-def shape(hidden, ffn, heads, kv_heads, **more):
-    return dict(hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=2, num_attention_heads=heads,
-                num_key_value_heads=kv_heads, vocab_size=320, max_position_embeddings=256, rms_norm_eps=1e-5,
-                initializer_range=0.15, **more)
+def shape(hidden, ffn, heads, kv_heads, layers=2, eps="rms_norm_eps", **more):
+    return dict(hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers,
+                num_attention_heads=heads, num_key_value_heads=kv_heads, vocab_size=320,
+                max_position_embeddings=256, initializer_range=0.15, **{eps: 1e-5}, **more)
 
 
 def plain(theta, **scaling):
@@ -123,12 +128,66 @@ MODELS = {
                      use_sliding_window=True, sliding_window=70, max_window_layers=1),
                      **plain(10000.0)), torch.bfloat16, byte_level(split(QWEN_2), normalizers.NFC())),
 }
-OLD_STYLE = ["llama3", "qwen2", "smollm2", "qwen2-window"]
-GGUF = {"llama2": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+# The others share a tokenizer. A factor of sqrt(36) is the same in every format.
+SLIDING, FULL = "sliding_attention", "full_attention"
+ids = dict(bos_token_id=None, eos_token_id=2, pad_token_id=None)
+for name, model_class, config, dtype in [
+    ("gemma", GemmaForCausalLM, GemmaConfig(**shape(40, 56, 4, 1, head_dim=16, **ids), **plain(10000.0)),
+     torch.float32),
+    ("gemma2", Gemma2ForCausalLM, Gemma2Config(
+        **shape(36, 40, 4, 2, layers=3, head_dim=12, query_pre_attn_scalar=12, sliding_window=40,
+                attn_logit_softcapping=2.0, final_logit_softcapping=3.0, **ids), **plain(10000.0)),
+     torch.bfloat16),
+    ("gemma3", Gemma3ForCausalLM, Gemma3TextConfig(
+        **shape(36, 40, 4, 2, layers=7, head_dim=16, query_pre_attn_scalar=16, sliding_window=40, **ids),
+        rope_parameters={
+            SLIDING: dict(rope_theta=10000.0, rope_type="default"),
+            FULL: dict(rope_theta=100000.0, rope_type="linear", factor=4.0)}), torch.bfloat16),
+    ("granite", GraniteForCausalLM, GraniteConfig(
+        **shape(32, 48, 4, 2, attention_multiplier=0.3, embedding_multiplier=3.0, residual_multiplier=0.4,
+                logits_scaling=0.7, tie_word_embeddings=True, **ids), **plain(10000.0)), torch.bfloat16),
+    ("olmo2", Olmo2ForCausalLM, Olmo2Config(**shape(32, 48, 4, 2, **ids), **plain(10000.0)), torch.bfloat16),
+    ("smollm3", SmolLM3ForCausalLM, SmolLM3Config(
+        **shape(32, 40, 4, 2, layers=4, tie_word_embeddings=True, **ids), **plain(10000.0)), torch.bfloat16),
+    ("phi3", Phi3ForCausalLM, Phi3Config(
+        **shape(32, 48, 2, 1, sliding_window=100, original_max_position_embeddings=64, **ids),
+        **plain(10000.0, rope_type="longrope", partial_rotary_factor=0.75, long_factor=[1, 1.5, 2, 3, 4.5, 6],
+                short_factor=[1.0, 1.1, 1.2, 1.3, 1.4, 1.5])), torch.bfloat16),
+    ("phi3-short", Phi3ForCausalLM, Phi3Config(
+        **shape(32, 48, 2, 1, original_max_position_embeddings=256, **ids), **plain(10000.0)),
+     torch.bfloat16),
+    ("glm", GlmForCausalLM, GlmConfig(
+        **shape(32, 40, 4, 2, head_dim=16, attention_bias=True, **ids), **plain(10000.0)), torch.bfloat16),
+    ("glm4", Glm4ForCausalLM, Glm4Config(
+        **shape(32, 40, 4, 2, head_dim=8, attention_bias=True, **ids), **plain(10000.0)), torch.bfloat16),
+    ("stablelm", StableLmForCausalLM, StableLmConfig(
+        **shape(32, 40, 2, 2, eps="layer_norm_eps", use_qkv_bias=True, **ids), **plain(10000.0)), torch.bfloat16),
+    ("stablelm-parallel", StableLmForCausalLM, StableLmConfig(
+        **shape(32, 40, 2, 1, eps="layer_norm_eps", use_parallel_residual=True, hidden_act="gelu", **ids),
+        **plain(10000.0)), torch.bfloat16),
+    ("command-r", CohereForCausalLM, CohereConfig(
+        **shape(32, 40, 4, 2, eps="layer_norm_eps", logit_scale=0.6, **ids), **plain(10000.0)), torch.bfloat16),
+    ("command-r7b", Cohere2ForCausalLM, Cohere2Config(
+        **shape(32, 40, 4, 2, layers=4, eps="layer_norm_eps", logit_scale=0.6, sliding_window=40, **ids),
+        **plain(10000.0)), torch.bfloat16),
+    ("qwen3-yarn", Qwen3ForCausalLM, Qwen3Config(
+        **shape(32, 40, 4, 2, head_dim=24, **ids),
+        **plain(10000.0, rope_type="yarn", factor=4.0, original_max_position_embeddings=64)), torch.bfloat16),
+]:
+    MODELS[name] = (model_class, config, dtype, byte_level(split(QWEN_2), normalizers.NFC()))
+OLD_STYLE = ["llama3", "qwen2", "smollm2", "qwen2-window", "granite", "glm4", "stablelm", "command-r", "phi3",
+             "qwen3-yarn"]
+GGUF = {"llama2": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma", "gemma2": "gemma2",
+        "gemma3": "gemma3", "granite": "granite", "olmo2": "olmo2", "smollm3": "smollm3", "phi3-short": "phi3"}
+# Of these the converter permutes q and k.
+INTERLEAVED = ["llama", "granite", "smollm3"]
+GEMMA = ["gemma", "gemma2", "gemma3"]
 NAMES = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
     "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
+    "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }
 
@@ -137,18 +196,22 @@ def older(config):
     parameters = config.pop("rope_parameters")
     config["torch_dtype"] = config.pop("dtype")
     config["rope_theta"] = parameters.pop("rope_theta")
+    if "partial_rotary_factor" in parameters:
+        config["partial_rotary_factor"] = parameters.pop("partial_rotary_factor")
     config["rope_scaling"] = None if parameters["rope_type"] == "default" else parameters
     config.pop("layer_types", None)
     return config
 
 
-def gguf_name(name):
+def gguf_name(name, architecture):
     outer = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight",
              "lm_head.weight": "output.weight"}
     if name in outer:
         return outer[name]
     layer, rest = name.removeprefix("model.layers.").split(".", 1)
     module, kind = rest.rsplit(".", 1)
+    if module == "post_attention_layernorm" and architecture in ["gemma2", "gemma3", "olmo2"]:
+        return f"blk.{layer}.post_attention_norm.{kind}"
     return f"blk.{layer}.{NAMES[module]}.{kind}"
 
 
@@ -170,10 +233,24 @@ def write_gguf(name, model, config, tokenizer):
     if getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    if config.rope_parameters["rope_type"] == "linear":
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+        writer.add_rope_scaling_factor(rope["factor"])
+    if "partial_rotary_factor" in rope:
+        head_dim = config.hidden_size // config.num_attention_heads
+        writer.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
+    if getattr(config, "sliding_window", None) and architecture in GEMMA:
+        writer.add_sliding_window(config.sliding_window)
+    if architecture == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if architecture == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     vocabulary = {i: token for token, i in tokenizer.get_vocab().items()}
     tokens = [vocabulary.get(i, f"[unused{i}]") for i in range(config.vocab_size)]
@@ -195,17 +272,20 @@ def write_gguf(name, model, config, tokenizer):
         if key == "lm_head.weight" and config.tie_word_embeddings:
             continue
         data = tensor.float().numpy()
-        if architecture == "llama" and (".q_proj." in key or ".k_proj." in key):
-            data = interleaved(data, config.num_attention_heads)
+        if architecture in INTERLEAVED and (".q_proj." in key or ".k_proj." in key):
+            n_heads = config.num_attention_heads if ".q_proj." in key else config.num_key_value_heads
+            data = interleaved(data, n_heads)
+        if architecture in GEMMA and "norm" in key:
+            data = data + 1
         if data.ndim == 1:
-            writer.add_tensor(gguf_name(key), data)
+            writer.add_tensor(gguf_name(key, architecture), data)
         else:
             data = numpy.ascontiguousarray(data)
             kind = None
             if tensor.dtype == torch.bfloat16:
                 data = (data.view(numpy.uint32) >> 16).astype(numpy.uint16).view(numpy.uint8)
                 kind = gguf.GGMLQuantizationType.BF16
-            writer.add_tensor(gguf_name(key), data, raw_dtype=kind)
+            writer.add_tensor(gguf_name(key, architecture), data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -219,10 +299,10 @@ def write(name, number):
     torch.manual_seed(2000 + number)
     model = model_class(config).float().eval()
     for key, parameter in model.named_parameters():
-        if "norm" in key:
-            parameter.data = 1.0 + 0.2 * torch.randn_like(parameter)
-        elif key.endswith("bias"):
+        if key.endswith("bias"):
             parameter.data = 0.3 * torch.randn_like(parameter)
+        elif "norm" in key:
+            parameter.data = (0.0 if name in GEMMA else 1.0) + 0.2 * torch.randn_like(parameter)
     model = model.to(dtype)
     model.save_pretrained(folder, max_shard_size="30KB" if name == "smollm2" else "1GB")
     (folder / "generation_config.json").write_text(

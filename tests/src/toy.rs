@@ -22,12 +22,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arbora_kernels::{
-    Adjustment, Allowed, Answers, AttentionLayer, AttentionSpec, Backend, BackendError, BatchShape,
-    HeadLayout, KvShape, LogprobRow, MatrixSource, RopeStore, RopeStyle, RopeTable, RowLogprobs, SampleRow,
-    SequenceRows, StepRows, TokenLogprob,
+    Activation, Adjustment, Allowed, Answers, AttentionLayer, AttentionSpec, Backend, BackendError,
+    BatchShape, Elementwise, HeadLayout, KvShape, LogprobRow, MatrixSource, Norm, NormKind, RopeStore,
+    RopeStyle, RopeTable, RowLogprobs, SampleRow, SequenceRows, StepRows, TokenLogprob,
 };
-use arbora_runtime::model::config::{DecoderConfig, LayerConfig, RopeConfig, RopeScaling};
-use arbora_runtime::model::decoder::{Decoder, DecoderWeights, ForwardLimits, LayerWeights};
+use arbora_runtime::model::config::{
+    DecoderConfig, LayerConfig, NormConfig, NormPlacement, RopeConfig, RopeScaling, Scales,
+};
+use arbora_runtime::model::decoder::{
+    Decoder, DecoderWeights, ForwardLimits, HalfWeights, LayerWeights, NormWeights,
+};
+use arbora_runtime::model::names::{Naming, TensorNames};
 
 use crate::random::{Random, mix};
 
@@ -276,6 +281,9 @@ impl ToyBackend {
             layers: vec![
                 LayerConfig {
                     attention: AttentionSpec::full(2),
+                    rope: Some(0),
+                    activation: Activation::Silu,
+                    norms: NormPlacement::Before,
                 };
                 N_LAYERS
             ],
@@ -289,36 +297,50 @@ impl ToyBackend {
             n_vocab: self.n_vocab,
             context,
             window: None,
-            norm_eps: 0.0,
-            rope: RopeConfig {
+            norm: NormConfig {
+                kind: NormKind::Rms,
+                eps: 0.0,
+                has_bias: false,
+                offset: 0.0,
+            },
+            ropes: vec![RopeConfig {
                 style: RopeStyle::Halves,
                 dim: 2,
                 base: 1.0,
                 scaling: RopeScaling::None,
-            },
+                attention_factor: 1.0,
+            }],
             qkv_bias: false,
-            qk_norm: false,
+            qk_norm: None,
+            scales: Scales::NONE,
             tied_head: false,
+            tensors: TensorNames::plain(Naming::Gguf),
         };
-        let mut norm = |hash| ToyTensor {
-            idx: self.device.tensor(vec![hash]),
-            width: 1,
+        let mut norm = |hash| NormWeights {
+            weight: ToyTensor {
+                idx: self.device.tensor(vec![hash]),
+                width: 1,
+            },
+            bias: None,
+        };
+        let mut half = |hash, out| HalfWeights {
+            norm: Some(norm(hash)),
+            out: ToyLinear(out),
+            post_norm: None,
         };
         let mut layer = |_| LayerWeights {
-            attention_norm: norm(weight::ATTENTION_NORM),
             qkv: ToyLinear(weight::QKV),
             qk_norm: None,
-            attention_out: ToyLinear(weight::ATTENTION_OUT),
-            ffn_norm: norm(weight::FFN_NORM),
+            attention: half(weight::ATTENTION_NORM, weight::ATTENTION_OUT),
             gate_up: ToyLinear(weight::GATE_UP),
-            down: ToyLinear(weight::DOWN),
+            ffn: half(weight::FFN_NORM, weight::DOWN),
         };
         let weights = DecoderWeights {
             embedding: ToyLinear(weight::EMBEDDING),
             layers: (0..N_LAYERS).map(&mut layer).collect(),
             final_norm: norm(weight::FINAL_NORM),
             head: Some(ToyLinear(weight::HEAD)),
-            rope: (),
+            ropes: vec![()],
         };
         Decoder::new(self, config, weights, limits).expect("the toy allocates nothing")
     }
@@ -511,24 +533,31 @@ impl Backend for ToyBackend {
         });
     }
 
-    fn rms_norm(&mut self, x: &ToyTensor, weight: &ToyTensor, _eps: f32, out: &mut ToyTensor) {
-        let (x, weight, out) = (x.idx, weight.idx, out.idx);
-        self.queue("rms_norm", move |device| {
+    fn norm(&mut self, x: &ToyTensor, norm: &Norm<'_, ToyTensor>, out: &mut ToyTensor) {
+        let (x, weight, out) = (x.idx, norm.weight.idx, out.idx);
+        self.queue("norm", move |device| {
             let weight = device.tensors[weight][0];
             device.map(x, out, |x| mix(x, weight));
         });
     }
 
-    fn add_rms_norm(
+    fn add(&mut self, _residual: &mut ToyTensor, _delta: &ToyTensor) {
+        unreachable!("the toy's layers add where they norm");
+    }
+
+    fn elementwise(&mut self, _x: &mut ToyTensor, _function: Elementwise) {
+        unreachable!("the toy has no factors");
+    }
+
+    fn add_norm(
         &mut self,
         residual: &mut ToyTensor,
         delta: &ToyTensor,
-        weight: &ToyTensor,
-        _eps: f32,
+        norm: &Norm<'_, ToyTensor>,
         out: &mut ToyTensor,
     ) {
-        let (residual, delta, weight, out) = (residual.idx, delta.idx, weight.idx, out.idx);
-        self.queue("add_rms_norm", move |device| {
+        let (residual, delta, weight, out) = (residual.idx, delta.idx, norm.weight.idx, out.idx);
+        self.queue("add_norm", move |device| {
             let weight = device.tensors[weight][0];
             let (x, delta) = (&device.tensors[residual], &device.tensors[delta]);
             assert_eq!(x.len(), delta.len());
@@ -546,7 +575,7 @@ impl Backend for ToyBackend {
     fn rope_store(
         &mut self,
         qkv: &mut ToyTensor,
-        _rope: &(),
+        _rope: Option<&()>,
         store: &RopeStore<'_, ToyTensor>,
         batch: &ToyBatch,
         kv: &mut ToyKv,
@@ -577,9 +606,9 @@ impl Backend for ToyBackend {
         });
     }
 
-    fn silu_mul(&mut self, x: &ToyTensor, out: &mut ToyTensor) {
+    fn gated(&mut self, x: &ToyTensor, _activation: Activation, out: &mut ToyTensor) {
         let (x, out) = (x.idx, out.idx);
-        self.queue("silu_mul", move |device| {
+        self.queue("gated", move |device| {
             device.map(x, out, |x| mix(weight::SILU, x));
         });
     }

@@ -138,6 +138,8 @@ pub(crate) struct AttentionCall<'a> {
     pub(crate) kernel: AttentionKernel,
     /// What queries are multiplied by.
     pub(crate) query_scale: f32,
+    /// Soft cap of scores in base 2, for kernels that cap.
+    pub(crate) cap: f32,
     pub(crate) plan: &'a AttentionPlan,
     pub(crate) kv: &'a CpuKv,
     pub(crate) layer: usize,
@@ -177,6 +179,7 @@ pub(crate) fn attend(pool: &mut ThreadPool, space: &mut AttentionSpace, call: &m
             dim: heads.head_dim,
             scale: call.query_scale,
         },
+        cap: call.cap,
         plan: call.plan,
         kv: call.kv,
         pages: call.kv.layer(call.layer),
@@ -203,6 +206,7 @@ pub(crate) fn attend(pool: &mut ThreadPool, space: &mut AttentionSpace, call: &m
 struct Run<'a> {
     kernel: AttentionKernel,
     query_head: QueryHead,
+    cap: f32,
     plan: &'a AttentionPlan,
     kv: &'a CpuKv,
     /// Pages of the layer and the padding after them.
@@ -302,6 +306,7 @@ impl Run<'_> {
                     limits: &worker.limits,
                     state: target.state,
                     largest: target.largest,
+                    cap: self.cap,
                 };
                 // SAFETY: the backend chose a kernel of an ISA the machine has. `packed` holds the tile's
                 // rows for this head; the target's rows are within their buffer and this item's alone. The

@@ -12,6 +12,9 @@
 //! result           o / (sum of l's lanes)
 //! ```
 //!
+//! Where the layer has a soft cap, `s_t = cap * tanh(s_t / cap)` before all that; queries are scaled so that
+//! their products come out divided by the cap.
+//!
 //! m is an integer, so that both factors are exact powers of two and a merge needs no exponential.
 //!
 //! A row's bits depend on its query, its limit, its window and the tokens in it. Scores of other tokens are
@@ -23,7 +26,7 @@ use super::isa::has_avx512_bf16;
 use super::kv::SUBPAGE_TOKENS;
 use super::simd::attention_lanes;
 use super::simd::lanes::ScalarLanes;
-use crate::ATTENTION_BLOCK;
+use crate::{ATTENTION_BLOCK, AttentionSpec};
 
 /// Subpages per block.
 pub(crate) const BLOCK_SUBPAGES: usize = ATTENTION_BLOCK / SUBPAGE_TOKENS;
@@ -53,6 +56,8 @@ pub(crate) struct QueryRows<'a> {
     pub(crate) state: *mut f32,
     /// m of each row, minus infinity before the first block.
     pub(crate) largest: *mut f32,
+    /// Soft cap of scores in base 2, for kernels that cap.
+    pub(crate) cap: f32,
 }
 
 /// One block of one kv head.
@@ -125,28 +130,32 @@ pub(crate) struct AttentionKernel {
 }
 
 impl AttentionKernel {
-    /// The fastest kernel of an ISA. AVX-512 without bf16 products, other head dimensions, and rows with a
-    /// window are served by AVX2.
-    pub(crate) fn of(isa: Isa, head_dim: usize, has_window: bool) -> AttentionKernel {
+    /// The fastest kernel of an ISA. AVX-512 without bf16 products, other head dimensions, and layers with a
+    /// window or a soft cap are served by AVX2.
+    pub(crate) fn of(isa: Isa, head_dim: usize, spec: &AttentionSpec) -> AttentionKernel {
+        let is_capped = spec.soft_cap.is_some();
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if has_avx512_bf16() && !has_window => {
-                AttentionKernel::avx512(head_dim).unwrap_or_else(|| AttentionKernel::avx2(head_dim))
+            Isa::Avx512 if has_avx512_bf16() && !is_capped && spec.window.is_none() => {
+                AttentionKernel::avx512(head_dim).unwrap_or_else(|| AttentionKernel::avx2::<false>(head_dim))
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx2 => AttentionKernel::avx2(head_dim),
-            _ => AttentionKernel::scalar(head_dim),
+            Isa::Avx512 | Isa::Avx2 if is_capped => AttentionKernel::avx2::<true>(head_dim),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx2 => AttentionKernel::avx2::<false>(head_dim),
+            _ if is_capped => AttentionKernel::scalar::<true>(head_dim),
+            _ => AttentionKernel::scalar::<false>(head_dim),
         }
     }
 
     /// The kernel of plain Rust.
-    fn scalar(head_dim: usize) -> AttentionKernel {
+    fn scalar<const CAPPED: bool>(head_dim: usize) -> AttentionKernel {
         AttentionKernel {
             name: "scalar",
             head_dim,
             pack: attention_lanes::pack::<ScalarLanes>,
-            fold: attention_lanes::fold::<ScalarLanes>,
-            store: attention_lanes::store::<ScalarLanes>,
+            fold: attention_lanes::fold::<ScalarLanes, CAPPED>,
+            store: attention_lanes::store::<ScalarLanes, CAPPED>,
             merge: attention_lanes::merge::<ScalarLanes>,
             finish: attention_lanes::finish::<ScalarLanes>,
         }
@@ -154,14 +163,14 @@ impl AttentionKernel {
 
     /// The kernel of AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
-    fn avx2(head_dim: usize) -> AttentionKernel {
+    fn avx2<const CAPPED: bool>(head_dim: usize) -> AttentionKernel {
         use super::simd::attention_avx2;
         AttentionKernel {
             name: "avx2",
             head_dim,
             pack: attention_avx2::pack,
-            fold: attention_avx2::fold,
-            store: attention_avx2::store,
+            fold: attention_avx2::fold::<CAPPED>,
+            store: attention_avx2::store::<CAPPED>,
             merge: attention_avx2::merge,
             finish: attention_avx2::finish,
         }

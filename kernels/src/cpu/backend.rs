@@ -1,12 +1,14 @@
 //! [`Backend`] on the CPU: the modules of the ops behind the trait's names.
 
+use std::f64::consts::LOG2_E;
+
 use super::attention::{self, AttentionCall};
 use super::attention_kernel::AttentionKernel;
 use super::rows;
 use super::{CpuBackend, CpuBatch, CpuKv, CpuLinear, CpuTensor};
 use crate::{
-    Answers, AttentionLayer, Backend, BackendError, BatchShape, KvShape, LogprobRow, MatrixSource, RopeStore,
-    RopeTable, SampleRow, StepRows,
+    Activation, Answers, AttentionLayer, Backend, BackendError, BatchShape, Elementwise, KvShape, LogprobRow,
+    MatrixSource, Norm, RopeStore, RopeTable, SampleRow, StepRows,
 };
 
 impl Backend for CpuBackend {
@@ -72,20 +74,27 @@ impl Backend for CpuBackend {
         table.embed(&mut self.pool, &batch.ids, out);
     }
 
-    fn rms_norm(&mut self, x: &CpuTensor, weight: &CpuTensor, eps: f32, out: &mut CpuTensor) {
-        self.row_kernels.rms_norm(&mut self.pool, x, (weight, eps), out);
+    fn norm(&mut self, x: &CpuTensor, norm: &Norm<'_, CpuTensor>, out: &mut CpuTensor) {
+        self.row_kernels.norm(&mut self.pool, x, norm, out);
     }
 
-    fn add_rms_norm(
+    fn add_norm(
         &mut self,
         residual: &mut CpuTensor,
         delta: &CpuTensor,
-        weight: &CpuTensor,
-        eps: f32,
+        norm: &Norm<'_, CpuTensor>,
         out: &mut CpuTensor,
     ) {
         self.row_kernels
-            .add_rms_norm(&mut self.pool, residual, delta, (weight, eps), out);
+            .add_norm(&mut self.pool, residual, delta, norm, out);
+    }
+
+    fn add(&mut self, residual: &mut CpuTensor, delta: &CpuTensor) {
+        self.row_kernels.add(&mut self.pool, residual, delta);
+    }
+
+    fn elementwise(&mut self, x: &mut CpuTensor, function: Elementwise) {
+        self.row_kernels.elementwise(&mut self.pool, x, function);
     }
 
     fn matmul(&mut self, w: &CpuLinear, x: &CpuTensor, out: &mut CpuTensor) {
@@ -95,7 +104,7 @@ impl Backend for CpuBackend {
     fn rope_store(
         &mut self,
         qkv: &mut CpuTensor,
-        rope: &RopeTable,
+        rope: Option<&RopeTable>,
         store: &RopeStore<'_, CpuTensor>,
         batch: &CpuBatch,
         kv: &mut CpuKv,
@@ -114,9 +123,15 @@ impl Backend for CpuBackend {
     ) {
         let plan = batch.attention(spec.window);
         let heads = plan.heads();
+        // Capped scores are divided by the cap on the way in and become base 2 on the way out.
+        let (query_scale, cap) = match spec.soft_cap.map(f64::from) {
+            None => (LOG2_E * spec.scale, 1.0),
+            Some(cap) => (spec.scale / cap, LOG2_E * cap),
+        };
         let mut call = AttentionCall {
-            kernel: AttentionKernel::of(self.isa, heads.head_dim, spec.window.is_some()),
-            query_scale: (std::f64::consts::LOG2_E * spec.scale) as f32,
+            kernel: AttentionKernel::of(self.isa, heads.head_dim, spec),
+            query_scale: query_scale as f32,
+            cap: cap as f32,
             plan,
             kv,
             layer,
@@ -126,8 +141,8 @@ impl Backend for CpuBackend {
         attention::attend(&mut self.pool, &mut self.attention, &mut call);
     }
 
-    fn silu_mul(&mut self, x: &CpuTensor, out: &mut CpuTensor) {
-        self.row_kernels.silu_mul(&mut self.pool, x, out);
+    fn gated(&mut self, x: &CpuTensor, activation: Activation, out: &mut CpuTensor) {
+        self.row_kernels.gated(&mut self.pool, x, activation, out);
     }
 
     fn gather(&mut self, x: &CpuTensor, batch: &CpuBatch, out: &mut CpuTensor) {

@@ -3,6 +3,7 @@
 //! Which instruction set serves is decided once, when the backend is made, as tables of function pointers;
 //! one process can therefore hold a backend of every instruction set its machine has.
 
+mod activation;
 mod activations;
 mod attention;
 mod attention_kernel;
@@ -22,8 +23,8 @@ mod random;
 mod rope;
 mod rows;
 mod sample;
-mod silu;
 mod simd;
+mod tanh;
 pub mod tensor;
 pub mod threads;
 
@@ -45,7 +46,7 @@ use rows::RowKernels;
 use sample::SampleSpace;
 use simd::linear::LinearKernels;
 
-use crate::BackendError;
+use crate::{AttentionSpec, BackendError};
 
 /// How a [`CpuBackend`] is set up.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +108,6 @@ impl CpuBackend {
 
     /// Name of the kernel that serves attention of this head dimension, for logs.
     pub fn attention_kernel(&self, head_dim: usize) -> &'static str {
-        AttentionKernel::of(self.isa, head_dim, false).name
+        AttentionKernel::of(self.isa, head_dim, &AttentionSpec::full(head_dim)).name
     }
 }

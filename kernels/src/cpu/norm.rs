@@ -1,47 +1,58 @@
-//! RMSNorm of a row, alone or after adding to the residual stream.
+//! RMSNorm and LayerNorm of a row, alone or after adding to the residual stream.
 //!
-//! The sum of squares runs in [`LANES`] partial sums (element `i` belongs to sum `i % LANES`) that are added
-//! pairwise at the end: one order, whatever the batch, the thread or the ISA. Nothing is fused.
+//! Sums run in [`LANES`] partial sums (element `i` belongs to sum `i % LANES`) that are added pairwise at the
+//! end: one order, whatever the batch, the thread or the ISA. Nothing is fused.
+
+use crate::NormKind;
 
 /// Partial sums: four 256-bit registers, enough to hide the latency of an addition.
 const LANES: usize = 32;
 
-/// `out[i] = x[i] * weight[i] / sqrt(mean(x^2) + eps)`.
-pub(crate) fn rms_norm_scalar(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    rms_norm(x, weight, eps, out);
+/// A normalization with its weights at hand, one for each element of a row.
+#[derive(Clone, Copy)]
+pub(crate) struct RowNorm<'a> {
+    pub(crate) kind: NormKind,
+    pub(crate) weight: &'a [f32],
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) eps: f32,
 }
 
-/// `residual[i] += delta[i]`, then `out = rms_norm(residual)`.
-pub(crate) fn add_rms_norm_scalar(
-    residual: &mut [f32],
-    delta: &[f32],
-    weight: &[f32],
-    eps: f32,
-    out: &mut [f32],
-) {
+/// `out = norm(x)`.
+pub(crate) fn norm_scalar(x: &[f32], norm: &RowNorm<'_>, out: &mut [f32]) {
+    normalize(x, norm, out);
+}
+
+/// `residual[i] += delta[i]`, then `out = norm(residual)`.
+pub(crate) fn add_norm_scalar(residual: &mut [f32], delta: &[f32], norm: &RowNorm<'_>, out: &mut [f32]) {
     add(residual, delta);
-    rms_norm(residual, weight, eps, out);
+    normalize(residual, norm, out);
 }
 
-/// [`rms_norm_scalar`] compiled for 256-bit registers.
+/// `residual[i] += delta[i]`.
+pub(crate) fn add_scalar(residual: &mut [f32], delta: &[f32]) {
+    add(residual, delta);
+}
+
+/// [`norm_scalar`] compiled for 256-bit registers.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-pub(crate) fn rms_norm_avx2(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    rms_norm(x, weight, eps, out);
+pub(crate) fn norm_avx2(x: &[f32], norm: &RowNorm<'_>, out: &mut [f32]) {
+    normalize(x, norm, out);
 }
 
-/// [`add_rms_norm_scalar`] compiled for 256-bit registers.
+/// [`add_norm_scalar`] compiled for 256-bit registers.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-pub(crate) fn add_rms_norm_avx2(
-    residual: &mut [f32],
-    delta: &[f32],
-    weight: &[f32],
-    eps: f32,
-    out: &mut [f32],
-) {
+pub(crate) fn add_norm_avx2(residual: &mut [f32], delta: &[f32], norm: &RowNorm<'_>, out: &mut [f32]) {
     add(residual, delta);
-    rms_norm(residual, weight, eps, out);
+    normalize(residual, norm, out);
+}
+
+/// [`add_scalar`] compiled for 256-bit registers.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+pub(crate) fn add_avx2(residual: &mut [f32], delta: &[f32]) {
+    add(residual, delta);
 }
 
 #[inline(always)]
@@ -52,25 +63,48 @@ fn add(residual: &mut [f32], delta: &[f32]) {
 }
 
 #[inline(always)]
-fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let scale = inverse_rms(x, eps);
-    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-        *out = x * scale * weight;
+fn normalize(x: &[f32], norm: &RowNorm<'_>, out: &mut [f32]) {
+    match norm.kind {
+        NormKind::Rms => {
+            let scale = inverse_rms(x, norm.eps);
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(norm.weight) {
+                *out = x * scale * weight;
+            }
+        }
+        NormKind::Layer => {
+            let mean = sum(x, |x| x) / x.len() as f32;
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = x - mean;
+            }
+            let scale = inverse_rms(out, norm.eps);
+            for (out, weight) in out.iter_mut().zip(norm.weight) {
+                *out = *out * scale * weight;
+            }
+        }
+    }
+    if let Some(bias) = norm.bias {
+        add(out, bias);
     }
 }
 
 /// `1 / sqrt(mean(x^2) + eps)`.
 #[inline(always)]
 pub(crate) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (sum(x, |x| x * x) / x.len() as f32 + eps).sqrt()
+}
+
+/// `sum_i f(x[i])`.
+#[inline(always)]
+fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut sums = [0f32; LANES];
     let (whole, rest) = x.as_chunks::<LANES>();
     for chunk in whole {
         for (sum, x) in sums.iter_mut().zip(chunk) {
-            *sum += x * x;
+            *sum += f(*x);
         }
     }
     for (sum, x) in sums.iter_mut().zip(rest) {
-        *sum += x * x;
+        *sum += f(*x);
     }
     let mut half = LANES / 2;
     while half > 0 {
@@ -79,12 +113,21 @@ pub(crate) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
         }
         half /= 2;
     }
-    1.0 / (sums[0] / x.len() as f32 + eps).sqrt()
+    sums[0]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn rms(weight: &[f32], eps: f32) -> RowNorm<'_> {
+        RowNorm {
+            kind: NormKind::Rms,
+            weight,
+            bias: None,
+            eps,
+        }
+    }
 
     #[test]
     fn a_norm_is_close_to_the_exact_value_at_every_width() {
@@ -94,7 +137,7 @@ mod tests {
                 .collect();
             let weight: Vec<f32> = (0..width).map(|i| 1.0 + (i % 7) as f32).collect();
             let mut out = vec![f32::NAN; width];
-            rms_norm_scalar(&x, &weight, 1e-5, &mut out);
+            norm_scalar(&x, &rms(&weight, 1e-5), &mut out);
             let squares: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
             let scale = 1.0 / (squares / width as f64 + 1e-5).sqrt();
             for i in 0..width {
@@ -114,8 +157,8 @@ mod tests {
         let weight = vec![1.5; 77];
         let sum: Vec<f32> = residual.iter().zip(&delta).map(|(a, b)| a + b).collect();
         let (mut direct, mut fused) = (vec![0.0; 77], vec![0.0; 77]);
-        rms_norm_scalar(&sum, &weight, 1e-6, &mut direct);
-        add_rms_norm_scalar(&mut residual, &delta, &weight, 1e-6, &mut fused);
+        norm_scalar(&sum, &rms(&weight, 1e-6), &mut direct);
+        add_norm_scalar(&mut residual, &delta, &rms(&weight, 1e-6), &mut fused);
         assert_eq!(residual, sum);
         assert_eq!(fused, direct);
     }

@@ -1,25 +1,27 @@
 //! Rotary embedding of queries and keys, and the write of keys and values into their pages.
 //!
-//! One row at a time: optional RMSNorm of each query and key head, rotation in place, then the key and the
-//! value of every kv head go to the row's slot, rounded to bf16. Plain arithmetic, nothing fused: the same
-//! bits on every ISA.
+//! One row at a time: optional RMSNorm of query and key heads, optional rotation in place, then the key
+//! and the value of every kv head go to the row's slot, rounded to bf16. Plain arithmetic, nothing fused:
+//! the same bits on every ISA.
 
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use super::kv::{CpuKv, SUBPAGE_TOKENS, key_pair_offset, subpage_bytes, value_offset};
 use super::norm::inverse_rms;
 use crate::quant::bf16_from_f32;
-use crate::{HeadLayout, RopeStyle, RopeTable};
+use crate::{HeadLayout, QkNormSpan, RopeStyle, RopeTable};
 
 /// What is done to every row of a call.
 pub(crate) struct RowRotation<'a> {
     pub(crate) heads: HeadLayout,
-    pub(crate) rope: &'a RopeTable,
+    /// Absent where positions are not told.
+    pub(crate) rope: Option<&'a RopeTable>,
     pub(crate) qk_norm: Option<HeadNorms<'a>>,
 }
 
-/// RMSNorm weights of query and key heads, `head_dim` each.
+/// RMSNorm of query and key heads: weights of one head, or of all.
 pub(crate) struct HeadNorms<'a> {
+    pub(crate) span: QkNormSpan,
     pub(crate) query: &'a [f32],
     pub(crate) key: &'a [f32],
     pub(crate) eps: f32,
@@ -44,22 +46,27 @@ fn rotate(row: &mut [f32], position: u32, rotation: &RowRotation<'_>) {
         n_kv_heads,
         head_dim,
     } = rotation.heads;
-    let rope_dim = rotation.rope.rope_dim;
-    let angles = &rotation.rope.cos_sin[position as usize * rope_dim..][..rope_dim];
     let rotated = &mut row[..(n_heads + n_kv_heads) * head_dim];
-    for (head_idx, head) in rotated.chunks_exact_mut(head_dim).enumerate() {
-        if let Some(norms) = &rotation.qk_norm {
-            let weight = if head_idx < n_heads {
-                norms.query
-            } else {
-                norms.key
+    if let Some(norms) = &rotation.qk_norm {
+        let (queries, keys) = rotated.split_at_mut(n_heads * head_dim);
+        for (part, weight) in [(queries, norms.query), (keys, norms.key)] {
+            let span = match norms.span {
+                QkNormSpan::EachHead => head_dim,
+                QkNormSpan::AllHeads => part.len(),
             };
-            let scale = inverse_rms(head, norms.eps);
-            for (x, weight) in head.iter_mut().zip(weight) {
-                *x = *x * scale * weight;
+            for part in part.chunks_exact_mut(span) {
+                let scale = inverse_rms(part, norms.eps);
+                for (x, weight) in part.iter_mut().zip(weight) {
+                    *x = *x * scale * weight;
+                }
             }
         }
-        match rotation.rope.style {
+    }
+    let Some(rope) = rotation.rope else { return };
+    let rope_dim = rope.rope_dim;
+    let angles = &rope.cos_sin[position as usize * rope_dim..][..rope_dim];
+    for head in rotated.chunks_exact_mut(head_dim) {
+        match rope.style {
             RopeStyle::Interleaved => rotate_neighbours(&mut head[..rope_dim], angles),
             RopeStyle::Halves => rotate_halves(&mut head[..rope_dim], angles),
         }

@@ -4,23 +4,28 @@
 //! it. The variants of a table differ in speed only: all give the same bits.
 
 use super::logprob::logprobs_row;
+use super::norm::{self, RowNorm};
 use super::rope::{HeadNorms, PageWriter, RowRotation};
 use super::sample::{SampleKernels, SampleSpace, sample_row};
-use super::{CpuBatch, CpuKv, CpuTensor, Isa, SharedSlice, ThreadPool, norm, rope, silu};
-use crate::{Answers, LogprobRow, RopeStore, RopeTable, SampleRow};
+use super::{CpuBatch, CpuKv, CpuTensor, Isa, SharedSlice, ThreadPool, activation, rope};
+use crate::{
+    Activation, Answers, Elementwise, LogprobRow, Norm, QkNormSpan, RopeStore, RopeTable, SampleRow,
+};
 
 /// Elements that are worth a claim: a few microseconds of work.
 const CLAIM_ELEMENTS: usize = 16 * 1024;
 
-/// Residual, what is added, weight, eps, output.
-type AddRmsNorm = unsafe fn(&mut [f32], &[f32], &[f32], f32, &mut [f32]);
+/// Residual, what is added, the norm, output.
+type AddNorm = unsafe fn(&mut [f32], &[f32], &RowNorm<'_>, &mut [f32]);
 
 /// The functions for one row. All are unsafe to call: the machine has the ISA they were chosen for.
 #[derive(Clone, Copy)]
 pub(crate) struct RowKernels {
-    rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
-    add_rms_norm: AddRmsNorm,
-    silu_mul: unsafe fn(&[f32], &mut [f32]),
+    norm: unsafe fn(&[f32], &RowNorm<'_>, &mut [f32]),
+    add_norm: AddNorm,
+    add: unsafe fn(&mut [f32], &[f32]),
+    gated: unsafe fn(&[f32], Activation, &mut [f32]),
+    elementwise: unsafe fn(&mut [f32], Elementwise),
     rotate: unsafe fn(&mut [f32], u32, &RowRotation<'_>),
     sample: SampleKernels,
 }
@@ -31,20 +36,33 @@ impl RowKernels {
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx2 => RowKernels {
-                rms_norm: norm::rms_norm_avx2,
-                add_rms_norm: norm::add_rms_norm_avx2,
-                silu_mul: silu::silu_mul_avx2,
+                norm: norm::norm_avx2,
+                add_norm: norm::add_norm_avx2,
+                add: norm::add_avx2,
+                gated: activation::gated_avx2,
+                elementwise: activation::elementwise_avx2,
                 rotate: rope::rotate_avx2,
                 sample: SampleKernels::avx2(),
             },
             _ => RowKernels {
-                rms_norm: norm::rms_norm_scalar,
-                add_rms_norm: norm::add_rms_norm_scalar,
-                silu_mul: silu::silu_mul_scalar,
+                norm: norm::norm_scalar,
+                add_norm: norm::add_norm_scalar,
+                add: norm::add_scalar,
+                gated: activation::gated_scalar,
+                elementwise: activation::elementwise_scalar,
                 rotate: rope::rotate_scalar,
                 sample: SampleKernels::scalar(),
             },
         }
+    }
+}
+
+fn row_norm<'a>(norm: &Norm<'a, CpuTensor>, width: usize) -> RowNorm<'a> {
+    RowNorm {
+        kind: norm.kind,
+        weight: norm.weight.vector(width),
+        bias: norm.bias.map(|bias| bias.vector(width)),
+        eps: norm.eps,
     }
 }
 
@@ -58,40 +76,40 @@ fn elements(rows: &std::ops::Range<usize>, width: usize) -> std::ops::Range<usiz
 }
 
 impl RowKernels {
-    /// `out[r] = rms_norm(x[r])`.
-    pub(crate) fn rms_norm(
+    /// `out[r] = norm(x[r])`.
+    pub(crate) fn norm(
         &self,
         pool: &mut ThreadPool,
         x: &CpuTensor,
-        (weight, eps): (&CpuTensor, f32),
+        norm: &Norm<'_, CpuTensor>,
         out: &mut CpuTensor,
     ) {
         let width = x.width();
-        let weight = weight.vector(width);
+        let norm = row_norm(norm, width);
         let out = SharedSlice::new(out.output(x.n_rows(), width));
         pool.run(x.n_rows(), rows_per_claim(width), |_, rows| {
             for row in rows {
                 // SAFETY: every row is claimed once; the machine has the table's ISA.
                 unsafe {
                     let out = out.range(elements(&(row..row + 1), width));
-                    (self.rms_norm)(x.row(row), weight, eps, out);
+                    (self.norm)(x.row(row), &norm, out);
                 }
             }
         });
     }
 
-    /// `residual[r] += delta[r]`, then `out[r] = rms_norm(residual[r])`.
-    pub(crate) fn add_rms_norm(
+    /// `residual[r] += delta[r]`, then `out[r] = norm(residual[r])`.
+    pub(crate) fn add_norm(
         &self,
         pool: &mut ThreadPool,
         residual: &mut CpuTensor,
         delta: &CpuTensor,
-        (weight, eps): (&CpuTensor, f32),
+        norm: &Norm<'_, CpuTensor>,
         out: &mut CpuTensor,
     ) {
         let (n_rows, width) = (residual.n_rows(), residual.width());
         assert_eq!((delta.n_rows(), delta.width()), (n_rows, width), "what is added");
-        let weight = weight.vector(width);
+        let norm = row_norm(norm, width);
         let out = SharedSlice::new(out.output(n_rows, width));
         let residual = SharedSlice::new(residual.values_mut());
         pool.run(n_rows, rows_per_claim(width), |_, rows| {
@@ -100,14 +118,43 @@ impl RowKernels {
                 // SAFETY: every row is claimed once; the machine has the table's ISA.
                 unsafe {
                     let (residual, out) = (residual.range(range.clone()), out.range(range));
-                    (self.add_rms_norm)(residual, delta.row(row), weight, eps, out);
+                    (self.add_norm)(residual, delta.row(row), &norm, out);
                 }
             }
         });
     }
 
-    /// `out[r] = silu(gate of x[r]) * up of x[r]`.
-    pub(crate) fn silu_mul(&self, pool: &mut ThreadPool, x: &CpuTensor, out: &mut CpuTensor) {
+    /// `residual[r] += delta[r]`.
+    pub(crate) fn add(&self, pool: &mut ThreadPool, residual: &mut CpuTensor, delta: &CpuTensor) {
+        let (n_rows, width) = (residual.n_rows(), residual.width());
+        assert_eq!((delta.n_rows(), delta.width()), (n_rows, width), "what is added");
+        let residual = SharedSlice::new(residual.values_mut());
+        pool.run(n_rows, rows_per_claim(width), |_, rows| {
+            for row in rows {
+                // SAFETY: every row is claimed once; the machine has the table's ISA.
+                unsafe { (self.add)(residual.range(elements(&(row..row + 1), width)), delta.row(row)) };
+            }
+        });
+    }
+
+    /// `x[r][i] = function(x[r][i])`.
+    pub(crate) fn elementwise(&self, pool: &mut ThreadPool, x: &mut CpuTensor, function: Elementwise) {
+        let (n_rows, width) = (x.n_rows(), x.width());
+        let x = SharedSlice::new(x.values_mut());
+        pool.run(n_rows, rows_per_claim(width), |_, rows| {
+            // SAFETY: every row is claimed once; the machine has the table's ISA.
+            unsafe { (self.elementwise)(x.range(elements(&rows, width)), function) };
+        });
+    }
+
+    /// `out[r] = activation(gate of x[r]) * up of x[r]`.
+    pub(crate) fn gated(
+        &self,
+        pool: &mut ThreadPool,
+        x: &CpuTensor,
+        activation: Activation,
+        out: &mut CpuTensor,
+    ) {
         let width = x.width() / 2;
         assert_eq!(x.width(), 2 * width, "a gate and an up of one width");
         let out = SharedSlice::new(out.output(x.n_rows(), width));
@@ -116,7 +163,7 @@ impl RowKernels {
                 // SAFETY: every row is claimed once; the machine has the table's ISA.
                 unsafe {
                     let out = out.range(elements(&(row..row + 1), width));
-                    (self.silu_mul)(x.row(row), out);
+                    (self.gated)(x.row(row), activation, out);
                 }
             }
         });
@@ -127,7 +174,7 @@ impl RowKernels {
         &self,
         pool: &mut ThreadPool,
         qkv: &mut CpuTensor,
-        (rope, store): (&RopeTable, &RopeStore<'_, CpuTensor>),
+        (rope, store): (Option<&RopeTable>, &RopeStore<'_, CpuTensor>),
         batch: &CpuBatch,
         kv: &mut CpuKv,
     ) {
@@ -139,19 +186,26 @@ impl RowKernels {
             (n_rows, n_rows),
             "rows"
         );
+        let rope_dim = rope.map_or(0, |rope| rope.rope_dim);
         assert!(
-            rope.rope_dim.is_multiple_of(2) && rope.rope_dim <= heads.head_dim,
-            "{} rotated elements of {}",
-            rope.rope_dim,
+            rope_dim.is_multiple_of(2) && rope_dim <= heads.head_dim,
+            "{rope_dim} rotated elements of {}",
             heads.head_dim
         );
         let rotation = RowRotation {
             heads,
             rope,
-            qk_norm: store.qk_norm.map(|(query, key, eps)| HeadNorms {
-                query: query.vector(heads.head_dim),
-                key: key.vector(heads.head_dim),
-                eps,
+            qk_norm: store.qk_norm.as_ref().map(|norm| {
+                let (query_heads, key_heads) = match norm.span {
+                    QkNormSpan::EachHead => (1, 1),
+                    QkNormSpan::AllHeads => (heads.n_heads, heads.n_kv_heads),
+                };
+                HeadNorms {
+                    span: norm.span,
+                    query: norm.query.vector(query_heads * heads.head_dim),
+                    key: norm.key.vector(key_heads * heads.head_dim),
+                    eps: norm.eps,
+                }
             }),
         };
         let pages = PageWriter::new(kv, store.layer, heads);

@@ -2,8 +2,19 @@
 
 use arbora_kernels::quant::{Format, bf16_from_f32, f16_from_f32};
 use arbora_kernels::{
-    Answers, Backend, BatchShape, HeadLayout, KvShape, LogprobRow, SampleRow, SequenceRows, StepRows,
+    Answers, Backend, BatchShape, HeadLayout, KvShape, LogprobRow, Norm, NormKind, SampleRow, SequenceRows,
+    StepRows,
 };
+
+/// RMSNorm with this weight.
+pub(crate) fn rms<T>(weight: &T) -> Norm<'_, T> {
+    Norm {
+        kind: NormKind::Rms,
+        weight,
+        bias: None,
+        eps: 1e-5,
+    }
+}
 
 /// xorshift64*. The seed is not zero.
 pub(crate) struct Random(pub(crate) u64);

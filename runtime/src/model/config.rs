@@ -1,9 +1,11 @@
 //! What a decoder is, as plain data. One description for every family; which fields a family sets is a row of
 //! the family table.
 
-use arbora_kernels::{AttentionSpec, HeadLayout, RopeStyle};
+use arbora_kernels::{Activation, AttentionSpec, HeadLayout, NormKind, QkNormSpan, RopeStyle};
 
-/// A decoder-only transformer with pre-norm blocks.
+use super::names::TensorNames;
+
+/// A decoder-only transformer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderConfig {
     /// The blocks in order.
@@ -21,16 +23,20 @@ pub struct DecoderConfig {
     /// A sliding window, shorter than what the model was made for, of which the file does not say in which
     /// layers it is. Sequences no longer than that do not need it.
     pub window: Option<usize>,
-    /// Epsilon of every RMSNorm.
-    pub norm_eps: f32,
-    /// Rotary embedding.
-    pub rope: RopeConfig,
+    /// Every norm but those of queries and keys.
+    pub norm: NormConfig,
+    /// Rotary embeddings that the layers choose from.
+    pub ropes: Vec<RopeConfig>,
     /// Biases on q, k and v.
     pub qkv_bias: bool,
-    /// RMSNorm on each query and key head.
-    pub qk_norm: bool,
+    /// RMSNorm on queries and keys.
+    pub qk_norm: Option<QkNormSpan>,
+    /// Constant factors.
+    pub scales: Scales,
     /// The output head is the embedding.
     pub tied_head: bool,
+    /// What the tensors are called and which are stored as one.
+    pub tensors: TensorNames,
 }
 
 /// What distinguishes one block from another.
@@ -38,6 +44,72 @@ pub struct DecoderConfig {
 pub struct LayerConfig {
     /// How queries look at keys.
     pub attention: AttentionSpec,
+    /// Index of its rotary embedding in [`DecoderConfig::ropes`]; absent where positions are not told (NoPE).
+    pub rope: Option<usize>,
+    /// Activation of the gated MLP.
+    pub activation: Activation,
+    /// Where the norms are.
+    pub norms: NormPlacement,
+}
+
+/// Where the norms of a block are, and with them what its halves (attention, MLP) read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormPlacement {
+    /// `x += half(norm(x))` (Llama).
+    Before,
+    /// `x += norm(half(x))` (OLMo 2).
+    After,
+    /// `x += norm(half(norm(x)))` (Gemma 2).
+    Around,
+    /// `x += attention(norm(x)) + mlp(norm(x))`, with one norm (Command-R).
+    Parallel,
+}
+
+impl NormPlacement {
+    /// Norms of one block.
+    pub fn n_norms(self) -> usize {
+        match self {
+            NormPlacement::Parallel => 1,
+            NormPlacement::Before | NormPlacement::After => 2,
+            NormPlacement::Around => 4,
+        }
+    }
+}
+
+/// The kind of the norms of a model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormConfig {
+    /// RMSNorm or LayerNorm.
+    pub kind: NormKind,
+    /// Keeps the root above 0.
+    pub eps: f32,
+    /// Whether each has a bias.
+    pub has_bias: bool,
+    /// What is added to each stored weight, those of queries and keys included: Gemma stores weights less 1.
+    pub offset: f32,
+}
+
+/// Constant factors of a model, 1 where it has none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scales {
+    /// Of the rows of the embedding.
+    pub embedding: f32,
+    /// Of what a half of a block adds to the residual stream.
+    pub residual: f32,
+    /// Of the logits.
+    pub logits: f32,
+    /// Soft cap of the logits after that: `cap * tanh(logit / cap)`.
+    pub logit_soft_cap: Option<f32>,
+}
+
+impl Scales {
+    /// No factor and no cap.
+    pub const NONE: Scales = Scales {
+        embedding: 1.0,
+        residual: 1.0,
+        logits: 1.0,
+        logit_soft_cap: None,
+    };
 }
 
 impl DecoderConfig {
@@ -49,15 +121,24 @@ impl DecoderConfig {
     /// Weights of the whole model.
     pub fn n_params(&self) -> u64 {
         let HeadLayout {
-            n_heads, head_dim, ..
+            n_heads,
+            n_kv_heads,
+            head_dim,
         } = self.heads;
         let (width, qkv) = (self.width as u64, self.heads.qkv_width() as u64);
         let attended = (n_heads * head_dim) as u64;
-        let norms = 2 * width + if self.qk_norm { 2 * head_dim as u64 } else { 0 };
+        let norm = if self.norm.has_bias { 2 * width } else { width };
+        let qk_norm = match self.qk_norm {
+            None => 0,
+            Some(QkNormSpan::EachHead) => 2 * head_dim,
+            Some(QkNormSpan::AllHeads) => (n_heads + n_kv_heads) * head_dim,
+        };
         let bias = if self.qkv_bias { qkv } else { 0 };
-        let layer = width * (qkv + attended) + 3 * width * self.ffn_width as u64 + norms + bias;
+        let matrices = width * (qkv + attended) + 3 * width * self.ffn_width as u64;
+        let layer =
+            |layer: &LayerConfig| matrices + norm * layer.norms.n_norms() as u64 + qk_norm as u64 + bias;
         let tables = if self.tied_head { 1 } else { 2 };
-        tables * self.n_vocab as u64 * width + width + self.layers.len() as u64 * layer
+        tables * self.n_vocab as u64 * width + norm + self.layers.iter().map(layer).sum::<u64>()
     }
 }
 
@@ -72,10 +153,12 @@ pub struct RopeConfig {
     pub base: f64,
     /// How the frequencies were stretched for long contexts.
     pub scaling: RopeScaling,
+    /// Factor of cosines and sines.
+    pub attention_factor: f64,
 }
 
 /// What a family does to the frequencies `base^(-2i / dim)`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     /// Nothing.
     None,
@@ -94,6 +177,31 @@ pub enum RopeScaling {
         low_frequency_factor: f64,
         /// Above the low one.
         high_frequency_factor: f64,
+        /// Context before the stretch, in tokens.
+        original_context: f64,
+    },
+    /// YaRN: pairs that turn more than `fast_turns` times within `original_context` are left alone, those
+    /// that turn less than `slow_turns` times are stretched by `factor`, and those between by what lies
+    /// between, in the number of the pair.
+    Yarn {
+        /// Above 0.
+        factor: f64,
+        /// Above the slow ones.
+        fast_turns: f64,
+        /// Above 0.
+        slow_turns: f64,
+        /// Context before the stretch, in tokens.
+        original_context: f64,
+        /// Whether the borders are rounded to whole pairs.
+        whole_pairs: bool,
+    },
+    /// LongRoPE: each pair is divided by a factor of its own. Which list it is depends on the longest
+    /// sequence that is served, so that the keys of a prefix do not depend on what follows it.
+    LongRope {
+        /// For sequences up to `original_context`.
+        short: Vec<f64>,
+        /// For longer ones.
+        long: Vec<f64>,
         /// Context before the stretch, in tokens.
         original_context: f64,
     },

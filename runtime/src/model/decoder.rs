@@ -1,39 +1,67 @@
 //! One forward pass for every family.
 //!
 //! ```text
-//! x = embed(ids)
+//! x = scale embed(ids)
 //! for each layer:
 //!     h     = norm(x += delta)          delta of the layer before; nothing on the first
-//!     qkv   = Wqkv h                    -> rotate q, k; store k, v in pages
+//!     qkv   = Wqkv h                    -> norm and rotate q, k; store k, v in pages
 //!     a     = attention(q, pages)
-//!     delta = Wo a
-//!     h     = norm(x += delta)
-//!     delta = Wdown (silu(Wgate h) * Wup h)
-//! logits = Whead norm((x + delta)[logit_rows])
+//!     delta = scale norm(Wo a)
+//!     h     = norm(x += delta)          halves side by side: the h before, and the deltas add up
+//!     delta = scale norm(Wdown (activation(Wgate h) * Wup h))
+//! logits = cap(scale Whead norm((x + delta)[logit_rows]))
 //! ```
 //!
-//! The residual stream `x` is added to in exactly one place per half-block, fused with the norm that follows.
+//! Which norms a layer has is its [`NormPlacement`](super::config::NormPlacement): without the one
+//! before, `h` is `x`. Factors of 1 and caps that a model does not have are left out. The residual stream
+//! `x` is added to in exactly one place per half-block, fused with the norm that follows.
 
-use arbora_kernels::{AttentionLayer, Backend, BackendError, RopeStore};
+use arbora_kernels::{
+    AttentionLayer, Backend, BackendError, Elementwise, Norm, QkNorm, QkNormSpan, RopeStore,
+};
 
-use super::config::DecoderConfig;
+use super::config::{DecoderConfig, LayerConfig, NormPlacement};
+
+/// Weights of a norm.
+pub struct NormWeights<B: Backend> {
+    /// Factors.
+    pub weight: B::Tensor,
+    /// Addends, where the family has them.
+    pub bias: Option<B::Tensor>,
+}
+
+/// What attention and MLP have in common: norms around them and a projection to the residual stream.
+pub struct HalfWeights<B: Backend> {
+    /// Norm of what it reads, where the layer has one.
+    pub norm: Option<NormWeights<B>>,
+    /// Output (attention) or down (MLP) projection.
+    pub out: B::Linear,
+    /// Norm of what it adds, where the layer has one.
+    pub post_norm: Option<NormWeights<B>>,
+}
+
+/// Norms of queries and of keys.
+pub struct QkNormWeights<B: Backend> {
+    /// What one root goes over.
+    pub span: QkNormSpan,
+    /// Factors of queries.
+    pub query: B::Tensor,
+    /// Factors of keys.
+    pub key: B::Tensor,
+}
 
 /// Weights of one block, in the backend's layout.
 pub struct LayerWeights<B: Backend> {
-    /// RMSNorm before attention.
-    pub attention_norm: B::Tensor,
     /// Fused query, key and value projections.
     pub qkv: B::Linear,
-    /// Per-head norms of queries and keys, where the family has them.
-    pub qk_norm: Option<(B::Tensor, B::Tensor)>,
-    /// Attention output projection.
-    pub attention_out: B::Linear,
-    /// RMSNorm before the MLP.
-    pub ffn_norm: B::Tensor,
+    /// Norms of queries and keys, where the family has them.
+    pub qk_norm: Option<QkNormWeights<B>>,
+    /// Attention, but for the two above.
+    pub attention: HalfWeights<B>,
     /// Fused gate and up projections.
     pub gate_up: B::Linear,
-    /// Down projection.
-    pub down: B::Linear,
+    /// The MLP, but for the one above.
+    pub ffn: HalfWeights<B>,
 }
 
 /// All weights of a decoder.
@@ -42,12 +70,12 @@ pub struct DecoderWeights<B: Backend> {
     pub embedding: B::Linear,
     /// The blocks in order.
     pub layers: Vec<LayerWeights<B>>,
-    /// RMSNorm before the head.
-    pub final_norm: B::Tensor,
+    /// Norm before the head.
+    pub final_norm: NormWeights<B>,
     /// Output head; absent where it is tied to the embedding.
     pub head: Option<B::Linear>,
-    /// Rotation of every position up to the served context.
-    pub rope: B::Rope,
+    /// Rotations of every position up to the served context, as the configuration has them.
+    pub ropes: Vec<B::Rope>,
 }
 
 /// Sizes the activations are allocated for.
@@ -64,6 +92,8 @@ struct Workspace<B: Backend> {
     h: B::Tensor,
     qkv: B::Tensor,
     attended: B::Tensor,
+    /// What a half adds before its norm; or the MLP's part beside attention's. No rows where neither is.
+    projected: B::Tensor,
     delta: B::Tensor,
     gate_up: B::Tensor,
     activated: B::Tensor,
@@ -101,11 +131,18 @@ impl<B: Backend> Decoder<B> {
         );
         let (rows, logit_rows) = (limits.max_rows, limits.max_logit_rows);
         let heads_width = config.heads.n_heads * config.heads.head_dim;
+        let is_plain = |layer: &LayerConfig| layer.norms == NormPlacement::Before;
+        let projected_rows = if config.layers.iter().all(is_plain) {
+            0
+        } else {
+            rows
+        };
         let space = Workspace {
             x: backend.tensor(rows, config.width)?,
             h: backend.tensor(rows, config.width)?,
             qkv: backend.tensor(rows, config.heads.qkv_width())?,
             attended: backend.tensor(rows, heads_width)?,
+            projected: backend.tensor(projected_rows, config.width)?,
             delta: backend.tensor(rows, config.width)?,
             gate_up: backend.tensor(rows, 2 * config.ffn_width)?,
             activated: backend.tensor(rows, config.ffn_width)?,
@@ -159,44 +196,127 @@ struct Forward<'a, B: Backend> {
 
 impl<B: Backend> Forward<'_, B> {
     fn run(&self, backend: &mut B, kv: &mut B::Kv, s: &mut Workspace<B>) {
-        let (weights, batch, eps) = (self.weights, self.batch, self.config.norm_eps);
+        let (config, weights, batch) = (self.config, self.weights, self.batch);
         backend.embed(&weights.embedding, batch, &mut s.x);
-        for (layer, w) in weights.layers.iter().enumerate() {
-            if layer == 0 {
-                backend.rms_norm(&s.x, &w.attention_norm, eps, &mut s.h);
+        scale(backend, &mut s.x, config.scales.embedding);
+        for (layer, (of, w)) in config.layers.iter().zip(&weights.layers).enumerate() {
+            let delta = (layer > 0).then_some(&s.delta);
+            self.enter(backend, (&mut s.x, delta), &w.attention, &mut s.h);
+            let input = if w.attention.norm.is_some() { &s.h } else { &s.x };
+            backend.matmul(&w.qkv, input, &mut s.qkv);
+            let store = self.rope_store(layer, w);
+            let rope = of.rope.map(|idx| &weights.ropes[idx]);
+            backend.rope_store(&mut s.qkv, rope, &store, batch, kv);
+            let spec = &of.attention;
+            backend.attention(&s.qkv, kv, AttentionLayer { layer, spec }, batch, &mut s.attended);
+            self.leave(
+                backend,
+                &w.attention,
+                &s.attended,
+                (&mut s.projected, &mut s.delta),
+            );
+            if of.norms == NormPlacement::Parallel {
+                self.mlp(backend, (of, w), &s.h, (&mut s.gate_up, &mut s.activated));
+                backend.matmul(&w.ffn.out, &s.activated, &mut s.projected);
+                backend.all_reduce(&mut s.projected);
+                scale(backend, &mut s.projected, config.scales.residual);
+                backend.add(&mut s.delta, &s.projected);
             } else {
-                backend.add_rms_norm(&mut s.x, &s.delta, &w.attention_norm, eps, &mut s.h);
+                self.enter(backend, (&mut s.x, Some(&s.delta)), &w.ffn, &mut s.h);
+                let input = if w.ffn.norm.is_some() { &s.h } else { &s.x };
+                self.mlp(backend, (of, w), input, (&mut s.gate_up, &mut s.activated));
+                self.leave(backend, &w.ffn, &s.activated, (&mut s.projected, &mut s.delta));
             }
-            backend.matmul(&w.qkv, &s.h, &mut s.qkv);
-            let store = RopeStore {
-                heads: self.config.heads,
-                layer,
-                qk_norm: w.qk_norm.as_ref().map(|(q, k)| (q, k, eps)),
-            };
-            backend.rope_store(&mut s.qkv, &weights.rope, &store, batch, kv);
-            let attention = AttentionLayer {
-                layer,
-                spec: &self.config.layers[layer].attention,
-            };
-            backend.attention(&s.qkv, kv, attention, batch, &mut s.attended);
-            backend.matmul(&w.attention_out, &s.attended, &mut s.delta);
-            backend.all_reduce(&mut s.delta);
-            backend.add_rms_norm(&mut s.x, &s.delta, &w.ffn_norm, eps, &mut s.h);
-            backend.matmul(&w.gate_up, &s.h, &mut s.gate_up);
-            backend.silu_mul(&s.gate_up, &mut s.activated);
-            backend.matmul(&w.down, &s.activated, &mut s.delta);
-            backend.all_reduce(&mut s.delta);
         }
         backend.gather(&s.x, batch, &mut s.head_x);
         backend.gather(&s.delta, batch, &mut s.head_delta);
-        backend.add_rms_norm(
-            &mut s.head_x,
-            &s.head_delta,
-            &weights.final_norm,
-            eps,
-            &mut s.head_h,
-        );
+        let norm = self.norm(&weights.final_norm);
+        backend.add_norm(&mut s.head_x, &s.head_delta, &norm, &mut s.head_h);
         let head = weights.head.as_ref().unwrap_or(&weights.embedding);
         backend.matmul(head, &s.head_h, &mut s.logits);
+        scale(backend, &mut s.logits, config.scales.logits);
+        if let Some(cap) = config.scales.logit_soft_cap {
+            backend.elementwise(&mut s.logits, Elementwise::SoftCap(cap));
+        }
+    }
+
+    /// Adds what the half before gave to the residual stream, and norms it into `h` where this half reads
+    /// that.
+    fn enter(
+        &self,
+        backend: &mut B,
+        (x, delta): (&mut B::Tensor, Option<&B::Tensor>),
+        half: &HalfWeights<B>,
+        h: &mut B::Tensor,
+    ) {
+        let norm = half.norm.as_ref().map(|weights| self.norm(weights));
+        match (delta, norm) {
+            (Some(delta), Some(norm)) => backend.add_norm(x, delta, &norm, h),
+            (Some(delta), None) => backend.add(x, delta),
+            (None, Some(norm)) => backend.norm(x, &norm, h),
+            (None, None) => {}
+        }
+    }
+
+    /// What a half adds to the residual stream.
+    fn leave(
+        &self,
+        backend: &mut B,
+        half: &HalfWeights<B>,
+        x: &B::Tensor,
+        (projected, delta): (&mut B::Tensor, &mut B::Tensor),
+    ) {
+        match &half.post_norm {
+            None => {
+                backend.matmul(&half.out, x, delta);
+                backend.all_reduce(delta);
+            }
+            Some(norm) => {
+                backend.matmul(&half.out, x, projected);
+                backend.all_reduce(projected);
+                backend.norm(projected, &self.norm(norm), delta);
+            }
+        }
+        scale(backend, delta, self.config.scales.residual);
+    }
+
+    fn mlp(
+        &self,
+        backend: &mut B,
+        (of, w): (&LayerConfig, &LayerWeights<B>),
+        input: &B::Tensor,
+        (gate_up, activated): (&mut B::Tensor, &mut B::Tensor),
+    ) {
+        backend.matmul(&w.gate_up, input, gate_up);
+        backend.gated(gate_up, of.activation, activated);
+    }
+
+    fn rope_store<'a>(&self, layer: usize, w: &'a LayerWeights<B>) -> RopeStore<'a, B::Tensor> {
+        RopeStore {
+            heads: self.config.heads,
+            layer,
+            qk_norm: w.qk_norm.as_ref().map(|norm| QkNorm {
+                span: norm.span,
+                query: &norm.query,
+                key: &norm.key,
+                eps: self.config.norm.eps,
+            }),
+        }
+    }
+
+    fn norm<'a>(&self, weights: &'a NormWeights<B>) -> Norm<'a, B::Tensor> {
+        Norm {
+            kind: self.config.norm.kind,
+            weight: &weights.weight,
+            bias: weights.bias.as_ref(),
+            eps: self.config.norm.eps,
+        }
+    }
+}
+
+/// `x *= factor`; a factor of 1 costs nothing.
+fn scale<B: Backend>(backend: &mut B, x: &mut B::Tensor, factor: f32) {
+    if factor != 1.0 {
+        backend.elementwise(x, Elementwise::Scale(factor));
     }
 }

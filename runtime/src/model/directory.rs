@@ -266,9 +266,10 @@ fn value(json: &Json) -> Value {
 fn array(items: &[Json]) -> Option<Value> {
     let integers: Option<Vec<i64>> = items.iter().map(Json::as_i64).collect();
     let texts: Option<Vec<&str>> = items.iter().map(Json::as_str).collect();
+    let numbers = || items.iter().map(Json::as_f64).collect::<Option<Vec<f64>>>();
     match (integers, texts) {
         (Some(integers), _) => Some(Value::Integers(integers)),
         (None, Some(texts)) => Some(Value::Strings(texts.into_iter().collect::<Strings>())),
-        (None, None) => None,
+        (None, None) => numbers().map(Value::Floats),
     }
 }

@@ -13,10 +13,11 @@ use super::decoder::{Decoder, ForwardLimits};
 use super::directory::{CONFIG_FILE, Directory, DirectoryError, SamplingDefaults, TOKENIZER_FILE};
 use super::gguf::{Gguf, GgufError};
 use super::metadata::{KeyError, Metadata};
+use super::names::HUGGING_FACE_HEAD;
 use super::safetensors::{Safetensors, SafetensorsError};
 use super::templates::{self, NamedTemplate};
 use super::tensors::{TensorTable, TensorType};
-use super::weights::{Data, HUGGING_FACE_HEAD, Names, WeightSource};
+use super::weights::{Data, WeightSource};
 use crate::tokenizer::{JsonSettings, Tokenizer, TokenizerError};
 
 /// Why a model could not be loaded.
@@ -347,10 +348,6 @@ impl ModelFile {
             data: match &self.weights {
                 Weights::Files { files, tensors } => Data::Files { files, tensors },
                 Weights::Dummy { format } => Data::Dummy { format: *format },
-            },
-            names: match self.description {
-                Description::Gguf(_) => Names::Gguf,
-                Description::Directory(_) => Names::HuggingFace,
             },
             config: &self.config,
         };

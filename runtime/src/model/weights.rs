@@ -9,19 +9,19 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use arbora_kernels::quant::{Format, f32_from_bf16, f32_from_f16, is_finite};
-use arbora_kernels::{Backend, MatrixSource};
+use arbora_kernels::{Backend, MatrixSource, QkNormSpan};
 
-use super::config::DecoderConfig;
-use super::decoder::{DecoderWeights, LayerWeights};
+use super::config::{DecoderConfig, NormPlacement, RopeConfig};
+use super::decoder::{DecoderWeights, HalfWeights, LayerWeights, NormWeights, QkNormWeights};
 use super::dummy::fill_matrix;
 use super::file::LoadError;
+use super::names::{Naming, Part};
 use super::rope::rope_table;
 use super::tensors::{TensorInfo, TensorTable};
 
 /// Where tensors come from.
 pub(super) struct WeightSource<'a> {
     pub(super) data: Data<'a>,
-    pub(super) names: Names,
     pub(super) config: &'a DecoderConfig,
 }
 
@@ -36,109 +36,22 @@ pub(super) enum Data<'a> {
     Dummy { format: Format },
 }
 
-/// Which names tensors have.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Names {
-    Gguf,
-    HuggingFace,
-}
-
-/// What a tensor outside the blocks is.
-#[derive(Clone, Copy)]
-enum Outer {
-    Embedding,
-    FinalNorm,
-    Head,
-}
-
-/// What a tensor of a block is.
-#[derive(Clone, Copy)]
-enum Inner {
-    AttentionNorm,
-    Query,
-    Key,
-    Value,
-    QueryBias,
-    KeyBias,
-    ValueBias,
-    QueryNorm,
-    KeyNorm,
-    AttentionOut,
-    FfnNorm,
-    Gate,
-    Up,
-    Down,
-}
-
 /// Llama 3's frequency factors; GGUF only.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
 /// What the reference implementation computes anew and old checkpoints keep.
 const ROPE_BUFFER: &str = ".rotary_emb.inv_freq";
-
-impl Names {
-    fn outer(self, outer: Outer) -> &'static str {
-        match (self, outer) {
-            (Names::Gguf, Outer::Embedding) => "token_embd.weight",
-            (Names::Gguf, Outer::FinalNorm) => "output_norm.weight",
-            (Names::Gguf, Outer::Head) => "output.weight",
-            (Names::HuggingFace, Outer::Embedding) => "model.embed_tokens.weight",
-            (Names::HuggingFace, Outer::FinalNorm) => "model.norm.weight",
-            (Names::HuggingFace, Outer::Head) => HUGGING_FACE_HEAD,
-        }
-    }
-
-    fn inner(self, layer: usize, inner: Inner) -> String {
-        let (gguf, hugging_face) = match inner {
-            Inner::AttentionNorm => ("attn_norm.weight", "input_layernorm.weight"),
-            Inner::Query => ("attn_q.weight", "self_attn.q_proj.weight"),
-            Inner::Key => ("attn_k.weight", "self_attn.k_proj.weight"),
-            Inner::Value => ("attn_v.weight", "self_attn.v_proj.weight"),
-            Inner::QueryBias => ("attn_q.bias", "self_attn.q_proj.bias"),
-            Inner::KeyBias => ("attn_k.bias", "self_attn.k_proj.bias"),
-            Inner::ValueBias => ("attn_v.bias", "self_attn.v_proj.bias"),
-            Inner::QueryNorm => ("attn_q_norm.weight", "self_attn.q_norm.weight"),
-            Inner::KeyNorm => ("attn_k_norm.weight", "self_attn.k_norm.weight"),
-            Inner::AttentionOut => ("attn_output.weight", "self_attn.o_proj.weight"),
-            Inner::FfnNorm => ("ffn_norm.weight", "post_attention_layernorm.weight"),
-            Inner::Gate => ("ffn_gate.weight", "mlp.gate_proj.weight"),
-            Inner::Up => ("ffn_up.weight", "mlp.up_proj.weight"),
-            Inner::Down => ("ffn_down.weight", "mlp.down_proj.weight"),
-        };
-        match self {
-            Names::Gguf => format!("blk.{layer}.{gguf}"),
-            Names::HuggingFace => format!("model.layers.{layer}.{hugging_face}"),
-        }
-    }
-}
-
-/// The output head's name beside a `config.json`.
-pub(super) const HUGGING_FACE_HEAD: &str = "lm_head.weight";
-
-/// The tensors of every block.
-const EVERY_BLOCK: [Inner; 9] = [
-    Inner::AttentionNorm,
-    Inner::Query,
-    Inner::Key,
-    Inner::Value,
-    Inner::AttentionOut,
-    Inner::FfnNorm,
-    Inner::Gate,
-    Inner::Up,
-    Inner::Down,
-];
-const QKV_BIASES: [Inner; 3] = [Inner::QueryBias, Inner::KeyBias, Inner::ValueBias];
-const QK_NORMS: [Inner; 2] = [Inner::QueryNorm, Inner::KeyNorm];
+const SPLIT_QKV: [Part; 3] = [Part::Query, Part::Key, Part::Value];
 
 /// A matrix by name and the number of its rows.
-struct Part {
+struct Matrix {
     name: String,
     n_out: usize,
 }
 
-impl Part {
-    fn new(name: impl Into<String>, n_out: usize) -> Part {
+impl Matrix {
+    fn new(name: impl Into<String>, n_out: usize) -> Matrix {
         let name = name.into();
-        Part { name, n_out }
+        Matrix { name, n_out }
     }
 }
 
@@ -152,8 +65,8 @@ impl WeightSource<'_> {
         let config = self.config;
         self.refuse_unexpected()?;
         let mut buffer = Vec::new();
-        let outer = |outer| Part::new(self.names.outer(outer), config.n_vocab);
-        let (embedding, head) = (outer(Outer::Embedding), outer(Outer::Head));
+        let outer = |part| Matrix::new(config.tensors.outer(part), config.n_vocab);
+        let (embedding, head) = (outer(Part::Embedding), outer(Part::Head));
         let embedding = self.linear(backend, &[embedding], config.width, None, &mut buffer)?;
         let head = match config.tied_head {
             true => None,
@@ -162,19 +75,29 @@ impl WeightSource<'_> {
         let layers = (0..config.layers.len())
             .map(|layer| self.layer(backend, layer, &mut buffer))
             .collect::<Result<Vec<_>, _>>()?;
-        let factors = self.rope_factors()?;
+        let names = [
+            config.tensors.outer(Part::FinalNorm),
+            config.tensors.outer_bias(Part::FinalNorm),
+        ];
         Ok(DecoderWeights {
             embedding,
             layers,
-            final_norm: self.norm(backend, self.names.outer(Outer::FinalNorm), config.width)?,
+            final_norm: self.norm(backend, &names)?,
             head,
-            rope: backend
-                .rope(rope_table(&config.rope, factors.as_deref(), context))
-                .map_err(|source| LoadError::Backend {
-                    name: ROPE_FACTORS.to_owned(),
-                    source,
-                })?,
+            ropes: self.ropes(backend, context)?,
         })
+    }
+
+    fn ropes<B: Backend>(&self, backend: &mut B, context: usize) -> Result<Vec<B::Rope>, LoadError> {
+        let factors = self.rope_factors()?;
+        let table = |rope: &RopeConfig| {
+            let table = rope_table(rope, factors.as_deref(), context);
+            backend.rope(table).map_err(|source| LoadError::Backend {
+                name: ROPE_FACTORS.to_owned(),
+                source,
+            })
+        };
+        self.config.ropes.iter().map(table).collect()
     }
 
     fn layer<B: Backend>(
@@ -186,49 +109,129 @@ impl WeightSource<'_> {
         let config = self.config;
         let heads = config.heads;
         let (q_width, kv_width) = (heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim);
-        let name = |inner| self.names.inner(layer, inner);
-        let part = |inner, n_out| Part::new(name(inner), n_out);
-        let qkv = [
-            part(Inner::Query, q_width),
-            part(Inner::Key, kv_width),
-            part(Inner::Value, kv_width),
-        ];
-        let bias = self.qkv_bias(layer, [q_width, kv_width, kv_width])?;
-        let gate_up = [
-            part(Inner::Gate, config.ffn_width),
-            part(Inner::Up, config.ffn_width),
-        ];
-        let (out, down) = (
-            part(Inner::AttentionOut, config.width),
-            part(Inner::Down, config.width),
-        );
-        let qk_norm = match config.qk_norm {
-            false => None,
-            true => Some((
-                self.norm(backend, &name(Inner::QueryNorm), heads.head_dim)?,
-                self.norm(backend, &name(Inner::KeyNorm), heads.head_dim)?,
-            )),
+        let matrix = |part, n_out| Matrix::new(config.tensors.inner(layer, part), n_out);
+        let qkv = match config.tensors.fused_qkv {
+            true => vec![matrix(Part::Qkv, heads.qkv_width())],
+            false => vec![
+                matrix(Part::Query, q_width),
+                matrix(Part::Key, kv_width),
+                matrix(Part::Value, kv_width),
+            ],
         };
+        let bias = self.qkv_bias(layer, [q_width, kv_width, kv_width])?;
+        let gate_up = match config.tensors.fused_gate_up {
+            true => vec![matrix(Part::GateUp, 2 * config.ffn_width)],
+            false => vec![
+                matrix(Part::Gate, config.ffn_width),
+                matrix(Part::Up, config.ffn_width),
+            ],
+        };
+        let (out, down) = (
+            matrix(Part::AttentionOut, config.width),
+            matrix(Part::Down, config.width),
+        );
         Ok(LayerWeights {
-            attention_norm: self.norm(backend, &name(Inner::AttentionNorm), config.width)?,
             qkv: self.linear(backend, &qkv, config.width, bias.as_deref(), buffer)?,
-            qk_norm,
-            attention_out: self.linear(backend, &[out], q_width, None, buffer)?,
-            ffn_norm: self.norm(backend, &name(Inner::FfnNorm), config.width)?,
+            qk_norm: self.qk_norm(backend, layer)?,
+            attention: HalfWeights {
+                norm: self.layer_norm(backend, layer, Part::AttentionNorm)?,
+                out: self.linear(backend, &[out], q_width, None, buffer)?,
+                post_norm: self.layer_norm(backend, layer, Part::AttentionPostNorm)?,
+            },
             gate_up: self.linear(backend, &gate_up, config.width, None, buffer)?,
-            down: self.linear(backend, &[down], config.ffn_width, None, buffer)?,
+            ffn: HalfWeights {
+                norm: self.layer_norm(backend, layer, Part::FfnNorm)?,
+                out: self.linear(backend, &[down], config.ffn_width, None, buffer)?,
+                post_norm: self.layer_norm(backend, layer, Part::FfnPostNorm)?,
+            },
         })
+    }
+
+    /// A norm of a block, where its layer has it.
+    fn layer_norm<B: Backend>(
+        &self,
+        backend: &mut B,
+        layer: usize,
+        part: Part,
+    ) -> Result<Option<NormWeights<B>>, LoadError> {
+        if !norms(self.config.layers[layer].norms).contains(&part) {
+            return Ok(None);
+        }
+        let tensors = &self.config.tensors;
+        let names = [tensors.inner(layer, part), tensors.inner_bias(layer, part)];
+        self.norm(backend, &names).map(Some)
+    }
+
+    fn qk_norm<B: Backend>(
+        &self,
+        backend: &mut B,
+        layer: usize,
+    ) -> Result<Option<QkNormWeights<B>>, LoadError> {
+        let Some(span) = self.config.qk_norm else {
+            return Ok(None);
+        };
+        let heads = self.config.heads;
+        let mut weight = |part, n_heads| {
+            let width = match span {
+                QkNormSpan::EachHead => heads.head_dim,
+                QkNormSpan::AllHeads => n_heads * heads.head_dim,
+            };
+            self.norm_weight(backend, &self.config.tensors.inner(layer, part), width)
+        };
+        Ok(Some(QkNormWeights {
+            span,
+            query: weight(Part::QueryNorm, heads.n_heads)?,
+            key: weight(Part::KeyNorm, heads.n_kv_heads)?,
+        }))
     }
 
     fn qkv_bias(&self, layer: usize, widths: [usize; 3]) -> Result<Option<Vec<f32>>, LoadError> {
         if !self.config.qkv_bias {
             return Ok(None);
         }
+        let name = |part| self.config.tensors.inner_bias(layer, part);
+        if self.config.tensors.fused_qkv {
+            return self.vector(&name(Part::Qkv), widths.iter().sum(), 0.0).map(Some);
+        }
         let mut bias = Vec::new();
-        for (inner, width) in QKV_BIASES.into_iter().zip(widths) {
-            bias.extend(self.vector(&self.names.inner(layer, inner), width, 0.0)?);
+        for (part, width) in SPLIT_QKV.into_iter().zip(widths) {
+            bias.extend(self.vector(&name(part), width, 0.0)?);
         }
         Ok(Some(bias))
+    }
+
+    /// The tensors of a block that its configuration asks for.
+    fn expected_in(&self, layer: usize) -> Vec<String> {
+        let config = self.config;
+        let tensors = &config.tensors;
+        let qkv = if tensors.fused_qkv {
+            &[Part::Qkv][..]
+        } else {
+            &SPLIT_QKV
+        };
+        let gate_up = if tensors.fused_gate_up {
+            &[Part::GateUp][..]
+        } else {
+            &[Part::Gate, Part::Up]
+        };
+        let qk_norm = if config.qk_norm.is_some() {
+            &[Part::QueryNorm, Part::KeyNorm][..]
+        } else {
+            &[]
+        };
+        let norms = norms(config.layers[layer].norms);
+        let weights = [qkv, gate_up, qk_norm, norms, &[Part::AttentionOut, Part::Down]];
+        let with = |parts: &'static [Part], present: bool| if present { parts } else { &[] };
+        let biases = [with(qkv, config.qkv_bias), with(norms, config.norm.has_bias)];
+        let weights = weights
+            .into_iter()
+            .flatten()
+            .map(|&part| tensors.inner(layer, part));
+        let biases = biases
+            .into_iter()
+            .flatten()
+            .map(|&part| tensors.inner_bias(layer, part));
+        weights.chain(biases).collect()
     }
 
     /// A tensor that nothing here reads would be one the result should depend on: a bias, a scale, an
@@ -237,29 +240,22 @@ impl WeightSource<'_> {
         let Data::Files { tensors, .. } = self.data else {
             return Ok(());
         };
+        let names = &self.config.tensors;
         let mut expected = HashSet::from([
-            self.names.outer(Outer::Embedding).to_owned(),
-            self.names.outer(Outer::FinalNorm).to_owned(),
+            names.outer(Part::Embedding),
+            names.outer(Part::FinalNorm),
             // Of a tied head some checkpoints keep a copy.
-            self.names.outer(Outer::Head).to_owned(),
+            names.outer(Part::Head),
         ]);
-        let with = |inners: &[Inner], present: bool| if present { inners.to_vec() } else { Vec::new() };
-        let inners = [
-            EVERY_BLOCK.to_vec(),
-            with(&QKV_BIASES, self.config.qkv_bias),
-            with(&QK_NORMS, self.config.qk_norm),
-        ];
-        for layer in 0..self.config.layers.len() {
-            expected.extend(
-                inners
-                    .iter()
-                    .flatten()
-                    .map(|&inner| self.names.inner(layer, inner)),
-            );
+        if self.config.norm.has_bias {
+            expected.insert(names.outer_bias(Part::FinalNorm));
         }
-        let is_harmless = |name: &str| match self.names {
-            Names::Gguf => name == ROPE_FACTORS,
-            Names::HuggingFace => name.ends_with(ROPE_BUFFER),
+        for layer in 0..self.config.layers.len() {
+            expected.extend(self.expected_in(layer));
+        }
+        let is_harmless = |name: &str| match names.naming {
+            Naming::Gguf => name == ROPE_FACTORS,
+            Naming::HuggingFace => name.ends_with(ROPE_BUFFER),
         };
         let unexpected =
             |tensor: &&TensorInfo| !expected.contains(&tensor.name) && !is_harmless(&tensor.name);
@@ -275,7 +271,7 @@ impl WeightSource<'_> {
     fn linear<B: Backend>(
         &self,
         backend: &mut B,
-        parts: &[Part],
+        parts: &[Matrix],
         n_in: usize,
         bias: Option<&[f32]>,
         buffer: &mut Vec<u8>,
@@ -304,17 +300,34 @@ impl WeightSource<'_> {
         backend.linear(&sources, bias).map_err(in_tensor)
     }
 
-    fn norm<B: Backend>(&self, backend: &mut B, name: &str, width: usize) -> Result<B::Tensor, LoadError> {
-        let values = self.vector(name, width, 1.0)?;
-        let in_tensor = |source| LoadError::Backend {
-            name: name.to_owned(),
-            source,
-        };
-        backend.upload(&values).map_err(in_tensor)
+    /// A norm over the width of the model by the names of its weight and bias.
+    fn norm<B: Backend>(&self, backend: &mut B, names: &[String; 2]) -> Result<NormWeights<B>, LoadError> {
+        let [weight, bias] = names;
+        let width = self.config.width;
+        Ok(NormWeights {
+            weight: self.norm_weight(backend, weight, width)?,
+            bias: match self.config.norm.has_bias {
+                false => None,
+                true => Some(upload(backend, bias, &self.vector(bias, width, 0.0)?)?),
+            },
+        })
+    }
+
+    /// The factors of a norm, with what the model stores them less.
+    fn norm_weight<B: Backend>(
+        &self,
+        backend: &mut B,
+        name: &str,
+        width: usize,
+    ) -> Result<B::Tensor, LoadError> {
+        let offset = self.config.norm.offset;
+        let mut values = self.vector(name, width, 1.0 - offset)?;
+        values.iter_mut().for_each(|value| *value += offset);
+        upload(backend, name, &values)
     }
 
     /// Appends the bytes of a matrix to `buffer`.
-    fn matrix(&self, part: &Part, n_in: usize, buffer: &mut Vec<u8>) -> Result<Format, LoadError> {
+    fn matrix(&self, part: &Matrix, n_in: usize, buffer: &mut Vec<u8>) -> Result<Format, LoadError> {
         match self.data {
             Data::Dummy { format } => {
                 let filled = fill_matrix(&part.name, n_in, part.n_out, format, buffer);
@@ -343,11 +356,11 @@ impl WeightSource<'_> {
 
     /// Llama 3's frequency factors, where the file has them.
     fn rope_factors(&self) -> Result<Option<Vec<f32>>, LoadError> {
-        match (self.names, &self.data) {
-            (Names::Gguf, Data::Files { tensors, .. }) if tensors.named(ROPE_FACTORS).is_some() => {}
+        match (self.config.tensors.naming, &self.data) {
+            (Naming::Gguf, Data::Files { tensors, .. }) if tensors.named(ROPE_FACTORS).is_some() => {}
             _ => return Ok(None),
         }
-        let factors = self.vector(ROPE_FACTORS, self.config.rope.dim / 2, 1.0)?;
+        let factors = self.vector(ROPE_FACTORS, self.config.ropes[0].dim / 2, 1.0)?;
         if factors.iter().all(|factor| *factor > 0.0) {
             Ok(Some(factors))
         } else {
@@ -410,6 +423,29 @@ impl WeightSource<'_> {
         files[tensor.file_idx]
             .read_exact_at(&mut buffer[start..], tensor.offset)
             .map_err(in_tensor)
+    }
+}
+
+fn upload<B: Backend>(backend: &mut B, name: &str, values: &[f32]) -> Result<B::Tensor, LoadError> {
+    let in_tensor = |source| LoadError::Backend {
+        name: name.to_owned(),
+        source,
+    };
+    backend.upload(values).map_err(in_tensor)
+}
+
+/// The norms of a block.
+fn norms(placement: NormPlacement) -> &'static [Part] {
+    match placement {
+        NormPlacement::Before => &[Part::AttentionNorm, Part::FfnNorm],
+        NormPlacement::After => &[Part::AttentionPostNorm, Part::FfnPostNorm],
+        NormPlacement::Around => &[
+            Part::AttentionNorm,
+            Part::AttentionPostNorm,
+            Part::FfnNorm,
+            Part::FfnPostNorm,
+        ],
+        NormPlacement::Parallel => &[Part::AttentionNorm],
     }
 }
 

@@ -95,7 +95,7 @@ pub(crate) fn teacher_force<B: Backend>(
 
 #[derive(serde::Deserialize)]
 pub(crate) struct TinyModel {
-    ids: Vec<u32>,
+    pub(crate) ids: Vec<u32>,
     /// By position.
     logits: BTreeMap<usize, Vec<f32>>,
 }

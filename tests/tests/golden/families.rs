@@ -1,10 +1,11 @@
 //! One tiny model of every family against transformers and `tokenizers`: logits, tokens and settings, from a
 //! folder of safetensors and, for some, from the same weights as GGUF.
 
+use arbora_runtime::model::config::DecoderConfig;
 use arbora_runtime::model::{LoadFormat, ModelFile};
 use arbora_runtime::tokenizer::SpecialTokens;
 
-use crate::decoder::{TinyModel, compare_everywhere};
+use crate::decoder::{TinyModel, any_cpu, compare_everywhere, teacher_force};
 use crate::{golden, golden_path};
 
 const FAMILIES: [&str; 7] = [
@@ -17,6 +18,37 @@ const FAMILIES: [&str; 7] = [
     "qwen2-window",
 ];
 const GGUF: [&str; 3] = ["llama2", "qwen2", "qwen3"];
+
+/// Families that share a tokenizer, with the window of each layer.
+const SHARED_TOKENIZER: [(&str, &[Option<usize>]); 15] = {
+    const WINDOW: Option<usize> = Some(40);
+    [
+        ("gemma", &[None; 2]),
+        ("gemma2", &[WINDOW, None, WINDOW]),
+        ("gemma3", &[WINDOW, WINDOW, WINDOW, WINDOW, WINDOW, None, WINDOW]),
+        ("granite", &[None; 2]),
+        ("olmo2", &[None; 2]),
+        ("smollm3", &[None; 4]),
+        ("phi3", &[Some(100); 2]),
+        ("phi3-short", &[None; 2]),
+        ("glm", &[None; 2]),
+        ("glm4", &[None; 2]),
+        ("stablelm", &[None; 2]),
+        ("stablelm-parallel", &[None; 2]),
+        ("command-r", &[None; 2]),
+        ("command-r7b", &[WINDOW, WINDOW, WINDOW, None]),
+        ("qwen3-yarn", &[None; 2]),
+    ]
+};
+const SHARED_TOKENIZER_GGUF: [&str; 7] = [
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "granite",
+    "olmo2",
+    "smollm3",
+    "phi3-short",
+];
 
 #[derive(serde::Deserialize)]
 struct Texts {
@@ -39,15 +71,68 @@ fn reference<T: serde::de::DeserializeOwned>(name: &str) -> T {
 
 #[test]
 fn folders_of_every_family_give_the_logits_of_transformers() {
-    for name in FAMILIES {
+    let shared = SHARED_TOKENIZER.map(|(name, _)| name);
+    for name in FAMILIES.into_iter().chain(shared) {
         compare_everywhere(&folder(name), &reference::<TinyModel>(name));
     }
 }
 
 #[test]
 fn gguf_files_of_the_families_give_the_logits_of_transformers() {
-    for name in GGUF {
+    for name in GGUF.into_iter().chain(SHARED_TOKENIZER_GGUF) {
         compare_everywhere(&gguf(name), &reference::<TinyModel>(name));
+    }
+}
+
+#[test]
+fn chunks_of_a_prefill_change_no_bit_of_any_family() {
+    let shared = SHARED_TOKENIZER.map(|(name, _)| name);
+    for name in FAMILIES.into_iter().chain(shared) {
+        let (file, ids) = (folder(name), reference::<TinyModel>(name).ids);
+        let run = |chunk: usize| {
+            let mut bits = Vec::new();
+            teacher_force(&mut any_cpu(), &file, &ids, chunk, |_, row| {
+                bits.extend(row.iter().map(|logit| logit.to_bits()));
+            });
+            bits
+        };
+        let whole = run(ids.len());
+        for chunk in [1, 29, 64] {
+            // Not compared by assert_eq, which would print a hundred thousand numbers.
+            assert!(run(chunk) == whole, "{name} in chunks of {chunk}");
+        }
+    }
+}
+
+#[test]
+fn descriptions_count_the_layers_and_weights_that_are_there() {
+    for (name, windows) in SHARED_TOKENIZER {
+        let file = folder(name);
+        assert_eq!(file.config().windows(), windows, "{name}");
+        assert_eq!(
+            (file.config().window, file.config().context),
+            (None, 256),
+            "{name}"
+        );
+        assert_eq!(file.n_params(), file.config().n_params(), "{name}");
+    }
+    for name in SHARED_TOKENIZER_GGUF {
+        let file = gguf(name);
+        assert_eq!(file.n_params(), file.config().n_params(), "{name}");
+        let layers = |config: &DecoderConfig| config.layers.clone();
+        let (of_gguf, of_folder) = (layers(file.config()), layers(folder(name).config()));
+        for (of_gguf, of_folder) in of_gguf.iter().zip(&of_folder) {
+            let close = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-6;
+            let (a, b) = (of_gguf.attention, of_folder.attention);
+            assert_eq!((a.window, a.soft_cap), (b.window, b.soft_cap), "{name}");
+            assert_eq!(
+                (of_gguf.rope, of_gguf.norms),
+                (of_folder.rope, of_folder.norms),
+                "{name}"
+            );
+            assert_eq!(of_gguf.activation, of_folder.activation, "{name}");
+            assert!(close(a.scale, b.scale), "{name}: {} and {}", a.scale, b.scale);
+        }
     }
 }
 

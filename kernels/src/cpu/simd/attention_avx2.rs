@@ -16,16 +16,26 @@ pub(crate) unsafe fn pack(queries: *const f32, offsets: &[usize], head: QueryHea
 
 /// Merges a block into the rows' states.
 #[target_feature(enable = "avx2,fma")]
-pub(crate) unsafe fn fold(rows: &QueryRows<'_>, block: &Block, head_dim: usize, scratch: &mut Scratch) {
+pub(crate) unsafe fn fold<const CAPPED: bool>(
+    rows: &QueryRows<'_>,
+    block: &Block,
+    head_dim: usize,
+    scratch: &mut Scratch,
+) {
     // SAFETY: this function's own obligations.
-    unsafe { attention_lanes::fold::<Avx2Lanes>(rows, block, head_dim, scratch) };
+    unsafe { attention_lanes::fold::<Avx2Lanes, CAPPED>(rows, block, head_dim, scratch) };
 }
 
 /// Replaces the rows' states by the block's own.
 #[target_feature(enable = "avx2,fma")]
-pub(crate) unsafe fn store(rows: &QueryRows<'_>, block: &Block, head_dim: usize, scratch: &mut Scratch) {
+pub(crate) unsafe fn store<const CAPPED: bool>(
+    rows: &QueryRows<'_>,
+    block: &Block,
+    head_dim: usize,
+    scratch: &mut Scratch,
+) {
     // SAFETY: this function's own obligations.
-    unsafe { attention_lanes::store::<Avx2Lanes>(rows, block, head_dim, scratch) };
+    unsafe { attention_lanes::store::<Avx2Lanes, CAPPED>(rows, block, head_dim, scratch) };
 }
 
 /// Merges a stored state into a row's state.

@@ -23,6 +23,7 @@ use crate::cpu::attention_kernel::{
     Block, POWER_OF_TWO, QueryHead, QueryRows, ROUNDER, RowState, Scratch, Visible, padded_dim, state_floats,
 };
 use crate::cpu::kv::{SUBPAGE_TOKENS, values_offset};
+use crate::cpu::tanh::{TANH_DENOMINATOR, TANH_FLAT, TANH_NUMERATOR};
 
 /// Dimensions of a value that are summed in one pass over the tokens.
 const PART: usize = 2 * LANES;
@@ -49,26 +50,26 @@ pub(crate) unsafe fn pack<V: Lanes>(
 
 /// Merges a block into the rows' states.
 #[inline(always)]
-pub(crate) unsafe fn fold<V: Lanes>(
+pub(crate) unsafe fn fold<V: Lanes, const CAPPED: bool>(
     rows: &QueryRows<'_>,
     block: &Block,
     head_dim: usize,
     scratch: &mut Scratch,
 ) {
     // SAFETY: this function's own obligations.
-    unsafe { attend::<V, false>(rows, block, head_dim, scratch) };
+    unsafe { attend::<V, false, CAPPED>(rows, block, head_dim, scratch) };
 }
 
 /// Replaces the rows' states by the block's own.
 #[inline(always)]
-pub(crate) unsafe fn store<V: Lanes>(
+pub(crate) unsafe fn store<V: Lanes, const CAPPED: bool>(
     rows: &QueryRows<'_>,
     block: &Block,
     head_dim: usize,
     scratch: &mut Scratch,
 ) {
     // SAFETY: this function's own obligations.
-    unsafe { attend::<V, true>(rows, block, head_dim, scratch) };
+    unsafe { attend::<V, true, CAPPED>(rows, block, head_dim, scratch) };
 }
 
 /// Merges a stored state into a row's state.
@@ -161,7 +162,7 @@ unsafe fn merge_lanes<V: Lanes, const PARTIAL: bool>(state: *mut f32, block: V, 
 }
 
 #[inline(always)]
-unsafe fn attend<V: Lanes, const PARTIAL: bool>(
+unsafe fn attend<V: Lanes, const PARTIAL: bool, const CAPPED: bool>(
     rows: &QueryRows<'_>,
     block: &Block,
     head_dim: usize,
@@ -178,10 +179,10 @@ unsafe fn attend<V: Lanes, const PARTIAL: bool>(
         // SAFETY: this function's own obligations; the group's rows are among `rows`.
         unsafe {
             match rows.limits.len() - row {
-                4.. => attend_group::<V, 4, PARTIAL>(&group, scratch),
-                3 => attend_group::<V, 3, PARTIAL>(&group, scratch),
-                2 => attend_group::<V, 2, PARTIAL>(&group, scratch),
-                _ => attend_group::<V, 1, PARTIAL>(&group, scratch),
+                4.. => attend_group::<V, 4, PARTIAL, CAPPED>(&group, scratch),
+                3 => attend_group::<V, 3, PARTIAL, CAPPED>(&group, scratch),
+                2 => attend_group::<V, 2, PARTIAL, CAPPED>(&group, scratch),
+                _ => attend_group::<V, 1, PARTIAL, CAPPED>(&group, scratch),
             }
         }
         row += (rows.limits.len() - row).min(4);
@@ -225,6 +226,37 @@ unsafe fn score<V: Lanes, const R: usize>(group: &Group<'_>, subpage: usize, scr
             low[row].store(target);
             high[row].store(target.add(LANES));
         }
+    }
+}
+
+/// Scores in units of the cap become `cap * tanh(score)`. Whole vectors of them.
+#[inline(always)]
+unsafe fn cap_scores<V: Lanes>(scores: &mut [f32], cap: f32) {
+    for place in scores.chunks_exact_mut(LANES) {
+        // SAFETY: a chunk is 8 floats.
+        unsafe {
+            let capped = tanh(V::load(place.as_ptr())).mul(V::splat(cap));
+            capped.store(place.as_mut_ptr());
+        }
+    }
+}
+
+/// The rational function of `cpu/tanh.rs` over lanes. NaN stays NaN.
+#[inline(always)]
+unsafe fn tanh<V: Lanes>(x: V) -> V {
+    // SAFETY: arithmetic of the lanes' instruction set.
+    unsafe {
+        let x = V::splat(TANH_FLAT).min(V::splat(-TANH_FLAT).max(x));
+        let square = x.mul(x);
+        let polynomial = |coefficients: &[f32]| {
+            let mut sum = V::splat(coefficients[0]);
+            for coefficient in &coefficients[1..] {
+                sum = sum.mul_add(square, V::splat(*coefficient));
+            }
+            sum
+        };
+        x.mul(polynomial(&TANH_NUMERATOR))
+            .div(polynomial(&TANH_DENOMINATOR))
     }
 }
 
@@ -356,7 +388,7 @@ unsafe fn add_token<V: Lanes>(sums: &mut [V; 2], values: [V; 2], weight: f32) {
 
 /// One block for a group of R rows.
 #[inline(always)]
-unsafe fn attend_group<V: Lanes, const R: usize, const PARTIAL: bool>(
+unsafe fn attend_group<V: Lanes, const R: usize, const PARTIAL: bool, const CAPPED: bool>(
     group: &Group<'_>,
     scratch: &mut Scratch,
 ) {
@@ -385,6 +417,12 @@ unsafe fn attend_group<V: Lanes, const R: usize, const PARTIAL: bool>(
                 let lanes_of_sum = state.add(padded_dim(group.head_dim));
                 let largest = group.rows.largest.add(group.first_row + row);
                 let scores = &mut scratch.scores[row];
+                if CAPPED {
+                    cap_scores::<V>(
+                        &mut scores[..visible.tokens[row].next_multiple_of(LANES)],
+                        group.rows.cap,
+                    );
+                }
                 let seen = visible.firsts[row]..visible.tokens[row];
                 *factors = soften::<V, PARTIAL>(scores, seen, lanes_of_sum, largest);
             }

@@ -25,8 +25,12 @@ pub(crate) trait Lanes: Copy {
     unsafe fn add(self, addend: Self) -> Self;
     /// `self - subtrahend`.
     unsafe fn sub(self, subtrahend: Self) -> Self;
+    /// `self / divisor`.
+    unsafe fn div(self, divisor: Self) -> Self;
     /// The larger of each pair of lanes, `other`'s where one is NaN.
     unsafe fn max(self, other: Self) -> Self;
+    /// The smaller of each pair of lanes, `other`'s where one is NaN.
+    unsafe fn min(self, other: Self) -> Self;
     /// `self * 2^n`, n in the low bits of `n`'s lanes.
     unsafe fn scale_by_bits(self, n: Self) -> Self;
     /// Asks for the line at `address`, which need not be readable.
@@ -94,8 +98,18 @@ impl Lanes for ScalarLanes {
     }
 
     #[inline(always)]
+    unsafe fn div(self, divisor: Self) -> Self {
+        self.zip(divisor, |a, b| a / b)
+    }
+
+    #[inline(always)]
     unsafe fn max(self, other: Self) -> Self {
         self.zip(other, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a < b { a } else { b })
     }
 
     #[inline(always)]
@@ -180,9 +194,21 @@ mod avx2 {
         }
 
         #[inline(always)]
+        unsafe fn div(self, divisor: Self) -> Self {
+            // SAFETY: the machine has AVX2.
+            Avx2Lanes(unsafe { _mm256_div_ps(self.0, divisor.0) })
+        }
+
+        #[inline(always)]
         unsafe fn max(self, other: Self) -> Self {
             // SAFETY: the machine has AVX2.
             Avx2Lanes(unsafe { _mm256_max_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn min(self, other: Self) -> Self {
+            // SAFETY: the machine has AVX2.
+            Avx2Lanes(unsafe { _mm256_min_ps(self.0, other.0) })
         }
 
         #[inline(always)]

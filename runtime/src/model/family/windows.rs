@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::{Key, Keys, MAX_CONTEXT, key, out_of_range};
+use super::{Key, Keys, MAX_CONTEXT, MAX_LAYERS, count, key, out_of_range};
 use crate::model::file::LoadError;
 use crate::model::metadata::{KeyError, Metadata};
 
@@ -13,17 +13,18 @@ const WINDOW: Key = key("attention.sliding_window", "sliding_window");
 pub(super) enum Windows {
     /// Not known: the context is limited to the window, within which it changes nothing.
     Unknown,
-    /// All.
-    All,
+    /// All. `default` is what a file has that has no key for it, as in the reference implementation.
+    All { default: Option<usize> },
     /// Those from `max_window_layers` on, and only if `use_sliding_window` says so.
     Upper,
+    /// All but the last of each `full_every`.
+    Every { default: usize, full_every: usize },
 }
 
 /// `max_window_layers` where the file has none, as in the reference implementation.
 const MAX_WINDOW_LAYERS: usize = 28;
 
-/// Window of a model of [`Windows::All`] or [`Windows::Upper`] whose file has no key for it, as in the
-/// reference implementation.
+/// Window of a model of [`Windows::Upper`] whose file has no key for it, as in the reference implementation.
 const DEFAULT_WINDOW: usize = 4096;
 
 /// The window of a `config.json`, absent where it has none or does not use it.
@@ -35,10 +36,39 @@ pub(super) fn json_window(
     if family == Windows::Upper && keys.metadata.flag("use_sliding_window")? != Some(true) {
         return Ok(None);
     }
-    match family {
-        Windows::All | Windows::Upper if !json.contains_key(WINDOW.json) => Ok(Some(DEFAULT_WINDOW)),
+    let default = match family {
+        Windows::Unknown => None,
+        Windows::All { default } => default,
+        Windows::Upper => Some(DEFAULT_WINDOW),
+        Windows::Every { default, .. } => Some(default),
+    };
+    match default {
+        Some(default) if !json.contains_key(WINDOW.json) => Ok(Some(default)),
         _ => window(keys),
     }
+}
+
+/// The window of each layer of a GGUF file; absent where it is not known which layers have it.
+pub(super) fn gguf_windows(
+    metadata: &Metadata,
+    family: Windows,
+    (n_layers, window): (usize, Option<usize>),
+) -> Result<Option<Vec<Option<usize>>>, KeyError> {
+    match family {
+        Windows::Every { full_every, .. } => all_but(metadata, full_every, (n_layers, window)).map(Some),
+        _ => Ok(None),
+    }
+}
+
+fn all_but(
+    metadata: &Metadata,
+    full_every: usize,
+    (n_layers, window): (usize, Option<usize>),
+) -> Result<Vec<Option<usize>>, KeyError> {
+    // Only `config.json` has a key for it.
+    let every = count(metadata, "sliding_window_pattern", MAX_LAYERS)?.unwrap_or(full_every);
+    let of = |n: usize| window.filter(|_| !n.is_multiple_of(every));
+    Ok((1..=n_layers).map(of).collect())
 }
 
 /// The window of each layer of a `config.json`; absent where it is not known which layers have it.
@@ -51,7 +81,10 @@ pub(super) fn windows(
     let Some(types) = metadata.strings(key)? else {
         let first = match family {
             Windows::Unknown => return Ok(None),
-            Windows::All => 0,
+            Windows::Every { full_every, .. } => {
+                return Ok(Some(all_but(metadata, full_every, (n_layers, window))?));
+            }
+            Windows::All { .. } => 0,
             Windows::Upper => metadata
                 .unsigned("max_window_layers")?
                 .map_or(MAX_WINDOW_LAYERS, |n| n as usize),
