@@ -66,8 +66,8 @@ impl Stacks {
         n_edges
     }
 
-    /// Whether the stacks of `readings` have more than [`MAX_EDGES`] edges, or more than `max_passed` that the
-    /// next byte may have to look at.
+    /// Whether the stacks of `readings` have more than [`MAX_EDGES`] edges, or more than `max_passed` that
+    /// the next byte may have to look at.
     fn is_large(&self, ir: &Ir, readings: &[Reading], max_passed: usize) -> bool {
         let at_most = readings.iter().map(|reading| self.most_edges(reading.stack));
         if at_most.fold(0, u32::saturating_add) as usize <= max_passed {
