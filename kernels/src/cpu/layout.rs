@@ -80,6 +80,7 @@ impl<const FORMAT: usize> Tile<FORMAT> {
 }
 
 impl TileLayout {
+    #[inline(always)]
     const fn of(format: Format) -> TileLayout {
         let coding = format.coding().expect("a quantized format");
         TileLayout {
@@ -89,6 +90,7 @@ impl TileLayout {
     }
 
     /// Bits of the low plane.
+    #[inline(always)]
     pub(crate) const fn low_bits(&self) -> usize {
         match self.coding.bits {
             2 | 3 => 2,
@@ -99,21 +101,25 @@ impl TileLayout {
     }
 
     /// Bits of the high plane, perhaps none.
+    #[inline(always)]
     pub(crate) const fn high_bits(&self) -> usize {
         self.coding.bits - self.low_bits()
     }
 
     /// Where in a sub-block the high plane begins.
+    #[inline(always)]
     pub(crate) const fn high_plane(&self) -> usize {
         self.low_bits() * PLANE_BYTES
     }
 
     /// Where in a sub-block its integer scales begin.
+    #[inline(always)]
     pub(crate) const fn sub_scales(&self) -> usize {
         self.coding.bits * PLANE_BYTES
     }
 
     /// Where in a sub-block its integer minima of 32 inputs begin.
+    #[inline(always)]
     pub(crate) const fn sub_mins(&self) -> usize {
         let n_scales = match self.coding.scales {
             Scales::None => 0,
@@ -124,6 +130,7 @@ impl TileLayout {
     }
 
     /// Bytes of a sub-block.
+    #[inline(always)]
     pub(crate) const fn sub_bytes(&self) -> usize {
         match self.coding.mins {
             Mins::Per32 => self.sub_mins() + TILE_COLUMNS,
@@ -132,20 +139,24 @@ impl TileLayout {
     }
 
     /// Where in a block the scales begin.
+    #[inline(always)]
     pub(crate) const fn scales(&self) -> usize {
         self.n_subs * self.sub_bytes()
     }
 
     /// Where in a block the minima begin.
+    #[inline(always)]
     pub(crate) const fn mins(&self) -> usize {
         self.scales() + 2 * TILE_COLUMNS
     }
 
+    #[inline(always)]
     pub(crate) const fn has_min(&self) -> bool {
         !matches!(self.coding.mins, Mins::None)
     }
 
     /// Bytes of a block.
+    #[inline(always)]
     pub(crate) const fn block_bytes(&self) -> usize {
         self.mins() + if self.has_min() { 2 * TILE_COLUMNS } else { 0 }
     }
@@ -276,6 +287,7 @@ fn half(bytes: &[u8], at: usize) -> u16 {
 }
 
 /// The lowest `bits` of each byte of a word.
+#[inline(always)]
 const fn low_mask(bits: usize) -> u32 {
     0x0101_0101 * ((1u32 << bits) - 1)
 }

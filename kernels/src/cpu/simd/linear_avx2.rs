@@ -68,11 +68,13 @@ impl RecordRows {
 }
 
 /// Whether kernels take the values of a format for signed bytes.
+#[inline(always)]
 const fn is_signed(layout: &TileLayout) -> bool {
     layout.coding.bits == 8 || matches!(layout.coding.values, Values::Table(_))
 }
 
 /// Chunks of a sub-block whose products fit an int16 together.
+#[inline(always)]
 const fn run(layout: &TileLayout) -> usize {
     let largest = match layout.coding.values {
         Values::Offset(_) if layout.coding.bits == 8 => 128,
@@ -228,8 +230,8 @@ unsafe fn dots<const FORMAT: usize, const R: usize>(
     let (is_signed, run) = const { (is_signed(&Tile::<FORMAT>::LAYOUT), run(&Tile::<FORMAT>::LAYOUT)) };
     // SAFETY: the caller's obligations are the callees'; the rows are the record's.
     unsafe {
-        let mut dots = [_mm256_setzero_si256(); R];
-        let mut pairs = [_mm256_setzero_si256(); R];
+        // Sums as int32, and those of the chunks since as int16.
+        let mut sums = [(_mm256_setzero_si256(), _mm256_setzero_si256()); R];
         for j in 0..8 {
             let quants = quants::<FORMAT>(sub, j);
             let magnitude = if is_signed {
@@ -237,7 +239,7 @@ unsafe fn dots<const FORMAT: usize, const R: usize>(
             } else {
                 quants
             };
-            for (row, pairs) in pairs.iter_mut().enumerate() {
+            for (row, (dot, pairs)) in sums.iter_mut().enumerate() {
                 let four = rows.four(row, 4 * j);
                 let four = if is_signed {
                     _mm256_sign_epi8(four, quants)
@@ -245,14 +247,13 @@ unsafe fn dots<const FORMAT: usize, const R: usize>(
                     four
                 };
                 *pairs = _mm256_add_epi16(*pairs, _mm256_maddubs_epi16(magnitude, four));
-            }
-            if (j + 1) % run == 0 {
-                for (dot, pairs) in dots.iter_mut().zip(&mut pairs) {
+                if (j + 1) % run == 0 {
                     *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(*pairs, scaling.factors[j / 4]));
                     *pairs = _mm256_setzero_si256();
                 }
             }
         }
+        let mut dots = sums.map(|(dot, _)| dot);
         let Values::Offset(offset @ 1..) = layout.coding.values else {
             return dots;
         };
@@ -341,7 +342,8 @@ unsafe fn add_sub_block<const FORMAT: usize, const R: usize>(
     unsafe {
         let scaling = scaling::<FORMAT>(sub, half, of_block);
         let dots = dots::<FORMAT, R>(sub.add(32 * half), &scaling, rows);
-        for (row, (sum, dot)) in sums.iter_mut().zip(dots).enumerate() {
+        for (row, dot) in dots.into_iter().enumerate() {
+            let sum = &mut sums[row];
             let row_scale = _mm256_set1_ps(rows.number(0, row).cast::<f32>().read_unaligned());
             let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), scaling.scale);
             *sum = _mm256_fmadd_ps(scaled, row_scale, *sum);

@@ -54,6 +54,7 @@ struct WeightBlock {
 }
 
 /// What was added to the integer weights to make them unsigned: 0 or a power of two.
+#[inline(always)]
 const fn offset(layout: &TileLayout) -> u8 {
     match layout.coding.values {
         Values::Offset(offset) => offset,
@@ -238,8 +239,8 @@ unsafe fn scaled_dots<const FORMAT: usize, const R: usize, const START: usize>(
                     *dot = _mm512_dpbusd_epi32(*dot, weights.quants[step], rows.four(row, step));
                 }
             }
-            for (scaled, dot) in scaled[..count].iter_mut().zip(dots) {
-                *scaled = _mm512_cvtepi32_ps(dot);
+            for (row, scaled) in scaled[..count].iter_mut().enumerate() {
+                *scaled = _mm512_cvtepi32_ps(dots[row]);
             }
             return scaled;
         }
@@ -258,8 +259,8 @@ unsafe fn scaled_dots<const FORMAT: usize, const R: usize, const START: usize>(
                     *dot = _mm512_dpbusd_epi32(*dot, weights.quants[step], rows.four(row, step));
                 }
             }
-            for (scaled, dot) in scaled[..count].iter_mut().zip(dots) {
-                *scaled = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), weights.scales_of_16[half], *scaled);
+            for (row, scaled) in scaled[..count].iter_mut().enumerate() {
+                *scaled = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[row]), weights.scales_of_16[half], *scaled);
             }
         }
         scaled
