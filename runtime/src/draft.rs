@@ -1,5 +1,4 @@
-//! Speculative decoding: how long a draft of free text pays. Who proposes its tokens is in
-//! [`crate::drafting`].
+//! Speculative decoding: how long a draft of free text pays. Who proposes its tokens is in `drafting.rs`.
 //!
 //! ```text
 //! p^i   probability that a draft is accepted up to its token i; p is the share accepted lately

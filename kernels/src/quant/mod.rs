@@ -1,6 +1,6 @@
 //! Element and block formats of weights (quantizations), as GGUF stores them.
 //!
-//! A block is some integers with scales. Whatever its bytes look like, it says (see [`Coding`])
+//! A block is some integers with scales. Whatever its bytes look like, it says (see `Coding`)
 //!
 //! ```text
 //! w[i] = (scale * scales[i / 16]) * value(q[i]) + min * mins[i / 16]
@@ -28,7 +28,7 @@
 //! | TQ1_0, TQ2_0 | 1.6875, 2.0625 | -1, 0, 1 | q - 1 | f16 for each 256 |
 //!
 //! A format is a variant of [`Format`], its row in `ROWS` and how its bytes are read (`blocks.rs`); the
-//! kernels go by the [`Coding`]. A golden (`tests/golden/quants.py`) compares every weight with the `gguf`
+//! kernels go by the `Coding`. A golden (`tests/golden/quants.py`) compares every weight with the `gguf`
 //! package's.
 //!
 //! Source: the GGUF specification and ggml's block definitions.

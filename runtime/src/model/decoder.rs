@@ -12,7 +12,7 @@
 //! logits = cap(scale Whead norm((x + delta)[logit_rows]))
 //! ```
 //!
-//! Which norms a layer has is its [`NormPlacement`](super::config::NormPlacement): without the one
+//! Which norms a layer has is its [`NormPlacement`]: without the one
 //! before, `h` is `x`. Factors of 1 and caps that a model does not have are left out. The residual stream
 //! `x` is added to in exactly one place per half-block, fused with the norm that follows.
 
