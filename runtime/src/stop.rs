@@ -89,8 +89,7 @@ impl TextStream {
 
     /// Appends the next token. After a stop string everything is ignored.
     pub fn push(&mut self, token: u32) {
-        let spelling = Arc::clone(&self.spelling);
-        let bytes = spelling.of(token);
+        let bytes = self.spelling.of(token);
         if self.n_exempt > 0 {
             self.n_exempt -= 1;
             self.held.extend_from_slice(bytes);
@@ -102,7 +101,7 @@ impl TextStream {
                 break;
             }
             self.held.push(byte);
-            self.stopped = self.complete_stop(byte);
+            self.stopped = complete_stop(&mut self.stops, byte);
         }
         if let Some(idx) = self.stopped {
             // On the first push after the match there is nothing left to cut.
@@ -126,18 +125,6 @@ impl TextStream {
         self.release(self.held.len());
         self.flush();
         self.take()
-    }
-
-    fn complete_stop(&mut self, byte: u8) -> Option<usize> {
-        let mut longest: Option<usize> = None;
-        for idx in 0..self.stops.len() {
-            let longer = |other: usize| self.stops[idx].pattern.len() > self.stops[other].pattern.len();
-            let is_longest = longest.is_none_or(longer);
-            if self.stops[idx].advance(byte) && is_longest {
-                longest = Some(idx);
-            }
-        }
-        longest
     }
 
     /// Moves `held[..end]` to the released text, but for an unfinished sequence at its end.
@@ -169,6 +156,19 @@ impl TextStream {
         self.released.push_str(&String::from_utf8_lossy(&self.held));
         self.held.clear();
     }
+}
+
+/// Which of `stops` is complete with `byte`, the longest of several.
+fn complete_stop(stops: &mut [StopString], byte: u8) -> Option<usize> {
+    let mut longest: Option<usize> = None;
+    for idx in 0..stops.len() {
+        let longer = |other: usize| stops[idx].pattern.len() > stops[other].pattern.len();
+        let is_longest = longest.is_none_or(longer);
+        if stops[idx].advance(byte) && is_longest {
+            longest = Some(idx);
+        }
+    }
+    longest
 }
 
 #[cfg(test)]
