@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arbora_runtime::engine::EngineHandle;
 use arbora_runtime::request::{Event, Namespace, Request, SamplingParams, SubmitError};
 use axum::Json;
 use axum::extract::State;
@@ -49,7 +48,7 @@ pub async fn health_generate(_: OwnPage, State(app): State<Arc<App>>) -> Respons
     let (status, word) = if !is_accepting(&app) {
         (unavailable, "draining")
     } else {
-        let all = app.models.iter().map(|served| gives_tokens(&served.engine));
+        let all = app.models.iter().map(|served| gives_tokens(served));
         let all = async { join_all(all).await.into_iter().all(|gives| gives) };
         match tokio::time::timeout(PATIENCE, all).await {
             Ok(true) => (StatusCode::OK, "ok"),
@@ -64,7 +63,8 @@ fn is_accepting(app: &App) -> bool {
     app.models.iter().all(|served| served.engine.is_accepting())
 }
 
-async fn gives_tokens(engine: &EngineHandle) -> bool {
+async fn gives_tokens(served: &Served) -> bool {
+    let engine = &served.engine;
     let metrics = engine.metrics();
     let n_steps = metrics.steps.value();
     loop {
@@ -72,7 +72,7 @@ async fn gives_tokens(engine: &EngineHandle) -> bool {
             return true;
         }
         if engine.n_in_flight() == 0 {
-            match ask_for_a_token(engine) {
+            match ask_for_a_token(served) {
                 Ok(mut events) => {
                     // Its end without a token before it is a failure.
                     return matches!(events.recv().await, Some(Event::Tokens(_)));
@@ -87,15 +87,16 @@ async fn gives_tokens(engine: &EngineHandle) -> bool {
 }
 
 /// The shortest request there is, in a part of the cache that no client's request reads.
-fn ask_for_a_token(engine: &EngineHandle) -> Result<mpsc::Receiver<Event>, SubmitError> {
+fn ask_for_a_token(served: &Served) -> Result<mpsc::Receiver<Event>, SubmitError> {
+    let first = served.encoder.tokenizer().bos().unwrap_or(0);
     let (sender, events) = mpsc::channel(Request::event_capacity(1));
-    engine.submit(Request {
+    served.engine.submit(Request {
         namespace: Namespace {
             salt: *b"health_generate\0",
             ..Namespace::default()
         },
         sampling: SamplingParams::GREEDY,
-        ..Request::new(engine.next_id(), vec![0], 1, Instant::now(), sender)
+        ..Request::new(served.engine.next_id(), vec![first], 1, Instant::now(), sender)
     })?;
     Ok(events)
 }
