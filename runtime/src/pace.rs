@@ -21,8 +21,9 @@ const STRETCH: f64 = 3.0;
 /// Decode steps of up to this many rows are as good as one another: an output beside so many is not slow.
 const USUAL_ROWS: usize = 8;
 
-/// Fewest rows of a prompt in a step that has time for any.
-const MIN_CHUNK: usize = 16;
+/// Fewest rows of the first prompt in a step that has time for any. What follows it in the same step gets what
+/// is left of the time: with a least chunk each, a crowd of prompts would take as often as long.
+pub(crate) const MIN_CHUNK: usize = 8;
 
 /// What a step with rows of several tenants may take, in steps of the one with the fewest; or as often as
 /// there are tenants, if that is more.
@@ -101,9 +102,9 @@ impl Pace {
         Some(limit - self.rows.seconds(n_decode)?)
     }
 
-    /// Rows of a prompt from `position` on that take at most `seconds`; a few at least, where there is any
+    /// Rows of a prompt from `position` on that take at most `seconds`; `n_least` at least, where there is any
     /// time.
-    pub(crate) fn rows_within(&self, position: usize, seconds: f64) -> usize {
+    pub(crate) fn rows_within(&self, position: usize, seconds: f64, n_least: usize) -> usize {
         if seconds <= 0.0 {
             return 0;
         }
@@ -111,7 +112,7 @@ impl Pace {
         // row * n + pair * n * (position + n / 2) = seconds
         let linear = row + pair * position as f64;
         let root = (linear * linear + 2.0 * pair * seconds).sqrt();
-        ((2.0 * seconds / (linear + root)) as usize).max(MIN_CHUNK)
+        ((2.0 * seconds / (linear + root)) as usize).max(n_least)
     }
 
     /// Seconds that `n_rows` rows of a prompt from `position` on take.
@@ -328,12 +329,13 @@ mod tests {
             pace.record(load, micros(1000 + 2560 + pairs * 5 / 1000));
         }
         near(pace.chunk_seconds(1000, 100), 1e-3 + 100.0 * 1050.0 * 5e-9);
-        let rows = |position| pace.rows_within(position, 3e-3);
+        let rows = |position| pace.rows_within(position, 3e-3, MIN_CHUNK);
         near(pace.chunk_seconds(0, rows(0)), 3e-3);
         near(pace.chunk_seconds(4000, rows(4000)), 3e-3);
         assert!(rows(0) > 2 * rows(4000));
-        assert_eq!(pace.rows_within(4000, 1e-9), MIN_CHUNK);
-        assert_eq!(pace.rows_within(0, 0.0), 0);
+        assert_eq!(pace.rows_within(4000, 1e-9, MIN_CHUNK), MIN_CHUNK);
+        assert_eq!(pace.rows_within(4000, 1e-9, 0), 0);
+        assert_eq!(pace.rows_within(0, 0.0, MIN_CHUNK), 0);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::cache::{AdmissionWish, PrefixCache};
 use crate::config::EngineConfig;
 use crate::draft::Drafters;
 use crate::drafting;
-use crate::pace::{Load, Pace};
+use crate::pace::{Load, MIN_CHUNK, Pace};
 use crate::plan::{Plan, PlannedRows};
 use crate::queue::{WaitingQueue, Work};
 use crate::request::{Request, RequestError};
@@ -248,6 +248,7 @@ impl Scheduler {
             n_rows: self.max_batch_tokens,
             n_scored: self.max_scored_rows,
             seconds: self.pace.spare(self.n_decoding()),
+            least_chunk: MIN_CHUNK,
         }
     }
 

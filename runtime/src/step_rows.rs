@@ -26,6 +26,8 @@ pub(crate) struct Budget {
     pub(crate) n_scored: usize,
     /// Time for rows of prompts; absent where they are not limited.
     pub(crate) seconds: Option<f64>,
+    /// Fewest rows of the next prompt, where there is any time.
+    pub(crate) least_chunk: usize,
 }
 
 impl Budget {
@@ -35,6 +37,7 @@ impl Budget {
             n_rows: self.n_rows.div_ceil(n),
             n_scored: self.n_scored.div_ceil(n),
             seconds: self.seconds.map(|seconds| seconds / n as f64),
+            ..self
         }
     }
 
@@ -45,6 +48,7 @@ impl Budget {
             n_rows: self.n_rows - (part.n_rows - left.n_rows),
             n_scored: self.n_scored - (part.n_scored - left.n_scored),
             seconds: self.seconds.map(|all| all - (seconds(part) - seconds(left))),
+            least_chunk: left.least_chunk,
         }
     }
 
@@ -52,7 +56,7 @@ impl Budget {
     fn rows_of(self, sequence: &Sequence, pace: &Pace) -> usize {
         let mut n_rows = sequence.n_uncomputed().min(self.n_rows);
         if let (true, Some(seconds)) = (sequence.will_prefill(), self.seconds) {
-            n_rows = n_rows.min(pace.rows_within(sequence.next_computed(), seconds));
+            n_rows = n_rows.min(pace.rows_within(sequence.next_computed(), seconds, self.least_chunk));
         }
         let scored = sequence.rows_to_score(n_rows);
         match scored.len() > self.n_scored {
@@ -78,6 +82,7 @@ impl Budget {
         self.n_scored -= n_scored;
         if let (true, Some(seconds)) = (sequence.will_prefill(), &mut self.seconds) {
             *seconds -= pace.chunk_seconds(sequence.next_computed(), n_rows);
+            self.least_chunk = 0;
         }
         plan.rows.push(PlannedRows {
             slot,

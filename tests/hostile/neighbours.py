@@ -12,7 +12,7 @@ import time
 
 from serving import Server, Stream, quantile
 
-KINDS = ["8 plain", "prompt of 7,500 tokens", "8 with 128 tools", "8 with 5,000 choices", "8 with an enum of 5,000"]
+KINDS = ["8 plain", "prompt of 7,500 tokens", "8 with 100 tools", "8 with 5,000 choices", "8 with an enum of 5,000"]
 
 
 def words(rng, n):
@@ -37,9 +37,9 @@ def requests(kind, rng):
         return [("/v1/completions", plain()) for _ in range(8)]
     if kind == "prompt of 7,500 tokens":
         return [("/v1/completions", {**plain(), "prompt": words(rng, 7500), "max_tokens": 20})]
-    if kind == "8 with 128 tools":
+    if kind == "8 with 100 tools":
         ask = lambda: {"messages": [{"role": "user", "content": name(rng)}], "max_tokens": 40,
-                       "tool_choice": "required", "tools": [tool(rng) for _ in range(128)]}
+                       "tool_choice": "required", "tools": [tool(rng) for _ in range(100)]}
         return [("/v1/chat/completions", ask()) for _ in range(8)]
     choices = lambda: list({" ".join(name(rng) for _ in range(3)) for _ in range(5000)})
     if kind == "8 with 5,000 choices":
