@@ -12,10 +12,15 @@
 use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use arbora_runtime::engine::EngineHandle;
+use arbora_runtime::inspect::{InFlightRequest, Inspected, Inspection, MAX_REQUESTS};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+
+/// How long an engine may take to tell what runs; it answers between two steps.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The signals that ask for an end.
 #[derive(Debug)]
@@ -94,14 +99,15 @@ pub fn outlive(engine: watch::Receiver<Option<EngineHandle>>) -> io::Result<()> 
     Ok(())
 }
 
-/// Tells the log what runs. Asks nobody, so that it answers for an engine that is stuck as well.
+/// Tells the log what runs: first what can be read without asking, as the engine may be stuck, then each
+/// request.
 fn tell(engine: Option<&EngineHandle>) {
     let Some(engine) = engine else {
         tracing::warn!("SIGQUIT: the model is not loaded yet");
         return;
     };
     let now = engine.metrics().gauges();
-    let stalled = engine.stalled_for(std::time::Instant::now());
+    let stalled = engine.stalled_for(Instant::now());
     tracing::warn!(
         in_flight = engine.n_in_flight(),
         running = now.running,
@@ -112,5 +118,35 @@ fn tell(engine: Option<&EngineHandle>) {
         pages_free = now.pages_free,
         since_last_step_ms = stalled.map_or(0, |time| time.as_millis() as u64),
         "SIGQUIT: what runs"
+    );
+    drop(tokio::spawn(tell_requests(engine.clone())));
+}
+
+/// Asks the engine for its requests and tells the log those that were accepted first.
+async fn tell_requests(engine: EngineHandle) {
+    let (reply, mut answers) = mpsc::channel(1);
+    let question = Inspection::InFlight {
+        max_requests: MAX_REQUESTS,
+    };
+    if let Err(error) = engine.inspect(question, reply) {
+        tracing::warn!("SIGQUIT: the requests cannot be listed: {error}");
+        return;
+    }
+    match tokio::time::timeout(PATIENCE, answers.recv()).await {
+        Ok(Some(Inspected::InFlight(requests))) => requests.iter().for_each(tell_request),
+        Ok(_) => tracing::warn!("SIGQUIT: the engine has ended"),
+        Err(_) => tracing::warn!("SIGQUIT: the engine did not answer within {} s", PATIENCE.as_secs()),
+    }
+}
+
+fn tell_request(request: &InFlightRequest) {
+    tracing::warn!(
+        id = request.id.0,
+        stage = request.stage,
+        prompt_tokens = request.n_prompt,
+        computed_tokens = request.n_computed,
+        output_tokens = request.n_output,
+        max_tokens = request.max_tokens,
+        "SIGQUIT: request"
     );
 }

@@ -1,4 +1,4 @@
-//! Questions about the cache that the engine answers between two steps.
+//! Questions about the cache and the running requests that the engine answers between two steps.
 //!
 //! One question is open at a time, and every answer is bounded: whoever looks, however often, delays a step
 //! by at most one small answer.
@@ -8,7 +8,7 @@ use arbora_radix::{Namespace, NodeView};
 use crate::cache::PrefixCache;
 use crate::explain::Explanation;
 use crate::request::RequestId;
-use crate::sequence::Sequences;
+use crate::sequence::{Sequence, Sequences, Stage};
 
 /// Most nodes of one picture of the tree.
 pub const MAX_NODES: usize = 2000;
@@ -27,6 +27,11 @@ pub enum Inspection {
     },
     /// Why these requests found what they found, up to [`MAX_REQUESTS`].
     Requests(Vec<RequestId>),
+    /// The requests in the engine, those that were accepted first, up to [`MAX_REQUESTS`].
+    InFlight {
+        /// Most requests.
+        max_requests: usize,
+    },
     /// What a prompt would find now.
     Prompt {
         /// The part of the cache to look at.
@@ -43,8 +48,45 @@ pub enum Inspected {
     Tree(CacheView),
     /// An explanation per request asked about; absent where it never started or is forgotten.
     Requests(Vec<Option<Explanation>>),
+    /// The requests in the engine, in the order in which they were accepted.
+    InFlight(Vec<InFlightRequest>),
     /// What the prompt would find.
     Prompt(Explanation),
+}
+
+/// How far a request has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InFlightRequest {
+    /// Which one.
+    pub id: RequestId,
+    /// `waiting`, `prefill` or `decode`.
+    pub stage: &'static str,
+    /// Tokens of its prompt.
+    pub n_prompt: usize,
+    /// Tokens whose keys and values exist, of prompt and output.
+    pub n_computed: usize,
+    /// Tokens of its output so far.
+    pub n_output: usize,
+    /// Tokens its output may have.
+    pub max_tokens: usize,
+}
+
+impl InFlightRequest {
+    fn new(sequence: &Sequence) -> Self {
+        let request = sequence.request();
+        InFlightRequest {
+            id: request.id,
+            stage: match sequence.stage {
+                Stage::Waiting => "waiting",
+                Stage::Prefill => "prefill",
+                Stage::Decode => "decode",
+            },
+            n_prompt: sequence.n_prompt,
+            n_computed: sequence.n_computed,
+            n_output: sequence.n_output(),
+            max_tokens: request.max_tokens,
+        }
+    }
 }
 
 /// A picture of the cache between two steps: `n_free + n_cached + owned = n_total`.
@@ -72,7 +114,7 @@ pub struct CacheView {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InspectError {
     /// Another one is open.
-    #[error("another question about the cache is being answered")]
+    #[error("another question is being answered")]
     Busy,
     /// The engine has ended.
     #[error("the engine has ended")]
@@ -103,6 +145,12 @@ impl Inspection {
                 let explanations = ids.iter().map(|id| cache.explanation_of(*id).cloned());
                 Inspected::Requests(explanations.collect())
             }
+            Inspection::InFlight { max_requests } => {
+                let mut all: Vec<&Sequence> = sequences.iter().map(|(_, sequence)| sequence).collect();
+                all.sort_unstable_by_key(|sequence| sequence.number);
+                all.truncate(*max_requests);
+                Inspected::InFlight(all.into_iter().map(InFlightRequest::new).collect())
+            }
             Inspection::Prompt { namespace, tokens } => Inspected::Prompt(cache.explain(namespace, tokens)),
         }
     }
@@ -112,6 +160,7 @@ impl Inspection {
         let (what, value, limit) = match self {
             Inspection::Tree { max_nodes } => ("nodes", *max_nodes, MAX_NODES),
             Inspection::Requests(ids) => ("requests", ids.len(), MAX_REQUESTS),
+            Inspection::InFlight { max_requests } => ("requests", *max_requests, MAX_REQUESTS),
             Inspection::Prompt { tokens, .. } => ("prompt tokens", tokens.len(), context),
         };
         match (1..=limit).contains(&value) {

@@ -267,3 +267,30 @@ fn wake_ups_without_number_leave_room_for_every_request() {
     assert!(answers.try_recv().is_ok());
     world.verify_quiet();
 }
+
+#[test]
+fn the_requests_in_the_engine_are_listed_in_the_order_of_their_acceptance() {
+    let mut world = world(120);
+    for n_prompt in [3, 40, 5, 6, 7] {
+        world.submit(&Ask::new(&vec![5; n_prompt], 9)).expect("it fits");
+    }
+    let mut listed = |max_requests| match inspect(&mut world, Inspection::InFlight { max_requests }) {
+        Inspected::InFlight(requests) => requests,
+        other => panic!("not requests: {other:?}"),
+    };
+    let first = listed(64);
+    assert_eq!(
+        first.iter().map(|request| request.n_prompt).collect::<Vec<_>>(),
+        [3, 40, 5, 6, 7]
+    );
+    assert!(first.iter().all(|request| request.max_tokens == 9));
+    let later = listed(2);
+    assert_eq!(later.len(), 2, "as many as asked for");
+    assert_eq!((later[0].id, later[0].stage), (first[0].id, "decode"));
+    assert!(later[0].n_output > 0 && later[0].n_computed >= 3, "{later:?}");
+    world.run(MANY);
+    assert_eq!(
+        inspect(&mut world, Inspection::InFlight { max_requests: 64 }),
+        Inspected::InFlight(Vec::new())
+    );
+}
