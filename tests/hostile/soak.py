@@ -5,18 +5,22 @@
 The pool is so small that cached pages are evicted and running requests preempted. Checked is that every
 request that is not abandoned ends, that a repeated request has the same output each time, that no page is
 left behind, and that memory does not grow. With `--memory` the process may map no more than so many MiB
-beside its files: then requests may be refused with a clear error, but the server goes on.
+beside its files: then requests may be refused with a clear error, but the server goes on. With
+`--clock LIBRARY` (libfaketime.so.1 of Debian's `faketime`) the wall clock jumps back by a day after a quarter
+of the time and forward by two after three quarters.
 """
 
 import argparse
 import http.client
 import json
+import os
 import pathlib
 import random
 import re
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -121,6 +125,25 @@ class Soak:
             self.failures.append(f"{number}: {said} after {self.known[number]}")
 
 
+class Clock:
+    """The wall clock of the server, where `library` can move it. Monotonic time goes on as it is."""
+
+    def __init__(self, library):
+        self.file = tempfile.NamedTemporaryFile("w", prefix="clock") if library else None
+        self.environment = dict(os.environ)
+        if library:
+            self.environment.update(LD_PRELOAD=library, FAKETIME_TIMESTAMP_FILE=self.file.name,
+                                    FAKETIME_NO_CACHE="1", FAKETIME_DONT_FAKE_MONOTONIC="1", NO_FAKE_STAT="1")
+            self.set(0)
+
+    def set(self, days):
+        if self.file:
+            self.file.seek(0)
+            self.file.write(f"{days:+d}d\n")
+            self.file.truncate()
+            self.file.flush()
+
+
 def metric(server, name):
     text = server.get("/metrics")[1].decode()
     return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? ([0-9.e+]+)$", text, re.M))
@@ -140,6 +163,7 @@ def main():
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--pages", type=int, default=40)
     parser.add_argument("--memory", type=int, help="most MiB of private memory (RLIMIT_DATA)")
+    parser.add_argument("--clock", metavar="LIBRARY", help="libfaketime.so.1: the wall clock jumps")
     arguments = parser.parse_args()
 
     def limit():
@@ -147,9 +171,10 @@ def main():
             resource.setrlimit(resource.RLIMIT_DATA, (arguments.memory << 20,) * 2)
 
     options = ["--kv-pages", str(arguments.pages), "--context", str(16 * arguments.pages - 16)]
+    clock = Clock(arguments.clock)
     # Every request leaves lines: a pipe that nobody reads is soon full.
     server = Server(arguments.binary, arguments.model, arguments.port, *options,
-                    log="debug", stderr=subprocess.PIPE, preexec_fn=limit)
+                    log="debug", stderr=subprocess.PIPE, preexec_fn=limit, env=clock.environment)
     with server:
         soak = Soak(server, arguments.clients)
         reads = threading.Event()
@@ -163,6 +188,7 @@ def main():
             elapsed = time.monotonic() - start
             # Unread for a minute in the middle.
             reads.clear() if abs(elapsed - total / 2) < 30 else reads.set()
+            clock.set(0 if elapsed < total / 4 else -1 if elapsed < 3 * total / 4 else 1)
             time.sleep(total / 20)
             figures.append(rss(server))
             print(f"{elapsed:5.0f} s  {soak.counts}  RSS {figures[-1]:.0f} MiB", flush=True)
