@@ -11,9 +11,10 @@
 use crate::cpu::CpuTensor;
 use crate::quant::{BLOCK, bf16_from_f32, dequantize_row, f32_from_bf16};
 use crate::{
-    Activation, Allowed, Answers, AttentionLayer, Backend, BackendError, BatchShape, Elementwise, HeadLayout,
-    KvShape, LogprobRow, MatrixSource, Norm, NormKind, QkNorm, QkNormSpan, RopeStore, RopeStyle, RopeTable,
-    RowLogprobs, SampleRow, StepRows, TokenLogprob,
+    Activation, Allowed, Answers, AttentionLayer, Backend, BackendError, BatchShape, Elementwise,
+    ExpertInput, HeadLayout, KvShape, LogprobRow, MatrixSource, Norm, NormKind, QkNorm, QkNormSpan,
+    RopeStore, RopeStyle, RopeTable, RouterScore, RoutesShape, Routing, RowLogprobs, SampleRow, SharedExpert,
+    StepRows, TokenLogprob,
 };
 
 /// The executable specification of [`Backend`].
@@ -39,6 +40,41 @@ pub struct ReferenceLinear {
 impl ReferenceLinear {
     fn row(&self, output: usize) -> &[f32] {
         &self.weights[output * self.n_in..][..self.n_in]
+    }
+
+    /// `out = W x + bias`.
+    fn multiply(&self, x: &[f32], out: &mut [f32]) {
+        assert_eq!(x.len(), self.n_in, "width of the input of a linear layer");
+        let plain: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+        let rounded = through_int8(x);
+        for (output, out) in out.iter_mut().enumerate() {
+            let x = if self.quantized[output] { &rounded } else { &plain };
+            let products = x.iter().zip(self.row(output)).map(|(x, &w)| x * f64::from(w));
+            *out = (products.sum::<f64>() + f64::from(self.bias[output])) as f32;
+        }
+    }
+}
+
+/// Each row's experts, those with larger scores first.
+pub struct ReferenceRoutes {
+    shape: RoutesShape,
+    rows: Vec<Vec<Choice>>,
+}
+
+struct Choice {
+    expert: usize,
+    weight: f64,
+}
+
+impl ReferenceRoutes {
+    /// Row and expert of each slot.
+    fn slots(&self) -> Vec<(usize, usize)> {
+        let of_expert = |expert: usize| {
+            let rows = self.rows.iter().enumerate();
+            let chose = rows.filter(move |(_, row)| row.iter().any(|choice| choice.expert == expert));
+            chose.map(move |(row, _)| (row, expert))
+        };
+        (0..self.shape.n_experts).flat_map(of_expert).collect()
     }
 }
 
@@ -117,7 +153,43 @@ fn activated(x: f64, activation: Activation) -> f64 {
         Activation::GeluTanh => {
             0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
         }
+        Activation::ClampedSwish => {
+            // Not `min`, which drops NaN.
+            let limit = f64::from(Activation::CLAMPED_SWISH_LIMIT);
+            let x = if x > limit { limit } else { x };
+            x / (1.0 + (-f64::from(Activation::CLAMPED_SWISH_FACTOR) * x).exp())
+        }
     }
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// The experts of a row, those with larger scores first, with their weights.
+fn choices(logits: &[f32], routing: &Routing<'_, CpuTensor>, n_used: usize) -> Vec<Choice> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|x| f64::from(x - largest).exp()).sum();
+    let score = |expert: usize| match routing.score {
+        RouterScore::Softmax => f64::from(logits[expert] - largest).exp() / total,
+        RouterScore::Sigmoid => sigmoid(f64::from(logits[expert])),
+    };
+    let rank = |expert: usize| match (routing.score, routing.choice_bias) {
+        (RouterScore::Softmax, None) => f64::from(logits[expert]),
+        (_, None) => score(expert),
+        (_, Some(bias)) => score(expert) + f64::from(bias.vector(logits.len())[expert]),
+    };
+    let mut experts: Vec<usize> = (0..logits.len()).collect();
+    experts.sort_by(|&a, &b| rank(b).total_cmp(&rank(a)));
+    experts.truncate(n_used);
+    let sum: f64 = experts.iter().map(|&expert| score(expert)).sum();
+    let divisor = if routing.is_normalized { sum } else { 1.0 };
+    let weight = |expert| f64::from(routing.scale) * score(expert) / divisor;
+    let choice = |expert| Choice {
+        expert,
+        weight: weight(expert),
+    };
+    experts.into_iter().map(choice).collect()
 }
 
 /// The error function: its series where that converges well, 1 within 2e-17 of the sign beyond.
@@ -257,6 +329,8 @@ fn logprobs(logits: &[f32], asked: &LogprobRow, token: u32) -> Option<RowLogprob
 impl Backend for ReferenceBackend {
     type Tensor = CpuTensor;
     type Linear = ReferenceLinear;
+    type Experts = Vec<ReferenceLinear>;
+    type Routes = ReferenceRoutes;
     type Kv = ReferenceKv;
     type Rope = RopeTable;
     type Batch = ReferenceBatch;
@@ -313,6 +387,15 @@ impl Backend for ReferenceBackend {
         linear.bias = bias.map_or(vec![0.0; n_out], <[f32]>::to_vec);
         assert_eq!(linear.bias.len(), n_out, "one bias an output");
         Ok(linear)
+    }
+
+    fn experts(&mut self, linears: Vec<ReferenceLinear>) -> Result<Vec<ReferenceLinear>, BackendError> {
+        Ok(linears)
+    }
+
+    fn routes(&mut self, shape: RoutesShape) -> Result<ReferenceRoutes, BackendError> {
+        let rows = Vec::new();
+        Ok(ReferenceRoutes { shape, rows })
     }
 
     fn kv(&mut self, shape: KvShape) -> Result<ReferenceKv, BackendError> {
@@ -411,16 +494,60 @@ impl Backend for ReferenceBackend {
     }
 
     fn matmul(&mut self, w: &ReferenceLinear, x: &CpuTensor, out: &mut CpuTensor) {
-        assert_eq!(x.width(), w.n_in, "width of the input of a linear layer");
         let n_out = w.quantized.len();
         let rows = out.output(x.n_rows(), n_out).chunks_exact_mut(n_out);
         for (row, out) in rows.enumerate() {
-            let plain: Vec<f64> = x.row(row).iter().map(|&x| f64::from(x)).collect();
-            let rounded = through_int8(x.row(row));
-            for (output, out) in out.iter_mut().enumerate() {
-                let x = if w.quantized[output] { &rounded } else { &plain };
-                let products = x.iter().zip(w.row(output)).map(|(x, &w)| x * f64::from(w));
-                *out = (products.sum::<f64>() + f64::from(w.bias[output])) as f32;
+            w.multiply(x.row(row), out);
+        }
+    }
+
+    fn route(&mut self, logits: &CpuTensor, routing: &Routing<'_, CpuTensor>, routes: &mut ReferenceRoutes) {
+        assert_eq!(logits.width(), routes.shape.n_experts, "a logit for each expert");
+        let of = |row| choices(logits.row(row), routing, routes.shape.n_used);
+        routes.rows = (0..logits.n_rows()).map(of).collect();
+    }
+
+    fn expert_matmul(
+        &mut self,
+        experts: &Vec<ReferenceLinear>,
+        input: ExpertInput<'_, CpuTensor>,
+        routes: &ReferenceRoutes,
+        out: &mut CpuTensor,
+    ) {
+        let slots = routes.slots();
+        let n_out = experts[0].quantized.len();
+        let rows = out.output(slots.len(), n_out).chunks_exact_mut(n_out);
+        for (slot, (&(row, expert), out)) in slots.iter().zip(rows).enumerate() {
+            let x = match input {
+                ExpertInput::Rows(x) => x.row(row),
+                ExpertInput::Slots(x) => x.row(slot),
+            };
+            experts[expert].multiply(x, out);
+        }
+    }
+
+    fn combine(
+        &mut self,
+        x: &CpuTensor,
+        routes: &ReferenceRoutes,
+        shared: Option<SharedExpert<'_, CpuTensor>>,
+        out: &mut CpuTensor,
+    ) {
+        let (slots, width) = (routes.slots(), x.width());
+        let rows = out.output(routes.rows.len(), width).chunks_exact_mut(width);
+        for (row, (choices, out)) in routes.rows.iter().zip(rows).enumerate() {
+            for (i, out) in out.iter_mut().enumerate() {
+                let term = |choice: &Choice| {
+                    let slot = slots.iter().position(|slot| *slot == (row, choice.expert));
+                    choice.weight * f64::from(x.row(slot.expect("each choice has a slot"))[i])
+                };
+                let shared = shared.as_ref().map_or(0.0, |shared| {
+                    let weight = shared
+                        .gate
+                        .map_or(1.0, |gate| sigmoid(f64::from(gate.row(row)[0])));
+                    weight * f64::from(shared.out.row(row)[i])
+                });
+                *out = (choices.iter().map(term).sum::<f64>() + shared) as f32;
             }
         }
     }
@@ -469,7 +596,7 @@ impl Backend for ReferenceBackend {
         &mut self,
         qkv: &CpuTensor,
         kv: &ReferenceKv,
-        AttentionLayer { layer, spec }: AttentionLayer<'_>,
+        AttentionLayer { layer, spec, sinks }: AttentionLayer<'_, CpuTensor>,
         batch: &ReferenceBatch,
         out: &mut CpuTensor,
     ) {
@@ -494,9 +621,10 @@ impl Backend for ReferenceBackend {
                     spec.soft_cap.map_or(score, |cap| capped(f64::from(cap)))
                 };
                 let scores: Vec<f64> = starts.iter().map(dot).collect();
-                let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sink = sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks.vector(n_heads)[head]));
+                let largest = scores.iter().copied().fold(sink, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
-                let total: f64 = weights.iter().sum();
+                let total: f64 = weights.iter().sum::<f64>() + (sink - largest).exp();
                 for i in 0..head_dim {
                     let terms = starts.iter().zip(&weights);
                     let sum: f64 = terms.map(|(start, w)| w * f64::from(kv.values[start + i])).sum();
@@ -512,7 +640,12 @@ impl Backend for ReferenceBackend {
         for (row, out) in rows.enumerate() {
             let (gate, up) = x.row(row).split_at(n);
             for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-                *out = (activated(f64::from(gate), activation) * f64::from(up)) as f32;
+                let (gate, mut up) = (f64::from(gate), f64::from(up));
+                if activation == Activation::ClampedSwish {
+                    let limit = f64::from(Activation::CLAMPED_SWISH_LIMIT);
+                    up = up.clamp(-limit, limit) + 1.0;
+                }
+                *out = (activated(gate, activation) * up) as f32;
             }
         }
     }

@@ -6,6 +6,7 @@
 //! was ignored is worse than one that does not start. Keys that neither the families nor the lists of refused
 //! keys know are passed over, as the reference implementations of these classes pass over them.
 
+mod mixture;
 mod rope;
 mod scales;
 mod table;
@@ -14,12 +15,12 @@ mod windows;
 use arbora_kernels::{AttentionSpec, HeadLayout, NormKind};
 use serde_json::{Map, Value as Json};
 
-use super::config::{DecoderConfig, LayerConfig, NormConfig, NormPlacement};
+use super::config::{Biases, DecoderConfig, LayerConfig, MlpKind, NormConfig, NormPlacement};
 use super::directory::flatten;
 use super::file::LoadError;
 use super::gguf::Gguf;
 use super::metadata::{KeyError, Metadata, required};
-use super::names::{Naming, TensorNames};
+use super::names::{ExpertLayout, Naming, TensorNames};
 use table::{FAMILIES, Family, Flag};
 use windows::{gguf_windows, json_window, window, windows};
 
@@ -169,11 +170,7 @@ impl DecoderConfig {
     pub fn from_gguf(gguf: &Gguf) -> Result<DecoderConfig, LoadError> {
         let name = "general.architecture";
         let architecture = required(name, gguf.metadata.text(name))?;
-        let known = |family: &&Family| family.architecture == Some(architecture);
-        let family = FAMILIES.iter().find(known).ok_or_else(|| {
-            let known = FAMILIES.iter().filter_map(|family| family.architecture);
-            unknown_architecture(architecture, known.collect())
-        })?;
+        let family = family_of_gguf(&gguf.metadata, architecture)?;
         let keys = Keys {
             metadata: &gguf.metadata,
             names: Names::Gguf { architecture },
@@ -213,6 +210,22 @@ impl DecoderConfig {
     }
 }
 
+/// Converters write some families under another one's name, with experts or without.
+fn family_of_gguf(metadata: &Metadata, architecture: &str) -> Result<&'static Family, LoadError> {
+    let n_experts = metadata.unsigned(&format!("{architecture}.expert_count"))?;
+    let has_experts = n_experts.is_some_and(|n| n > 0);
+    let known = |family: &&Family| family.architecture == Some(architecture);
+    let fits = |family: &&Family| family.mixture.is_some() == has_experts;
+    let mut named = FAMILIES.iter().filter(known);
+    let family = named.clone().find(fits).or_else(|| named.next());
+    family.ok_or_else(|| {
+        let known = FAMILIES.iter().filter_map(|family| family.architecture);
+        let mut known: Vec<&str> = known.collect();
+        known.dedup();
+        unknown_architecture(architecture, known)
+    })
+}
+
 fn describe(family: &Family, keys: &Keys<'_>, particulars: &Particulars) -> Result<DecoderConfig, LoadError> {
     let width = keys.required_count(WIDTH, MAX_WIDTH)?;
     let heads = head_layout(keys, width)?;
@@ -221,18 +234,28 @@ fn describe(family: &Family, keys: &Keys<'_>, particulars: &Particulars) -> Resu
         Some(_) => None,
         None => particulars.window.filter(|window| *window < trained_context),
     };
+    let experts = mixture::experts(keys, family)?;
+    let layers = layers(family, keys, particulars, (width, heads, trained_context))?;
     Ok(DecoderConfig {
-        layers: layers(family, keys, particulars, (width, heads, trained_context))?,
+        ffn_width: mixture::ffn_width(keys, &layers, experts.as_ref())?,
+        layers,
         width,
         heads,
-        ffn_width: keys.required_count(FFN_WIDTH, MAX_FFN_WIDTH)?,
+        experts,
         n_vocab: particulars.n_vocab,
         context: window.unwrap_or(trained_context),
         window,
         norm: norm(family, keys)?,
         ropes: rope::ropes(keys, family, heads.head_dim)?,
-        qkv_bias: keys.flag(family.qkv_bias)?,
-        qk_norm: family.qk_norm,
+        biases: Biases {
+            qkv: keys.flag(family.qkv_bias)?,
+            attention_out: keys.flag(family.attention_out_bias)?,
+        },
+        has_sinks: family.has_sinks,
+        qk_norm: match keys.flag(family.qk_norm_if)? {
+            true => family.qk_norm,
+            false => None,
+        },
         scales: scales::scales(keys, family, width)?,
         tied_head: particulars.tied_head,
         tensors: TensorNames {
@@ -240,9 +263,14 @@ fn describe(family: &Family, keys: &Keys<'_>, particulars: &Particulars) -> Resu
                 Names::Gguf { .. } => Naming::Gguf,
                 Names::ConfigJson => Naming::HuggingFace,
             },
-            renamed: family.renamed,
+            renamed: match keys.names {
+                Names::Gguf { .. } => family.renamed_in_gguf,
+                Names::ConfigJson => family.renamed,
+            },
             fused_qkv: family.fused_qkv,
             fused_gate_up: family.fused_gate_up,
+            experts: family.expert_layout,
+            has_draft_layers: family.has_draft_layers,
         },
     })
 }
@@ -270,17 +298,19 @@ fn layers(
         soft_cap: scales::attention_cap(keys, family)?,
         window: None,
     };
-    let layer = |(window, rope): (Option<usize>, Option<usize>)| LayerConfig {
+    let kinds = mixture::kinds(keys, family, n_layers)?;
+    let layer = |((window, rope), mlp): ((Option<usize>, Option<usize>), MlpKind)| LayerConfig {
         attention: AttentionSpec {
             // One that is not shorter than any sequence changes nothing.
             window: window.filter(|window| *window < trained_context),
             ..attention
         },
         rope,
+        mlp,
         activation,
         norms,
     };
-    Ok(windows.into_iter().zip(ropes).map(layer).collect())
+    Ok(windows.into_iter().zip(ropes).zip(kinds).map(layer).collect())
 }
 
 fn unknown_architecture(found: &str, known: Vec<&'static str>) -> LoadError {
@@ -343,6 +373,11 @@ fn refuse_in_json(json: &Map<String, Json>, family: &Family) -> Result<(), LoadE
     };
     for &key in REFUSED_IN_JSON.iter().chain(family.refused) {
         match json.get(key) {
+            // Its blocks are read as they are.
+            Some(value)
+                if key == "quantization_config"
+                    && family.expert_layout == ExpertLayout::Interleaved
+                    && value.get("quant_method").is_some_and(|method| method == "mxfp4") => {}
             Some(_) if read.iter().any(|read| read.json == key) => {}
             Some(value) if !asks_for_nothing(value) => return refused(key, short(value)),
             _ => {}

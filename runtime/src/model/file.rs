@@ -311,8 +311,8 @@ impl ModelFile {
         match &self.weights {
             Weights::Files { tensors, .. } => {
                 let sizes = tensors.iter().filter_map(|tensor| {
-                    let format = tensor.kind.format()?;
-                    let n_blocks = tensor.n_elements() / format.block_len() as u64;
+                    let (format, n_weights) = tensor.weights()?;
+                    let n_blocks = n_weights / format.block_len() as u64;
                     Some(n_blocks.saturating_mul(packed_block_bytes(format) as u64))
                 });
                 sizes.fold(0, u64::saturating_add)

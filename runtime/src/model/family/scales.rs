@@ -90,6 +90,19 @@ pub(super) fn activation(keys: &Keys<'_>, family: &Family) -> Result<Activation,
     let Names::ConfigJson = keys.names else {
         return Ok(family.activation);
     };
+    if family.activation == Activation::ClampedSwish {
+        // `hidden_act` is not what its experts have.
+        for (key, expected) in [
+            ("swiglu_alpha", Activation::CLAMPED_SWISH_FACTOR),
+            ("swiglu_limit", Activation::CLAMPED_SWISH_LIMIT),
+        ] {
+            match keys.metadata.float(key)? {
+                Some(value) if value as f32 != expected => return Err(unsupported(key, &value.to_string())),
+                _ => {}
+            }
+        }
+        return Ok(family.activation);
+    }
     match keys.metadata.text(family.activation_key)? {
         None => Ok(family.activation),
         Some("silu" | "swish") => Ok(Activation::Silu),

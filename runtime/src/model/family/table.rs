@@ -1,11 +1,12 @@
 //! The rows of the family table.
 
-use arbora_kernels::{Activation, NormKind, QkNormSpan, RopeStyle};
+use arbora_kernels::{Activation, NormKind, QkNormSpan, RopeStyle, RouterScore};
 
+use super::mixture::{self, DenseLayers, Mixture, Shared};
 use super::windows::Windows;
 use super::{Key, key};
 use crate::model::config::NormPlacement;
-use crate::model::names::Part;
+use crate::model::names::{ExpertLayout, Part};
 
 /// What distinguishes one architecture from another.
 pub(super) struct Family {
@@ -21,12 +22,20 @@ pub(super) struct Family {
     pub(super) json_rope_style: RopeStyle,
     /// Part of each head that is rotated where a `config.json` does not say; absent where none may say so.
     pub(super) partial_rotary: Option<f64>,
+    /// Whether the borders of YaRN in GGUF files, which do not say, are rounded to whole pairs.
+    pub(super) gguf_yarn_whole_pairs: bool,
     /// Which layers are rotated how.
     pub(super) layer_ropes: LayerRopes,
-    /// Biases on q, k and v.
+    /// Biases on q, k and v, and on attention's output.
     pub(super) qkv_bias: Flag,
-    /// RMSNorm on queries and keys.
+    pub(super) attention_out_bias: Flag,
+    /// Whether each query head has an attention sink.
+    pub(super) has_sinks: bool,
+    /// The mixture of experts of its layers.
+    pub(super) mixture: Option<Mixture>,
+    /// RMSNorm on queries and keys, and where it is.
     pub(super) qk_norm: Option<QkNormSpan>,
+    pub(super) qk_norm_if: Flag,
     /// Which layers have the window of a `config.json`.
     pub(super) windows: Windows,
     /// All other norms.
@@ -51,9 +60,14 @@ pub(super) struct Family {
     pub(super) logit_scale: LogitScale,
     /// Names of tensors that checkpoints beside a `config.json` have for other parts.
     pub(super) renamed: &'static [(Part, &'static str)],
+    /// And those that its GGUF files have.
+    pub(super) renamed_in_gguf: &'static [(Part, &'static str)],
     /// Whether q, k and v are one matrix, gate and up another.
     pub(super) fused_qkv: bool,
     pub(super) fused_gate_up: bool,
+    pub(super) expert_layout: ExpertLayout,
+    /// Whether checkpoints have layers after the last that only draft tokens.
+    pub(super) has_draft_layers: bool,
     /// Keys of `config.json` that are refused of this family besides those of all.
     pub(super) refused: &'static [&'static str],
     /// Keys of `config.json` that are refused of others and change nothing here.
@@ -150,8 +164,13 @@ impl Family {
             keys.push(key);
         }
         keys.extend(self.parallel.map(|json| key("", json)));
-        if let Flag::Key(json) = self.qkv_bias {
-            keys.push(key("", json));
+        for flag in [self.qkv_bias, self.attention_out_bias, self.qk_norm_if] {
+            if let Flag::Key(json) = flag {
+                keys.push(key("", json));
+            }
+        }
+        if self.mixture.is_some() {
+            keys.extend(mixture::N_EXPERTS);
         }
         if let LayerRopes::AllBut { .. } = self.layer_ropes {
             keys.extend([key("", "no_rope_layers"), key("", "no_rope_layer_interval")]);
@@ -170,9 +189,14 @@ const LLAMA: Family = Family {
     gguf_rope_style: RopeStyle::Interleaved,
     json_rope_style: RopeStyle::Halves,
     partial_rotary: None,
+    gguf_yarn_whole_pairs: true,
     layer_ropes: LayerRopes::One,
     qkv_bias: Flag::Never,
+    attention_out_bias: Flag::Never,
+    has_sinks: false,
+    mixture: None,
     qk_norm: None,
+    qk_norm_if: Flag::Always,
     windows: Windows::Unknown,
     norm: NormKind::Rms,
     norm_bias: false,
@@ -188,8 +212,11 @@ const LLAMA: Family = Family {
     residual_scale: None,
     logit_scale: LogitScale::None,
     renamed: &[],
+    renamed_in_gguf: &[],
     fused_qkv: false,
     fused_gate_up: false,
+    expert_layout: ExpertLayout::RowPerOutput,
+    has_draft_layers: false,
     refused: &[],
     passed_over: &[],
 };
@@ -226,6 +253,17 @@ const GEMMA_2: Family = Family {
     ..GEMMA
 };
 
+const GRANITE: Family = Family {
+    architecture: Some("granite"),
+    class: "GraniteForCausalLM",
+    model_type: "granite",
+    attention_scale: AttentionScale::Factor(key("attention.scale", "attention_multiplier")),
+    embedding_scale: EmbeddingScale::Factor(key("embedding_scale", "embedding_multiplier")),
+    residual_scale: Some(key("residual_scale", "residual_multiplier")),
+    logit_scale: LogitScale::Divisor(key("logit_scale", "logits_scaling")),
+    ..LLAMA
+};
+
 const COMMAND_R: Family = Family {
     architecture: None,
     class: "CohereForCausalLM",
@@ -250,6 +288,25 @@ const GLM: Family = Family {
 
 pub(super) const FAMILIES: &[Family] = &[
     LLAMA,
+    // Converters write it as a llama with experts.
+    Family {
+        class: "MixtralForCausalLM",
+        model_type: "mixtral",
+        windows: Windows::All { default: None },
+        mixture: Some(Mixture {
+            // GGUF files with experts of this family have no other width.
+            width: key("feed_forward_length", "intermediate_size"),
+            is_normalized: Flag::Always,
+            ..mixture::SOFTMAX
+        }),
+        renamed: &[
+            (Part::Router, "block_sparse_moe.gate"),
+            (Part::ExpertGate, "block_sparse_moe.experts.*.w1"),
+            (Part::ExpertUp, "block_sparse_moe.experts.*.w3"),
+            (Part::ExpertDown, "block_sparse_moe.experts.*.w2"),
+        ],
+        ..LLAMA
+    },
     Family {
         architecture: None,
         class: "MistralForCausalLM",
@@ -275,6 +332,82 @@ pub(super) const FAMILIES: &[Family] = &[
         windows: Windows::Upper,
         ..LLAMA
     },
+    Family {
+        architecture: Some("qwen2moe"),
+        class: "Qwen2MoeForCausalLM",
+        model_type: "qwen2_moe",
+        gguf_rope_style: RopeStyle::Halves,
+        qkv_bias: Flag::Always,
+        mixture: Some(Mixture {
+            is_normalized: Flag::Key("norm_topk_prob"),
+            shared: Shared::Gated {
+                width: key(
+                    "expert_shared_feed_forward_length",
+                    "shared_expert_intermediate_size",
+                ),
+            },
+            dense: DenseLayers::ByStep,
+            ..mixture::SOFTMAX
+        }),
+        refused: &["use_sliding_window"],
+        windows: Windows::Upper,
+        ..LLAMA
+    },
+    Family {
+        architecture: Some("qwen3moe"),
+        class: "Qwen3MoeForCausalLM",
+        model_type: "qwen3_moe",
+        gguf_rope_style: RopeStyle::Halves,
+        qk_norm: Some(QkNormSpan::EachHead),
+        mixture: Some(Mixture {
+            is_normalized: Flag::Key("norm_topk_prob"),
+            is_normalized_in_gguf: true,
+            dense: DenseLayers::ByStep,
+            ..mixture::SOFTMAX
+        }),
+        refused: &["use_sliding_window"],
+        windows: Windows::Upper,
+        ..LLAMA
+    },
+    Family {
+        architecture: Some("olmoe"),
+        class: "OlmoeForCausalLM",
+        model_type: "olmoe",
+        gguf_rope_style: RopeStyle::Halves,
+        qk_norm: Some(QkNormSpan::AllHeads),
+        mixture: Some(Mixture {
+            width: key("feed_forward_length", "intermediate_size"),
+            is_normalized: Flag::Key("norm_topk_prob"),
+            ..mixture::SOFTMAX
+        }),
+        ..LLAMA
+    },
+    Family {
+        architecture: Some("gpt-oss"),
+        class: "GptOssForCausalLM",
+        model_type: "gpt_oss",
+        gguf_rope_style: RopeStyle::Halves,
+        gguf_yarn_whole_pairs: false,
+        qkv_bias: Flag::Always,
+        attention_out_bias: Flag::Always,
+        has_sinks: true,
+        mixture: Some(Mixture {
+            width: key("expert_feed_forward_length", "intermediate_size"),
+            is_normalized: Flag::Always,
+            has_bias: true,
+            ..mixture::SOFTMAX
+        }),
+        windows: Windows::Every {
+            default: 128,
+            full_every: 2,
+        },
+        activation: Activation::ClampedSwish,
+        renamed: &[(Part::Router, "mlp.router")],
+        renamed_in_gguf: &[(Part::FfnNorm, "post_attention_norm")],
+        expert_layout: ExpertLayout::Interleaved,
+        passed_over: &["attention_bias"],
+        ..LLAMA
+    },
     GEMMA,
     GEMMA_2,
     Family {
@@ -297,15 +430,22 @@ pub(super) const FAMILIES: &[Family] = &[
         soft_caps: SoftCaps::Optional,
         ..GEMMA_2
     },
+    GRANITE,
     Family {
-        architecture: Some("granite"),
-        class: "GraniteForCausalLM",
-        model_type: "granite",
-        attention_scale: AttentionScale::Factor(key("attention.scale", "attention_multiplier")),
-        embedding_scale: EmbeddingScale::Factor(key("embedding_scale", "embedding_multiplier")),
-        residual_scale: Some(key("residual_scale", "residual_multiplier")),
-        logit_scale: LogitScale::Divisor(key("logit_scale", "logits_scaling")),
-        ..LLAMA
+        architecture: Some("granitemoe"),
+        class: "GraniteMoeForCausalLM",
+        model_type: "granitemoe",
+        mixture: Some(Mixture {
+            width: key("feed_forward_length", "intermediate_size"),
+            is_normalized: Flag::Always,
+            ..mixture::SOFTMAX
+        }),
+        renamed: &[
+            (Part::Router, "block_sparse_moe.router.layer"),
+            (Part::StackedGateUp, "block_sparse_moe.input_linear"),
+            (Part::StackedDown, "block_sparse_moe.output_linear"),
+        ],
+        ..GRANITE
     },
     Family {
         architecture: Some("olmo2"),
@@ -348,6 +488,33 @@ pub(super) const FAMILIES: &[Family] = &[
             (Part::FfnPostNorm, "post_mlp_layernorm"),
         ],
         ..GLM
+    },
+    Family {
+        architecture: None,
+        class: "Glm4MoeForCausalLM",
+        model_type: "glm4_moe",
+        partial_rotary: Some(0.5),
+        qkv_bias: Flag::Key("attention_bias"),
+        qk_norm: Some(QkNormSpan::EachHead),
+        qk_norm_if: Flag::Key("use_qk_norm"),
+        mixture: Some(Mixture {
+            score: RouterScore::Sigmoid,
+            has_choice_bias: true,
+            is_normalized: Flag::Key("norm_topk_prob"),
+            scale: Some(key("expert_weights_scale", "routed_scaling_factor")),
+            shared: Shared::Experts {
+                count: key("expert_shared_count", "n_shared_experts"),
+            },
+            dense: DenseLayers::First(key("leading_dense_block_count", "first_k_dense_replace")),
+            ..mixture::SOFTMAX
+        }),
+        renamed: &[
+            (Part::SharedGate, "mlp.shared_experts.gate_proj"),
+            (Part::SharedUp, "mlp.shared_experts.up_proj"),
+            (Part::SharedDown, "mlp.shared_experts.down_proj"),
+        ],
+        has_draft_layers: true,
+        ..LLAMA
     },
     Family {
         architecture: None,

@@ -30,7 +30,7 @@ fn a_llama_is_described_as_its_keys_say() {
     assert_eq!((config.heads, config.n_vocab, config.context), (heads, 100, 128));
     assert_eq!((config.ropes[0].dim, config.ropes[0].base), (8, 10_000.0));
     assert_eq!(config.ropes[0].style, RopeStyle::Interleaved);
-    assert!(config.tied_head && !config.qkv_bias && config.qk_norm.is_none());
+    assert!(config.tied_head && !config.biases.qkv && config.qk_norm.is_none());
     let config = with("llama.rope.dimension_count", Value::Unsigned(4)).expect("part of a head");
     assert_eq!(config.ropes[0].dim, 4);
 }
@@ -72,7 +72,7 @@ fn numbers_out_of_range_are_refused_with_key_value_and_limit() {
             99,
             "= 99: must be the 100 rows of the embedding",
         ),
-        ("llama.expert_count", 8, "`llama.expert_count` is not supported"),
+        ("llama.expert_count", 8, "`llama.expert_used_count` is missing"),
     ];
     for (key, value, expected) in cases {
         let error = with(key, Value::Unsigned(value)).expect_err(key).to_string();
@@ -89,17 +89,18 @@ fn numbers_out_of_range_are_refused_with_key_value_and_limit() {
 #[test]
 fn what_the_decoder_does_not_do_is_refused_by_name() {
     let error = |result: Result<DecoderConfig, LoadError>| result.expect_err("refused").to_string();
-    let scaling = with("llama.rope.scaling.type", Value::Text("yarn".to_owned()));
+    let scaling = with("llama.rope.scaling.type", Value::Text("longrope".to_owned()));
     assert_eq!(
         error(scaling),
-        "`llama.rope.scaling.type` = yarn is not supported"
+        "`llama.rope.scaling.type` = longrope is not supported"
     );
     let scale = with("llama.attention.scale", Value::Float(0.1));
     assert_eq!(error(scale), "`llama.attention.scale` is not supported");
     let other = with("general.architecture", Value::Text("mamba".to_owned()));
     assert_eq!(
         error(other),
-        "architecture `mamba` is not supported (supported: llama, qwen2, qwen3, gemma, gemma2, gemma3, granite, olmo2, smollm3, phi3)"
+        "architecture `mamba` is not supported (supported: llama, qwen2, qwen3, qwen2moe, qwen3moe, \
+         olmoe, gpt-oss, gemma, gemma2, gemma3, granite, granitemoe, olmo2, smollm3, phi3)"
     );
     let wrong = with("llama.block_count", Value::Text("two".to_owned()));
     assert!(error(wrong).contains("should be an unsigned integer, found a string"));
@@ -132,9 +133,9 @@ fn config_json_describes_what_gguf_does_with_halves_rotated() {
     assert!(tied.tied_head && tied.heads.head_dim == 16 && tied.ropes[0].dim == 16);
     let qwen = r#"{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "sliding_window": 64}"#;
     let qwen = json_with(qwen).expect("good");
-    assert!(qwen.qkv_bias && qwen.qk_norm.is_none() && qwen.window.is_none());
+    assert!(qwen.biases.qkv && qwen.qk_norm.is_none() && qwen.window.is_none());
     let no_class = json_with(r#"{"architectures": null, "model_type": "qwen3"}"#).expect("good");
-    assert!(no_class.qk_norm == Some(QkNormSpan::EachHead) && !no_class.qkv_bias);
+    assert!(no_class.qk_norm == Some(QkNormSpan::EachHead) && !no_class.biases.qkv);
 }
 
 #[test]
