@@ -381,8 +381,8 @@ pub trait Backend: Send + Sized + 'static {
     /// Joins the matrices of all experts, each made by [`linear`](Self::linear) of parts of equal shapes.
     fn experts(&mut self, linears: Vec<Self::Linear>) -> Result<Self::Experts, BackendError>;
 
-    /// Room for the choices of up to `shape.max_rows` rows, and for what [`expert_matmul`](Self::expert_matmul)
-    /// needs for as many of all [`experts`](Self::experts).
+    /// Room for the choices of up to `shape.max_rows` rows, and for what
+    /// [`expert_matmul`](Self::expert_matmul) needs for as many of all [`experts`](Self::experts).
     fn routes(&mut self, shape: RoutesShape) -> Result<Self::Routes, BackendError>;
 
     /// A pool of `shape.n_pages` pages, all memory touched so that it is really there.
@@ -437,10 +437,11 @@ pub trait Backend: Send + Sized + 'static {
     /// and BF16 multiply in f32.
     fn matmul(&mut self, w: &Self::Linear, x: &Self::Tensor, out: &mut Self::Tensor);
 
-    /// Chooses `n_used` experts for each row of `logits`: those with the largest `score(logit) + choice_bias`,
-    /// of equal ones the lower number. (The order of softmax scores is that of their logits.) Their weights
-    /// are `scale * score`, or `scale * score / sum of the chosen scores`. Each pair of a row and an expert
-    /// gets a slot; slots are in the order of experts, those of one expert in the order of rows.
+    /// Chooses `n_used` experts for each row of `logits`: those with the largest
+    /// `score(logit) + choice_bias`, of equal ones the lower number. (The order of softmax scores is that of
+    /// their logits.) Their weights are `scale * score`, or `scale * score / sum of the chosen scores`. Each
+    /// pair of a row and an expert gets a slot; slots are in the order of experts, those of one expert in the
+    /// order of rows.
     fn route(
         &mut self,
         logits: &Self::Tensor,

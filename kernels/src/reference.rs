@@ -8,14 +8,19 @@
 //! keys, values: [layer][page][kv head][token of the page][element]
 //! ```
 
+mod experts;
+mod sampling;
+
 use crate::cpu::CpuTensor;
 use crate::quant::{BLOCK, bf16_from_f32, dequantize_row, f32_from_bf16};
 use crate::{
-    Activation, Allowed, Answers, AttentionLayer, Backend, BackendError, BatchShape, Elementwise,
-    ExpertInput, HeadLayout, KvShape, LogprobRow, MatrixSource, Norm, NormKind, QkNorm, QkNormSpan,
-    RopeStore, RopeStyle, RopeTable, RouterScore, RoutesShape, Routing, RowLogprobs, SampleRow, SharedExpert,
-    StepRows, TokenLogprob,
+    Activation, Answers, AttentionLayer, Backend, BackendError, BatchShape, Elementwise, ExpertInput,
+    HeadLayout, KvShape, LogprobRow, MatrixSource, Norm, NormKind, QkNorm, QkNormSpan, RopeStore, RopeStyle,
+    RopeTable, RoutesShape, Routing, SampleRow, SharedExpert, StepRows,
 };
+
+pub use experts::ReferenceRoutes;
+use sampling::{logprobs, sampled};
 
 /// The executable specification of [`Backend`].
 #[derive(Debug, Default)]
@@ -52,29 +57,6 @@ impl ReferenceLinear {
             let products = x.iter().zip(self.row(output)).map(|(x, &w)| x * f64::from(w));
             *out = (products.sum::<f64>() + f64::from(self.bias[output])) as f32;
         }
-    }
-}
-
-/// Each row's experts, those with larger scores first.
-pub struct ReferenceRoutes {
-    shape: RoutesShape,
-    rows: Vec<Vec<Choice>>,
-}
-
-struct Choice {
-    expert: usize,
-    weight: f64,
-}
-
-impl ReferenceRoutes {
-    /// Row and expert of each slot.
-    fn slots(&self) -> Vec<(usize, usize)> {
-        let of_expert = |expert: usize| {
-            let rows = self.rows.iter().enumerate();
-            let chose = rows.filter(move |(_, row)| row.iter().any(|choice| choice.expert == expert));
-            chose.map(move |(row, _)| (row, expert))
-        };
-        (0..self.shape.n_experts).flat_map(of_expert).collect()
     }
 }
 
@@ -162,36 +144,6 @@ fn activated(x: f64, activation: Activation) -> f64 {
     }
 }
 
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
-
-/// The experts of a row, those with larger scores first, with their weights.
-fn choices(logits: &[f32], routing: &Routing<'_, CpuTensor>, n_used: usize) -> Vec<Choice> {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let total: f64 = logits.iter().map(|x| f64::from(x - largest).exp()).sum();
-    let score = |expert: usize| match routing.score {
-        RouterScore::Softmax => f64::from(logits[expert] - largest).exp() / total,
-        RouterScore::Sigmoid => sigmoid(f64::from(logits[expert])),
-    };
-    let rank = |expert: usize| match (routing.score, routing.choice_bias) {
-        (RouterScore::Softmax, None) => f64::from(logits[expert]),
-        (_, None) => score(expert),
-        (_, Some(bias)) => score(expert) + f64::from(bias.vector(logits.len())[expert]),
-    };
-    let mut experts: Vec<usize> = (0..logits.len()).collect();
-    experts.sort_by(|&a, &b| rank(b).total_cmp(&rank(a)));
-    experts.truncate(n_used);
-    let sum: f64 = experts.iter().map(|&expert| score(expert)).sum();
-    let divisor = if routing.is_normalized { sum } else { 1.0 };
-    let weight = |expert| f64::from(routing.scale) * score(expert) / divisor;
-    let choice = |expert| Choice {
-        expert,
-        weight: weight(expert),
-    };
-    experts.into_iter().map(choice).collect()
-}
-
 /// The error function: its series where that converges well, 1 within 2e-17 of the sign beyond.
 fn erf(x: f64) -> f64 {
     if x.abs() > 6.0 {
@@ -240,90 +192,6 @@ fn rotate(head: &mut [f32], rope: &RopeTable, position: usize) {
         head[first] = (a * cos - b * sin) as f32;
         head[second] = (b * cos + a * sin) as f32;
     }
-}
-
-/// The token of one row of logits.
-fn sampled(logits: &[f32], row: &SampleRow<'_>) -> Option<u32> {
-    let is_allowed = |id: u32| match row.allowed {
-        Allowed::All => true,
-        Allowed::Ids(ids) => ids.contains(&id),
-        Allowed::Bits(words) => words[id as usize / 64] >> (id % 64) & 1 == 1,
-    };
-    let adjusted = |id: u32, logit: f32| {
-        let adjustment = row.adjustments.iter().find(|adjustment| adjustment.token == id);
-        adjustment.map_or(logit, |adjustment| adjustment.apply(logit))
-    };
-    let mut tokens: Vec<(f64, u32)> = (0..)
-        .zip(logits)
-        .map(|(id, &logit)| (id, adjusted(id, logit)))
-        .filter(|(id, logit)| logit.is_finite() && is_allowed(*id))
-        .map(|(id, logit)| (f64::from(logit), id))
-        .collect();
-    // Not the total order, in which the two zeros differ.
-    let likelier = |a: f64, b: f64| b.partial_cmp(&a).expect("finite logits compare");
-    tokens.sort_by(|a, b| likelier(a.0, b.0).then(a.1.cmp(&b.1)));
-    let &(largest, likeliest) = tokens.first()?;
-    if row.temperature == 0.0 {
-        return Some(likeliest);
-    }
-    let weight = |logit: f64| ((logit - largest) / f64::from(row.temperature)).exp();
-    if row.top_k > 0 {
-        tokens.truncate(row.top_k as usize);
-    }
-    let total: f64 = tokens.iter().map(|token| weight(token.0)).sum();
-    let mut before = 0.0;
-    // A token stays while those before it have not reached top_p; the likeliest always does.
-    let n_kept = tokens.iter().position(|token| {
-        let reached = before > 0.0 && before >= f64::from(row.top_p) * total;
-        before += weight(token.0);
-        reached
-    });
-    tokens.truncate(n_kept.unwrap_or(tokens.len()));
-    tokens.retain(|token| token.1 == likeliest || weight(token.0) >= f64::from(row.min_p));
-    let total: f64 = tokens.iter().map(|token| weight(token.0)).sum();
-    let goal = row.noise as f64 / 2f64.powi(64) * total;
-    let mut sum = 0.0;
-    let drawn = tokens.iter().find(|token| {
-        sum += weight(token.0);
-        sum > goal
-    });
-    // Rounding can leave the sum at the goal; the last token is then the one meant.
-    drawn.or(tokens.last()).map(|token| token.1)
-}
-
-/// The log-probabilities that one row is asked for, of `token` before all.
-fn logprobs(logits: &[f32], asked: &LogprobRow, token: u32) -> Option<RowLogprobs> {
-    let finite: Vec<(u32, f64)> = (0..)
-        .zip(logits)
-        .filter(|(_, logit)| logit.is_finite())
-        .map(|(id, &logit)| (id, f64::from(logit)))
-        .collect();
-    let largest = finite.iter().map(|(_, logit)| *logit).reduce(f64::max)?;
-    let total: f64 = finite.iter().map(|(_, logit)| (logit - largest).exp()).sum();
-    let of = |token: u32| {
-        let logit = f64::from(logits[token as usize]);
-        let logit = if logit.is_finite() {
-            logit
-        } else {
-            f64::NEG_INFINITY
-        };
-        TokenLogprob {
-            token,
-            logprob: (logit - largest - total.ln()) as f32,
-            rank: finite.iter().filter(|(_, other)| *other > logit).count() as u32 + 1,
-        }
-    };
-    let token = of(token);
-    let listed = asked.listed.iter().map(|token| of(*token).logprob).collect();
-    let mut order: Vec<(u32, f64)> = finite.clone();
-    order.sort_by(|a, b| {
-        b.1.partial_cmp(&a.1)
-            .expect("finite logits compare")
-            .then(a.0.cmp(&b.0))
-    });
-    order.truncate(asked.n_top);
-    let top = order.into_iter().map(|(token, _)| of(token)).collect();
-    Some(RowLogprobs { token, top, listed })
 }
 
 impl Backend for ReferenceBackend {
@@ -394,8 +262,7 @@ impl Backend for ReferenceBackend {
     }
 
     fn routes(&mut self, shape: RoutesShape) -> Result<ReferenceRoutes, BackendError> {
-        let rows = Vec::new();
-        Ok(ReferenceRoutes { shape, rows })
+        Ok(ReferenceRoutes::new(shape))
     }
 
     fn kv(&mut self, shape: KvShape) -> Result<ReferenceKv, BackendError> {
@@ -502,9 +369,7 @@ impl Backend for ReferenceBackend {
     }
 
     fn route(&mut self, logits: &CpuTensor, routing: &Routing<'_, CpuTensor>, routes: &mut ReferenceRoutes) {
-        assert_eq!(logits.width(), routes.shape.n_experts, "a logit for each expert");
-        let of = |row| choices(logits.row(row), routing, routes.shape.n_used);
-        routes.rows = (0..logits.n_rows()).map(of).collect();
+        routes.choose(logits, routing);
     }
 
     fn expert_matmul(
@@ -514,16 +379,7 @@ impl Backend for ReferenceBackend {
         routes: &ReferenceRoutes,
         out: &mut CpuTensor,
     ) {
-        let slots = routes.slots();
-        let n_out = experts[0].quantized.len();
-        let rows = out.output(slots.len(), n_out).chunks_exact_mut(n_out);
-        for (slot, (&(row, expert), out)) in slots.iter().zip(rows).enumerate() {
-            let x = match input {
-                ExpertInput::Rows(x) => x.row(row),
-                ExpertInput::Slots(x) => x.row(slot),
-            };
-            experts[expert].multiply(x, out);
-        }
+        routes.multiply(experts, input, out);
     }
 
     fn combine(
@@ -533,23 +389,7 @@ impl Backend for ReferenceBackend {
         shared: Option<SharedExpert<'_, CpuTensor>>,
         out: &mut CpuTensor,
     ) {
-        let (slots, width) = (routes.slots(), x.width());
-        let rows = out.output(routes.rows.len(), width).chunks_exact_mut(width);
-        for (row, (choices, out)) in routes.rows.iter().zip(rows).enumerate() {
-            for (i, out) in out.iter_mut().enumerate() {
-                let term = |choice: &Choice| {
-                    let slot = slots.iter().position(|slot| *slot == (row, choice.expert));
-                    choice.weight * f64::from(x.row(slot.expect("each choice has a slot"))[i])
-                };
-                let shared = shared.as_ref().map_or(0.0, |shared| {
-                    let weight = shared
-                        .gate
-                        .map_or(1.0, |gate| sigmoid(f64::from(gate.row(row)[0])));
-                    weight * f64::from(shared.out.row(row)[i])
-                });
-                *out = (choices.iter().map(term).sum::<f64>() + shared) as f32;
-            }
-        }
+        routes.combine(x, shared, out);
     }
 
     fn rope_store(

@@ -345,7 +345,6 @@ fn setups() -> Vec<Setup> {
                 (Some(100), None, false),
                 (None, Some(2.5), false),
                 (None, None, true),
-                (Some(100), None, true),
             ] {
                 setups.push(Setup {
                     isa,

@@ -1,5 +1,5 @@
-//! Mixtures of experts: every instruction set conforms to the reference, and a row has the same bits alone and
-//! in any batch, with any number of threads and on every instruction set (C1).
+//! Mixtures of experts: every instruction set conforms to the reference, and a row has the same bits alone
+//! and in any batch, with any number of threads and on every instruction set (C1).
 
 #[expect(dead_code, reason = "these tests need matrices only")]
 mod support;

@@ -26,13 +26,15 @@ from transformers import (Cohere2Config, Cohere2ForCausalLM, CohereConfig, Coher
                           Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GemmaConfig,
                           GemmaForCausalLM, Glm4Config, Glm4ForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM,
                           GlmConfig, GlmForCausalLM,
-                          GptOssConfig, GptOssForCausalLM, GraniteConfig, GraniteForCausalLM,
+                          GPTNeoXConfig, GPTNeoXForCausalLM, GptOssConfig, GptOssForCausalLM, GraniteConfig, GraniteForCausalLM,
                           GraniteMoeConfig, GraniteMoeForCausalLM, LlamaConfig, LlamaForCausalLM,
                           MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM, Olmo2Config,
                           Olmo2ForCausalLM, OlmoeConfig, OlmoeForCausalLM, Phi3Config, Phi3ForCausalLM,
+                          PhiConfig, PhiForCausalLM,
                           Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3Config,
                           Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, SmolLM3Config,
-                          SmolLM3ForCausalLM, StableLmConfig, StableLmForCausalLM)
+                          SmolLM3ForCausalLM, StableLmConfig, StableLmForCausalLM, Starcoder2Config,
+                          Starcoder2ForCausalLM)
 
 here = pathlib.Path(__file__).parent / "families"
 ROWS = [0, 1, 15, 16, 63, 64, 65, 127, 128, 149]
@@ -208,6 +210,16 @@ for name, model_class, config, dtype in [
     ("qwen3-moe-dense", Qwen3MoeForCausalLM, Qwen3MoeConfig(
         **shape(32, 40, 4, 2, layers=4, head_dim=8, num_experts=4, num_experts_per_tok=1, moe_intermediate_size=24,
                 decoder_sparse_step=2, mlp_only_layers=[3], **ids), **plain(10000.0)), torch.bfloat16),
+    ("starcoder2", Starcoder2ForCausalLM, Starcoder2Config(
+        **shape(32, 40, 4, 2, eps="norm_epsilon", tie_word_embeddings=True, sliding_window=40, **ids),
+        **plain(10000.0)), torch.bfloat16),
+    ("phi", PhiForCausalLM, PhiConfig(
+        **shape(32, 40, 2, 2, eps="layer_norm_eps", **ids), **plain(10000.0)), torch.bfloat16),
+    ("gpt-neox", GPTNeoXForCausalLM, GPTNeoXConfig(
+        **shape(32, 40, 2, 2, eps="layer_norm_eps", **ids), **plain(10000.0)), torch.bfloat16),
+    ("gpt-neox-serial", GPTNeoXForCausalLM, GPTNeoXConfig(
+        **shape(32, 40, 2, 2, eps="layer_norm_eps", use_parallel_residual=False, **ids), **plain(10000.0)),
+     torch.bfloat16),
 ]:
     MODELS[name] = (model_class, config, dtype, byte_level(split(QWEN_2), normalizers.NFC()))
 OLD_STYLE = ["llama3", "qwen2", "smollm2", "qwen2-window", "granite", "glm4", "stablelm", "command-r", "phi3",

@@ -109,7 +109,8 @@ impl QuantizedRows {
         });
     }
 
-    /// Quantizes `n_rows` rows of `n_in`, spread over the pool; `of` gives each row and the rows of its panel.
+    /// Quantizes `n_rows` rows of `n_in`, spread over the pool; `of` gives each row and the rows of its
+    /// panel.
     pub(crate) fn quantize_rows<'a>(
         &mut self,
         pool: &mut ThreadPool,

@@ -359,28 +359,13 @@ impl ExpertSpace {
         quantized: &mut QuantizedRows,
         call: ExpertCall<'_>,
     ) {
+        let (n_in, n_out, n_slots) = call.check();
         let ExpertCall {
             experts,
             input,
             routes,
             out,
         } = call;
-        let (n_in, n_out) = (experts.n_in(), experts.n_out());
-        let n_slots = routes.n_slots();
-        let (x, n_rows) = match input {
-            ExpertInput::Rows(x) => (x, routes.n_rows),
-            ExpertInput::Slots(x) => (x, n_slots),
-        };
-        assert_eq!(
-            (x.n_rows(), x.width()),
-            (n_rows, n_in),
-            "rows and width of the input of experts"
-        );
-        assert_eq!(
-            experts.linears.len(),
-            routes.shape.n_experts,
-            "experts to choose from"
-        );
         let output = SharedSlice::new(out.output(n_slots, n_out));
         if n_slots == 0 {
             return;
@@ -389,35 +374,38 @@ impl ExpertSpace {
         let most_rows = PANEL_ROWS * chunk_panels(n_in, element_bytes);
         fill_passes(&mut self.passes, routes, most_rows);
         let passes = &self.passes;
-        let row_of = |slot: usize| match input {
-            ExpertInput::Rows(_) => routes.rows[slot] as usize,
-            ExpertInput::Slots(_) => slot,
-        };
         if experts.has_quantized_part {
             quantized.quantize_rows(pool, kernels, (n_slots, n_in), |slot| {
                 let n_before = passes.partition_point(|pass| pass.slots.start <= slot);
                 let Range { start, end } = passes[n_before - 1].slots;
                 let first = start + (slot - start) / PANEL_ROWS * PANEL_ROWS;
-                (x.row(row_of(slot)), first..end.min(first + PANEL_ROWS))
+                let x = match input {
+                    ExpertInput::Rows(x) => x.row(routes.rows[slot] as usize),
+                    ExpertInput::Slots(x) => x.row(slot),
+                };
+                (x, first..end.min(first + PANEL_ROWS))
             });
         }
-        let quantized = &*quantized;
         let plain = match input {
-            ExpertInput::Rows(_) if experts.has_plain_part => {
+            ExpertInput::Slots(x) => x.values(),
+            ExpertInput::Rows(x) if experts.has_plain_part => {
                 gather(pool, x, &routes.rows, &mut self.gathered)
             }
-            _ => x.values(),
+            ExpertInput::Rows(_) => &[],
         };
-        let product = |pass: &Pass| Product {
-            linear: &experts.linears[pass.expert],
-            kernels,
-            quantized,
-            x: plain,
-            rows: pass.slots.clone(),
-            output,
+        let products = Products {
+            experts,
+            passes,
+            of: Product {
+                linear: &experts.linears[0],
+                kernels,
+                quantized,
+                x: plain,
+                rows: 0..n_slots,
+                output,
+            },
         };
-        let n_tiles = experts.linears[0].n_tiles();
-        let n_items = passes.len() * n_tiles;
+        let n_items = passes.len() * experts.linears[0].n_tiles();
         let grain = if n_slots * n_in * n_out <= SMALL_WORK {
             n_items
         } else {
@@ -425,16 +413,57 @@ impl ExpertSpace {
             let most = most_tiles(longest.expect("there are slots"), n_in);
             (n_items / (8 * pool.n_threads())).min(most).max(1)
         };
-        pool.run(n_items, grain, |_, mut items| {
-            while !items.is_empty() {
-                let pass = items.start / n_tiles;
-                let first = pass * n_tiles;
-                let end = items.end.min(first + n_tiles);
-                let n_panels = passes[pass].slots.len().div_ceil(PANEL_ROWS);
-                product(&passes[pass]).tiles(items.start - first..end - first, 0..n_panels);
-                items.start = end;
-            }
-        });
+        pool.run(n_items, grain, |_, items| products.run(items));
+    }
+}
+
+impl ExpertCall<'_> {
+    /// Inputs, outputs and slots.
+    fn check(&self) -> (usize, usize, usize) {
+        let (n_in, n_slots) = (self.experts.n_in(), self.routes.n_slots());
+        let (x, n_rows) = match self.input {
+            ExpertInput::Rows(x) => (x, self.routes.n_rows),
+            ExpertInput::Slots(x) => (x, n_slots),
+        };
+        assert_eq!(
+            (x.n_rows(), x.width()),
+            (n_rows, n_in),
+            "rows and width of the input of experts"
+        );
+        assert_eq!(
+            self.experts.linears.len(),
+            self.routes.shape.n_experts,
+            "experts to choose from"
+        );
+        (n_in, self.experts.n_out(), n_slots)
+    }
+}
+
+/// The products of all passes.
+struct Products<'a> {
+    experts: &'a CpuExperts,
+    passes: &'a [Pass],
+    /// Any of them: they differ in the expert and its rows.
+    of: Product<'a>,
+}
+
+impl Products<'_> {
+    /// Some of the items, every one of which is claimed once.
+    fn run(&self, mut items: Range<usize>) {
+        let n_tiles = self.of.linear.n_tiles();
+        while !items.is_empty() {
+            let pass = &self.passes[items.start / n_tiles];
+            let first = items.start / n_tiles * n_tiles;
+            let end = items.end.min(first + n_tiles);
+            let product = Product {
+                linear: &self.experts.linears[pass.expert],
+                rows: pass.slots.clone(),
+                ..self.of
+            };
+            let n_panels = pass.slots.len().div_ceil(PANEL_ROWS);
+            product.tiles(items.start - first..end - first, 0..n_panels);
+            items.start = end;
+        }
     }
 }
 

@@ -174,8 +174,8 @@ impl RowKernels {
         });
     }
 
-    /// `out[r] = sum_i weight[r][i] * x[slot of r and i]`, in the order of the routes, and the shared expert's
-    /// output times its weight.
+    /// `out[r] = sum_i weight[r][i] * x[slot of r and i]`, in the order of the routes, and the shared
+    /// expert's output times its weight.
     pub(crate) fn combine(
         &self,
         pool: &mut ThreadPool,

@@ -63,6 +63,8 @@ pub struct LayerConfig {
 pub enum MlpKind {
     /// `down(activation(gate x) * up x)`.
     Gated,
+    /// `down(activation(up x))`.
+    Plain,
     /// A mixture of experts, each of them gated.
     Experts,
 }
@@ -74,6 +76,10 @@ pub struct Biases {
     pub qkv: bool,
     /// Attention's output.
     pub attention_out: bool,
+    /// The MLPs that every row goes through.
+    pub mlp: bool,
+    /// The output head.
+    pub head: bool,
 }
 
 /// A mixture of experts.
@@ -112,6 +118,8 @@ pub enum NormPlacement {
     Around,
     /// `x += attention(norm(x)) + mlp(norm(x))`, with one norm (Command-R).
     Parallel,
+    /// The same with a norm for each half (GPT-NeoX).
+    ParallelApart,
 }
 
 impl NormPlacement {
@@ -119,7 +127,7 @@ impl NormPlacement {
     pub fn n_norms(self) -> usize {
         match self {
             NormPlacement::Parallel => 1,
-            NormPlacement::Before | NormPlacement::After => 2,
+            NormPlacement::Before | NormPlacement::After | NormPlacement::ParallelApart => 2,
             NormPlacement::Around => 4,
         }
     }
@@ -185,14 +193,25 @@ impl DecoderConfig {
         let biases = [(self.biases.qkv, qkv), (self.biases.attention_out, width)];
         let bias: u64 = biases.iter().map(|&(has, n)| if has { n } else { 0 }).sum();
         let sinks = if self.has_sinks { n_heads as u64 } else { 0 };
-        let mlp = |kind| match (kind, &self.experts) {
-            (MlpKind::Experts, Some(experts)) => experts.n_params(width),
-            _ => 3 * width * self.ffn_width as u64,
+        let ffn_width = self.ffn_width as u64;
+        let mlp = |kind| {
+            let n_up = match (kind, &self.experts) {
+                (MlpKind::Experts, Some(experts)) => return experts.n_params(width),
+                (MlpKind::Plain, _) => 1,
+                _ => 2,
+            };
+            let bias = if self.biases.mlp {
+                n_up * ffn_width + width
+            } else {
+                0
+            };
+            (n_up + 1) * width * ffn_width + bias
         };
         let attention = width * (qkv + attended) + qk_norm as u64 + bias + sinks;
         let layer = |layer: &LayerConfig| attention + mlp(layer.mlp) + norm * layer.norms.n_norms() as u64;
         let tables = if self.tied_head { 1 } else { 2 };
-        tables * self.n_vocab as u64 * width + norm + self.layers.iter().map(layer).sum::<u64>()
+        let head_bias = if self.biases.head { self.n_vocab as u64 } else { 0 };
+        tables * self.n_vocab as u64 * width + head_bias + norm + self.layers.iter().map(layer).sum::<u64>()
     }
 }
 

@@ -218,7 +218,10 @@ impl<B: Backend> Forward<'_, B> {
             self.leave(backend, &w.attention, adds, |backend, out| {
                 backend.matmul(&w.attention_out, &s.attended, out);
             });
-            if of.norms == NormPlacement::Parallel {
+            let parallel = [NormPlacement::Parallel, NormPlacement::ParallelApart];
+            if parallel.contains(&of.norms) {
+                // Without a norm of its own the MLP reads what attention did.
+                self.enter(backend, (&mut s.x, None), &w.ffn, &mut s.h);
                 w.mlp
                     .forward(backend, (config, of), &s.h, (&mut s.mlp, &mut s.projected));
                 backend.all_reduce(&mut s.projected);

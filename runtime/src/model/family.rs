@@ -8,6 +8,7 @@
 
 mod mixture;
 mod rope;
+mod row;
 mod scales;
 mod table;
 mod windows;
@@ -15,13 +16,14 @@ mod windows;
 use arbora_kernels::{AttentionSpec, HeadLayout, NormKind};
 use serde_json::{Map, Value as Json};
 
-use super::config::{Biases, DecoderConfig, LayerConfig, MlpKind, NormConfig, NormPlacement};
+use super::config::{Biases, DecoderConfig, LayerConfig, MlpKind, NormConfig};
 use super::directory::flatten;
 use super::file::LoadError;
 use super::gguf::Gguf;
 use super::metadata::{KeyError, Metadata, required};
 use super::names::{ExpertLayout, Naming, TensorNames};
-use table::{FAMILIES, Family, Flag};
+use row::{Family, Flag, Parallel};
+use table::FAMILIES;
 use windows::{gguf_windows, json_window, window, windows};
 
 /// GGUF keys (after the architecture's name) that would change the arithmetic in ways the decoder has no part
@@ -101,7 +103,10 @@ const HEADS: Key = key("attention.head_count", "num_attention_heads");
 const KV_HEADS: Key = key("attention.head_count_kv", "num_key_value_heads");
 const HEAD_DIM: Key = key("attention.key_length", "head_dim");
 const NORM_EPS: Key = key("attention.layer_norm_rms_epsilon", "rms_norm_eps");
-const LAYER_NORM_EPS: Key = key("attention.layer_norm_epsilon", "layer_norm_eps");
+const LAYER_NORM_EPS: [Key; 2] = [
+    key("attention.layer_norm_epsilon", "layer_norm_eps"),
+    key("attention.layer_norm_epsilon", "norm_epsilon"),
+];
 /// Only GGUF has a length of values of its own.
 const VALUE_DIM: Key = key("attention.value_length", "head_dim");
 const ROPE_DIM: Key = key("rope.dimension_count", "head_dim");
@@ -250,6 +255,8 @@ fn describe(family: &Family, keys: &Keys<'_>, particulars: &Particulars) -> Resu
         biases: Biases {
             qkv: keys.flag(family.qkv_bias)?,
             attention_out: keys.flag(family.attention_out_bias)?,
+            mlp: family.mlp_bias,
+            head: family.head_bias,
         },
         has_sinks: family.has_sinks,
         qk_norm: match keys.flag(family.qk_norm_if)? {
@@ -267,7 +274,9 @@ fn describe(family: &Family, keys: &Keys<'_>, particulars: &Particulars) -> Resu
                 Names::Gguf { .. } => family.renamed_in_gguf,
                 Names::ConfigJson => family.renamed,
             },
+            layers: family.layers,
             fused_qkv: family.fused_qkv,
+            qkv_by_group: family.qkv_by_group,
             fused_gate_up: family.fused_gate_up,
             experts: family.expert_layout,
             has_draft_layers: family.has_draft_layers,
@@ -289,7 +298,7 @@ fn layers(
     let windowed: Vec<bool> = windows.iter().map(Option::is_some).collect();
     let ropes = rope::layer_ropes(keys, family, &windowed)?;
     let norms = match family.parallel {
-        Some(parallel) if keys.metadata.flag(parallel)? == Some(true) => NormPlacement::Parallel,
+        Some(Parallel { key, default, norms }) if keys.metadata.flag(key)?.unwrap_or(default) => norms,
         _ => family.norms,
     };
     let activation = scales::activation(keys, family)?;
@@ -484,10 +493,13 @@ fn gguf_n_vocab(gguf: &Gguf, architecture: &str) -> Result<usize, LoadError> {
 }
 
 fn norm(family: &Family, keys: &Keys<'_>) -> Result<NormConfig, KeyError> {
-    let key = keys.full(match family.norm {
-        NormKind::Rms => NORM_EPS,
-        NormKind::Layer => LAYER_NORM_EPS,
-    });
+    let names = match family.norm {
+        NormKind::Rms => &[NORM_EPS][..],
+        NormKind::Layer => &LAYER_NORM_EPS,
+    };
+    let named = names.iter().map(|key| keys.full(*key));
+    let key = named.clone().find(|key| keys.metadata.contains(key));
+    let key = key.unwrap_or_else(|| keys.full(names[0]));
     let eps = required(&key, keys.metadata.float(&key))?;
     if !(eps > 0.0 && eps < 1.0) {
         return Err(out_of_range(&key, &eps, "between 0 and 1".to_owned()));

@@ -1,13 +1,16 @@
-//! The MLP of a block: gated, or a mixture of experts.
+//! The MLP of a block: gated, plain, or a mixture of experts.
 //!
 //! ```text
 //! gated     down (activation(gate x) * up x)
+//! plain     down (activation(up x))
 //! experts   logits = router x                           each row chooses experts, each choice gets a slot
 //!           y      = down_e (activation(gate_e x) * up_e x)         for each slot, e its expert
 //!           sum of a row's slots, weighted, + sigmoid(shared_gate x) * shared(x)
 //! ```
 
-use arbora_kernels::{Activation, Backend, BackendError, ExpertInput, RoutesShape, Routing, SharedExpert};
+use arbora_kernels::{
+    Activation, Backend, BackendError, Elementwise, ExpertInput, RoutesShape, Routing, SharedExpert,
+};
 
 use super::config::{DecoderConfig, ExpertsConfig, LayerConfig, MlpKind};
 
@@ -15,6 +18,14 @@ use super::config::{DecoderConfig, ExpertsConfig, LayerConfig, MlpKind};
 pub struct GatedWeights<B: Backend> {
     /// Fused gate and up projections.
     pub gate_up: B::Linear,
+    /// Down projection.
+    pub down: B::Linear,
+}
+
+/// Weights of a plain MLP.
+pub struct PlainWeights<B: Backend> {
+    /// Up projection.
+    pub up: B::Linear,
     /// Down projection.
     pub down: B::Linear,
 }
@@ -45,6 +56,8 @@ pub struct SharedWeights<B: Backend> {
 pub enum MlpWeights<B: Backend> {
     /// A gated MLP.
     Gated(GatedWeights<B>),
+    /// A plain one.
+    Plain(PlainWeights<B>),
     /// A mixture of experts.
     Experts(ExpertWeights<B>),
 }
@@ -110,6 +123,7 @@ impl<B: Backend> ExpertSpace<B> {
 /// Activations of the MLPs of one step.
 pub struct MlpSpace<B: Backend> {
     gated: Option<GatedSpace<B>>,
+    plain: Option<B::Tensor>,
     experts: Option<ExpertSpace<B>>,
 }
 
@@ -119,12 +133,15 @@ impl<B: Backend> MlpSpace<B> {
         let has = |kind| config.layers.iter().any(|layer| layer.mlp == kind);
         let gated = has(MlpKind::Gated).then(|| GatedSpace::new(backend, rows, config.ffn_width));
         let gated = gated.transpose()?;
+        let plain = has(MlpKind::Plain).then(|| backend.tensor(rows, config.ffn_width));
+        let plain = plain.transpose()?;
         let experts = config
             .experts
             .as_ref()
             .map(|experts| ExpertSpace::new(backend, experts, (rows, config.width)));
         Ok(MlpSpace {
             gated,
+            plain,
             experts: experts.transpose()?,
         })
     }
@@ -160,6 +177,15 @@ impl<B: Backend> MlpWeights<B> {
                     .as_mut()
                     .expect("a layer of the configuration is gated");
                 weights.forward(backend, of.activation, x, (space, out));
+            }
+            MlpWeights::Plain(weights) => {
+                let up = space
+                    .plain
+                    .as_mut()
+                    .expect("a layer of the configuration is plain");
+                backend.matmul(&weights.up, x, up);
+                backend.elementwise(up, Elementwise::Activate(of.activation));
+                backend.matmul(&weights.down, up, out);
             }
             MlpWeights::Experts(weights) => {
                 let experts = config.experts.as_ref();

@@ -85,8 +85,12 @@ pub struct TensorNames {
     pub naming: Naming,
     /// Names (without `weight`) of a family whose files have other ones.
     pub renamed: &'static [(Part, &'static str)],
+    /// Blocks of a family whose `config.json` goes with another name.
+    pub layers: &'static str,
     /// Whether q, k and v are one matrix.
     pub fused_qkv: bool,
+    /// Whether its rows are those of one key/value head after the other: its queries, its key, its value.
+    pub qkv_by_group: bool,
     /// Whether gate and up are one matrix.
     pub fused_gate_up: bool,
     /// How experts are stored beside a `config.json`.
@@ -105,8 +109,11 @@ pub enum ExpertLayout {
     Interleaved,
 }
 
-/// The output head's name beside a `config.json`.
-pub(super) const HUGGING_FACE_HEAD: &str = "lm_head.weight";
+/// Names of the output head beside a `config.json`.
+pub(super) const HUGGING_FACE_HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
+
+/// Blocks beside a `config.json`.
+pub(super) const HUGGING_FACE_LAYERS: &str = "model.layers";
 
 impl TensorNames {
     /// Llama's tensors.
@@ -114,7 +121,9 @@ impl TensorNames {
         TensorNames {
             naming,
             renamed: &[],
+            layers: HUGGING_FACE_LAYERS,
             fused_qkv: false,
+            qkv_by_group: false,
             fused_gate_up: false,
             experts: ExpertLayout::RowPerOutput,
             has_draft_layers: false,
@@ -176,7 +185,7 @@ impl TensorNames {
     fn layers(&self) -> &'static str {
         match self.naming {
             Naming::Gguf => "blk",
-            Naming::HuggingFace => "model.layers",
+            Naming::HuggingFace => self.layers,
         }
     }
 

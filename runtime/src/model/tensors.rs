@@ -77,7 +77,7 @@ impl TensorInfo {
     }
 
     /// The format of its weights and how many there are; nothing where the format is unknown. MXFP4 in
-    /// safetensors is two tensors of bytes, of which one has two weights in each and the other their exponents.
+    /// safetensors is two tensors of bytes: one has two weights in each, the other their exponents.
     pub fn weights(&self) -> Option<(Format, u64)> {
         match self.kind {
             TensorType::Safetensors(Dtype::U8) if self.name.ends_with("_blocks") => {

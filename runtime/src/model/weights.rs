@@ -4,6 +4,7 @@
 //! it, and the buffer is used again: memory peaks at the weights plus the largest group. Every shape is
 //! checked against the configuration before the first byte is read.
 
+mod attention;
 mod mlp;
 
 use std::collections::HashSet;
@@ -12,10 +13,10 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use arbora_kernels::quant::{Format, f32_from_bf16, f32_from_f16, is_finite};
-use arbora_kernels::{Backend, MatrixSource, QkNormSpan};
+use arbora_kernels::{Backend, MatrixSource};
 
 use super::config::{DecoderConfig, NormPlacement, RopeConfig};
-use super::decoder::{DecoderWeights, HalfWeights, LayerWeights, NormWeights, QkNormWeights};
+use super::decoder::{DecoderWeights, HalfWeights, LayerWeights, NormWeights};
 use super::dummy::fill_matrix;
 use super::file::LoadError;
 use super::names::{Naming, Part};
@@ -41,8 +42,13 @@ pub(super) enum Data<'a> {
 
 /// Llama 3's frequency factors; GGUF only.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
-/// What the reference implementation computes anew and old checkpoints keep.
-const ROPE_BUFFER: &str = ".rotary_emb.inv_freq";
+/// What the reference implementation computes anew and old checkpoints keep: frequencies, and masks of
+/// GPT-NeoX.
+const BUFFERS: [&str; 3] = [
+    ".rotary_emb.inv_freq",
+    ".attention.bias",
+    ".attention.masked_bias",
+];
 const SPLIT_QKV: [Part; 3] = [Part::Query, Part::Key, Part::Value];
 
 /// Matrices in a buffer, one after the other, that become one layer.
@@ -116,7 +122,10 @@ impl WeightSource<'_> {
         let embedding = self.linear(backend, &[embedding], config.width, None, &mut buffer)?;
         let head = match config.tied_head {
             true => None,
-            false => Some(self.linear(backend, &[head], config.width, None, &mut buffer)?),
+            false => {
+                let bias = self.outer_bias(Part::Head, config.biases.head, config.n_vocab)?;
+                Some(self.linear(backend, &[head], config.width, bias.as_deref(), &mut buffer)?)
+            }
         };
         let layers = (0..config.layers.len())
             .map(|layer| self.layer(backend, layer, &mut buffer))
@@ -166,13 +175,8 @@ impl WeightSource<'_> {
         };
         let bias = self.qkv_bias(layer, [q_width, kv_width, kv_width])?;
         let out = matrix(Part::AttentionOut, config.width);
-        let out_bias = match config.biases.attention_out {
-            false => None,
-            true => {
-                let name = config.tensors.inner_bias(layer, Part::AttentionOut);
-                Some(self.vector(&name, config.width, 0.0)?)
-            }
-        };
+        let has_bias = config.biases.attention_out;
+        let out_bias = self.inner_bias((layer, Part::AttentionOut), has_bias, config.width)?;
         let sinks = match config.has_sinks {
             false => None,
             true => {
@@ -181,7 +185,7 @@ impl WeightSource<'_> {
             }
         };
         Ok(LayerWeights {
-            qkv: self.linear(backend, &qkv, config.width, bias.as_deref(), buffer)?,
+            qkv: self.qkv(backend, &qkv, bias, buffer)?,
             qk_norm: self.qk_norm(backend, layer)?,
             sinks,
             attention_out: self.linear(backend, &[out], q_width, out_bias.as_deref(), buffer)?,
@@ -203,6 +207,23 @@ impl WeightSource<'_> {
         })
     }
 
+    /// A bias of a block, where its projection has one.
+    fn inner_bias(
+        &self,
+        (layer, part): (usize, Part),
+        is_there: bool,
+        len: usize,
+    ) -> Result<Option<Vec<f32>>, LoadError> {
+        let name = self.config.tensors.inner_bias(layer, part);
+        is_there.then(|| self.vector(&name, len, 0.0)).transpose()
+    }
+
+    /// A bias outside the blocks.
+    fn outer_bias(&self, part: Part, is_there: bool, len: usize) -> Result<Option<Vec<f32>>, LoadError> {
+        let name = self.config.tensors.outer_bias(part);
+        is_there.then(|| self.vector(&name, len, 0.0)).transpose()
+    }
+
     /// A norm of a block, where its layer has it.
     fn layer_norm<B: Backend>(
         &self,
@@ -216,44 +237,6 @@ impl WeightSource<'_> {
         let tensors = &self.config.tensors;
         let names = [tensors.inner(layer, part), tensors.inner_bias(layer, part)];
         self.norm(backend, &names).map(Some)
-    }
-
-    fn qk_norm<B: Backend>(
-        &self,
-        backend: &mut B,
-        layer: usize,
-    ) -> Result<Option<QkNormWeights<B>>, LoadError> {
-        let Some(span) = self.config.qk_norm else {
-            return Ok(None);
-        };
-        let heads = self.config.heads;
-        let mut weight = |part, n_heads| {
-            let width = match span {
-                QkNormSpan::EachHead => heads.head_dim,
-                QkNormSpan::AllHeads => n_heads * heads.head_dim,
-            };
-            self.norm_weight(backend, &self.config.tensors.inner(layer, part), width)
-        };
-        Ok(Some(QkNormWeights {
-            span,
-            query: weight(Part::QueryNorm, heads.n_heads)?,
-            key: weight(Part::KeyNorm, heads.n_kv_heads)?,
-        }))
-    }
-
-    fn qkv_bias(&self, layer: usize, widths: [usize; 3]) -> Result<Option<Vec<f32>>, LoadError> {
-        if !self.config.biases.qkv {
-            return Ok(None);
-        }
-        let name = |part| self.config.tensors.inner_bias(layer, part);
-        if self.config.tensors.fused_qkv {
-            return self.vector(&name(Part::Qkv), widths.iter().sum(), 0.0).map(Some);
-        }
-        let mut bias = Vec::new();
-        for (part, width) in SPLIT_QKV.into_iter().zip(widths) {
-            bias.extend(self.vector(&name(part), width, 0.0)?);
-        }
-        Ok(Some(bias))
     }
 
     /// The tensors of a block that its configuration asks for.
@@ -308,6 +291,9 @@ impl WeightSource<'_> {
         if self.config.norm.has_bias {
             expected.insert(names.outer_bias(Part::FinalNorm));
         }
+        if self.config.biases.head {
+            expected.insert(names.outer_bias(Part::Head));
+        }
         for layer in 0..self.config.layers.len() {
             expected.extend(self.expected_in(layer));
         }
@@ -315,7 +301,7 @@ impl WeightSource<'_> {
         let is_harmless = |name: &str| match names.naming {
             _ if names.has_draft_layers && names.is_beyond(name, n_layers) => true,
             Naming::Gguf => name == ROPE_FACTORS,
-            Naming::HuggingFace => name.ends_with(ROPE_BUFFER),
+            Naming::HuggingFace => BUFFERS.iter().any(|buffer| name.ends_with(buffer)),
         };
         let unexpected =
             |tensor: &&TensorInfo| !expected.contains(&tensor.name) && !is_harmless(&tensor.name);
@@ -505,7 +491,7 @@ fn upload<B: Backend>(backend: &mut B, name: &str, values: &[f32]) -> Result<B::
 /// The norms of a block.
 fn norms(placement: NormPlacement) -> &'static [Part] {
     match placement {
-        NormPlacement::Before => &[Part::AttentionNorm, Part::FfnNorm],
+        NormPlacement::Before | NormPlacement::ParallelApart => &[Part::AttentionNorm, Part::FfnNorm],
         NormPlacement::After => &[Part::AttentionPostNorm, Part::FfnPostNorm],
         NormPlacement::Around => &[
             Part::AttentionNorm,

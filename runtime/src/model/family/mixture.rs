@@ -2,7 +2,7 @@
 
 use arbora_kernels::RouterScore;
 
-use super::table::{Family, Flag};
+use super::row::{Family, Flag};
 use super::{Key, Keys, MAX_FFN_WIDTH, MAX_LAYERS, Names, key, out_of_range, unsupported};
 use crate::model::config::{ExpertsConfig, LayerConfig, MlpKind};
 use crate::model::file::LoadError;
@@ -143,7 +143,7 @@ fn refuse_groups(keys: &Keys<'_>) -> Result<(), LoadError> {
 /// The kind of each layer's MLP.
 pub(super) fn kinds(keys: &Keys<'_>, family: &Family, n_layers: usize) -> Result<Vec<MlpKind>, LoadError> {
     let Some(mixture) = &family.mixture else {
-        return Ok(vec![MlpKind::Gated; n_layers]);
+        return Ok(vec![family.mlp; n_layers]);
     };
     let kind = |is_dense: bool| {
         if is_dense {

@@ -1,6 +1,6 @@
 //! Rotary embeddings as files describe them.
 
-use super::table::{Family, LayerRopes};
+use super::row::{Family, LayerRopes};
 use super::{CONTEXT, Keys, MAX_CONTEXT, Names, ROPE_BASE, ROPE_DIM, key, out_of_range, unsupported};
 use crate::model::config::{RopeConfig, RopeScaling};
 use crate::model::file::LoadError;
@@ -182,6 +182,8 @@ fn json_rope(
         "rope_parameters.full_attention.rope_theta",
         "rope_parameters.rope_theta",
         "rope_theta",
+        // GPT-NeoX before it had `rope_theta`.
+        "rotary_emb_base",
     ];
     let types = [
         "rope_scaling",
@@ -233,7 +235,11 @@ fn windowed_rope_base(keys: &Keys<'_>, default: f64) -> Result<f64, LoadError> {
 
 /// Elements of a head that are rotated.
 fn rotated_elements(metadata: &Metadata, (head_dim, default): (usize, f64)) -> Result<usize, KeyError> {
-    let keys = ["partial_rotary_factor", "rope_parameters.partial_rotary_factor"];
+    let keys = [
+        "partial_rotary_factor",
+        "rope_parameters.partial_rotary_factor",
+        "rotary_pct",
+    ];
     let key = keys
         .into_iter()
         .find(|key| metadata.contains(key))

@@ -3,7 +3,7 @@
 use arbora_kernels::quant::{bf16_from_f32, f16_from_f32, f32_from_bf16, f32_from_f16};
 use arbora_kernels::{Activation, HeadLayout};
 
-use super::table::{ATTENTION_CAP, AttentionScale, EmbeddingScale, Family, LOGIT_CAP, LogitScale, SoftCaps};
+use super::row::{ATTENTION_CAP, AttentionScale, EmbeddingScale, Family, LOGIT_CAP, LogitScale, SoftCaps};
 use super::{Key, Keys, Names, out_of_range, unsupported};
 use crate::model::config::Scales;
 use crate::model::file::LoadError;

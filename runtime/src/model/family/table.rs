@@ -2,185 +2,12 @@
 
 use arbora_kernels::{Activation, NormKind, QkNormSpan, RopeStyle, RouterScore};
 
+use super::key;
 use super::mixture::{self, DenseLayers, Mixture, Shared};
+use super::row::{AttentionScale, EmbeddingScale, Family, Flag, LayerRopes, LogitScale, Parallel, SoftCaps};
 use super::windows::Windows;
-use super::{Key, key};
-use crate::model::config::NormPlacement;
-use crate::model::names::{ExpertLayout, Part};
-
-/// What distinguishes one architecture from another.
-pub(super) struct Family {
-    /// `general.architecture` in GGUF, and the first part of its keys; absent where converters write the
-    /// family under another one's name, and where its GGUF files are not read.
-    pub(super) architecture: Option<&'static str>,
-    /// The only name in `architectures`, and `model_type`, of `config.json`.
-    pub(super) class: &'static str,
-    pub(super) model_type: &'static str,
-    /// Pairing of rotated elements as the GGUF converter leaves it (for llama it permutes q and k), and in
-    /// checkpoints beside a `config.json`.
-    pub(super) gguf_rope_style: RopeStyle,
-    pub(super) json_rope_style: RopeStyle,
-    /// Part of each head that is rotated where a `config.json` does not say; absent where none may say so.
-    pub(super) partial_rotary: Option<f64>,
-    /// Whether the borders of YaRN in GGUF files, which do not say, are rounded to whole pairs.
-    pub(super) gguf_yarn_whole_pairs: bool,
-    /// Which layers are rotated how.
-    pub(super) layer_ropes: LayerRopes,
-    /// Biases on q, k and v, and on attention's output.
-    pub(super) qkv_bias: Flag,
-    pub(super) attention_out_bias: Flag,
-    /// Whether each query head has an attention sink.
-    pub(super) has_sinks: bool,
-    /// The mixture of experts of its layers.
-    pub(super) mixture: Option<Mixture>,
-    /// RMSNorm on queries and keys, and where it is.
-    pub(super) qk_norm: Option<QkNormSpan>,
-    pub(super) qk_norm_if: Flag,
-    /// Which layers have the window of a `config.json`.
-    pub(super) windows: Windows,
-    /// All other norms.
-    pub(super) norm: NormKind,
-    pub(super) norm_bias: bool,
-    /// What checkpoints beside a `config.json` store norm weights less; the GGUF converter adds it.
-    pub(super) norm_offset: f32,
-    pub(super) norms: NormPlacement,
-    /// Key of `config.json` that makes the halves of a block parallel.
-    pub(super) parallel: Option<&'static str>,
-    /// Activation of the MLP where the file does not say, and the key of `config.json` that says it.
-    pub(super) activation: Activation,
-    pub(super) activation_key: &'static str,
-    /// What `gelu` stands for there. Files of the first Gemma say it and mean the approximation.
-    pub(super) gelu: Activation,
-    /// Factor of products of queries and keys.
-    pub(super) attention_scale: AttentionScale,
-    pub(super) soft_caps: SoftCaps,
-    pub(super) embedding_scale: EmbeddingScale,
-    /// Factor of what a half of a block adds, where there is one.
-    pub(super) residual_scale: Option<Key>,
-    pub(super) logit_scale: LogitScale,
-    /// Names of tensors that checkpoints beside a `config.json` have for other parts.
-    pub(super) renamed: &'static [(Part, &'static str)],
-    /// And those that its GGUF files have.
-    pub(super) renamed_in_gguf: &'static [(Part, &'static str)],
-    /// Whether q, k and v are one matrix, gate and up another.
-    pub(super) fused_qkv: bool,
-    pub(super) fused_gate_up: bool,
-    pub(super) expert_layout: ExpertLayout,
-    /// Whether checkpoints have layers after the last that only draft tokens.
-    pub(super) has_draft_layers: bool,
-    /// Keys of `config.json` that are refused of this family besides those of all.
-    pub(super) refused: &'static [&'static str],
-    /// Keys of `config.json` that are refused of others and change nothing here.
-    pub(super) passed_over: &'static [&'static str],
-}
-
-/// Something a family has always, or where its `config.json` says so.
-#[derive(Clone, Copy)]
-pub(super) enum Flag {
-    Never,
-    Always,
-    /// Of `config.json`; false where the key is absent.
-    Key(&'static str),
-}
-
-/// Which layers are rotated how.
-#[derive(Clone, Copy)]
-pub(super) enum LayerRopes {
-    /// All alike.
-    One,
-    /// Not those where `no_rope_layers` has a 0; without that list not the last of each
-    /// `no_rope_layer_interval`, which is this where it is absent.
-    AllBut { every: usize },
-    /// Only those with a sliding window.
-    Windowed,
-    /// Those with a sliding window by a base of their own, the others with the scaling.
-    Two { windowed_base: f64, full_base: f64 },
-}
-
-/// Factor of products of queries and keys.
-#[derive(Clone, Copy)]
-pub(super) enum AttentionScale {
-    /// `1 / sqrt(head_dim)`.
-    HeadDim,
-    /// The value of the key.
-    Factor(Key),
-    /// `1 / sqrt(value of the key)` in `config.json`. GGUF files have no key: `1 / sqrt(head_dim)`, or
-    /// `1 / sqrt(width / n_heads)` in the model of this many layers.
-    InverseRoot {
-        json: &'static str,
-        by_width_if_layers: usize,
-    },
-}
-
-/// Soft caps of attention scores and logits.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum SoftCaps {
-    Never,
-    /// Where the file has them.
-    Optional,
-    /// The file must have them.
-    Required,
-}
-
-/// Factor of the rows of the embedding.
-#[derive(Clone, Copy)]
-pub(super) enum EmbeddingScale {
-    None,
-    /// `sqrt(width)`, rounded as the checkpoint's weights are.
-    RootOfWidth,
-    /// The value of the key, 1 where it is absent.
-    Factor(Key),
-}
-
-/// Factor of logits.
-#[derive(Clone, Copy)]
-pub(super) enum LogitScale {
-    None,
-    /// The value of the key, which must be there.
-    Factor(Key),
-    /// One divided by the value of the key, 1 where it is absent.
-    Divisor(Key),
-}
-
-impl Family {
-    /// Keys that are refused of families that do not know them.
-    pub(super) fn reads(&self) -> Vec<Key> {
-        let mut keys = Vec::new();
-        if let AttentionScale::Factor(key) = self.attention_scale {
-            keys.push(key);
-        }
-        if let AttentionScale::InverseRoot { json, .. } = self.attention_scale {
-            keys.push(key("", json));
-        }
-        if self.soft_caps != SoftCaps::Never {
-            keys.extend([ATTENTION_CAP, LOGIT_CAP]);
-        }
-        if let EmbeddingScale::Factor(key) = self.embedding_scale {
-            keys.push(key);
-        }
-        keys.extend(self.residual_scale);
-        keys.extend(self.passed_over.iter().map(|json| key("", json)));
-        if let LogitScale::Factor(key) | LogitScale::Divisor(key) = self.logit_scale {
-            keys.push(key);
-        }
-        keys.extend(self.parallel.map(|json| key("", json)));
-        for flag in [self.qkv_bias, self.attention_out_bias, self.qk_norm_if] {
-            if let Flag::Key(json) = flag {
-                keys.push(key("", json));
-            }
-        }
-        if self.mixture.is_some() {
-            keys.extend(mixture::N_EXPERTS);
-        }
-        if let LayerRopes::AllBut { .. } = self.layer_ropes {
-            keys.extend([key("", "no_rope_layers"), key("", "no_rope_layer_interval")]);
-        }
-        keys
-    }
-}
-
-pub(super) const ATTENTION_CAP: Key = key("attn_logit_softcapping", "attn_logit_softcapping");
-pub(super) const LOGIT_CAP: Key = key("final_logit_softcapping", "final_logit_softcapping");
+use crate::model::config::{MlpKind, NormPlacement};
+use crate::model::names::{ExpertLayout, HUGGING_FACE_LAYERS, Part};
 
 const LLAMA: Family = Family {
     architecture: Some("llama"),
@@ -203,6 +30,9 @@ const LLAMA: Family = Family {
     norm_offset: 0.0,
     norms: NormPlacement::Before,
     parallel: None,
+    mlp: MlpKind::Gated,
+    mlp_bias: false,
+    head_bias: false,
     activation: Activation::Silu,
     activation_key: "hidden_act",
     gelu: Activation::Gelu,
@@ -213,7 +43,9 @@ const LLAMA: Family = Family {
     logit_scale: LogitScale::None,
     renamed: &[],
     renamed_in_gguf: &[],
+    layers: HUGGING_FACE_LAYERS,
     fused_qkv: false,
+    qkv_by_group: false,
     fused_gate_up: false,
     expert_layout: ExpertLayout::RowPerOutput,
     has_draft_layers: false,
@@ -524,7 +356,83 @@ pub(super) const FAMILIES: &[Family] = &[
         qkv_bias: Flag::Key("use_qkv_bias"),
         norm: NormKind::Layer,
         norm_bias: true,
-        parallel: Some("use_parallel_residual"),
+        parallel: Some(Parallel {
+            key: "use_parallel_residual",
+            default: false,
+            norms: NormPlacement::Parallel,
+        }),
+        ..LLAMA
+    },
+    Family {
+        // Its GGUF files do not say that it has a window.
+        architecture: None,
+        class: "Starcoder2ForCausalLM",
+        model_type: "starcoder2",
+        qkv_bias: Flag::Always,
+        attention_out_bias: Flag::Always,
+        mlp: MlpKind::Plain,
+        mlp_bias: true,
+        norm: NormKind::Layer,
+        norm_bias: true,
+        activation: Activation::GeluTanh,
+        windows: Windows::All { default: None },
+        renamed: &[(Part::Up, "mlp.c_fc"), (Part::Down, "mlp.c_proj")],
+        ..LLAMA
+    },
+    Family {
+        architecture: None,
+        class: "PhiForCausalLM",
+        model_type: "phi",
+        partial_rotary: Some(0.5),
+        qkv_bias: Flag::Always,
+        attention_out_bias: Flag::Always,
+        mlp: MlpKind::Plain,
+        mlp_bias: true,
+        head_bias: true,
+        norm: NormKind::Layer,
+        norm_bias: true,
+        norms: NormPlacement::Parallel,
+        activation: Activation::GeluTanh,
+        renamed: &[
+            (Part::AttentionOut, "self_attn.dense"),
+            (Part::Up, "mlp.fc1"),
+            (Part::Down, "mlp.fc2"),
+            (Part::FinalNorm, "model.final_layernorm"),
+        ],
+        // Its files name code of the time before the class was in the reference implementation.
+        passed_over: &["auto_map"],
+        ..LLAMA
+    },
+    Family {
+        architecture: None,
+        class: "GPTNeoXForCausalLM",
+        model_type: "gpt_neox",
+        partial_rotary: Some(0.25),
+        qkv_bias: Flag::Always,
+        attention_out_bias: Flag::Always,
+        mlp: MlpKind::Plain,
+        mlp_bias: true,
+        norm: NormKind::Layer,
+        norm_bias: true,
+        parallel: Some(Parallel {
+            key: "use_parallel_residual",
+            default: true,
+            norms: NormPlacement::ParallelApart,
+        }),
+        activation: Activation::Gelu,
+        renamed: &[
+            (Part::Embedding, "gpt_neox.embed_in"),
+            (Part::FinalNorm, "gpt_neox.final_layer_norm"),
+            (Part::Head, "embed_out"),
+            (Part::Qkv, "attention.query_key_value"),
+            (Part::AttentionOut, "attention.dense"),
+            (Part::Up, "mlp.dense_h_to_4h"),
+            (Part::Down, "mlp.dense_4h_to_h"),
+        ],
+        layers: "gpt_neox.layers",
+        fused_qkv: true,
+        qkv_by_group: true,
+        passed_over: &["attention_bias"],
         ..LLAMA
     },
     COMMAND_R,

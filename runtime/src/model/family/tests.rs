@@ -172,6 +172,61 @@ fn rope_scaling_is_read_in_its_old_and_new_places() {
 }
 
 #[test]
+fn yarn_in_gguf_is_read_with_its_factor() {
+    let mut gguf = tiny_llama();
+    let metadata = std::mem::take(&mut gguf.metadata);
+    gguf.metadata = metadata
+        .with("llama.rope.scaling.type", Value::Text("yarn".to_owned()))
+        .with("llama.rope.scaling.factor", Value::Float(4.0))
+        .with("llama.rope.scaling.original_context_length", Value::Unsigned(32));
+    let rope = DecoderConfig::from_gguf(&gguf).expect("good").ropes.remove(0);
+    let expected = RopeScaling::Yarn {
+        factor: 4.0,
+        fast_turns: 32.0,
+        slow_turns: 1.0,
+        original_context: 32.0,
+        whole_pairs: true,
+    };
+    assert_eq!(rope.scaling, expected);
+    assert!((rope.attention_factor - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
+    let missing = with("llama.rope.scaling.type", Value::Text("yarn".to_owned()));
+    let error = missing.expect_err("no factor").to_string();
+    assert_eq!(error, "`llama.rope.scaling.factor` is missing");
+}
+
+#[test]
+fn a_llama_with_experts_is_a_mixtral_and_layers_may_be_without_them() {
+    let mut gguf = tiny_llama();
+    let metadata = std::mem::take(&mut gguf.metadata);
+    gguf.metadata = metadata
+        .with("llama.expert_count", Value::Unsigned(8))
+        .with("llama.expert_used_count", Value::Unsigned(2));
+    let config = DecoderConfig::from_gguf(&gguf).expect("good");
+    let experts = config.experts.expect("a mixture");
+    assert_eq!((experts.n_experts, experts.n_used, experts.width), (8, 2, 64));
+    assert!(experts.is_normalized && config.layers.iter().all(|layer| layer.mlp == MlpKind::Experts));
+    let qwen = |changes: &str| {
+        let of = format!(
+            r#"{{"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 8,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 24{changes}}}"#
+        );
+        let config = json_with(&of).expect("good");
+        let kinds: Vec<bool> = config
+            .layers
+            .iter()
+            .map(|layer| layer.mlp == MlpKind::Experts)
+            .collect();
+        (kinds, config.experts.expect("a mixture").is_normalized)
+    };
+    assert_eq!(qwen(""), (vec![true, true], false));
+    assert_eq!(
+        qwen(r#", "decoder_sparse_step": 2, "norm_topk_prob": true"#),
+        (vec![false, true], true)
+    );
+    assert_eq!(qwen(r#", "mlp_only_layers": [0]"#).0, [false, true]);
+}
+
+#[test]
 fn a_window_below_the_context_limits_it() {
     let config = with("llama.attention.sliding_window", Value::Unsigned(64)).expect("good");
     assert_eq!((config.context, config.window), (64, Some(64)));
@@ -222,7 +277,7 @@ fn layers_have_the_window_of_their_family_or_of_the_list_of_layers() {
 }
 
 /// Settings, and what is said of them.
-const REFUSED: [(&str, &str); 22] = [
+const REFUSED: [(&str, &str); 26] = [
     (
         r#"{"quantization_config": {"quant_method": "gptq"}}"#,
         "`quantization_config` is not supported",
@@ -287,6 +342,24 @@ const REFUSED: [(&str, &str); 22] = [
         "`rms_norm_eps` = 2: must be between 0 and 1",
     ),
     (r#"{"rope_theta": 0.5}"#, "`rope_theta` = 0.5: must be above 1"),
+    (
+        r#"{"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 4,
+            "num_experts_per_tok": 5}"#,
+        "`num_experts_per_tok` = 5: must be at most the 4 experts",
+    ),
+    (
+        r#"{"architectures": ["OlmoeForCausalLM"], "model_type": "olmoe"}"#,
+        "`num_experts` is missing",
+    ),
+    (
+        r#"{"architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe", "n_group": 8}"#,
+        "`n_group` = 8 is not supported",
+    ),
+    (
+        r#"{"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "num_local_experts": 4,
+            "num_experts_per_tok": 2, "swiglu_limit": 5.5}"#,
+        "`swiglu_limit` = 5.5 is not supported",
+    ),
 ];
 
 #[test]

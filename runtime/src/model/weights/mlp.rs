@@ -20,7 +20,7 @@ use super::{
 };
 use crate::model::config::{ExpertsConfig, MlpKind};
 use crate::model::file::LoadError;
-use crate::model::mlp::{ExpertWeights, GatedWeights, MlpWeights, SharedWeights};
+use crate::model::mlp::{ExpertWeights, GatedWeights, MlpWeights, PlainWeights, SharedWeights};
 use crate::model::names::{ExpertLayout, Naming, Part};
 use crate::model::tensors::{TensorInfo, TensorTable};
 
@@ -58,6 +58,17 @@ impl WeightSource<'_> {
             (MlpKind::Experts, Some(experts)) => {
                 let loaded = self.experts(backend, (layer, experts), buffer)?;
                 Ok(MlpWeights::Experts(loaded))
+            }
+            (MlpKind::Plain, _) => {
+                let up = Matrix::new(config.tensors.inner(layer, Part::Up), config.ffn_width);
+                let down = Matrix::new(config.tensors.inner(layer, Part::Down), config.width);
+                let has_bias = config.biases.mlp;
+                let up_bias = self.inner_bias((layer, Part::Up), has_bias, config.ffn_width)?;
+                let down_bias = self.inner_bias((layer, Part::Down), has_bias, config.width)?;
+                Ok(MlpWeights::Plain(PlainWeights {
+                    up: self.linear(backend, &[up], config.width, up_bias.as_deref(), buffer)?,
+                    down: self.linear(backend, &[down], config.ffn_width, down_bias.as_deref(), buffer)?,
+                }))
             }
             _ => {
                 let parts = match config.tensors.fused_gate_up {
@@ -399,8 +410,16 @@ impl WeightSource<'_> {
         let inner = |part: &Part| names.inner(layer, *part);
         let experts = match (config.layers[layer].mlp, &config.experts) {
             (MlpKind::Experts, Some(experts)) => experts,
-            _ if names.fused_gate_up => return [Part::GateUp, Part::Down].iter().map(inner).collect(),
-            _ => return [Part::Gate, Part::Up, Part::Down].iter().map(inner).collect(),
+            (kind, _) => {
+                let parts: &[Part] = match kind {
+                    MlpKind::Plain => &[Part::Up, Part::Down],
+                    _ if names.fused_gate_up => &[Part::GateUp, Part::Down],
+                    _ => &[Part::Gate, Part::Up, Part::Down],
+                };
+                let biases = parts.iter().filter(|_| config.biases.mlp);
+                let biases = biases.map(|part| names.inner_bias(layer, *part));
+                return parts.iter().map(inner).chain(biases).collect();
+            }
         };
         let mut expected = vec![inner(&Part::Router)];
         if experts.has_bias {
