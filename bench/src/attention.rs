@@ -205,6 +205,7 @@ impl Case {
                     let layer = AttentionLayer {
                         layer: self.next,
                         spec: &spec,
+                        sinks: None,
                     };
                     self.backend
                         .attention(&self.qkv, &self.kv, layer, &self.batch, &mut self.out);

@@ -147,7 +147,11 @@ pub(crate) fn backend(isa: Isa, n_threads: usize) -> Result<CpuBackend, BackendE
 }
 
 /// Random weights with scales of ordinary size.
-fn weights(backend: &mut CpuBackend, shape: &Shape, random: &mut Random) -> Result<CpuLinear, BackendError> {
+pub(crate) fn weights(
+    backend: &mut CpuBackend,
+    shape: &Shape,
+    random: &mut Random,
+) -> Result<CpuLinear, BackendError> {
     let row_bytes = shape.format.row_bytes(shape.n_in).expect("whole blocks");
     let mut bytes = vec![0; shape.n_out * row_bytes];
     for block in bytes.chunks_exact_mut(shape.format.block_bytes()) {

@@ -131,11 +131,14 @@ impl AttentionSpec {
 
 /// Inputs of [`Backend::attention`] besides the tensors.
 #[derive(Clone, Copy, Debug)]
-pub struct AttentionLayer<'a> {
+pub struct AttentionLayer<'a, T> {
     /// Layer whose keys and values are read.
     pub layer: usize,
     /// How it looks at them.
     pub spec: &'a AttentionSpec,
+    /// Attention sinks, a score for each query head, where the layer has them: one more term of the softmax
+    /// that has no value (gpt-oss). One row.
+    pub sinks: Option<&'a T>,
 }
 
 /// How a row is brought to a common size, before its weights.
@@ -169,6 +172,75 @@ pub enum Activation {
     Gelu,
     /// `a / 2 * (1 + tanh(sqrt(2 / pi) * (a + 0.044715 a^3)))`.
     GeluTanh,
+    /// `g / (1 + exp(-1.702 g))`, `g = min(a, 7)`. [`Backend::gated`] multiplies it by
+    /// `min(max(up, -7), 7) + 1` (gpt-oss).
+    ClampedSwish,
+}
+
+impl Activation {
+    /// Factor of the exponent of [`ClampedSwish`](Self::ClampedSwish).
+    pub const CLAMPED_SWISH_FACTOR: f32 = 1.702;
+
+    /// Where [`ClampedSwish`](Self::ClampedSwish) cuts gate and up.
+    pub const CLAMPED_SWISH_LIMIT: f32 = 7.0;
+}
+
+/// How a router's logits become the scores of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouterScore {
+    /// `exp(logit[e]) / sum_j exp(logit[j])`.
+    Softmax,
+    /// `1 / (1 + exp(-logit[e]))`.
+    Sigmoid,
+}
+
+/// How rows choose experts, and what their outputs are multiplied by.
+#[derive(Clone, Copy, Debug)]
+pub struct Routing<'a, T> {
+    /// What logits become.
+    pub score: RouterScore,
+    /// Added to the scores for the choice, and for that only. One row.
+    pub choice_bias: Option<&'a T>,
+    /// Whether the scores of a row's experts are divided by their sum.
+    pub is_normalized: bool,
+    /// Factor of the weights.
+    pub scale: f32,
+}
+
+/// What [`Backend::routes`] makes room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoutesShape {
+    /// Most rows.
+    pub max_rows: usize,
+    /// Experts to choose from.
+    pub n_experts: usize,
+    /// Experts that each row chooses, at most `n_experts`.
+    pub n_used: usize,
+}
+
+impl RoutesShape {
+    /// Most slots: pairs of a row and an expert that it chose.
+    pub fn max_slots(&self) -> usize {
+        self.max_rows * self.n_used
+    }
+}
+
+/// What experts are multiplied with.
+#[derive(Clone, Copy, Debug)]
+pub enum ExpertInput<'a, T> {
+    /// A row for each row that chose: those of a slot are its row's.
+    Rows(&'a T),
+    /// A row for each slot.
+    Slots(&'a T),
+}
+
+/// An MLP that every row goes through beside its experts.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedExpert<'a, T> {
+    /// Its outputs.
+    pub out: &'a T,
+    /// Logits of their weights, `[rows, 1]`, where it has a gate.
+    pub gate: Option<&'a T>,
 }
 
 /// What [`Backend::elementwise`] makes of each element.
@@ -276,6 +348,10 @@ pub trait Backend: Send + Sized + 'static {
     type Linear: Send;
     /// Paged keys and values of all layers, bf16.
     type Kv: Send;
+    /// Weight matrices of equal shape, one for each expert of a mixture.
+    type Experts: Send;
+    /// Which experts the rows of a step chose.
+    type Routes: Send;
     /// Cosines and sines of every position.
     type Rope: Send;
     /// The index arrays of one step on the device, with the work of its attention, which every layer uses.
@@ -301,6 +377,13 @@ pub trait Backend: Send + Sized + 'static {
         parts: &[MatrixSource<'_>],
         bias: Option<&[f32]>,
     ) -> Result<Self::Linear, BackendError>;
+
+    /// Joins the matrices of all experts, each made by [`linear`](Self::linear) of parts of equal shapes.
+    fn experts(&mut self, linears: Vec<Self::Linear>) -> Result<Self::Experts, BackendError>;
+
+    /// Room for the choices of up to `shape.max_rows` rows, and for what
+    /// [`expert_matmul`](Self::expert_matmul) needs for as many of all [`experts`](Self::experts).
+    fn routes(&mut self, shape: RoutesShape) -> Result<Self::Routes, BackendError>;
 
     /// A pool of `shape.n_pages` pages, all memory touched so that it is really there.
     fn kv(&mut self, shape: KvShape) -> Result<Self::Kv, BackendError>;
@@ -354,6 +437,39 @@ pub trait Backend: Send + Sized + 'static {
     /// and BF16 multiply in f32.
     fn matmul(&mut self, w: &Self::Linear, x: &Self::Tensor, out: &mut Self::Tensor);
 
+    /// Chooses `n_used` experts for each row of `logits`: those with the largest
+    /// `score(logit) + choice_bias`, of equal ones the lower number. (The order of softmax scores is that of
+    /// their logits.) Their weights are `scale * score`, or `scale * score / sum of the chosen scores`. Each
+    /// pair of a row and an expert gets a slot; slots are in the order of experts, those of one expert in the
+    /// order of rows.
+    fn route(
+        &mut self,
+        logits: &Self::Tensor,
+        routing: &Routing<'_, Self::Tensor>,
+        routes: &mut Self::Routes,
+    );
+
+    /// `out[s] = W_e input[s] + bias_e`, `e` the expert of slot `s`, in the arithmetic of
+    /// [`matmul`](Self::matmul). The weights of an expert are read once for all its slots, or for as many as
+    /// the caches hold; those of experts that no row chose are not read.
+    fn expert_matmul(
+        &mut self,
+        experts: &Self::Experts,
+        input: ExpertInput<'_, Self::Tensor>,
+        routes: &Self::Routes,
+        out: &mut Self::Tensor,
+    );
+
+    /// `out[r] = sum_i weight[r][i] * x[slot of r and its expert i]`, experts with larger scores first (C1),
+    /// plus `sigmoid(gate[r]) * shared[r]`, or `shared[r]` without a gate, where there is a shared expert.
+    fn combine(
+        &mut self,
+        x: &Self::Tensor,
+        routes: &Self::Routes,
+        shared: Option<SharedExpert<'_, Self::Tensor>>,
+        out: &mut Self::Tensor,
+    );
+
     /// Sums `x` over the ranks that hold a part of each weight matrix (tensor parallelism), in one fixed
     /// order. With one rank there is nothing to sum.
     fn all_reduce(&mut self, x: &mut Self::Tensor) {
@@ -376,18 +492,20 @@ pub trait Backend: Send + Sized + 'static {
     /// For every query head `h` of row `r`, over the tokens `t` below the row's limit and in its window:
     /// `out[r][h] = sum_t softmax_t(cap(scale * q[r][h] . k[t][g])) v[t][g]`,
     /// `g = h / (n_heads / n_kv_heads)`, as a left fold over absolute blocks (C2). `cap(s)` is `s`, or
-    /// `soft_cap * tanh(s / soft_cap)` where the layer has a soft cap. `qkv` rows are packed as in
+    /// `soft_cap * tanh(s / soft_cap)` where the layer has a soft cap. The softmax goes over one more score,
+    /// `sinks[h]`, where the layer has sinks: the fold begins with it. `qkv` rows are packed as in
     /// [`HeadLayout`]; `out` is `[rows, n_heads * head_dim]`.
     fn attention(
         &mut self,
         qkv: &Self::Tensor,
         kv: &Self::Kv,
-        layer: AttentionLayer<'_>,
+        layer: AttentionLayer<'_, Self::Tensor>,
         batch: &Self::Batch,
         out: &mut Self::Tensor,
     );
 
-    /// `out[r][i] = activation(x[r][i]) * x[r][n + i]`; `x` is `[rows, 2n]` (gate, up).
+    /// `out[r][i] = activation(x[r][i]) * x[r][n + i]`; `x` is `[rows, 2n]` (gate, up). The second factor of
+    /// [`Activation::ClampedSwish`] is its own.
     fn gated(&mut self, x: &Self::Tensor, activation: Activation, out: &mut Self::Tensor);
 
     /// `out[i] = x[logit_rows[i]]`: the rows whose logits are wanted.

@@ -8,13 +8,19 @@
 //! keys, values: [layer][page][kv head][token of the page][element]
 //! ```
 
+mod experts;
+mod sampling;
+
 use crate::cpu::CpuTensor;
 use crate::quant::{BLOCK, bf16_from_f32, dequantize_row, f32_from_bf16};
 use crate::{
-    Activation, Allowed, Answers, AttentionLayer, Backend, BackendError, BatchShape, Elementwise, HeadLayout,
-    KvShape, LogprobRow, MatrixSource, Norm, NormKind, QkNorm, QkNormSpan, RopeStore, RopeStyle, RopeTable,
-    RowLogprobs, SampleRow, StepRows, TokenLogprob,
+    Activation, Answers, AttentionLayer, Backend, BackendError, BatchShape, Elementwise, ExpertInput,
+    HeadLayout, KvShape, LogprobRow, MatrixSource, Norm, NormKind, QkNorm, QkNormSpan, RopeStore, RopeStyle,
+    RopeTable, RoutesShape, Routing, SampleRow, SharedExpert, StepRows,
 };
+
+pub use experts::ReferenceRoutes;
+use sampling::{logprobs, sampled};
 
 /// The executable specification of [`Backend`].
 #[derive(Debug, Default)]
@@ -39,6 +45,18 @@ pub struct ReferenceLinear {
 impl ReferenceLinear {
     fn row(&self, output: usize) -> &[f32] {
         &self.weights[output * self.n_in..][..self.n_in]
+    }
+
+    /// `out = W x + bias`.
+    fn multiply(&self, x: &[f32], out: &mut [f32]) {
+        assert_eq!(x.len(), self.n_in, "width of the input of a linear layer");
+        let plain: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+        let rounded = through_int8(x);
+        for (output, out) in out.iter_mut().enumerate() {
+            let x = if self.quantized[output] { &rounded } else { &plain };
+            let products = x.iter().zip(self.row(output)).map(|(x, &w)| x * f64::from(w));
+            *out = (products.sum::<f64>() + f64::from(self.bias[output])) as f32;
+        }
     }
 }
 
@@ -117,6 +135,12 @@ fn activated(x: f64, activation: Activation) -> f64 {
         Activation::GeluTanh => {
             0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
         }
+        Activation::ClampedSwish => {
+            // Not `min`, which drops NaN.
+            let limit = f64::from(Activation::CLAMPED_SWISH_LIMIT);
+            let x = if x > limit { limit } else { x };
+            x / (1.0 + (-f64::from(Activation::CLAMPED_SWISH_FACTOR) * x).exp())
+        }
     }
 }
 
@@ -170,93 +194,11 @@ fn rotate(head: &mut [f32], rope: &RopeTable, position: usize) {
     }
 }
 
-/// The token of one row of logits.
-fn sampled(logits: &[f32], row: &SampleRow<'_>) -> Option<u32> {
-    let is_allowed = |id: u32| match row.allowed {
-        Allowed::All => true,
-        Allowed::Ids(ids) => ids.contains(&id),
-        Allowed::Bits(words) => words[id as usize / 64] >> (id % 64) & 1 == 1,
-    };
-    let adjusted = |id: u32, logit: f32| {
-        let adjustment = row.adjustments.iter().find(|adjustment| adjustment.token == id);
-        adjustment.map_or(logit, |adjustment| adjustment.apply(logit))
-    };
-    let mut tokens: Vec<(f64, u32)> = (0..)
-        .zip(logits)
-        .map(|(id, &logit)| (id, adjusted(id, logit)))
-        .filter(|(id, logit)| logit.is_finite() && is_allowed(*id))
-        .map(|(id, logit)| (f64::from(logit), id))
-        .collect();
-    // Not the total order, in which the two zeros differ.
-    let likelier = |a: f64, b: f64| b.partial_cmp(&a).expect("finite logits compare");
-    tokens.sort_by(|a, b| likelier(a.0, b.0).then(a.1.cmp(&b.1)));
-    let &(largest, likeliest) = tokens.first()?;
-    if row.temperature == 0.0 {
-        return Some(likeliest);
-    }
-    let weight = |logit: f64| ((logit - largest) / f64::from(row.temperature)).exp();
-    if row.top_k > 0 {
-        tokens.truncate(row.top_k as usize);
-    }
-    let total: f64 = tokens.iter().map(|token| weight(token.0)).sum();
-    let mut before = 0.0;
-    // A token stays while those before it have not reached top_p; the likeliest always does.
-    let n_kept = tokens.iter().position(|token| {
-        let reached = before > 0.0 && before >= f64::from(row.top_p) * total;
-        before += weight(token.0);
-        reached
-    });
-    tokens.truncate(n_kept.unwrap_or(tokens.len()));
-    tokens.retain(|token| token.1 == likeliest || weight(token.0) >= f64::from(row.min_p));
-    let total: f64 = tokens.iter().map(|token| weight(token.0)).sum();
-    let goal = row.noise as f64 / 2f64.powi(64) * total;
-    let mut sum = 0.0;
-    let drawn = tokens.iter().find(|token| {
-        sum += weight(token.0);
-        sum > goal
-    });
-    // Rounding can leave the sum at the goal; the last token is then the one meant.
-    drawn.or(tokens.last()).map(|token| token.1)
-}
-
-/// The log-probabilities that one row is asked for, of `token` before all.
-fn logprobs(logits: &[f32], asked: &LogprobRow, token: u32) -> Option<RowLogprobs> {
-    let finite: Vec<(u32, f64)> = (0..)
-        .zip(logits)
-        .filter(|(_, logit)| logit.is_finite())
-        .map(|(id, &logit)| (id, f64::from(logit)))
-        .collect();
-    let largest = finite.iter().map(|(_, logit)| *logit).reduce(f64::max)?;
-    let total: f64 = finite.iter().map(|(_, logit)| (logit - largest).exp()).sum();
-    let of = |token: u32| {
-        let logit = f64::from(logits[token as usize]);
-        let logit = if logit.is_finite() {
-            logit
-        } else {
-            f64::NEG_INFINITY
-        };
-        TokenLogprob {
-            token,
-            logprob: (logit - largest - total.ln()) as f32,
-            rank: finite.iter().filter(|(_, other)| *other > logit).count() as u32 + 1,
-        }
-    };
-    let token = of(token);
-    let listed = asked.listed.iter().map(|token| of(*token).logprob).collect();
-    let mut order: Vec<(u32, f64)> = finite.clone();
-    order.sort_by(|a, b| {
-        b.1.partial_cmp(&a.1)
-            .expect("finite logits compare")
-            .then(a.0.cmp(&b.0))
-    });
-    order.truncate(asked.n_top);
-    let top = order.into_iter().map(|(token, _)| of(token)).collect();
-    Some(RowLogprobs { token, top, listed })
-}
-
 impl Backend for ReferenceBackend {
     type Tensor = CpuTensor;
     type Linear = ReferenceLinear;
+    type Experts = Vec<ReferenceLinear>;
+    type Routes = ReferenceRoutes;
     type Kv = ReferenceKv;
     type Rope = RopeTable;
     type Batch = ReferenceBatch;
@@ -313,6 +255,14 @@ impl Backend for ReferenceBackend {
         linear.bias = bias.map_or(vec![0.0; n_out], <[f32]>::to_vec);
         assert_eq!(linear.bias.len(), n_out, "one bias an output");
         Ok(linear)
+    }
+
+    fn experts(&mut self, linears: Vec<ReferenceLinear>) -> Result<Vec<ReferenceLinear>, BackendError> {
+        Ok(linears)
+    }
+
+    fn routes(&mut self, shape: RoutesShape) -> Result<ReferenceRoutes, BackendError> {
+        Ok(ReferenceRoutes::new(shape))
     }
 
     fn kv(&mut self, shape: KvShape) -> Result<ReferenceKv, BackendError> {
@@ -411,18 +361,35 @@ impl Backend for ReferenceBackend {
     }
 
     fn matmul(&mut self, w: &ReferenceLinear, x: &CpuTensor, out: &mut CpuTensor) {
-        assert_eq!(x.width(), w.n_in, "width of the input of a linear layer");
         let n_out = w.quantized.len();
         let rows = out.output(x.n_rows(), n_out).chunks_exact_mut(n_out);
         for (row, out) in rows.enumerate() {
-            let plain: Vec<f64> = x.row(row).iter().map(|&x| f64::from(x)).collect();
-            let rounded = through_int8(x.row(row));
-            for (output, out) in out.iter_mut().enumerate() {
-                let x = if w.quantized[output] { &rounded } else { &plain };
-                let products = x.iter().zip(w.row(output)).map(|(x, &w)| x * f64::from(w));
-                *out = (products.sum::<f64>() + f64::from(w.bias[output])) as f32;
-            }
+            w.multiply(x.row(row), out);
         }
+    }
+
+    fn route(&mut self, logits: &CpuTensor, routing: &Routing<'_, CpuTensor>, routes: &mut ReferenceRoutes) {
+        routes.choose(logits, routing);
+    }
+
+    fn expert_matmul(
+        &mut self,
+        experts: &Vec<ReferenceLinear>,
+        input: ExpertInput<'_, CpuTensor>,
+        routes: &ReferenceRoutes,
+        out: &mut CpuTensor,
+    ) {
+        routes.multiply(experts, input, out);
+    }
+
+    fn combine(
+        &mut self,
+        x: &CpuTensor,
+        routes: &ReferenceRoutes,
+        shared: Option<SharedExpert<'_, CpuTensor>>,
+        out: &mut CpuTensor,
+    ) {
+        routes.combine(x, shared, out);
     }
 
     fn rope_store(
@@ -469,7 +436,7 @@ impl Backend for ReferenceBackend {
         &mut self,
         qkv: &CpuTensor,
         kv: &ReferenceKv,
-        AttentionLayer { layer, spec }: AttentionLayer<'_>,
+        AttentionLayer { layer, spec, sinks }: AttentionLayer<'_, CpuTensor>,
         batch: &ReferenceBatch,
         out: &mut CpuTensor,
     ) {
@@ -494,9 +461,10 @@ impl Backend for ReferenceBackend {
                     spec.soft_cap.map_or(score, |cap| capped(f64::from(cap)))
                 };
                 let scores: Vec<f64> = starts.iter().map(dot).collect();
-                let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sink = sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks.vector(n_heads)[head]));
+                let largest = scores.iter().copied().fold(sink, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
-                let total: f64 = weights.iter().sum();
+                let total: f64 = weights.iter().sum::<f64>() + (sink - largest).exp();
                 for i in 0..head_dim {
                     let terms = starts.iter().zip(&weights);
                     let sum: f64 = terms.map(|(start, w)| w * f64::from(kv.values[start + i])).sum();
@@ -512,7 +480,12 @@ impl Backend for ReferenceBackend {
         for (row, out) in rows.enumerate() {
             let (gate, up) = x.row(row).split_at(n);
             for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-                *out = (activated(f64::from(gate), activation) * f64::from(up)) as f32;
+                let (gate, mut up) = (f64::from(gate), f64::from(up));
+                if activation == Activation::ClampedSwish {
+                    let limit = f64::from(Activation::CLAMPED_SWISH_LIMIT);
+                    up = up.clamp(-limit, limit) + 1.0;
+                }
+                *out = (activated(gate, activation) * up) as f32;
             }
         }
     }

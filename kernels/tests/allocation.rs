@@ -8,12 +8,12 @@ mod support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use arbora_kernels::cpu::{CpuBackend, CpuBatch, CpuConfig, CpuTensor, Isa, Pinning};
+use arbora_kernels::cpu::{CpuBackend, CpuBatch, CpuConfig, CpuExperts, CpuRoutes, CpuTensor, Isa, Pinning};
 use arbora_kernels::quant::Format;
 use arbora_kernels::{
     Activation, Adjustment, Allowed, Answers, AttentionLayer, AttentionSpec, Backend, BatchShape,
-    Elementwise, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle, RopeTable, SampleRow, SequenceRows,
-    StepRows,
+    Elementwise, ExpertInput, HeadLayout, KvShape, MatrixSource, RopeStore, RopeStyle, RopeTable,
+    RouterScore, RoutesShape, Routing, SampleRow, SequenceRows, StepRows,
 };
 use support::{Random, random_matrix, random_rows, rms};
 
@@ -51,6 +51,8 @@ const HEADS: HeadLayout = HeadLayout {
 };
 const N_VOCAB: usize = 300;
 const N_ROWS: usize = 35;
+const N_EXPERTS: usize = 5;
+const N_USED: usize = 2;
 /// Two prompts that share their first page, and a single row.
 const SEQUENCES: [SequenceRows; 3] = [
     SequenceRows {
@@ -83,6 +85,11 @@ struct Step {
     embedding: <CpuBackend as Backend>::Linear,
     qkv: <CpuBackend as Backend>::Linear,
     gate_up: <CpuBackend as Backend>::Linear,
+    router: <CpuBackend as Backend>::Linear,
+    /// In a quantized and in a plain format.
+    experts: [CpuExperts; 2],
+    routes: CpuRoutes,
+    sinks: CpuTensor,
     kv: <CpuBackend as Backend>::Kv,
     norm: CpuTensor,
     rope: RopeTable,
@@ -92,6 +99,8 @@ struct Step {
     normed: CpuTensor,
     packed: CpuTensor,
     gated: CpuTensor,
+    scores: CpuTensor,
+    slots: CpuTensor,
     logits: CpuTensor,
     samples: Vec<SampleRow<'static>>,
     pending: Answers,
@@ -119,6 +128,16 @@ impl Step {
         let embedding = linear(&mut backend, Format::Q8_0, N_VOCAB);
         let qkv = linear(&mut backend, Format::Q4_1, HEADS.qkv_width());
         let gate_up = linear(&mut backend, Format::Bf16, 128);
+        let router = linear(&mut backend, Format::F32, N_EXPERTS);
+        let experts = [Format::Q4_0, Format::F16].map(|format| {
+            let linears = (0..N_EXPERTS).map(|_| linear(&mut backend, format, 64)).collect();
+            backend.experts(linears).expect("equal shapes")
+        });
+        let routes = RoutesShape {
+            max_rows: N_ROWS,
+            n_experts: N_EXPERTS,
+            n_used: N_USED,
+        };
         let kv = KvShape {
             n_layers: 1,
             n_kv_heads: HEADS.n_kv_heads,
@@ -139,6 +158,10 @@ impl Step {
             embedding,
             qkv,
             gate_up,
+            router,
+            experts,
+            routes: backend.routes(routes).expect("small"),
+            sinks: backend.upload(&[0.5; HEADS.n_heads]).expect("small"),
             kv: backend.kv(kv).expect("a small pool"),
             norm: backend.upload(&random_rows(1, 64, random)).expect("small"),
             rope: RopeTable {
@@ -152,6 +175,8 @@ impl Step {
             normed: tensor(&mut backend, 64),
             packed: tensor(&mut backend, HEADS.qkv_width()),
             gated: tensor(&mut backend, 128),
+            scores: tensor(&mut backend, N_EXPERTS),
+            slots: backend.tensor(routes.max_slots(), 64).expect("small"),
             logits: tensor(&mut backend, N_VOCAB),
             samples: samples(),
             pending: backend.pending(N_ROWS).expect("a few answers"),
@@ -194,11 +219,25 @@ impl Step {
             let layer = AttentionLayer {
                 layer: 0,
                 spec: &spec,
+                sinks: Some(&self.sinks),
             };
             b.attention(&self.packed, &self.kv, layer, &self.batch, &mut self.h);
         }
         b.matmul(&self.gate_up, &self.h, &mut self.gated);
         b.gated(&self.gated, Activation::Silu, &mut self.h);
+        b.matmul(&self.router, &self.h, &mut self.scores);
+        let routing = Routing {
+            score: RouterScore::Softmax,
+            choice_bias: None,
+            is_normalized: true,
+            scale: 1.0,
+        };
+        b.route(&self.scores, &routing, &mut self.routes);
+        for experts in &self.experts {
+            let input = ExpertInput::Rows(&self.h);
+            b.expert_matmul(experts, input, &self.routes, &mut self.slots);
+        }
+        b.combine(&self.slots, &self.routes, None, &mut self.h);
         b.add_norm(&mut self.x, &self.h, &rms(&self.norm), &mut self.normed);
         b.add(&mut self.x, &self.h);
         b.elementwise(&mut self.x, Elementwise::SoftCap(30.0));

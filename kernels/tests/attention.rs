@@ -36,6 +36,7 @@ fn normal(parts: &[u64]) -> f32 {
 const KEY: u64 = 1;
 const VALUE: u64 = 2;
 const QUERY: u64 = 3;
+const SINK: u64 = 4;
 
 /// Tokens of a sequence, and which of its last rows are queried.
 #[derive(Clone, Debug)]
@@ -82,9 +83,15 @@ struct Setup {
     share_pages: bool,
     window: Option<usize>,
     soft_cap: Option<f32>,
+    has_sinks: bool,
 }
 
 impl Setup {
+    /// The score of a query head's sink, where there are sinks.
+    fn sink(&self, head: usize) -> Option<f32> {
+        self.has_sinks.then(|| 3.0 * normal(&[SINK, head as u64]))
+    }
+
     /// The first token that a row at `position` sees.
     fn first_seen(&self, position: usize) -> usize {
         self.window
@@ -200,9 +207,14 @@ impl Pool {
 
     fn attend(&mut self, qkv: &CpuTensor, batch: &CpuBatch, out: &mut CpuTensor) {
         let spec = self.setup.spec();
+        let sinks: Option<Vec<f32>> = (0..self.setup.heads.n_heads)
+            .map(|head| self.setup.sink(head))
+            .collect();
+        let sinks = sinks.map(|sinks| tensor(sinks.len(), &sinks));
         let layer = AttentionLayer {
             layer: 1,
             spec: &spec,
+            sinks: sinks.as_ref(),
         };
         self.backend.attention(qkv, &self.kv, layer, batch, out);
     }
@@ -316,8 +328,8 @@ fn heads(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> HeadLayout {
     }
 }
 
-/// Every instruction set of the machine with a head layout, with and without a window and a soft cap: group
-/// sizes and head dimensions of all kernels.
+/// Every instruction set of the machine with a head layout, with and without a window, a soft cap and sinks:
+/// group sizes and head dimensions of all kernels.
 fn setups() -> Vec<Setup> {
     let mut setups = Vec::new();
     for isa in Isa::available() {
@@ -328,7 +340,12 @@ fn setups() -> Vec<Setup> {
             heads(4, 2, 16),
             heads(3, 1, 6),
         ] {
-            for (window, soft_cap) in [(None, None), (Some(100), None), (None, Some(2.5))] {
+            for (window, soft_cap, has_sinks) in [
+                (None, None, false),
+                (Some(100), None, false),
+                (None, Some(2.5), false),
+                (None, None, true),
+            ] {
                 setups.push(Setup {
                     isa,
                     heads,
@@ -337,6 +354,7 @@ fn setups() -> Vec<Setup> {
                     share_pages: true,
                     window,
                     soft_cap,
+                    has_sinks,
                 });
             }
         }
@@ -461,9 +479,10 @@ fn exact(setup: Setup, sequence: &Sequence, position: usize) -> Vec<f64> {
             setup.soft_cap.map_or(score, |cap| capped(f64::from(cap)))
         };
         let scores: Vec<f64> = tokens.iter().map(score).collect();
-        let largest = scores.iter().copied().fold(f64::MIN, f64::max);
+        let sink = setup.sink(head).map_or(f64::NEG_INFINITY, f64::from);
+        let largest = scores.iter().copied().fold(sink, f64::max);
         let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
-        let total: f64 = weights.iter().sum();
+        let total: f64 = weights.iter().sum::<f64>() + (sink - largest).exp();
         for i in 0..head_dim {
             let sum: f64 = tokens
                 .iter()

@@ -369,7 +369,12 @@ fn functions_of_elements_and_gather_conform() {
                 .iter()
                 .map(|x| x * 4.0)
                 .collect();
-            for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+            for activation in [
+                Activation::Silu,
+                Activation::Gelu,
+                Activation::GeluTanh,
+                Activation::ClampedSwish,
+            ] {
                 let what = format!("{activation:?} of {n_rows} x {n}, seed {seed}");
                 let expected = gated(&mut ReferenceBackend::new(), n, &x, activation);
                 conform(&what, F32_BOUND, &expected, |cpu| gated(cpu, n, &x, activation));
@@ -397,6 +402,7 @@ struct AttentionCase {
     spec: AttentionSpec,
     qk_norm: Option<QkNormSpan>,
     has_rope: bool,
+    sinks: Option<Vec<f32>>,
     /// Tokens of each sequence in the first step; the second step adds one to each.
     lengths: Vec<usize>,
     /// Whole pages that all sequences take from the first.
@@ -426,6 +432,7 @@ impl AttentionCase {
             },
             qk_norm: [None, Some(QkNormSpan::EachHead), Some(QkNormSpan::AllHeads)][random.below(3)],
             has_rope: random.below(4) > 0,
+            sinks: (random.below(2) > 0).then(|| (0..heads.n_heads).map(|_| 3.0 * random.normal()).collect()),
             lengths: lengths.to_vec(),
             n_shared_pages: lengths.iter().min().expect("a sequence") / page_size,
             rope: RopeTable {
@@ -549,9 +556,14 @@ impl AttentionCase {
         backend.rope_store(&mut qkv, rope, &store, &batch, kv);
         let out_width = self.heads.n_heads * dim;
         let mut out = output(backend, n_rows, out_width);
+        let sinks = self
+            .sinks
+            .as_ref()
+            .map(|sinks| backend.upload(sinks).expect("small"));
         let layer = AttentionLayer {
             layer: 1,
             spec: &self.spec,
+            sinks: sinks.as_ref(),
         };
         backend.attention(&qkv, kv, layer, &batch, &mut out);
         let mut all = values(backend, &out, n_rows, out_width);
@@ -609,6 +621,7 @@ fn attention_of_no_rows_writes_nothing() {
         let layer = AttentionLayer {
             layer: 0,
             spec: &AttentionSpec::full(16),
+            sinks: None,
         };
         cpu.attention(&qkv, &kv, layer, &batch, &mut out);
         assert_eq!(out.n_rows(), 0);

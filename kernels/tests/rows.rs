@@ -101,7 +101,12 @@ fn norms_of_a_row_do_not_depend_on_the_batch() {
 #[test]
 fn functions_of_the_elements_of_a_row_do_not_depend_on_the_batch() {
     for width in [2, 62, 3072, 40_000] {
-        for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
+        for activation in [
+            Activation::Silu,
+            Activation::Gelu,
+            Activation::GeluTanh,
+            Activation::ClampedSwish,
+        ] {
             rows_agree(width, |backend, x, _| {
                 let mut out = tensor(width / 2, &vec![f32::NAN; x.values().len() / 2]);
                 backend.gated(x, activation, &mut out);

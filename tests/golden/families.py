@@ -21,13 +21,20 @@ import gguf
 import numpy
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from safetensors.torch import load_file, save_file
 from transformers import (Cohere2Config, Cohere2ForCausalLM, CohereConfig, CohereForCausalLM, DynamicCache,
                           Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GemmaConfig,
-                          GemmaForCausalLM, Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM,
-                          GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
-                          MistralForCausalLM, Olmo2Config, Olmo2ForCausalLM, Phi3Config, Phi3ForCausalLM,
-                          Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, SmolLM3Config,
-                          SmolLM3ForCausalLM, StableLmConfig, StableLmForCausalLM)
+                          GemmaForCausalLM, Glm4Config, Glm4ForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM,
+                          GlmConfig, GlmForCausalLM,
+                          GPTNeoXConfig, GPTNeoXForCausalLM, GptOssConfig, GptOssForCausalLM, GraniteConfig, GraniteForCausalLM,
+                          GraniteMoeConfig, GraniteMoeForCausalLM, LlamaConfig, LlamaForCausalLM,
+                          MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM, Olmo2Config,
+                          Olmo2ForCausalLM, OlmoeConfig, OlmoeForCausalLM, Phi3Config, Phi3ForCausalLM,
+                          PhiConfig, PhiForCausalLM,
+                          Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3Config,
+                          Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, SmolLM3Config,
+                          SmolLM3ForCausalLM, StableLmConfig, StableLmForCausalLM, Starcoder2Config,
+                          Starcoder2ForCausalLM)
 
 here = pathlib.Path(__file__).parent / "families"
 ROWS = [0, 1, 15, 16, 63, 64, 65, 127, 128, 149]
@@ -173,14 +180,56 @@ for name, model_class, config, dtype in [
     ("qwen3-yarn", Qwen3ForCausalLM, Qwen3Config(
         **shape(32, 40, 4, 2, head_dim=24, **ids),
         **plain(10000.0, rope_type="yarn", factor=4.0, original_max_position_embeddings=64)), torch.bfloat16),
+    ("mixtral", MixtralForCausalLM, MixtralConfig(
+        **shape(32, 40, 4, 2, num_local_experts=5, num_experts_per_tok=2, **ids), **plain(10000.0)),
+     torch.bfloat16),
+    ("qwen2-moe", Qwen2MoeForCausalLM, Qwen2MoeConfig(
+        **shape(32, 40, 4, 2, layers=3, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=24,
+                shared_expert_intermediate_size=56, **ids), **plain(10000.0)), torch.bfloat16),
+    ("qwen3-moe", Qwen3MoeForCausalLM, Qwen3MoeConfig(
+        **shape(32, 40, 4, 2, layers=3, head_dim=24, num_experts=6, num_experts_per_tok=3, norm_topk_prob=True,
+                moe_intermediate_size=24, **ids), **plain(10000.0)), torch.bfloat16),
+    ("olmoe", OlmoeForCausalLM, OlmoeConfig(
+        **shape(32, 24, 4, 2, num_experts=6, num_experts_per_tok=3, **ids), **plain(10000.0)), torch.bfloat16),
+    ("granite-moe", GraniteMoeForCausalLM, GraniteMoeConfig(
+        **shape(32, 40, 4, 2, attention_multiplier=0.3, embedding_multiplier=3.0, residual_multiplier=0.4,
+                logits_scaling=0.7, tie_word_embeddings=True, num_local_experts=5, num_experts_per_tok=2, **ids),
+        **plain(10000.0)), torch.bfloat16),
+    ("glm4-moe", Glm4MoeForCausalLM, Glm4MoeConfig(
+        **shape(32, 40, 4, 2, layers=3, head_dim=16, attention_bias=True, use_qk_norm=True, n_routed_experts=6,
+                num_experts_per_tok=3, moe_intermediate_size=24, n_shared_experts=2, first_k_dense_replace=1,
+                routed_scaling_factor=1.5, **ids), **plain(10000.0)), torch.bfloat16),
+    ("gpt-oss", GptOssForCausalLM, GptOssConfig(
+        **shape(32, 64, 4, 2, layers=3, head_dim=16, num_local_experts=5, num_experts_per_tok=2,
+                sliding_window=40, **ids),
+        **plain(150000.0, rope_type="yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
+                original_max_position_embeddings=64)), torch.bfloat16),
+    ("gpt-oss-mxfp4", GptOssForCausalLM, GptOssConfig(
+        **shape(32, 64, 4, 2, head_dim=16, num_local_experts=5, num_experts_per_tok=2, sliding_window=40, **ids),
+        **plain(150000.0)), torch.bfloat16),
+    ("qwen3-moe-dense", Qwen3MoeForCausalLM, Qwen3MoeConfig(
+        **shape(32, 40, 4, 2, layers=4, head_dim=8, num_experts=4, num_experts_per_tok=1, moe_intermediate_size=24,
+                decoder_sparse_step=2, mlp_only_layers=[3], **ids), **plain(10000.0)), torch.bfloat16),
+    ("starcoder2", Starcoder2ForCausalLM, Starcoder2Config(
+        **shape(32, 40, 4, 2, eps="norm_epsilon", tie_word_embeddings=True, sliding_window=40, **ids),
+        **plain(10000.0)), torch.bfloat16),
+    ("phi", PhiForCausalLM, PhiConfig(
+        **shape(32, 40, 2, 2, eps="layer_norm_eps", **ids), **plain(10000.0)), torch.bfloat16),
+    ("gpt-neox", GPTNeoXForCausalLM, GPTNeoXConfig(
+        **shape(32, 40, 2, 2, eps="layer_norm_eps", **ids), **plain(10000.0)), torch.bfloat16),
+    ("gpt-neox-serial", GPTNeoXForCausalLM, GPTNeoXConfig(
+        **shape(32, 40, 2, 2, eps="layer_norm_eps", use_parallel_residual=False, **ids), **plain(10000.0)),
+     torch.bfloat16),
 ]:
     MODELS[name] = (model_class, config, dtype, byte_level(split(QWEN_2), normalizers.NFC()))
 OLD_STYLE = ["llama3", "qwen2", "smollm2", "qwen2-window", "granite", "glm4", "stablelm", "command-r", "phi3",
              "qwen3-yarn"]
 GGUF = {"llama2": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma", "gemma2": "gemma2",
-        "gemma3": "gemma3", "granite": "granite", "olmo2": "olmo2", "smollm3": "smollm3", "phi3-short": "phi3"}
+        "gemma3": "gemma3", "granite": "granite", "olmo2": "olmo2", "smollm3": "smollm3", "phi3-short": "phi3",
+        "mixtral": "llama", "qwen2-moe": "qwen2moe", "qwen3-moe": "qwen3moe", "olmoe": "olmoe",
+        "granite-moe": "granitemoe", "gpt-oss": "gpt-oss", "gpt-oss-mxfp4": "gpt-oss"}
 # Of these the converter permutes q and k.
-INTERLEAVED = ["llama", "granite", "smollm3"]
+INTERLEAVED = ["llama", "granite", "granitemoe", "smollm3"]
 GEMMA = ["gemma", "gemma2", "gemma3"]
 NAMES = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
@@ -189,6 +238,9 @@ NAMES = {
     "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
     "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp", "mlp.router": "ffn_gate_inp", "block_sparse_moe.router": "ffn_gate_inp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp", "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp", "mlp.shared_expert.down_proj": "ffn_down_shexp",
 }
 
 
@@ -210,7 +262,9 @@ def gguf_name(name, architecture):
         return outer[name]
     layer, rest = name.removeprefix("model.layers.").split(".", 1)
     module, kind = rest.rsplit(".", 1)
-    if module == "post_attention_layernorm" and architecture in ["gemma2", "gemma3", "olmo2"]:
+    if name.endswith("self_attn.sinks"):
+        return f"blk.{layer}.attn_sinks.weight"
+    if module == "post_attention_layernorm" and architecture in ["gemma2", "gemma3", "olmo2", "gpt-oss"]:
         return f"blk.{layer}.post_attention_norm.{kind}"
     return f"blk.{layer}.{NAMES[module]}.{kind}"
 
@@ -221,7 +275,73 @@ def interleaved(weight, n_heads):
     return weight.reshape(n_heads, 2, rows // n_heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def write_gguf(name, model, config, tokenizer):
+FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def quantize_experts(model):
+    """Random MXFP4 weights for the experts of a gpt-oss, by the parameter's name: codes `[experts, outputs,
+    blocks, 32]` and exponents `[experts, outputs, blocks]`; the model gets what they stand for."""
+    quantized = {}
+    for key, parameter in model.named_parameters():
+        if key.endswith((".gate_up_proj", ".experts.down_proj")):
+            experts, inputs, outputs = parameter.shape
+            codes = torch.randint(0, 16, (experts, outputs, inputs // 32, 32), dtype=torch.uint8)
+            exponents = torch.randint(122, 126, (experts, outputs, inputs // 32), dtype=torch.uint8)
+            weights = FP4[codes.int()] * torch.exp2(exponents.float() - 127)[..., None]
+            parameter.data = weights.reshape(experts, outputs, inputs).transpose(1, 2).contiguous()
+            quantized[key] = (codes, exponents)
+    return quantized
+
+
+def store_quantized(folder, quantized):
+    """As OpenAI's checkpoints have them: element 2 i of a block in the low half of byte i."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for key, (codes, exponents) in quantized.items():
+        del tensors[key]
+        tensors[f"{key}_blocks"] = codes[..., ::2] | codes[..., 1::2] << 4
+        tensors[f"{key}_scales"] = exponents
+    save_file(tensors, path, metadata={"format": "pt"})
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    settings["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    path.write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def gguf_blocks(codes, exponents):
+    """GGUF's order: an exponent, then element i in the low half of byte i and i + 16 in the high one."""
+    blocks = torch.cat([exponents[..., None], codes[..., :16] | codes[..., 16:] << 4], dim=-1)
+    return numpy.ascontiguousarray(blocks.flatten(2).numpy())
+
+
+def of_experts(key, tensor, architecture):
+    """The tensors of all experts that a converter makes of one of transformers'."""
+    kind = "bias" if key.endswith("_bias") else "weight"
+    if architecture == "gpt-oss":
+        # Columns are outputs, gates and ups in turns.
+        rows = tensor if kind == "bias" else tensor.transpose(1, 2)
+        gate, up = rows[:, ::2], rows[:, 1::2]
+    else:
+        rows = tensor
+        gate, up = rows.chunk(2, dim=1)
+    if "gate_up_proj" in key:
+        return [(f"ffn_gate_exps.{kind}", gate), (f"ffn_up_exps.{kind}", up)]
+    return [(f"ffn_down_exps.{kind}", rows)]
+
+
+def add(writer, name, tensor):
+    data = numpy.ascontiguousarray(tensor.float().numpy())
+    kind = None
+    # Converters keep vectors, biases and routers in f32.
+    if tensor.ndim > 1 and tensor.dtype == torch.bfloat16 and ".bias" not in name and "_inp" not in name:
+        data = (data.view(numpy.uint32) >> 16).astype(numpy.uint16).view(numpy.uint8)
+        kind = gguf.GGMLQuantizationType.BF16
+    if name.endswith("ffn_gate_inp_shexp.weight"):
+        data = data[0]
+    writer.add_tensor(name, data, raw_dtype=kind)
+
+
+def write_gguf(name, model, config, tokenizer, quantized):
     architecture = GGUF[name]
     writer = gguf.GGUFWriter(here / f"{name}.gguf", architecture)
     writer.add_block_count(config.num_hidden_layers)
@@ -246,7 +366,22 @@ def write_gguf(name, model, config, tokenizer):
     if architecture == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
-    if architecture == "granite":
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if architecture == "gpt-oss":
+        writer.add_sliding_window(config.sliding_window)
+    n_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    if n_experts:
+        writer.add_expert_count(n_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        width = getattr(config, "moe_intermediate_size", config.intermediate_size)
+        if architecture in ["qwen2moe", "qwen3moe", "gpt-oss"]:
+            writer.add_expert_feed_forward_length(width)
+        if architecture == "qwen2moe":
+            writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+    if architecture in ["granite", "granitemoe"]:
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
@@ -271,21 +406,26 @@ def write_gguf(name, model, config, tokenizer):
     for key, tensor in model.state_dict().items():
         if key == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        data = tensor.float().numpy()
         if architecture in INTERLEAVED and (".q_proj." in key or ".k_proj." in key):
             n_heads = config.num_attention_heads if ".q_proj." in key else config.num_key_value_heads
-            data = interleaved(data, n_heads)
+            tensor = torch.from_numpy(interleaved(tensor.float().numpy(), n_heads)).to(tensor.dtype)
         if architecture in GEMMA and "norm" in key:
-            data = data + 1
-        if data.ndim == 1:
-            writer.add_tensor(gguf_name(key, architecture), data)
+            tensor = tensor.float() + 1
+        if key in quantized:
+            layer = key.removeprefix("model.layers.").split(".", 1)[0]
+            codes, exponents = quantized[key]
+            rows = {"down": slice(None)}
+            if "gate_up" in key:
+                rows = {"gate": slice(0, None, 2), "up": slice(1, None, 2)}
+            for part, rows in rows.items():
+                writer.add_tensor(f"blk.{layer}.ffn_{part}_exps.weight", gguf_blocks(codes[:, rows], exponents[:, rows]),
+                                  raw_dtype=gguf.GGMLQuantizationType.MXFP4)
+        elif ".experts." in key:
+            for part, of_part in of_experts(key, tensor, architecture):
+                layer = key.removeprefix("model.layers.").split(".", 1)[0]
+                add(writer, f"blk.{layer}.{part}", of_part)
         else:
-            data = numpy.ascontiguousarray(data)
-            kind = None
-            if tensor.dtype == torch.bfloat16:
-                data = (data.view(numpy.uint32) >> 16).astype(numpy.uint16).view(numpy.uint8)
-                kind = gguf.GGMLQuantizationType.BF16
-            writer.add_tensor(gguf_name(key, architecture), data, raw_dtype=kind)
+            add(writer, gguf_name(key, architecture), tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -299,10 +439,14 @@ def write(name, number):
     torch.manual_seed(2000 + number)
     model = model_class(config).float().eval()
     for key, parameter in model.named_parameters():
-        if key.endswith("bias"):
+        if key.endswith("bias") or key.endswith("sinks"):
             parameter.data = 0.3 * torch.randn_like(parameter)
         elif "norm" in key:
             parameter.data = (0.0 if name in GEMMA else 1.0) + 0.2 * torch.randn_like(parameter)
+    for key, buffer in model.named_buffers():
+        if key.endswith("e_score_correction_bias"):
+            buffer.data = 0.3 * torch.randn_like(buffer)
+    quantized = quantize_experts(model) if name == "gpt-oss-mxfp4" else {}
     model = model.to(dtype)
     model.save_pretrained(folder, max_shard_size="30KB" if name == "smollm2" else "1GB")
     (folder / "generation_config.json").write_text(
@@ -320,7 +464,7 @@ def write(name, number):
     for file in folder.iterdir():
         file.chmod(0o644)
     if name in GGUF:
-        write_gguf(name, model, config, tokenizer)
+        write_gguf(name, model, config, tokenizer, quantized)
     # Read back: a cast there and back would leave the frequencies of the rotation rounded.
     model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.randint(0, config.vocab_size, (1, 150))
@@ -332,6 +476,8 @@ def write(name, number):
         "texts": TEXTS,
         "tokens": [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS],
     }
+    if quantized:
+        store_quantized(folder, quantized)
     (here / f"{name}.json").write_text(json.dumps(golden, separators=(",", ":"), ensure_ascii=False) + "\n")
 
 

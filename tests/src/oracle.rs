@@ -10,7 +10,7 @@ use arbora_runtime::sampler::noise;
 use arbora_runtime::thought_limit::ThoughtLimit;
 
 use crate::random::mix;
-use crate::toy::{FOLD_START, N_LAYERS, N_VOCAB, toy_logprobs, toy_sample, weight};
+use crate::toy::{FOLD_START, N_LAYERS, N_VOCAB, toy_choices, toy_combine, toy_logprobs, toy_sample, weight};
 
 /// A sequence evaluated token by token.
 struct Evaluation {
@@ -30,15 +30,22 @@ impl Evaluation {
     fn feed(&mut self, token: u32) -> u64 {
         let mut x = mix(weight::EMBEDDING, u64::from(token));
         let mut delta = None;
-        for fold in &mut self.folds {
+        for (layer, fold) in self.folds.iter_mut().enumerate() {
             if let Some(delta) = delta {
                 x = mix(x, delta);
             }
             let qkv = mix(weight::QKV, mix(x, weight::ATTENTION_NORM));
             *fold = mix(*fold, mix(qkv, self.position));
             x = mix(x, mix(weight::ATTENTION_OUT, mix(*fold, qkv)));
-            let gate_up = mix(weight::GATE_UP, mix(x, weight::FFN_NORM));
-            delta = Some(mix(weight::DOWN, mix(weight::SILU, gate_up)));
+            let h = mix(x, weight::FFN_NORM);
+            let mlp = |gate_up, down| mix(down, mix(weight::SILU, mix(gate_up, h)));
+            delta = Some(match layer {
+                0 => mlp(weight::GATE_UP, weight::DOWN),
+                _ => {
+                    let expert = |e: usize| mlp(weight::EXPERT_GATE_UP[e], weight::EXPERT_DOWN[e]);
+                    toy_combine(toy_choices(mix(weight::ROUTER, h)).map(expert))
+                }
+            });
         }
         self.position += 1;
         let x = mix(x, delta.expect("there are layers"));

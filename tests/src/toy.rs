@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! embed        x = hash(id)
+//! route        two experts of three, by the hash of the logits
 //! rope_store   kv[layer][slot] = hash(qkv, position)
 //! attention    fold of the hashes read back through the page table, up to the row's limit
 //! sample       token = hash(logits, noise) mod vocabulary
@@ -23,15 +24,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arbora_kernels::{
     Activation, Adjustment, Allowed, Answers, AttentionLayer, AttentionSpec, Backend, BackendError,
-    BatchShape, Elementwise, HeadLayout, KvShape, LogprobRow, MatrixSource, Norm, NormKind, RopeStore,
-    RopeStyle, RopeTable, RowLogprobs, SampleRow, SequenceRows, StepRows, TokenLogprob,
+    BatchShape, Elementwise, ExpertInput, HeadLayout, KvShape, LogprobRow, MatrixSource, Norm, NormKind,
+    RopeStore, RopeStyle, RopeTable, RouterScore, RoutesShape, Routing, RowLogprobs, SampleRow, SequenceRows,
+    SharedExpert, StepRows, TokenLogprob,
 };
 use arbora_runtime::model::config::{
-    DecoderConfig, LayerConfig, NormConfig, NormPlacement, RopeConfig, RopeScaling, Scales,
+    Biases, DecoderConfig, ExpertsConfig, LayerConfig, MlpKind, NormConfig, NormPlacement, RopeConfig,
+    RopeScaling, Scales,
 };
 use arbora_runtime::model::decoder::{
     Decoder, DecoderWeights, ForwardLimits, HalfWeights, LayerWeights, NormWeights,
 };
+use arbora_runtime::model::mlp::{ExpertWeights, GatedWeights, MlpWeights};
 use arbora_runtime::model::names::{Naming, TensorNames};
 
 use crate::random::{Random, mix};
@@ -69,6 +73,25 @@ pub mod weight {
     pub const FINAL_NORM: u64 = 9;
     /// Head.
     pub const HEAD: u64 = 10;
+    /// Router of the second layer.
+    pub const ROUTER: u64 = 11;
+    /// Gate and up of its experts.
+    pub const EXPERT_GATE_UP: [u64; 3] = [12, 13, 14];
+    /// Down of its experts.
+    pub const EXPERT_DOWN: [u64; 3] = [15, 16, 17];
+}
+
+/// Experts of a row of the second layer: those it chose, in order.
+pub fn toy_choices(logits: u64) -> [usize; 2] {
+    let n = weight::EXPERT_DOWN.len() as u64;
+    let first = logits % n;
+    let second = (first + 1 + logits / n % (n - 1)) % n;
+    [first as usize, second as usize]
+}
+
+/// What the outputs of a row's experts become.
+pub fn toy_combine(outputs: [u64; 2]) -> u64 {
+    mix(outputs[0], outputs[1])
 }
 
 /// Rows of one hash each, in the device's memory.
@@ -81,6 +104,15 @@ pub struct ToyTensor {
 /// A weight matrix: its hash.
 #[derive(Clone, Copy, Debug)]
 pub struct ToyLinear(pub u64);
+
+/// Experts that rows chose, in the device's memory.
+#[derive(Debug)]
+pub struct ToyRoutes {
+    idx: usize,
+}
+
+/// Row and expert of each slot.
+type Slots = Vec<(usize, usize)>;
 
 /// Hashes of keys and values, in the device's memory.
 #[derive(Debug)]
@@ -136,6 +168,8 @@ impl Pool {
 /// Memory of the device and what it counts.
 struct Device {
     tensors: Vec<Vec<u64>>,
+    /// Choices of each row, and slots.
+    routes: Vec<(Vec<[usize; 2]>, Slots)>,
     pools: Vec<Pool>,
     batches: Vec<Rows>,
     answers: Vec<Answers>,
@@ -202,6 +236,7 @@ impl ToyBackend {
         let fuse = Fuse(Arc::new(AtomicU64::new(Fuse::OUT)));
         let device = Device {
             tensors: Vec::new(),
+            routes: Vec::new(),
             pools: Vec::new(),
             batches: Vec::new(),
             answers: Vec::new(),
@@ -277,16 +312,15 @@ impl ToyBackend {
 
     /// The toy model.
     pub fn decoder(&mut self, context: usize, limits: ForwardLimits) -> Decoder<Self> {
+        let layer = |mlp| LayerConfig {
+            attention: AttentionSpec::full(2),
+            rope: Some(0),
+            mlp,
+            activation: Activation::Silu,
+            norms: NormPlacement::Before,
+        };
         let config = DecoderConfig {
-            layers: vec![
-                LayerConfig {
-                    attention: AttentionSpec::full(2),
-                    rope: Some(0),
-                    activation: Activation::Silu,
-                    norms: NormPlacement::Before,
-                };
-                N_LAYERS
-            ],
+            layers: [MlpKind::Gated, MlpKind::Experts].map(layer).into(),
             width: 1,
             heads: HeadLayout {
                 n_heads: 1,
@@ -294,6 +328,18 @@ impl ToyBackend {
                 head_dim: 2,
             },
             ffn_width: 1,
+            experts: Some(ExpertsConfig {
+                n_experts: weight::EXPERT_DOWN.len(),
+                n_used: 2,
+                width: 1,
+                score: RouterScore::Softmax,
+                has_choice_bias: false,
+                is_normalized: true,
+                scale: 1.0,
+                has_bias: false,
+                shared_width: None,
+                has_shared_gate: false,
+            }),
             n_vocab: self.n_vocab,
             context,
             window: None,
@@ -310,7 +356,8 @@ impl ToyBackend {
                 scaling: RopeScaling::None,
                 attention_factor: 1.0,
             }],
-            qkv_bias: false,
+            biases: Biases::default(),
+            has_sinks: false,
             qk_norm: None,
             scales: Scales::NONE,
             tied_head: false,
@@ -323,21 +370,36 @@ impl ToyBackend {
             },
             bias: None,
         };
-        let mut half = |hash, out| HalfWeights {
-            norm: Some(norm(hash)),
-            out: ToyLinear(out),
-            post_norm: None,
-        };
-        let mut layer = |_| LayerWeights {
+        let mut layer = |mlp| LayerWeights {
             qkv: ToyLinear(weight::QKV),
             qk_norm: None,
-            attention: half(weight::ATTENTION_NORM, weight::ATTENTION_OUT),
-            gate_up: ToyLinear(weight::GATE_UP),
-            ffn: half(weight::FFN_NORM, weight::DOWN),
+            sinks: None,
+            attention_out: ToyLinear(weight::ATTENTION_OUT),
+            attention: HalfWeights {
+                norm: Some(norm(weight::ATTENTION_NORM)),
+                post_norm: None,
+            },
+            mlp,
+            ffn: HalfWeights {
+                norm: Some(norm(weight::FFN_NORM)),
+                post_norm: None,
+            },
         };
+        let gated = MlpWeights::Gated(GatedWeights {
+            gate_up: ToyLinear(weight::GATE_UP),
+            down: ToyLinear(weight::DOWN),
+        });
+        let experts = MlpWeights::Experts(ExpertWeights {
+            router: ToyLinear(weight::ROUTER),
+            choice_bias: None,
+            gate_up: weight::EXPERT_GATE_UP.map(ToyLinear).into(),
+            down: weight::EXPERT_DOWN.map(ToyLinear).into(),
+            shared: None,
+        });
+        let layers = vec![layer(gated), layer(experts)];
         let weights = DecoderWeights {
             embedding: ToyLinear(weight::EMBEDDING),
-            layers: (0..N_LAYERS).map(&mut layer).collect(),
+            layers,
             final_norm: norm(weight::FINAL_NORM),
             head: Some(ToyLinear(weight::HEAD)),
             ropes: vec![()],
@@ -448,6 +510,8 @@ impl OwnedRow {
 impl Backend for ToyBackend {
     type Tensor = ToyTensor;
     type Linear = ToyLinear;
+    type Experts = Vec<ToyLinear>;
+    type Routes = ToyRoutes;
     type Kv = ToyKv;
     type Rope = ();
     type Batch = ToyBatch;
@@ -479,6 +543,17 @@ impl Backend for ToyBackend {
     ) -> Result<ToyLinear, BackendError> {
         let bytes = parts.iter().flat_map(|part| part.bytes);
         Ok(ToyLinear(bytes.fold(0, |hash, &byte| mix(hash, u64::from(byte)))))
+    }
+
+    fn experts(&mut self, linears: Vec<ToyLinear>) -> Result<Vec<ToyLinear>, BackendError> {
+        Ok(linears)
+    }
+
+    fn routes(&mut self, _shape: RoutesShape) -> Result<ToyRoutes, BackendError> {
+        self.device.routes.push(Default::default());
+        Ok(ToyRoutes {
+            idx: self.device.routes.len() - 1,
+        })
     }
 
     fn kv(&mut self, shape: KvShape) -> Result<ToyKv, BackendError> {
@@ -572,6 +647,60 @@ impl Backend for ToyBackend {
         self.queue("matmul", move |device| device.map(x, out, |x| mix(w.0, x)));
     }
 
+    fn route(&mut self, logits: &ToyTensor, _routing: &Routing<'_, ToyTensor>, routes: &mut ToyRoutes) {
+        let (logits, routes) = (logits.idx, routes.idx);
+        self.queue("route", move |device| {
+            let logits = &device.tensors[logits];
+            let choices: Vec<[usize; 2]> = logits.iter().map(|&logits| toy_choices(logits)).collect();
+            let rows = choices.iter().enumerate();
+            let mut slots: Slots = rows
+                .flat_map(|(row, experts)| experts.map(|expert| (row, expert)))
+                .collect();
+            slots.sort_by_key(|&(row, expert)| (expert, row));
+            device.routes[routes] = (choices, slots);
+        });
+    }
+
+    fn expert_matmul(
+        &mut self,
+        experts: &Vec<ToyLinear>,
+        input: ExpertInput<'_, ToyTensor>,
+        routes: &ToyRoutes,
+        out: &mut ToyTensor,
+    ) {
+        let (x, is_by_row) = match input {
+            ExpertInput::Rows(x) => (x.idx, true),
+            ExpertInput::Slots(x) => (x.idx, false),
+        };
+        let (experts, routes, out) = (experts.clone(), routes.idx, out.idx);
+        self.queue("expert_matmul", move |device| {
+            let (x, (_, slots)) = (&device.tensors[x], &device.routes[routes]);
+            let of = |(slot, &(row, expert)): (usize, &(usize, usize))| {
+                mix(experts[expert].0, x[if is_by_row { row } else { slot }])
+            };
+            device.tensors[out] = slots.iter().enumerate().map(of).collect();
+        });
+    }
+
+    fn combine(
+        &mut self,
+        x: &ToyTensor,
+        routes: &ToyRoutes,
+        shared: Option<SharedExpert<'_, ToyTensor>>,
+        out: &mut ToyTensor,
+    ) {
+        assert!(shared.is_none(), "the toy has no expert of all rows");
+        let (x, routes, out) = (x.idx, routes.idx, out.idx);
+        self.queue("combine", move |device| {
+            let (x, (choices, slots)) = (&device.tensors[x], &device.routes[routes]);
+            let of = |(row, experts): (usize, &[usize; 2])| {
+                let slot = |expert| slots.iter().position(|slot| *slot == (row, expert));
+                toy_combine(experts.map(|expert| x[slot(expert).expect("each choice has a slot")]))
+            };
+            device.tensors[out] = choices.iter().enumerate().map(of).collect();
+        });
+    }
+
     fn rope_store(
         &mut self,
         qkv: &mut ToyTensor,
@@ -595,7 +724,7 @@ impl Backend for ToyBackend {
         &mut self,
         qkv: &ToyTensor,
         kv: &ToyKv,
-        AttentionLayer { layer, .. }: AttentionLayer<'_>,
+        AttentionLayer { layer, .. }: AttentionLayer<'_, ToyTensor>,
         batch: &ToyBatch,
         out: &mut ToyTensor,
     ) {

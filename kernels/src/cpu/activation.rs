@@ -38,6 +38,12 @@ fn gated(x: &[f32], activation: Activation, out: &mut [f32]) {
         Activation::Silu => gate(x, silu, out),
         Activation::Gelu => gate(x, gelu, out),
         Activation::GeluTanh => gate(x, gelu_tanh, out),
+        Activation::ClampedSwish => {
+            let (gate, up) = x.split_at(out.len());
+            for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                *out = clamped_swish(*gate) * (up.clamp(-LIMIT, LIMIT) + 1.0);
+            }
+        }
     }
 }
 
@@ -57,6 +63,7 @@ fn elementwise(x: &mut [f32], function: Elementwise) {
         Elementwise::Activate(Activation::Silu) => each(x, silu),
         Elementwise::Activate(Activation::Gelu) => each(x, gelu),
         Elementwise::Activate(Activation::GeluTanh) => each(x, gelu_tanh),
+        Elementwise::Activate(Activation::ClampedSwish) => each(x, clamped_swish),
     }
 }
 
@@ -70,6 +77,21 @@ fn each(x: &mut [f32], function: impl Fn(f32) -> f32) {
 #[inline(always)]
 fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
+}
+
+/// `1 / (1 + exp(-x))`.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+const LIMIT: f32 = Activation::CLAMPED_SWISH_LIMIT;
+
+#[inline(always)]
+fn clamped_swish(x: f32) -> f32 {
+    // Not `min`, which drops NaN.
+    let x = if x > LIMIT { LIMIT } else { x };
+    x / (1.0 + exp(-Activation::CLAMPED_SWISH_FACTOR * x))
 }
 
 /// `1 + tanh(u)` is `2 / (1 + exp(-2 u))`, which keeps its digits where `u` is far below 0.

@@ -16,6 +16,8 @@
 //! A block whose largest magnitude is below [`TINY`] counts as zero; one with an infinity or a NaN gets the
 //! scale NaN and zeros, so that its row's results are NaN, and only its row's.
 
+use std::ops::Range;
+
 use super::simd::linear::LinearKernels;
 use super::tensor::CpuTensor;
 use super::threads::{SharedSlice, ThreadPool};
@@ -50,7 +52,6 @@ pub(crate) fn block_scale(largest: f32) -> (f32, f32) {
 /// Room for the quantized rows of one op, reused by the next.
 pub(crate) struct QuantizedRows {
     n_in: usize,
-    n_rows: usize,
     bytes: Buffer<u8>,
     /// Widths and capacities of the backend's tensors, depths of its quantized layers: what the room is for.
     tensors: Vec<(usize, usize)>,
@@ -61,7 +62,6 @@ impl QuantizedRows {
     pub(crate) fn new() -> Result<Self, BackendError> {
         Ok(QuantizedRows {
             n_in: 0,
-            n_rows: 0,
             bytes: Buffer::zeroed(0, "quantized activations")?,
             tensors: Vec::new(),
             depths: Vec::new(),
@@ -102,38 +102,53 @@ impl QuantizedRows {
 
     /// Quantizes the rows of `x`, spread over the pool.
     pub(crate) fn quantize(&mut self, pool: &mut ThreadPool, kernels: &LinearKernels, x: &CpuTensor) {
-        self.n_in = x.width();
-        self.n_rows = x.n_rows();
-        let row_bytes = self.n_in / BLOCK * ROW_RECORD_BYTES;
-        let len = self.n_rows * row_bytes;
+        let n_rows = x.n_rows();
+        self.quantize_rows(pool, kernels, (n_rows, x.width()), |row| {
+            let first = row / PANEL_ROWS * PANEL_ROWS;
+            (x.row(row), first..n_rows.min(first + PANEL_ROWS))
+        });
+    }
+
+    /// Quantizes `n_rows` rows of `n_in`, spread over the pool; `of` gives each row and the rows of its
+    /// panel.
+    pub(crate) fn quantize_rows<'a>(
+        &mut self,
+        pool: &mut ThreadPool,
+        kernels: &LinearKernels,
+        (n_rows, n_in): (usize, usize),
+        of: impl Fn(usize) -> (&'a [f32], Range<usize>) + Sync,
+    ) {
+        self.n_in = n_in;
+        let row_bytes = n_in / BLOCK * ROW_RECORD_BYTES;
+        let len = n_rows * row_bytes;
         assert!(
-            len <= self.bytes.len() && self.n_in.is_multiple_of(BLOCK),
-            "room for {} rows of {} that this backend made no tensor for",
-            self.n_rows,
-            self.n_in
+            len <= self.bytes.len() && n_in.is_multiple_of(BLOCK),
+            "room for {n_rows} rows of {n_in} that this backend made no tensor for"
         );
-        let n_rows = self.n_rows;
         let panels = SharedSlice::new(&mut self.bytes[..len]);
-        pool.run(n_rows, (GRAIN_ELEMENTS / self.n_in).max(1), |_, rows| {
+        pool.run(n_rows, (GRAIN_ELEMENTS / n_in).max(1), |_, rows| {
             for row in rows {
-                let first = row / PANEL_ROWS * PANEL_ROWS;
+                let (values, panel) = of(row);
+                assert!(
+                    values.len() == n_in && panel.contains(&row) && panel.end <= n_rows,
+                    "row {row} of {n_rows} in a panel of {panel:?}"
+                );
                 let target = QuantizeRow {
-                    panel: panels.as_mut_ptr().wrapping_add(first * row_bytes),
-                    n_panel_rows: PANEL_ROWS.min(n_rows - first),
-                    row: row - first,
+                    panel: panels.as_mut_ptr().wrapping_add(panel.start * row_bytes),
+                    n_panel_rows: panel.len(),
+                    row: row - panel.start,
                 };
-                // SAFETY: the panel lies within `bytes` (first + n_panel_rows <= n_rows), `row` is one of its
-                // rows and is claimed once, x's row has n_in elements, a whole number of blocks, and the
-                // kernels are of an instruction set that this machine has.
-                unsafe { (kernels.quantize_row)(x.row(row), &target) }
+                // SAFETY: the panel lies within `bytes` (its end is at most n_rows), `row` is one of its rows
+                // and is claimed once, the row has n_in elements, a whole number of blocks, and the kernels
+                // are of an instruction set that this machine has.
+                unsafe { (kernels.quantize_row)(values, &target) }
             }
         });
     }
 
     /// The records of one panel.
-    pub(crate) fn panel(&self, panel: usize) -> &[u8] {
+    pub(crate) fn panel(&self, rows: Range<usize>) -> &[u8] {
         let row_bytes = self.n_in / BLOCK * ROW_RECORD_BYTES;
-        let rows = panel * PANEL_ROWS..self.n_rows.min((panel + 1) * PANEL_ROWS);
         &self.bytes[rows.start * row_bytes..rows.end * row_bytes]
     }
 }

@@ -6,8 +6,10 @@
 //! worker    packed queries, limits, scores: what one thread needs for one item
 //! ```
 
+use std::f64::consts::LOG2_E;
+
 use super::attention_kernel::{
-    AttentionKernel, BLOCK_SUBPAGES, Block, QueryHead, QueryRows, RowState, Scratch, state_floats,
+    AttentionKernel, BLOCK_SUBPAGES, Block, QueryHead, QueryRows, RowState, Scratch, padded_dim, state_floats,
 };
 use super::attention_plan::{AttentionPlan, Item, MOST_STORED_ROWS, Tile, Work, most_item_rows};
 use super::kv::{CpuKv, SUBPAGE_TOKENS, subpage_bytes};
@@ -87,6 +89,8 @@ struct Worker {
 pub(crate) struct AttentionSpace {
     states: States,
     stored: States,
+    /// What the state of each query head begins with, where the layer has sinks: m and the weight.
+    sinks: Vec<(f32, f32)>,
     workers: Vec<Worker>,
 }
 
@@ -103,6 +107,7 @@ impl AttentionSpace {
         AttentionSpace {
             states: States::new(),
             stored: States::new(),
+            sinks: Vec::new(),
             workers: std::iter::repeat_with(worker).take(n_threads).collect(),
         }
     }
@@ -112,6 +117,8 @@ impl AttentionSpace {
         let (heads, max_rows) = (shape.heads, shape.max_rows);
         let floats_per_row = state_floats(heads.head_dim);
         self.states.reserve(max_rows * heads.n_heads, floats_per_row)?;
+        self.sinks.clear();
+        self.sinks.reserve(heads.n_heads);
         // A row and head store at most a state for each block of a table.
         let n_blocks = (shape.max_pages * shape.kv.page_size).div_ceil(ATTENTION_BLOCK);
         let most_stored = (max_rows * heads.n_heads).saturating_mul(n_blocks);
@@ -143,6 +150,8 @@ pub(crate) struct AttentionCall<'a> {
     pub(crate) plan: &'a AttentionPlan,
     pub(crate) kv: &'a CpuKv,
     pub(crate) layer: usize,
+    /// A score for each query head.
+    pub(crate) sinks: Option<&'a [f32]>,
     /// Fused rows of the batch.
     pub(crate) qkv: &'a [f32],
     /// `[rows, n_heads * head_dim]`.
@@ -173,6 +182,11 @@ pub(crate) fn attend(pool: &mut ThreadPool, space: &mut AttentionSpace, call: &m
         pool.n_threads(),
         "a worker's space per thread"
     );
+    space.sinks.clear();
+    space.sinks.extend(call.sinks.into_iter().flatten().map(|score| {
+        let score = f64::from(*score) * LOG2_E;
+        (score.ceil() as f32, (score - score.ceil()).exp2() as f32)
+    }));
     let run = Run {
         kernel: call.kernel,
         query_head: QueryHead {
@@ -188,6 +202,7 @@ pub(crate) fn attend(pool: &mut ThreadPool, space: &mut AttentionSpace, call: &m
         heads,
         group: heads.n_heads / heads.n_kv_heads,
         floats_per_row: state_floats(heads.head_dim),
+        sinks: &space.sinks,
         states: space.states.shared(),
         stored: space.stored.shared(),
     };
@@ -217,6 +232,8 @@ struct Run<'a> {
     /// Query heads per kv head.
     group: usize,
     floats_per_row: usize,
+    /// Of each query head, or none.
+    sinks: &'a [(f32, f32)],
     states: SharedStates<'a>,
     stored: SharedStates<'a>,
 }
@@ -281,7 +298,15 @@ impl Run<'_> {
             unsafe {
                 first.state.write_bytes(0, n_rows * self.floats_per_row);
                 for row in 0..n_rows {
-                    first.largest.add(row).write(f32::NEG_INFINITY);
+                    let head = head * self.group + row % self.group;
+                    let (largest, weight) = match self.sinks.get(head) {
+                        Some(sink) => *sink,
+                        None => (f32::NEG_INFINITY, 0.0),
+                    };
+                    first.largest.add(row).write(largest);
+                    // The first lane of the sum.
+                    let state = first.state.add(row * self.floats_per_row);
+                    state.add(padded_dim(self.heads.head_dim)).write(weight);
                 }
             }
         }

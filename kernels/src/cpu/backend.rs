@@ -4,16 +4,20 @@ use std::f64::consts::LOG2_E;
 
 use super::attention::{self, AttentionCall};
 use super::attention_kernel::AttentionKernel;
+use super::experts::ExpertCall;
 use super::rows;
-use super::{CpuBackend, CpuBatch, CpuKv, CpuLinear, CpuTensor};
+use super::{CpuBackend, CpuBatch, CpuExperts, CpuKv, CpuLinear, CpuRoutes, CpuTensor};
 use crate::{
-    Activation, Answers, AttentionLayer, Backend, BackendError, BatchShape, Elementwise, KvShape, LogprobRow,
-    MatrixSource, Norm, RopeStore, RopeTable, SampleRow, StepRows,
+    Activation, Answers, AttentionLayer, Backend, BackendError, BatchShape, Elementwise, ExpertInput,
+    KvShape, LogprobRow, MatrixSource, Norm, RopeStore, RopeTable, RoutesShape, Routing, SampleRow,
+    SharedExpert, StepRows,
 };
 
 impl Backend for CpuBackend {
     type Tensor = CpuTensor;
     type Linear = CpuLinear;
+    type Experts = CpuExperts;
+    type Routes = CpuRoutes;
     type Kv = CpuKv;
     type Rope = RopeTable;
     type Batch = CpuBatch;
@@ -44,6 +48,17 @@ impl Backend for CpuBackend {
             self.quantized.expect_layer(linear.n_in())?;
         }
         Ok(linear)
+    }
+
+    fn experts(&mut self, linears: Vec<CpuLinear>) -> Result<CpuExperts, BackendError> {
+        let experts = CpuExperts::new(linears)?;
+        self.experts.expect_experts(&experts, &mut self.quantized)?;
+        Ok(experts)
+    }
+
+    fn routes(&mut self, shape: RoutesShape) -> Result<CpuRoutes, BackendError> {
+        self.experts.expect_routes(shape, &mut self.quantized)?;
+        Ok(CpuRoutes::new(shape, self.pool.n_threads()))
     }
 
     fn kv(&mut self, shape: KvShape) -> Result<CpuKv, BackendError> {
@@ -101,6 +116,37 @@ impl Backend for CpuBackend {
         w.multiply(&mut self.pool, self.linear_kernels, &mut self.quantized, x, out);
     }
 
+    fn route(&mut self, logits: &CpuTensor, routing: &Routing<'_, CpuTensor>, routes: &mut CpuRoutes) {
+        routes.choose(&mut self.pool, logits, routing);
+    }
+
+    fn expert_matmul(
+        &mut self,
+        experts: &CpuExperts,
+        input: ExpertInput<'_, CpuTensor>,
+        routes: &CpuRoutes,
+        out: &mut CpuTensor,
+    ) {
+        let call = ExpertCall {
+            experts,
+            input,
+            routes,
+            out,
+        };
+        self.experts
+            .multiply(&mut self.pool, self.linear_kernels, &mut self.quantized, call);
+    }
+
+    fn combine(
+        &mut self,
+        x: &CpuTensor,
+        routes: &CpuRoutes,
+        shared: Option<SharedExpert<'_, CpuTensor>>,
+        out: &mut CpuTensor,
+    ) {
+        self.row_kernels.combine(&mut self.pool, (x, routes), shared, out);
+    }
+
     fn rope_store(
         &mut self,
         qkv: &mut CpuTensor,
@@ -117,7 +163,7 @@ impl Backend for CpuBackend {
         &mut self,
         qkv: &CpuTensor,
         kv: &CpuKv,
-        AttentionLayer { layer, spec }: AttentionLayer<'_>,
+        AttentionLayer { layer, spec, sinks }: AttentionLayer<'_, CpuTensor>,
         batch: &CpuBatch,
         out: &mut CpuTensor,
     ) {
@@ -135,6 +181,7 @@ impl Backend for CpuBackend {
             plan,
             kv,
             layer,
+            sinks: sinks.map(|sinks| sinks.vector(heads.n_heads)),
             qkv: qkv.values(),
             out: out.output(plan.n_rows(), heads.n_heads * heads.head_dim),
         };

@@ -24,7 +24,7 @@ use crate::{BackendError, MatrixSource};
 const CHUNK_BYTES: usize = 384 << 10;
 
 /// Multiply-adds below which a second thread costs more than it gives.
-const SMALL_WORK: usize = 64 << 10;
+pub(crate) const SMALL_WORK: usize = 64 << 10;
 
 /// Multiply-adds of a claim at most, about 50 µs: what is left to wait for at the end of a product, and what
 /// a thread that loses its core holds up.
@@ -107,8 +107,24 @@ impl CpuLinear {
         self.n_out
     }
 
+    /// Tiles of all parts.
+    pub(crate) fn n_tiles(&self) -> usize {
+        self.n_tiles
+    }
+
+    /// The format of its first part.
+    pub(crate) fn format(&self) -> Format {
+        self.parts[0].weights.format()
+    }
+
     pub(crate) fn has_quantized_part(&self) -> bool {
         self.parts.iter().any(|part| part.weights.format().is_quantized())
+    }
+
+    pub(crate) fn has_plain_part(&self) -> bool {
+        self.parts
+            .iter()
+            .any(|part| !part.weights.format().is_quantized())
     }
 
     fn part_of(&self, at: usize, first: impl Fn(&Part) -> usize) -> &Part {
@@ -140,17 +156,17 @@ impl CpuLinear {
             linear: self,
             kernels,
             quantized,
-            x,
+            x: x.values(),
+            rows: 0..n_rows,
             output,
         };
         let n_panels = n_rows.div_ceil(PANEL_ROWS);
-        let chunk = (CHUNK_BYTES / (PANEL_ROWS * self.n_in * element_bytes)).max(1);
+        let chunk = chunk_panels(self.n_in, element_bytes);
         let small = n_rows * self.n_in * self.n_out <= SMALL_WORK;
         let grain = if small {
             self.n_tiles
         } else {
-            let n_rows = n_rows.min(chunk * PANEL_ROWS);
-            let most = CLAIM_WORK / (n_rows * self.n_in * TILE_COLUMNS);
+            let most = most_tiles(n_rows.min(chunk * PANEL_ROWS), self.n_in);
             (self.n_tiles / (8 * pool.n_threads())).min(most).max(1)
         };
         for first in (0..n_panels).step_by(chunk) {
@@ -178,17 +194,34 @@ impl CpuLinear {
     }
 }
 
-/// One product of a layer with the rows of a tensor.
-struct Product<'a> {
-    linear: &'a CpuLinear,
-    kernels: &'a LinearKernels,
-    quantized: &'a QuantizedRows,
-    x: &'a CpuTensor,
-    output: SharedSlice<'a, f32>,
+/// Panels of inputs that stay in L2 while the weights stream by.
+pub(crate) fn chunk_panels(n_in: usize, element_bytes: usize) -> usize {
+    (CHUNK_BYTES / (PANEL_ROWS * n_in * element_bytes)).max(1)
+}
+
+/// Tiles of a claim at most.
+pub(crate) fn most_tiles(n_rows: usize, n_in: usize) -> usize {
+    CLAIM_WORK / (n_rows * n_in * TILE_COLUMNS)
+}
+
+/// One product of a layer with rows of a tensor.
+pub(crate) struct Product<'a> {
+    pub(crate) linear: &'a CpuLinear,
+    pub(crate) kernels: &'a LinearKernels,
+    /// All rows of the tensor, quantized, where a part of the layer is; a panel begins with the first of
+    /// `rows`, and with each sixteenth after it.
+    pub(crate) quantized: &'a QuantizedRows,
+    /// All rows of the tensor.
+    pub(crate) x: &'a [f32],
+    /// Those that are multiplied, at least one.
+    pub(crate) rows: Range<usize>,
+    /// All rows of the output.
+    pub(crate) output: SharedSlice<'a, f32>,
 }
 
 impl Product<'_> {
-    fn tiles(&self, tiles: Range<usize>, panels: Range<usize>) {
+    /// Tiles of the layer times panels of the rows. Nobody else computes the same at the same time.
+    pub(crate) fn tiles(&self, tiles: Range<usize>, panels: Range<usize>) {
         for tile in tiles {
             let part = self.linear.part_of(tile, |part| part.first_tile);
             for panel in panels.clone() {
@@ -199,18 +232,18 @@ impl Product<'_> {
 
     fn tile(&self, part: &Part, tile: usize, panel: usize, panels: &Range<usize>) {
         let weights = &part.weights;
-        let first_row = panel * PANEL_ROWS;
-        let n_rows = PANEL_ROWS.min(self.x.n_rows() - first_row);
+        let first_row = self.rows.start + panel * PANEL_ROWS;
+        let n_rows = PANEL_ROWS.min(self.rows.end - first_row);
         let stride = self.linear.n_out;
         let column = part.first_out + tile * TILE_COLUMNS;
         let n_columns = TILE_COLUMNS.min(weights.n_out() - tile * TILE_COLUMNS);
         let start = first_row * stride + column;
         debug_assert!(start + (n_rows - 1) * stride + n_columns <= self.output.len());
         let input = if weights.format().is_quantized() {
-            self.quantized.panel(panel).as_ptr()
+            self.quantized.panel(first_row..first_row + n_rows).as_ptr()
         } else {
             let n_in = self.linear.n_in;
-            self.x.values()[first_row * n_in..(first_row + n_rows) * n_in]
+            self.x[first_row * n_in..(first_row + n_rows) * n_in]
                 .as_ptr()
                 .cast()
         };
@@ -221,7 +254,7 @@ impl Product<'_> {
             depth: weights.depth(),
             output: self.output.as_mut_ptr().wrapping_add(start),
             stride,
-            prefetch: prefetch(weights, tile, self.x.n_rows(), panel - panels.start, panels.len()),
+            prefetch: prefetch(weights, tile, self.rows.len(), panel - panels.start, panels.len()),
         };
         if n_columns == TILE_COLUMNS {
             // SAFETY: the kernels are of an instruction set this machine has; the tile is one of `weights`

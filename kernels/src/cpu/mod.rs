@@ -10,6 +10,7 @@ mod attention_kernel;
 mod attention_plan;
 mod backend;
 mod batch;
+mod experts;
 mod exponential;
 pub mod isa;
 mod kv;
@@ -30,6 +31,7 @@ pub mod threads;
 
 use attention_plan::AttentionPlan;
 pub use batch::CpuBatch;
+pub use experts::{CpuExperts, CpuRoutes};
 pub use isa::Isa;
 pub use kv::CpuKv;
 pub use layout::packed_block_bytes;
@@ -42,6 +44,7 @@ use std::sync::Arc;
 use activations::QuantizedRows;
 use attention::AttentionSpace;
 use attention_kernel::AttentionKernel;
+use experts::ExpertSpace;
 use rows::RowKernels;
 use sample::SampleSpace;
 use simd::linear::LinearKernels;
@@ -65,6 +68,7 @@ pub struct CpuBackend {
     isa: Isa,
     linear_kernels: &'static LinearKernels,
     quantized: QuantizedRows,
+    experts: ExpertSpace,
     row_kernels: RowKernels,
     attention: AttentionSpace,
     sample_spaces: Vec<SampleSpace>,
@@ -88,6 +92,7 @@ impl CpuBackend {
             isa,
             linear_kernels: LinearKernels::of(isa),
             quantized: QuantizedRows::new()?,
+            experts: ExpertSpace::new()?,
             row_kernels: RowKernels::of(isa),
             attention: AttentionSpace::new(config.n_threads),
             sample_spaces: std::iter::repeat_with(SampleSpace::default)

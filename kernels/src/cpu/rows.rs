@@ -3,13 +3,15 @@
 //! A row is computed by one thread in one fixed order, so neither the batch nor the threads are visible in
 //! it. The variants of a table differ in speed only: all give the same bits.
 
+use super::activation::sigmoid;
 use super::logprob::logprobs_row;
 use super::norm::{self, RowNorm};
 use super::rope::{HeadNorms, PageWriter, RowRotation};
 use super::sample::{SampleKernels, SampleSpace, sample_row};
-use super::{CpuBatch, CpuKv, CpuTensor, Isa, SharedSlice, ThreadPool, activation, rope};
+use super::{CpuBatch, CpuKv, CpuRoutes, CpuTensor, Isa, SharedSlice, ThreadPool, activation, experts, rope};
 use crate::{
     Activation, Answers, Elementwise, LogprobRow, Norm, QkNormSpan, RopeStore, RopeTable, SampleRow,
+    SharedExpert,
 };
 
 /// Elements that are worth a claim: a few microseconds of work.
@@ -26,6 +28,7 @@ pub(crate) struct RowKernels {
     add: unsafe fn(&mut [f32], &[f32]),
     gated: unsafe fn(&[f32], Activation, &mut [f32]),
     elementwise: unsafe fn(&mut [f32], Elementwise),
+    add_scaled: unsafe fn(&mut [f32], &[f32], f32),
     rotate: unsafe fn(&mut [f32], u32, &RowRotation<'_>),
     sample: SampleKernels,
 }
@@ -41,6 +44,7 @@ impl RowKernels {
                 add: norm::add_avx2,
                 gated: activation::gated_avx2,
                 elementwise: activation::elementwise_avx2,
+                add_scaled: experts::add_scaled_avx2,
                 rotate: rope::rotate_avx2,
                 sample: SampleKernels::avx2(),
             },
@@ -50,6 +54,7 @@ impl RowKernels {
                 add: norm::add_scalar,
                 gated: activation::gated_scalar,
                 elementwise: activation::elementwise_scalar,
+                add_scaled: experts::add_scaled_scalar,
                 rotate: rope::rotate_scalar,
                 sample: SampleKernels::scalar(),
             },
@@ -164,6 +169,42 @@ impl RowKernels {
                 unsafe {
                     let out = out.range(elements(&(row..row + 1), width));
                     (self.gated)(x.row(row), activation, out);
+                }
+            }
+        });
+    }
+
+    /// `out[r] = sum_i weight[r][i] * x[slot of r and i]`, in the order of the routes, and the shared
+    /// expert's output times its weight.
+    pub(crate) fn combine(
+        &self,
+        pool: &mut ThreadPool,
+        (x, routes): (&CpuTensor, &CpuRoutes),
+        shared: Option<SharedExpert<'_, CpuTensor>>,
+        out: &mut CpuTensor,
+    ) {
+        let (n_rows, width) = (routes.n_rows(), x.width());
+        assert_eq!(x.n_rows(), routes.n_slots(), "outputs of experts");
+        if let Some(SharedExpert { out, gate }) = &shared {
+            assert_eq!((out.n_rows(), out.width()), (n_rows, width), "a shared expert");
+            let gates = gate.map_or((n_rows, 1), |gate| (gate.n_rows(), gate.width()));
+            assert_eq!(gates, (n_rows, 1), "gates of a shared expert");
+        }
+        let out = SharedSlice::new(out.output(n_rows, width));
+        let n_terms = routes.n_used() + usize::from(shared.is_some());
+        pool.run(n_rows, rows_per_claim(n_terms * width), |_, rows| {
+            for row in rows {
+                // SAFETY: every row is claimed once; the machine has the table's ISA.
+                unsafe {
+                    let out = out.range(elements(&(row..row + 1), width));
+                    out.fill(0.0);
+                    for (slot, weight) in routes.of_row(row) {
+                        (self.add_scaled)(out, x.row(slot), weight);
+                    }
+                    if let Some(shared) = &shared {
+                        let weight = shared.gate.map_or(1.0, |gate| sigmoid(gate.row(row)[0]));
+                        (self.add_scaled)(out, shared.out.row(row), weight);
+                    }
                 }
             }
         });

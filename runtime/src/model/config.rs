@@ -1,7 +1,7 @@
 //! What a decoder is, as plain data. One description for every family; which fields a family sets is a row of
 //! the family table.
 
-use arbora_kernels::{Activation, AttentionSpec, HeadLayout, NormKind, QkNormSpan, RopeStyle};
+use arbora_kernels::{Activation, AttentionSpec, HeadLayout, NormKind, QkNormSpan, RopeStyle, RouterScore};
 
 use super::names::TensorNames;
 
@@ -14,8 +14,10 @@ pub struct DecoderConfig {
     pub width: usize,
     /// Query heads, key/value heads and their size.
     pub heads: HeadLayout,
-    /// Width of the gated MLP.
+    /// Width of the MLPs that every row goes through.
     pub ffn_width: usize,
+    /// The mixture of experts of layers that have one.
+    pub experts: Option<ExpertsConfig>,
     /// Tokens in the vocabulary (rows of the embedding).
     pub n_vocab: usize,
     /// Longest sequence the forward pass is right for: what the model was made for, or its window.
@@ -27,8 +29,10 @@ pub struct DecoderConfig {
     pub norm: NormConfig,
     /// Rotary embeddings that the layers choose from.
     pub ropes: Vec<RopeConfig>,
-    /// Biases on q, k and v.
-    pub qkv_bias: bool,
+    /// Which projections have biases.
+    pub biases: Biases,
+    /// Whether each query head has an attention sink.
+    pub has_sinks: bool,
     /// RMSNorm on queries and keys.
     pub qk_norm: Option<QkNormSpan>,
     /// Constant factors.
@@ -46,10 +50,61 @@ pub struct LayerConfig {
     pub attention: AttentionSpec,
     /// Index of its rotary embedding in [`DecoderConfig::ropes`]; absent where positions are not told (NoPE).
     pub rope: Option<usize>,
-    /// Activation of the gated MLP.
+    /// What its MLP is.
+    pub mlp: MlpKind,
+    /// Activation of the MLP.
     pub activation: Activation,
     /// Where the norms are.
     pub norms: NormPlacement,
+}
+
+/// What the second half of a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MlpKind {
+    /// `down(activation(gate x) * up x)`.
+    Gated,
+    /// `down(activation(up x))`.
+    Plain,
+    /// A mixture of experts, each of them gated.
+    Experts,
+}
+
+/// Which projections have biases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Biases {
+    /// q, k and v.
+    pub qkv: bool,
+    /// Attention's output.
+    pub attention_out: bool,
+    /// The MLPs that every row goes through.
+    pub mlp: bool,
+    /// The output head.
+    pub head: bool,
+}
+
+/// A mixture of experts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExpertsConfig {
+    /// Experts to choose from.
+    pub n_experts: usize,
+    /// Experts that each row chooses.
+    pub n_used: usize,
+    /// Width of an expert.
+    pub width: usize,
+    /// What the router's logits become.
+    pub score: RouterScore,
+    /// Whether a bias for each expert is added to the scores for the choice.
+    pub has_choice_bias: bool,
+    /// Whether the scores of a row's experts are divided by their sum.
+    pub is_normalized: bool,
+    /// Factor of the experts' weights.
+    pub scale: f32,
+    /// Biases of the router and of the experts' projections.
+    pub has_bias: bool,
+    /// Width of the expert of all rows, where there is one.
+    pub shared_width: Option<usize>,
+    /// Whether a logit weighs its output.
+    pub has_shared_gate: bool,
 }
 
 /// Where the norms of a block are, and with them what its halves (attention, MLP) read.
@@ -63,6 +118,8 @@ pub enum NormPlacement {
     Around,
     /// `x += attention(norm(x)) + mlp(norm(x))`, with one norm (Command-R).
     Parallel,
+    /// The same with a norm for each half (GPT-NeoX).
+    ParallelApart,
 }
 
 impl NormPlacement {
@@ -70,7 +127,7 @@ impl NormPlacement {
     pub fn n_norms(self) -> usize {
         match self {
             NormPlacement::Parallel => 1,
-            NormPlacement::Before | NormPlacement::After => 2,
+            NormPlacement::Before | NormPlacement::After | NormPlacement::ParallelApart => 2,
             NormPlacement::Around => 4,
         }
     }
@@ -133,12 +190,44 @@ impl DecoderConfig {
             Some(QkNormSpan::EachHead) => 2 * head_dim,
             Some(QkNormSpan::AllHeads) => (n_heads + n_kv_heads) * head_dim,
         };
-        let bias = if self.qkv_bias { qkv } else { 0 };
-        let matrices = width * (qkv + attended) + 3 * width * self.ffn_width as u64;
-        let layer =
-            |layer: &LayerConfig| matrices + norm * layer.norms.n_norms() as u64 + qk_norm as u64 + bias;
+        let biases = [(self.biases.qkv, qkv), (self.biases.attention_out, width)];
+        let bias: u64 = biases.iter().map(|&(has, n)| if has { n } else { 0 }).sum();
+        let sinks = if self.has_sinks { n_heads as u64 } else { 0 };
+        let ffn_width = self.ffn_width as u64;
+        let mlp = |kind| {
+            let n_up = match (kind, &self.experts) {
+                (MlpKind::Experts, Some(experts)) => return experts.n_params(width),
+                (MlpKind::Plain, _) => 1,
+                _ => 2,
+            };
+            let bias = if self.biases.mlp {
+                n_up * ffn_width + width
+            } else {
+                0
+            };
+            (n_up + 1) * width * ffn_width + bias
+        };
+        let attention = width * (qkv + attended) + qk_norm as u64 + bias + sinks;
+        let layer = |layer: &LayerConfig| attention + mlp(layer.mlp) + norm * layer.norms.n_norms() as u64;
         let tables = if self.tied_head { 1 } else { 2 };
-        tables * self.n_vocab as u64 * width + norm + self.layers.iter().map(layer).sum::<u64>()
+        let head_bias = if self.biases.head { self.n_vocab as u64 } else { 0 };
+        tables * self.n_vocab as u64 * width + head_bias + norm + self.layers.iter().map(layer).sum::<u64>()
+    }
+}
+
+impl ExpertsConfig {
+    /// Weights of one layer's mixture in a model of this width.
+    fn n_params(&self, width: u64) -> u64 {
+        let (n, own) = (self.n_experts as u64, self.width as u64);
+        let biases = if self.has_bias {
+            n * (2 * own + width + 1)
+        } else {
+            0
+        };
+        let choice = if self.has_choice_bias { n } else { 0 };
+        let gate = if self.has_shared_gate { width } else { 0 };
+        let shared = self.shared_width.map_or(0, |shared| 3 * width * shared as u64);
+        n * (3 * width * own + width) + biases + choice + gate + shared
     }
 }
 

@@ -8,7 +8,7 @@
 //!     a     = attention(q, pages)
 //!     delta = scale norm(Wo a)
 //!     h     = norm(x += delta)          halves side by side: the h before, and the deltas add up
-//!     delta = scale norm(Wdown (activation(Wgate h) * Wup h))
+//!     delta = scale norm(mlp(h))        Wdown (activation(Wgate h) * Wup h), or a mixture of experts
 //! logits = cap(scale Whead norm((x + delta)[logit_rows]))
 //! ```
 //!
@@ -21,6 +21,7 @@ use arbora_kernels::{
 };
 
 use super::config::{DecoderConfig, LayerConfig, NormPlacement};
+use super::mlp::{MlpSpace, MlpWeights};
 
 /// Weights of a norm.
 pub struct NormWeights<B: Backend> {
@@ -30,12 +31,10 @@ pub struct NormWeights<B: Backend> {
     pub bias: Option<B::Tensor>,
 }
 
-/// What attention and MLP have in common: norms around them and a projection to the residual stream.
+/// The norms around attention or MLP.
 pub struct HalfWeights<B: Backend> {
     /// Norm of what it reads, where the layer has one.
     pub norm: Option<NormWeights<B>>,
-    /// Output (attention) or down (MLP) projection.
-    pub out: B::Linear,
     /// Norm of what it adds, where the layer has one.
     pub post_norm: Option<NormWeights<B>>,
 }
@@ -56,11 +55,15 @@ pub struct LayerWeights<B: Backend> {
     pub qkv: B::Linear,
     /// Norms of queries and keys, where the family has them.
     pub qk_norm: Option<QkNormWeights<B>>,
-    /// Attention, but for the two above.
+    /// Attention sinks, where the model has them.
+    pub sinks: Option<B::Tensor>,
+    /// Attention's output projection.
+    pub attention_out: B::Linear,
+    /// Norms around attention.
     pub attention: HalfWeights<B>,
-    /// Fused gate and up projections.
-    pub gate_up: B::Linear,
-    /// The MLP, but for the one above.
+    /// The MLP.
+    pub mlp: MlpWeights<B>,
+    /// Norms around the MLP.
     pub ffn: HalfWeights<B>,
 }
 
@@ -95,8 +98,7 @@ struct Workspace<B: Backend> {
     /// What a half adds before its norm; or the MLP's part beside attention's. No rows where neither is.
     projected: B::Tensor,
     delta: B::Tensor,
-    gate_up: B::Tensor,
-    activated: B::Tensor,
+    mlp: MlpSpace<B>,
     head_x: B::Tensor,
     head_delta: B::Tensor,
     head_h: B::Tensor,
@@ -144,8 +146,7 @@ impl<B: Backend> Decoder<B> {
             attended: backend.tensor(rows, heads_width)?,
             projected: backend.tensor(projected_rows, config.width)?,
             delta: backend.tensor(rows, config.width)?,
-            gate_up: backend.tensor(rows, 2 * config.ffn_width)?,
-            activated: backend.tensor(rows, config.ffn_width)?,
+            mlp: MlpSpace::new(backend, &config, rows)?,
             head_x: backend.tensor(logit_rows, config.width)?,
             head_delta: backend.tensor(logit_rows, config.width)?,
             head_h: backend.tensor(logit_rows, config.width)?,
@@ -207,25 +208,32 @@ impl<B: Backend> Forward<'_, B> {
             let store = self.rope_store(layer, w);
             let rope = of.rope.map(|idx| &weights.ropes[idx]);
             backend.rope_store(&mut s.qkv, rope, &store, batch, kv);
-            let spec = &of.attention;
-            backend.attention(&s.qkv, kv, AttentionLayer { layer, spec }, batch, &mut s.attended);
-            self.leave(
-                backend,
-                &w.attention,
-                &s.attended,
-                (&mut s.projected, &mut s.delta),
-            );
-            if of.norms == NormPlacement::Parallel {
-                self.mlp(backend, (of, w), &s.h, (&mut s.gate_up, &mut s.activated));
-                backend.matmul(&w.ffn.out, &s.activated, &mut s.projected);
+            let attention = AttentionLayer {
+                layer,
+                spec: &of.attention,
+                sinks: w.sinks.as_ref(),
+            };
+            backend.attention(&s.qkv, kv, attention, batch, &mut s.attended);
+            let adds = (&mut s.projected, &mut s.delta);
+            self.leave(backend, &w.attention, adds, |backend, out| {
+                backend.matmul(&w.attention_out, &s.attended, out);
+            });
+            let parallel = [NormPlacement::Parallel, NormPlacement::ParallelApart];
+            if parallel.contains(&of.norms) {
+                // Without a norm of its own the MLP reads what attention did.
+                self.enter(backend, (&mut s.x, None), &w.ffn, &mut s.h);
+                w.mlp
+                    .forward(backend, (config, of), &s.h, (&mut s.mlp, &mut s.projected));
                 backend.all_reduce(&mut s.projected);
                 scale(backend, &mut s.projected, config.scales.residual);
                 backend.add(&mut s.delta, &s.projected);
             } else {
                 self.enter(backend, (&mut s.x, Some(&s.delta)), &w.ffn, &mut s.h);
                 let input = if w.ffn.norm.is_some() { &s.h } else { &s.x };
-                self.mlp(backend, (of, w), input, (&mut s.gate_up, &mut s.activated));
-                self.leave(backend, &w.ffn, &s.activated, (&mut s.projected, &mut s.delta));
+                let adds = (&mut s.projected, &mut s.delta);
+                self.leave(backend, &w.ffn, adds, |backend, out| {
+                    w.mlp.forward(backend, (config, of), input, (&mut s.mlp, out));
+                });
             }
         }
         backend.gather(&s.x, batch, &mut s.head_x);
@@ -258,37 +266,26 @@ impl<B: Backend> Forward<'_, B> {
         }
     }
 
-    /// What a half adds to the residual stream.
+    /// What a half adds to the residual stream; `compute` writes it, but for the norm after it.
     fn leave(
         &self,
         backend: &mut B,
         half: &HalfWeights<B>,
-        x: &B::Tensor,
         (projected, delta): (&mut B::Tensor, &mut B::Tensor),
+        compute: impl FnOnce(&mut B, &mut B::Tensor),
     ) {
         match &half.post_norm {
             None => {
-                backend.matmul(&half.out, x, delta);
+                compute(backend, delta);
                 backend.all_reduce(delta);
             }
             Some(norm) => {
-                backend.matmul(&half.out, x, projected);
+                compute(backend, projected);
                 backend.all_reduce(projected);
                 backend.norm(projected, &self.norm(norm), delta);
             }
         }
         scale(backend, delta, self.config.scales.residual);
-    }
-
-    fn mlp(
-        &self,
-        backend: &mut B,
-        (of, w): (&LayerConfig, &LayerWeights<B>),
-        input: &B::Tensor,
-        (gate_up, activated): (&mut B::Tensor, &mut B::Tensor),
-    ) {
-        backend.matmul(&w.gate_up, input, gate_up);
-        backend.gated(gate_up, of.activation, activated);
     }
 
     fn rope_store<'a>(&self, layer: usize, w: &'a LayerWeights<B>) -> RopeStore<'a, B::Tensor> {

@@ -6,7 +6,9 @@
 //! was ignored is worse than one that does not start. Keys that neither the families nor the lists of refused
 //! keys know are passed over, as the reference implementations of these classes pass over them.
 
+mod mixture;
 mod rope;
+mod row;
 mod scales;
 mod table;
 mod windows;
@@ -14,13 +16,14 @@ mod windows;
 use arbora_kernels::{AttentionSpec, HeadLayout, NormKind};
 use serde_json::{Map, Value as Json};
 
-use super::config::{DecoderConfig, LayerConfig, NormConfig, NormPlacement};
+use super::config::{Biases, DecoderConfig, LayerConfig, MlpKind, NormConfig};
 use super::directory::flatten;
 use super::file::LoadError;
 use super::gguf::Gguf;
 use super::metadata::{KeyError, Metadata, required};
-use super::names::{Naming, TensorNames};
-use table::{FAMILIES, Family, Flag};
+use super::names::{ExpertLayout, Naming, TensorNames};
+use row::{Family, Flag, Parallel};
+use table::FAMILIES;
 use windows::{gguf_windows, json_window, window, windows};
 
 /// GGUF keys (after the architecture's name) that would change the arithmetic in ways the decoder has no part
@@ -100,7 +103,10 @@ const HEADS: Key = key("attention.head_count", "num_attention_heads");
 const KV_HEADS: Key = key("attention.head_count_kv", "num_key_value_heads");
 const HEAD_DIM: Key = key("attention.key_length", "head_dim");
 const NORM_EPS: Key = key("attention.layer_norm_rms_epsilon", "rms_norm_eps");
-const LAYER_NORM_EPS: Key = key("attention.layer_norm_epsilon", "layer_norm_eps");
+const LAYER_NORM_EPS: [Key; 2] = [
+    key("attention.layer_norm_epsilon", "layer_norm_eps"),
+    key("attention.layer_norm_epsilon", "norm_epsilon"),
+];
 /// Only GGUF has a length of values of its own.
 const VALUE_DIM: Key = key("attention.value_length", "head_dim");
 const ROPE_DIM: Key = key("rope.dimension_count", "head_dim");
@@ -169,11 +175,7 @@ impl DecoderConfig {
     pub fn from_gguf(gguf: &Gguf) -> Result<DecoderConfig, LoadError> {
         let name = "general.architecture";
         let architecture = required(name, gguf.metadata.text(name))?;
-        let known = |family: &&Family| family.architecture == Some(architecture);
-        let family = FAMILIES.iter().find(known).ok_or_else(|| {
-            let known = FAMILIES.iter().filter_map(|family| family.architecture);
-            unknown_architecture(architecture, known.collect())
-        })?;
+        let family = family_of_gguf(&gguf.metadata, architecture)?;
         let keys = Keys {
             metadata: &gguf.metadata,
             names: Names::Gguf { architecture },
@@ -213,6 +215,22 @@ impl DecoderConfig {
     }
 }
 
+/// Converters write some families under another one's name, with experts or without.
+fn family_of_gguf(metadata: &Metadata, architecture: &str) -> Result<&'static Family, LoadError> {
+    let n_experts = metadata.unsigned(&format!("{architecture}.expert_count"))?;
+    let has_experts = n_experts.is_some_and(|n| n > 0);
+    let known = |family: &&Family| family.architecture == Some(architecture);
+    let fits = |family: &&Family| family.mixture.is_some() == has_experts;
+    let mut named = FAMILIES.iter().filter(known);
+    let family = named.clone().find(fits).or_else(|| named.next());
+    family.ok_or_else(|| {
+        let known = FAMILIES.iter().filter_map(|family| family.architecture);
+        let mut known: Vec<&str> = known.collect();
+        known.dedup();
+        unknown_architecture(architecture, known)
+    })
+}
+
 fn describe(family: &Family, keys: &Keys<'_>, particulars: &Particulars) -> Result<DecoderConfig, LoadError> {
     let width = keys.required_count(WIDTH, MAX_WIDTH)?;
     let heads = head_layout(keys, width)?;
@@ -221,18 +239,30 @@ fn describe(family: &Family, keys: &Keys<'_>, particulars: &Particulars) -> Resu
         Some(_) => None,
         None => particulars.window.filter(|window| *window < trained_context),
     };
+    let experts = mixture::experts(keys, family)?;
+    let layers = layers(family, keys, particulars, (width, heads, trained_context))?;
     Ok(DecoderConfig {
-        layers: layers(family, keys, particulars, (width, heads, trained_context))?,
+        ffn_width: mixture::ffn_width(keys, &layers, experts.as_ref())?,
+        layers,
         width,
         heads,
-        ffn_width: keys.required_count(FFN_WIDTH, MAX_FFN_WIDTH)?,
+        experts,
         n_vocab: particulars.n_vocab,
         context: window.unwrap_or(trained_context),
         window,
         norm: norm(family, keys)?,
         ropes: rope::ropes(keys, family, heads.head_dim)?,
-        qkv_bias: keys.flag(family.qkv_bias)?,
-        qk_norm: family.qk_norm,
+        biases: Biases {
+            qkv: keys.flag(family.qkv_bias)?,
+            attention_out: keys.flag(family.attention_out_bias)?,
+            mlp: family.mlp_bias,
+            head: family.head_bias,
+        },
+        has_sinks: family.has_sinks,
+        qk_norm: match keys.flag(family.qk_norm_if)? {
+            true => family.qk_norm,
+            false => None,
+        },
         scales: scales::scales(keys, family, width)?,
         tied_head: particulars.tied_head,
         tensors: TensorNames {
@@ -240,9 +270,16 @@ fn describe(family: &Family, keys: &Keys<'_>, particulars: &Particulars) -> Resu
                 Names::Gguf { .. } => Naming::Gguf,
                 Names::ConfigJson => Naming::HuggingFace,
             },
-            renamed: family.renamed,
+            renamed: match keys.names {
+                Names::Gguf { .. } => family.renamed_in_gguf,
+                Names::ConfigJson => family.renamed,
+            },
+            layers: family.layers,
             fused_qkv: family.fused_qkv,
+            qkv_by_group: family.qkv_by_group,
             fused_gate_up: family.fused_gate_up,
+            experts: family.expert_layout,
+            has_draft_layers: family.has_draft_layers,
         },
     })
 }
@@ -261,7 +298,7 @@ fn layers(
     let windowed: Vec<bool> = windows.iter().map(Option::is_some).collect();
     let ropes = rope::layer_ropes(keys, family, &windowed)?;
     let norms = match family.parallel {
-        Some(parallel) if keys.metadata.flag(parallel)? == Some(true) => NormPlacement::Parallel,
+        Some(Parallel { key, default, norms }) if keys.metadata.flag(key)?.unwrap_or(default) => norms,
         _ => family.norms,
     };
     let activation = scales::activation(keys, family)?;
@@ -270,17 +307,19 @@ fn layers(
         soft_cap: scales::attention_cap(keys, family)?,
         window: None,
     };
-    let layer = |(window, rope): (Option<usize>, Option<usize>)| LayerConfig {
+    let kinds = mixture::kinds(keys, family, n_layers)?;
+    let layer = |((window, rope), mlp): ((Option<usize>, Option<usize>), MlpKind)| LayerConfig {
         attention: AttentionSpec {
             // One that is not shorter than any sequence changes nothing.
             window: window.filter(|window| *window < trained_context),
             ..attention
         },
         rope,
+        mlp,
         activation,
         norms,
     };
-    Ok(windows.into_iter().zip(ropes).map(layer).collect())
+    Ok(windows.into_iter().zip(ropes).zip(kinds).map(layer).collect())
 }
 
 fn unknown_architecture(found: &str, known: Vec<&'static str>) -> LoadError {
@@ -343,6 +382,11 @@ fn refuse_in_json(json: &Map<String, Json>, family: &Family) -> Result<(), LoadE
     };
     for &key in REFUSED_IN_JSON.iter().chain(family.refused) {
         match json.get(key) {
+            // Its blocks are read as they are.
+            Some(value)
+                if key == "quantization_config"
+                    && family.expert_layout == ExpertLayout::Interleaved
+                    && value.get("quant_method").is_some_and(|method| method == "mxfp4") => {}
             Some(_) if read.iter().any(|read| read.json == key) => {}
             Some(value) if !asks_for_nothing(value) => return refused(key, short(value)),
             _ => {}
@@ -449,10 +493,13 @@ fn gguf_n_vocab(gguf: &Gguf, architecture: &str) -> Result<usize, LoadError> {
 }
 
 fn norm(family: &Family, keys: &Keys<'_>) -> Result<NormConfig, KeyError> {
-    let key = keys.full(match family.norm {
-        NormKind::Rms => NORM_EPS,
-        NormKind::Layer => LAYER_NORM_EPS,
-    });
+    let names = match family.norm {
+        NormKind::Rms => &[NORM_EPS][..],
+        NormKind::Layer => &LAYER_NORM_EPS,
+    };
+    let named = names.iter().map(|key| keys.full(*key));
+    let key = named.clone().find(|key| keys.metadata.contains(key));
+    let key = key.unwrap_or_else(|| keys.full(names[0]));
     let eps = required(&key, keys.metadata.float(&key))?;
     if !(eps > 0.0 && eps < 1.0) {
         return Err(out_of_range(&key, &eps, "between 0 and 1".to_owned()));

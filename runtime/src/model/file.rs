@@ -13,7 +13,7 @@ use super::decoder::{Decoder, ForwardLimits};
 use super::directory::{CONFIG_FILE, Directory, DirectoryError, SamplingDefaults, TOKENIZER_FILE};
 use super::gguf::{Gguf, GgufError};
 use super::metadata::{KeyError, Metadata};
-use super::names::HUGGING_FACE_HEAD;
+use super::names::HUGGING_FACE_HEADS;
 use super::safetensors::{Safetensors, SafetensorsError};
 use super::templates::{self, NamedTemplate};
 use super::tensors::{TensorTable, TensorType};
@@ -311,8 +311,8 @@ impl ModelFile {
         match &self.weights {
             Weights::Files { tensors, .. } => {
                 let sizes = tensors.iter().filter_map(|tensor| {
-                    let format = tensor.kind.format()?;
-                    let n_blocks = tensor.n_elements() / format.block_len() as u64;
+                    let (format, n_weights) = tensor.weights()?;
+                    let n_blocks = n_weights / format.block_len() as u64;
                     Some(n_blocks.saturating_mul(packed_block_bytes(format) as u64))
                 });
                 sizes.fold(0, u64::saturating_add)
@@ -393,7 +393,9 @@ fn open_directory(path: &Path, format: LoadFormat) -> Result<ModelFile, LoadErro
     let (weights, has_head) = match format {
         LoadFormat::Auto => {
             let Safetensors { files, tensors } = Safetensors::open(path)?;
-            let has_head = tensors.named(HUGGING_FACE_HEAD).is_some();
+            let has_head = HUGGING_FACE_HEADS
+                .iter()
+                .any(|name| tensors.named(name).is_some());
             (Weights::Files { files, tensors }, has_head)
         }
         LoadFormat::Dummy => {

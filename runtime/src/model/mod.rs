@@ -8,6 +8,7 @@ mod family;
 mod file;
 pub mod gguf;
 pub mod metadata;
+pub mod mlp;
 pub mod names;
 mod rope;
 pub mod safetensors;

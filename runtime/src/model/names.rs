@@ -39,6 +39,34 @@ pub enum Part {
     GateUp,
     /// Down projection.
     Down,
+    /// Attention sinks.
+    Sinks,
+    /// Logits of experts.
+    Router,
+    /// What is added to their scores for the choice.
+    ChoiceBias,
+    /// Gate projection of one expert.
+    ExpertGate,
+    /// Its up projection.
+    ExpertUp,
+    /// Its down projection.
+    ExpertDown,
+    /// Gate projections of all experts in one.
+    StackedGate,
+    /// Their up projections.
+    StackedUp,
+    /// Gate and up projections of all experts in one, of each expert the gate first.
+    StackedGateUp,
+    /// Down projections of all experts in one.
+    StackedDown,
+    /// Gate projection of the expert of all rows.
+    SharedGate,
+    /// Its up projection.
+    SharedUp,
+    /// Its down projection.
+    SharedDown,
+    /// The logit of its weight.
+    SharedRouter,
 }
 
 /// Who named the tensors.
@@ -55,16 +83,37 @@ pub enum Naming {
 pub struct TensorNames {
     /// Who named them.
     pub naming: Naming,
-    /// Names (without `weight`) of a family whose `config.json` goes with other ones.
+    /// Names (without `weight`) of a family whose files have other ones.
     pub renamed: &'static [(Part, &'static str)],
+    /// Blocks of a family whose `config.json` goes with another name.
+    pub layers: &'static str,
     /// Whether q, k and v are one matrix.
     pub fused_qkv: bool,
+    /// Whether its rows are those of one key/value head after the other: its queries, its key, its value.
+    pub qkv_by_group: bool,
     /// Whether gate and up are one matrix.
     pub fused_gate_up: bool,
+    /// How experts are stored beside a `config.json`.
+    pub experts: ExpertLayout,
+    /// Whether there are layers after the last that only draft tokens, which are not read.
+    pub has_draft_layers: bool,
 }
 
-/// The output head's name beside a `config.json`.
-pub(super) const HUGGING_FACE_HEAD: &str = "lm_head.weight";
+/// How checkpoints beside a `config.json` store experts. (GGUF files have one way.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExpertLayout {
+    /// A matrix for each expert, or all in one: gates over ups, a row for each output.
+    RowPerOutput,
+    /// All in one, a column for each output, gates and ups in turns; or MXFP4 blocks and scales of rows in
+    /// turns (gpt-oss).
+    Interleaved,
+}
+
+/// Names of the output head beside a `config.json`.
+pub(super) const HUGGING_FACE_HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
+
+/// Blocks beside a `config.json`.
+pub(super) const HUGGING_FACE_LAYERS: &str = "model.layers";
 
 impl TensorNames {
     /// Llama's tensors.
@@ -72,8 +121,12 @@ impl TensorNames {
         TensorNames {
             naming,
             renamed: &[],
+            layers: HUGGING_FACE_LAYERS,
             fused_qkv: false,
+            qkv_by_group: false,
             fused_gate_up: false,
+            experts: ExpertLayout::RowPerOutput,
+            has_draft_layers: false,
         }
     }
 
@@ -97,12 +150,43 @@ impl TensorNames {
         self.in_layer(layer, part, "bias")
     }
 
+    /// A tensor of a block that is no weight of a module: its name says it all but in GGUF files, where it
+    /// ends in `kind`.
+    pub(super) fn inner_bare(&self, layer: usize, part: Part, kind: &str) -> String {
+        match self.naming {
+            Naming::Gguf => self.in_layer(layer, part, kind),
+            Naming::HuggingFace => self.stem_in_layer(layer, part),
+        }
+    }
+
+    /// Whether a tensor is of a layer from `n_layers` on.
+    pub(super) fn is_beyond(&self, name: &str, n_layers: usize) -> bool {
+        let layer = name.strip_prefix(self.layers()).and_then(|rest| {
+            let (layer, _) = rest.strip_prefix('.')?.split_once('.')?;
+            layer.parse::<usize>().ok()
+        });
+        layer.is_some_and(|layer| layer >= n_layers)
+    }
+
+    /// The weight of a tensor of one expert of a block.
+    pub(super) fn of_expert(&self, layer: usize, part: Part, expert: usize) -> String {
+        let name = self.inner(layer, part);
+        name.replacen('*', &expert.to_string(), 1)
+    }
+
     fn in_layer(&self, layer: usize, part: Part, kind: &str) -> String {
-        let layers = match self.naming {
+        format!("{}.{kind}", self.stem_in_layer(layer, part))
+    }
+
+    fn stem_in_layer(&self, layer: usize, part: Part) -> String {
+        format!("{}.{layer}.{}", self.layers(), self.stem(part))
+    }
+
+    fn layers(&self) -> &'static str {
+        match self.naming {
             Naming::Gguf => "blk",
-            Naming::HuggingFace => "model.layers",
-        };
-        format!("{layers}.{layer}.{}.{kind}", self.stem(part))
+            Naming::HuggingFace => self.layers,
+        }
     }
 
     fn stem(&self, part: Part) -> &'static str {
@@ -126,13 +210,27 @@ impl TensorNames {
             // The converter has no name of its own for it.
             Part::GateUp => ("ffn_up", "mlp.gate_up_proj"),
             Part::Down => ("ffn_down", "mlp.down_proj"),
+            Part::Sinks => ("attn_sinks", "self_attn.sinks"),
+            Part::Router => ("ffn_gate_inp", "mlp.gate"),
+            Part::ChoiceBias => ("exp_probs_b", "mlp.gate.e_score_correction_bias"),
+            // Old files have a tensor for each expert.
+            Part::ExpertGate => ("ffn_gate.*", "mlp.experts.*.gate_proj"),
+            Part::ExpertUp => ("ffn_up.*", "mlp.experts.*.up_proj"),
+            Part::ExpertDown => ("ffn_down.*", "mlp.experts.*.down_proj"),
+            Part::StackedGate => ("ffn_gate_exps", "mlp.experts.gate_proj"),
+            Part::StackedUp => ("ffn_up_exps", "mlp.experts.up_proj"),
+            Part::StackedGateUp => ("ffn_gate_up_exps", "mlp.experts.gate_up_proj"),
+            Part::StackedDown => ("ffn_down_exps", "mlp.experts.down_proj"),
+            Part::SharedGate => ("ffn_gate_shexp", "mlp.shared_expert.gate_proj"),
+            Part::SharedUp => ("ffn_up_shexp", "mlp.shared_expert.up_proj"),
+            Part::SharedDown => ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
+            Part::SharedRouter => ("ffn_gate_inp_shexp", "mlp.shared_expert_gate"),
         };
-        match self.naming {
-            Naming::Gguf => gguf,
-            Naming::HuggingFace => {
-                let renamed = self.renamed.iter().find(|(renamed, _)| *renamed == part);
-                renamed.map_or(hugging_face, |(_, name)| name)
-            }
+        let renamed = self.renamed.iter().find(|(renamed, _)| *renamed == part);
+        match (renamed, self.naming) {
+            (Some((_, name)), _) => name,
+            (None, Naming::Gguf) => gguf,
+            (None, Naming::HuggingFace) => hugging_face,
         }
     }
 }

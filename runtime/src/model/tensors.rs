@@ -75,6 +75,18 @@ impl TensorInfo {
     pub fn n_elements(&self) -> u64 {
         self.dimensions.iter().product()
     }
+
+    /// The format of its weights and how many there are; nothing where the format is unknown. MXFP4 in
+    /// safetensors is two tensors of bytes: one has two weights in each, the other their exponents.
+    pub fn weights(&self) -> Option<(Format, u64)> {
+        match self.kind {
+            TensorType::Safetensors(Dtype::U8) if self.name.ends_with("_blocks") => {
+                Some((Format::Mxfp4, 2 * self.n_elements()))
+            }
+            TensorType::Safetensors(Dtype::U8) if self.name.ends_with("_scales") => Some((Format::Mxfp4, 0)),
+            kind => Some((kind.format()?, self.n_elements())),
+        }
+    }
 }
 
 /// Every tensor of a checkpoint, in its files' order. Reads as a slice.
@@ -111,7 +123,8 @@ impl TensorTable {
 
     /// Weights in all of them.
     pub fn n_elements(&self) -> u64 {
-        let counts = self.tensors.iter().map(TensorInfo::n_elements);
+        let count = |tensor: &TensorInfo| tensor.weights().map_or(tensor.n_elements(), |(_, n)| n);
+        let counts = self.tensors.iter().map(count);
         // The sizes of tensors in unknown formats are anybody's word.
         counts.fold(0, u64::saturating_add)
     }

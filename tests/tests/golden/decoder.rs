@@ -100,6 +100,21 @@ pub(crate) struct TinyModel {
     logits: BTreeMap<usize, Vec<f32>>,
 }
 
+impl TinyModel {
+    /// The root mean square of the differences from these logits of all positions, as a part of that of the
+    /// reference.
+    pub(crate) fn distance(&self, all: &[f32]) -> f64 {
+        let (mut difference, mut size) = (0.0, 0.0);
+        for (position, expected) in &self.logits {
+            for (found, expected) in all[position * expected.len()..].iter().zip(expected) {
+                difference += f64::from(found - expected).powi(2);
+                size += f64::from(*expected).powi(2);
+            }
+        }
+        (difference / size).sqrt()
+    }
+}
+
 /// Compares the logits of `file` with the reference.
 fn compare<B: Backend>(backend: &mut B, label: &str, file: &ModelFile, reference: &TinyModel) {
     let name = file.name();

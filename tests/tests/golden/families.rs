@@ -20,7 +20,7 @@ const FAMILIES: [&str; 7] = [
 const GGUF: [&str; 3] = ["llama2", "qwen2", "qwen3"];
 
 /// Families that share a tokenizer, with the window of each layer.
-const SHARED_TOKENIZER: [(&str, &[Option<usize>]); 15] = {
+const SHARED_TOKENIZER: [(&str, &[Option<usize>]); 27] = {
     const WINDOW: Option<usize> = Some(40);
     [
         ("gemma", &[None; 2]),
@@ -38,9 +38,21 @@ const SHARED_TOKENIZER: [(&str, &[Option<usize>]); 15] = {
         ("command-r", &[None; 2]),
         ("command-r7b", &[WINDOW, WINDOW, WINDOW, None]),
         ("qwen3-yarn", &[None; 2]),
+        ("mixtral", &[None; 2]),
+        ("qwen2-moe", &[None; 3]),
+        ("qwen3-moe", &[None; 3]),
+        ("olmoe", &[None; 2]),
+        ("granite-moe", &[None; 2]),
+        ("qwen3-moe-dense", &[None; 4]),
+        ("glm4-moe", &[None; 3]),
+        ("gpt-oss", &[WINDOW, None, WINDOW]),
+        ("starcoder2", &[WINDOW; 2]),
+        ("phi", &[None; 2]),
+        ("gpt-neox", &[None; 2]),
+        ("gpt-neox-serial", &[None; 2]),
     ]
 };
-const SHARED_TOKENIZER_GGUF: [&str; 7] = [
+const SHARED_TOKENIZER_GGUF: [&str; 13] = [
     "gemma",
     "gemma2",
     "gemma3",
@@ -48,6 +60,12 @@ const SHARED_TOKENIZER_GGUF: [&str; 7] = [
     "olmo2",
     "smollm3",
     "phi3-short",
+    "mixtral",
+    "qwen2-moe",
+    "qwen3-moe",
+    "olmoe",
+    "granite-moe",
+    "gpt-oss",
 ];
 
 #[derive(serde::Deserialize)]
@@ -82,6 +100,35 @@ fn gguf_files_of_the_families_give_the_logits_of_transformers() {
     for name in GGUF.into_iter().chain(SHARED_TOKENIZER_GGUF) {
         compare_everywhere(&gguf(name), &reference::<TinyModel>(name));
     }
+}
+
+/// Products with MXFP4 weights round activations to int8, so that logits are not the reference's.
+#[test]
+fn experts_in_mxfp4_are_the_same_from_both_kinds_of_file() {
+    let name = "gpt-oss-mxfp4";
+    let reference = reference::<TinyModel>(name);
+    let run = |file: &ModelFile| {
+        let mut all = Vec::new();
+        teacher_force(&mut any_cpu(), file, &reference.ids, 64, |_, row| {
+            all.extend_from_slice(row)
+        });
+        all
+    };
+    let (folder, gguf) = (folder(name), gguf(name));
+    let logits = run(&folder);
+    let bits = |logits: &[f32]| -> Vec<u32> { logits.iter().map(|logit| logit.to_bits()).collect() };
+    assert!(bits(&logits) == bits(&run(&gguf)));
+    let off = reference.distance(&logits);
+    // Written so that a NaN fails.
+    assert!(off <= 0.03, "{off} of the size of the reference's logits");
+    // 32 weights of a block have 17 bytes.
+    assert_eq!(folder.n_params(), folder.config().n_params());
+    let [of_folder, of_gguf] = [&folder, &gguf].map(ModelFile::weight_bytes);
+    // Biases and routers are in F32 in the one and in BF16 in the other.
+    assert!(
+        of_folder.abs_diff(of_gguf) * 10 < of_gguf,
+        "{of_folder} {of_gguf}"
+    );
 }
 
 #[test]

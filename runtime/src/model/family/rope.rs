@@ -1,6 +1,6 @@
 //! Rotary embeddings as files describe them.
 
-use super::table::{Family, LayerRopes};
+use super::row::{Family, LayerRopes};
 use super::{CONTEXT, Keys, MAX_CONTEXT, Names, ROPE_BASE, ROPE_DIM, key, out_of_range, unsupported};
 use crate::model::config::{RopeConfig, RopeScaling};
 use crate::model::file::LoadError;
@@ -74,20 +74,19 @@ fn gguf_rope(
         return Err(out_of_range(&keys.full(ROPE_DIM), &dim, "even".to_owned()).into());
     }
     let scaling_type = keys.full(key("rope.scaling.type", ""));
-    let factor = |name| {
-        let key = keys.full(key(name, ""));
-        match keys.metadata.float(&key)? {
-            // Converters write 0 for "not scaled".
-            None | Some(0.0) => Ok(None),
-            Some(factor) => positive(&key, factor).map(Some),
-        }
-    };
+    let factor = |name| gguf_number(keys, name);
+    let mut attention_factor = 1.0;
     let scaling = match keys.metadata.text(&scaling_type)? {
         Some("none") => RopeScaling::None,
         None | Some("linear") => match factor("rope.scaling.factor")?.or(factor("rope.scale_linear")?) {
             None => RopeScaling::None,
             Some(factor) => RopeScaling::Linear { factor },
         },
+        Some("yarn") => {
+            let (yarn, factor) = gguf_yarn(keys, family)?;
+            attention_factor = factor;
+            yarn
+        }
         Some(other) => return Err(unsupported(&scaling_type, other)),
     };
     Ok(RopeConfig {
@@ -95,8 +94,80 @@ fn gguf_rope(
         dim,
         base: rope_base(keys.metadata, &[&keys.full(ROPE_BASE)], default_base)?,
         scaling,
-        attention_factor: 1.0,
+        attention_factor,
     })
+}
+
+/// A number above 0. Converters write 0 for "not scaled".
+fn gguf_number(keys: &Keys<'_>, name: &'static str) -> Result<Option<f64>, KeyError> {
+    let key = keys.full(key(name, ""));
+    match keys.metadata.float(&key)? {
+        None | Some(0.0) => Ok(None),
+        Some(number) => positive(&key, number).map(Some),
+    }
+}
+
+/// YaRN by GGUF's keys, and the factor of cosines and sines.
+fn gguf_yarn(keys: &Keys<'_>, family: &Family) -> Result<(RopeScaling, f64), LoadError> {
+    for (name, neutral) in [
+        ("rope.scaling.yarn_log_multiplier", 0.0),
+        ("rope.scaling.yarn_ext_factor", 1.0),
+    ] {
+        let key = keys.full(key(name, ""));
+        match keys.metadata.float(&key)? {
+            Some(value) if value != neutral => return Err(unsupported(&key, &value.to_string())),
+            _ => {}
+        }
+    }
+    let number = |name| gguf_number(keys, name);
+    let name = "rope.scaling.factor";
+    let factor = required(&keys.full(key(name, "")), number(name))?;
+    let original_context = match number("rope.scaling.original_context_length")? {
+        Some(original) => original,
+        None => keys.required_count(CONTEXT, MAX_CONTEXT)? as f64,
+    };
+    let fast = "rope.scaling.yarn_beta_fast";
+    let scaling = RopeScaling::Yarn {
+        factor,
+        fast_turns: number(fast)?.unwrap_or(FAST_TURNS),
+        slow_turns: number("rope.scaling.yarn_beta_slow")?.unwrap_or(SLOW_TURNS),
+        original_context,
+        whole_pairs: family.gguf_yarn_whole_pairs,
+    };
+    check_turns(&scaling, &keys.full(key(fast, "")))?;
+    let of_file = match number("rope.scaling.yarn_attn_factor")? {
+        None => number("rope.scaling.attn_factor")?,
+        found => found,
+    };
+    Ok((scaling, yarn_factor(factor) * of_file.unwrap_or(1.0)))
+}
+
+/// YaRN's borders where files do not say.
+const FAST_TURNS: f64 = 32.0;
+const SLOW_TURNS: f64 = 1.0;
+
+/// Pairs that are left alone turn more often than those that are stretched.
+fn check_turns(scaling: &RopeScaling, fast_key: &str) -> Result<(), KeyError> {
+    match scaling {
+        RopeScaling::Yarn {
+            fast_turns,
+            slow_turns,
+            ..
+        } if fast_turns <= slow_turns => {
+            let limit = format!("above the slow one, {slow_turns}");
+            Err(out_of_range(fast_key, fast_turns, limit))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// YaRN's factor of cosines and sines where a file does not say.
+fn yarn_factor(factor: f64) -> f64 {
+    if factor > 1.0 {
+        0.1 * factor.ln() + 1.0
+    } else {
+        1.0
+    }
 }
 
 /// Rotation by `config.json`: `rope_theta` and `rope_scaling`, or all in `rope_parameters`, which has an
@@ -111,6 +182,8 @@ fn json_rope(
         "rope_parameters.full_attention.rope_theta",
         "rope_parameters.rope_theta",
         "rope_theta",
+        // GPT-NeoX before it had `rope_theta`.
+        "rotary_emb_base",
     ];
     let types = [
         "rope_scaling",
@@ -162,7 +235,11 @@ fn windowed_rope_base(keys: &Keys<'_>, default: f64) -> Result<f64, LoadError> {
 
 /// Elements of a head that are rotated.
 fn rotated_elements(metadata: &Metadata, (head_dim, default): (usize, f64)) -> Result<usize, KeyError> {
-    let keys = ["partial_rotary_factor", "rope_parameters.partial_rotary_factor"];
+    let keys = [
+        "partial_rotary_factor",
+        "rope_parameters.partial_rotary_factor",
+        "rotary_pct",
+    ];
     let key = keys
         .into_iter()
         .find(|key| metadata.contains(key))
@@ -223,26 +300,16 @@ impl Scaled<'_> {
                 return Err(unsupported(&key, &value.to_string()));
             }
         }
-        let fast_turns = self.optional("beta_fast")?.unwrap_or(32.0);
-        let slow_turns = self.optional("beta_slow")?.unwrap_or(1.0);
-        if fast_turns <= slow_turns {
-            let key = format!("{}.beta_fast", self.outer);
-            let limit = format!("above the slow one, {slow_turns}");
-            return Err(out_of_range(&key, &fast_turns, limit).into());
-        }
         let scaling = RopeScaling::Yarn {
             factor,
-            fast_turns,
-            slow_turns,
+            fast_turns: self.optional("beta_fast")?.unwrap_or(FAST_TURNS),
+            slow_turns: self.optional("beta_slow")?.unwrap_or(SLOW_TURNS),
             original_context: self.original_context()?,
             whole_pairs: self.metadata.flag(&format!("{}.truncate", self.outer))? != Some(false),
         };
-        let default = if factor > 1.0 {
-            0.1 * factor.ln() + 1.0
-        } else {
-            1.0
-        };
-        Ok((scaling, self.optional("attention_factor")?.unwrap_or(default)))
+        check_turns(&scaling, &format!("{}.beta_fast", self.outer))?;
+        let of_file = self.optional("attention_factor")?;
+        Ok((scaling, of_file.unwrap_or_else(|| yarn_factor(factor))))
     }
 
     fn longrope(&self, dim: usize) -> Result<(RopeScaling, f64), LoadError> {

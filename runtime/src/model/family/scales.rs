@@ -3,7 +3,7 @@
 use arbora_kernels::quant::{bf16_from_f32, f16_from_f32, f32_from_bf16, f32_from_f16};
 use arbora_kernels::{Activation, HeadLayout};
 
-use super::table::{ATTENTION_CAP, AttentionScale, EmbeddingScale, Family, LOGIT_CAP, LogitScale, SoftCaps};
+use super::row::{ATTENTION_CAP, AttentionScale, EmbeddingScale, Family, LOGIT_CAP, LogitScale, SoftCaps};
 use super::{Key, Keys, Names, out_of_range, unsupported};
 use crate::model::config::Scales;
 use crate::model::file::LoadError;
@@ -90,6 +90,19 @@ pub(super) fn activation(keys: &Keys<'_>, family: &Family) -> Result<Activation,
     let Names::ConfigJson = keys.names else {
         return Ok(family.activation);
     };
+    if family.activation == Activation::ClampedSwish {
+        // `hidden_act` is not what its experts have.
+        for (key, expected) in [
+            ("swiglu_alpha", Activation::CLAMPED_SWISH_FACTOR),
+            ("swiglu_limit", Activation::CLAMPED_SWISH_LIMIT),
+        ] {
+            match keys.metadata.float(key)? {
+                Some(value) if value as f32 != expected => return Err(unsupported(key, &value.to_string())),
+                _ => {}
+            }
+        }
+        return Ok(family.activation);
+    }
     match keys.metadata.text(family.activation_key)? {
         None => Ok(family.activation),
         Some("silu" | "swish") => Ok(Activation::Silu),

@@ -30,7 +30,7 @@ fn a_llama_is_described_as_its_keys_say() {
     assert_eq!((config.heads, config.n_vocab, config.context), (heads, 100, 128));
     assert_eq!((config.ropes[0].dim, config.ropes[0].base), (8, 10_000.0));
     assert_eq!(config.ropes[0].style, RopeStyle::Interleaved);
-    assert!(config.tied_head && !config.qkv_bias && config.qk_norm.is_none());
+    assert!(config.tied_head && !config.biases.qkv && config.qk_norm.is_none());
     let config = with("llama.rope.dimension_count", Value::Unsigned(4)).expect("part of a head");
     assert_eq!(config.ropes[0].dim, 4);
 }
@@ -72,7 +72,7 @@ fn numbers_out_of_range_are_refused_with_key_value_and_limit() {
             99,
             "= 99: must be the 100 rows of the embedding",
         ),
-        ("llama.expert_count", 8, "`llama.expert_count` is not supported"),
+        ("llama.expert_count", 8, "`llama.expert_used_count` is missing"),
     ];
     for (key, value, expected) in cases {
         let error = with(key, Value::Unsigned(value)).expect_err(key).to_string();
@@ -89,17 +89,18 @@ fn numbers_out_of_range_are_refused_with_key_value_and_limit() {
 #[test]
 fn what_the_decoder_does_not_do_is_refused_by_name() {
     let error = |result: Result<DecoderConfig, LoadError>| result.expect_err("refused").to_string();
-    let scaling = with("llama.rope.scaling.type", Value::Text("yarn".to_owned()));
+    let scaling = with("llama.rope.scaling.type", Value::Text("longrope".to_owned()));
     assert_eq!(
         error(scaling),
-        "`llama.rope.scaling.type` = yarn is not supported"
+        "`llama.rope.scaling.type` = longrope is not supported"
     );
     let scale = with("llama.attention.scale", Value::Float(0.1));
     assert_eq!(error(scale), "`llama.attention.scale` is not supported");
     let other = with("general.architecture", Value::Text("mamba".to_owned()));
     assert_eq!(
         error(other),
-        "architecture `mamba` is not supported (supported: llama, qwen2, qwen3, gemma, gemma2, gemma3, granite, olmo2, smollm3, phi3)"
+        "architecture `mamba` is not supported (supported: llama, qwen2, qwen3, qwen2moe, qwen3moe, \
+         olmoe, gpt-oss, gemma, gemma2, gemma3, granite, granitemoe, olmo2, smollm3, phi3)"
     );
     let wrong = with("llama.block_count", Value::Text("two".to_owned()));
     assert!(error(wrong).contains("should be an unsigned integer, found a string"));
@@ -132,9 +133,9 @@ fn config_json_describes_what_gguf_does_with_halves_rotated() {
     assert!(tied.tied_head && tied.heads.head_dim == 16 && tied.ropes[0].dim == 16);
     let qwen = r#"{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "sliding_window": 64}"#;
     let qwen = json_with(qwen).expect("good");
-    assert!(qwen.qkv_bias && qwen.qk_norm.is_none() && qwen.window.is_none());
+    assert!(qwen.biases.qkv && qwen.qk_norm.is_none() && qwen.window.is_none());
     let no_class = json_with(r#"{"architectures": null, "model_type": "qwen3"}"#).expect("good");
-    assert!(no_class.qk_norm == Some(QkNormSpan::EachHead) && !no_class.qkv_bias);
+    assert!(no_class.qk_norm == Some(QkNormSpan::EachHead) && !no_class.biases.qkv);
 }
 
 #[test]
@@ -168,6 +169,61 @@ fn rope_scaling_is_read_in_its_old_and_new_places() {
         .remove(0)
         .scaling;
     assert_eq!(gguf, RopeScaling::Linear { factor: 3.0 });
+}
+
+#[test]
+fn yarn_in_gguf_is_read_with_its_factor() {
+    let mut gguf = tiny_llama();
+    let metadata = std::mem::take(&mut gguf.metadata);
+    gguf.metadata = metadata
+        .with("llama.rope.scaling.type", Value::Text("yarn".to_owned()))
+        .with("llama.rope.scaling.factor", Value::Float(4.0))
+        .with("llama.rope.scaling.original_context_length", Value::Unsigned(32));
+    let rope = DecoderConfig::from_gguf(&gguf).expect("good").ropes.remove(0);
+    let expected = RopeScaling::Yarn {
+        factor: 4.0,
+        fast_turns: 32.0,
+        slow_turns: 1.0,
+        original_context: 32.0,
+        whole_pairs: true,
+    };
+    assert_eq!(rope.scaling, expected);
+    assert!((rope.attention_factor - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
+    let missing = with("llama.rope.scaling.type", Value::Text("yarn".to_owned()));
+    let error = missing.expect_err("no factor").to_string();
+    assert_eq!(error, "`llama.rope.scaling.factor` is missing");
+}
+
+#[test]
+fn a_llama_with_experts_is_a_mixtral_and_layers_may_be_without_them() {
+    let mut gguf = tiny_llama();
+    let metadata = std::mem::take(&mut gguf.metadata);
+    gguf.metadata = metadata
+        .with("llama.expert_count", Value::Unsigned(8))
+        .with("llama.expert_used_count", Value::Unsigned(2));
+    let config = DecoderConfig::from_gguf(&gguf).expect("good");
+    let experts = config.experts.expect("a mixture");
+    assert_eq!((experts.n_experts, experts.n_used, experts.width), (8, 2, 64));
+    assert!(experts.is_normalized && config.layers.iter().all(|layer| layer.mlp == MlpKind::Experts));
+    let qwen = |changes: &str| {
+        let of = format!(
+            r#"{{"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 8,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 24{changes}}}"#
+        );
+        let config = json_with(&of).expect("good");
+        let kinds: Vec<bool> = config
+            .layers
+            .iter()
+            .map(|layer| layer.mlp == MlpKind::Experts)
+            .collect();
+        (kinds, config.experts.expect("a mixture").is_normalized)
+    };
+    assert_eq!(qwen(""), (vec![true, true], false));
+    assert_eq!(
+        qwen(r#", "decoder_sparse_step": 2, "norm_topk_prob": true"#),
+        (vec![false, true], true)
+    );
+    assert_eq!(qwen(r#", "mlp_only_layers": [0]"#).0, [false, true]);
 }
 
 #[test]
@@ -221,7 +277,7 @@ fn layers_have_the_window_of_their_family_or_of_the_list_of_layers() {
 }
 
 /// Settings, and what is said of them.
-const REFUSED: [(&str, &str); 22] = [
+const REFUSED: [(&str, &str); 26] = [
     (
         r#"{"quantization_config": {"quant_method": "gptq"}}"#,
         "`quantization_config` is not supported",
@@ -286,6 +342,24 @@ const REFUSED: [(&str, &str); 22] = [
         "`rms_norm_eps` = 2: must be between 0 and 1",
     ),
     (r#"{"rope_theta": 0.5}"#, "`rope_theta` = 0.5: must be above 1"),
+    (
+        r#"{"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 4,
+            "num_experts_per_tok": 5}"#,
+        "`num_experts_per_tok` = 5: must be at most the 4 experts",
+    ),
+    (
+        r#"{"architectures": ["OlmoeForCausalLM"], "model_type": "olmoe"}"#,
+        "`num_experts` is missing",
+    ),
+    (
+        r#"{"architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe", "n_group": 8}"#,
+        "`n_group` = 8 is not supported",
+    ),
+    (
+        r#"{"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "num_local_experts": 4,
+            "num_experts_per_tok": 2, "swiglu_limit": 5.5}"#,
+        "`swiglu_limit` = 5.5 is not supported",
+    ),
 ];
 
 #[test]
