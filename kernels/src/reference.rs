@@ -8,6 +8,8 @@
 //! keys, values: [layer][page][kv head][token of the page][element]
 //! ```
 
+mod encoder;
+
 use crate::cpu::CpuTensor;
 use crate::quant::{BLOCK, bf16_from_f32, dequantize_row, f32_from_bf16};
 use crate::{

@@ -10,6 +10,7 @@ mod attention_kernel;
 mod attention_plan;
 mod backend;
 mod batch;
+mod encoder;
 mod exponential;
 pub mod isa;
 mod kv;
@@ -30,6 +31,7 @@ pub mod threads;
 
 use attention_plan::AttentionPlan;
 pub use batch::CpuBatch;
+pub use encoder::CpuDense;
 pub use isa::Isa;
 pub use kv::CpuKv;
 pub use layout::packed_block_bytes;
@@ -42,6 +44,7 @@ use std::sync::Arc;
 use activations::QuantizedRows;
 use attention::AttentionSpace;
 use attention_kernel::AttentionKernel;
+use encoder::EncoderSpace;
 use rows::RowKernels;
 use sample::SampleSpace;
 use simd::linear::LinearKernels;
@@ -68,6 +71,7 @@ pub struct CpuBackend {
     row_kernels: RowKernels,
     attention: AttentionSpace,
     sample_spaces: Vec<SampleSpace>,
+    encoder: EncoderSpace,
 }
 
 impl CpuBackend {
@@ -93,6 +97,7 @@ impl CpuBackend {
             sample_spaces: std::iter::repeat_with(SampleSpace::default)
                 .take(config.n_threads)
                 .collect(),
+            encoder: EncoderSpace::new(isa, config.n_threads),
         })
     }
 

@@ -9,7 +9,8 @@ use super::rope::{HeadNorms, PageWriter, RowRotation};
 use super::sample::{SampleKernels, SampleSpace, sample_row};
 use super::{CpuBatch, CpuKv, CpuTensor, Isa, SharedSlice, ThreadPool, activation, rope};
 use crate::{
-    Activation, Answers, Elementwise, LogprobRow, Norm, QkNormSpan, RopeStore, RopeTable, SampleRow,
+    Activation, Answers, Elementwise, HeadLayout, LogprobRow, Norm, QkNormSpan, RopeStore, RopeTable,
+    SampleRow,
 };
 
 /// Elements that are worth a claim: a few microseconds of work.
@@ -164,6 +165,34 @@ impl RowKernels {
                 unsafe {
                     let out = out.range(elements(&(row..row + 1), width));
                     (self.gated)(x.row(row), activation, out);
+                }
+            }
+        });
+    }
+
+    /// Rotates queries and keys in place.
+    pub(crate) fn rotate_rows(
+        &self,
+        pool: &mut ThreadPool,
+        qkv: &mut CpuTensor,
+        (heads, rope): (HeadLayout, &RopeTable),
+        positions: &[u32],
+    ) {
+        let (n_rows, width) = (qkv.n_rows(), qkv.width());
+        assert_eq!(width, heads.qkv_width(), "width of {heads:?}");
+        assert_eq!(positions.len(), n_rows, "rows");
+        let rotation = RowRotation {
+            heads,
+            rope: Some(rope),
+            qk_norm: None,
+        };
+        let qkv = SharedSlice::new(qkv.values_mut());
+        pool.run(n_rows, rows_per_claim(width), |_, rows| {
+            for row in rows {
+                // SAFETY: every row is claimed once; the machine has the table's ISA.
+                unsafe {
+                    let values = qkv.range(elements(&(row..row + 1), width));
+                    (self.rotate)(values, positions[row], &rotation);
                 }
             }
         });
