@@ -6,6 +6,7 @@
 
 mod attention;
 mod completion;
+mod encoder;
 mod figures;
 mod formats;
 mod http;
@@ -35,6 +36,8 @@ struct Arguments {
 enum Command {
     /// Paged attention against the machine's bf16 peak and read bandwidth.
     Attention(attention::Arguments),
+    /// Forward pass of a small encoder (embeddings), dense layers beside the same in f32.
+    Encoder(encoder::Arguments),
     /// Time to first token cold and after a hit, tokens per second at several batch sizes, start to ready.
     Figures(figures::Arguments),
     /// A linear layer in every quantization, beside Q4_1 in the same run.
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
     let mut out = io::stdout().lock();
     let outcome = match &arguments.command {
         Command::Attention(arguments) => attention::run(arguments, &mut out),
+        Command::Encoder(arguments) => encoder::run(arguments, &mut out),
         Command::Figures(arguments) => figures::run(arguments, &mut out),
         Command::Formats(arguments) => formats::run(arguments, &mut out),
         Command::Kernels(arguments) => kernels::run(arguments, &mut out),

@@ -13,9 +13,19 @@ use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
 
+use arbora_runtime::embedding::EmbeddingHandle;
 use arbora_runtime::engine::EngineHandle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+
+/// The engine that runs.
+#[derive(Clone, Debug)]
+pub enum Running {
+    /// Generates text.
+    Generator(EngineHandle),
+    /// Turns texts into vectors or scores.
+    Encoder(EmbeddingHandle),
+}
 
 /// The signals that ask for an end.
 #[derive(Debug)]
@@ -71,7 +81,7 @@ impl Stop {
 ///
 /// # Errors
 /// Where the system refuses.
-pub fn outlive(engine: watch::Receiver<Option<EngineHandle>>) -> io::Result<()> {
+pub fn outlive(engine: watch::Receiver<Option<Running>>) -> io::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut quit = signal(SignalKind::quit())?;
     let mut users = [
@@ -95,10 +105,11 @@ pub fn outlive(engine: watch::Receiver<Option<EngineHandle>>) -> io::Result<()> 
 }
 
 /// Tells the log what runs. Asks nobody, so that it answers for an engine that is stuck as well.
-fn tell(engine: Option<&EngineHandle>) {
-    let Some(engine) = engine else {
-        tracing::warn!("SIGQUIT: the model is not loaded yet");
-        return;
+fn tell(engine: Option<&Running>) {
+    let engine = match engine {
+        Some(Running::Generator(engine)) => engine,
+        Some(Running::Encoder(engine)) => return tell_encoder(engine),
+        None => return tracing::warn!("SIGQUIT: the model is not loaded yet"),
     };
     let now = engine.metrics().gauges();
     let stalled = engine.stalled_for(std::time::Instant::now());
@@ -111,6 +122,16 @@ fn tell(engine: Option<&EngineHandle>) {
         pages_cached = now.pages_cached,
         pages_free = now.pages_free,
         since_last_step_ms = stalled.map_or(0, |time| time.as_millis() as u64),
+        "SIGQUIT: what runs"
+    );
+}
+
+fn tell_encoder(engine: &EmbeddingHandle) {
+    let stalled = engine.stalled_for(std::time::Instant::now());
+    tracing::warn!(
+        in_flight = engine.n_in_flight(),
+        tokens = engine.n_tokens_in_flight(),
+        since_last_batch_ms = stalled.map_or(0, |time| time.as_millis() as u64),
         "SIGQUIT: what runs"
     );
 }
