@@ -275,6 +275,11 @@ impl EncoderConfig {
         })
     }
 
+    /// Its `model_type`.
+    pub fn model_type(&self) -> &'static str {
+        self.family.model_type
+    }
+
     /// Whether the MLP has a gate.
     pub fn is_gated(&self) -> bool {
         self.family.names.up.len() == 2

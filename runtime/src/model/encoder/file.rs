@@ -35,6 +35,16 @@ impl EncoderFile {
         matches!(config, Ok(Some(config)) if EncoderConfig::describes(&config))
     }
 
+    /// What the folder at `path` says of its encoder; the weights may be elsewhere.
+    ///
+    /// # Errors
+    /// As for [`EncoderFile::open`].
+    pub fn describe(path: &Path) -> Result<(EncoderConfig, Head), LoadError> {
+        let config = EncoderConfig::from_json(Directory::open(path)?.config())?;
+        let (head, _) = head::read(path, config.width)?;
+        Ok((config, head))
+    }
+
     /// Opens the folder at `path`; of the weights only the head of a reranker is read.
     ///
     /// # Errors
