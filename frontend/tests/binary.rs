@@ -524,12 +524,12 @@ fn texts_become_lines_of_json_and_a_command_that_a_model_is_not_for_ends_in_a_li
     let long = "fox ".repeat(99);
     refused(
         &run(&["embed", "--model", ENCODER, &long]),
-        "text 0: the text has ",
+        "arbora: text 0: the text has ",
     );
-    refused(&run(&["embed", "--model", MODEL, "a"]), "model '");
-    refused(&run(&["generate", "--model", ENCODER, "a"]), "model '");
+    refused(&run(&["embed", "--model", MODEL, "a"]), "arbora: model '");
+    refused(&run(&["generate", "--model", ENCODER, "a"]), "arbora: model '");
     refused(
         &run(&["embed", "--model", ENCODER, "--dimensions", "49", "a"]),
-        "--dimensions 49: this model has 1 to 48",
+        "arbora: --dimensions 49: this model has 1 to 48",
     );
 }

@@ -1,7 +1,7 @@
 """Tiny random encoders of every kind as sentence-transformers saves them, and what it computes for them; and
 50 vectors of all-MiniLM-L6-v2.
 
-    python encoders.py FOLDER         (needs torch, transformers, sentence-transformers)
+    python encoders.py FOLDER [NAME ...]         (needs torch, transformers, sentence-transformers)
 
 FOLDER has the unpacked all-MiniLM-L6-v2 (`arbora pull minilm:l6-v2` says where it is). Writes a folder
 `encoders/NAME` (settings, safetensors, tokenizer) for each kind, and `encoders/NAME.json` with `tokens` and
@@ -73,8 +73,10 @@ def tokenizer(kind):
         made.post_processor = processors.TemplateProcessing(f"{first} $A {last}", pair, ids)
     unknown = "[UNK]" if kind == "wordpiece" else "<unk>"
     pad = "[PAD]" if kind == "wordpiece" else "<pad>"
+    inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if kind == "wordpiece" else [])
     return PreTrainedTokenizerFast(tokenizer_object=made, cls_token=first, sep_token=last, pad_token=pad,
-                                   unk_token=unknown, mask_token=specials[-1], model_max_length=150)
+                                   unk_token=unknown, mask_token=specials[-1], model_max_length=150,
+                                   model_input_names=inputs)
 
 
 def larger(model):
@@ -100,7 +102,13 @@ def save(name, model, made, steps, dtype):
     return folder
 
 
+def is_wanted(name):
+    return not sys.argv[2:] or name in sys.argv[2:]
+
+
 def embedder(name, model, kind, steps, dtype=torch.float32, prompts=None):
+    if not is_wanted(name):
+        return
     folder = save(name, larger(model), tokenizer(kind), steps, dtype)
     if prompts:
         path = folder / "config_sentence_transformers.json"
@@ -112,6 +120,8 @@ def embedder(name, model, kind, steps, dtype=torch.float32, prompts=None):
 
 
 def reranker(name, model, kind):
+    if not is_wanted(name):
+        return
     folder = here / "encoders" / name
     shutil.rmtree(folder, ignore_errors=True)
     larger(model).save_pretrained(folder)
@@ -162,4 +172,5 @@ embedder("nomic", NomicBertModel(NomicBertConfig(**SMALL), add_pooling_layer=Fal
 reranker("bert-reranker", BertForSequenceClassification(BertConfig(**SMALL, num_labels=1)), "wordpiece")
 reranker("roberta-reranker", RobertaForSequenceClassification(
     RobertaConfig(**SMALL, num_labels=1, type_vocab_size=1, pad_token_id=1)), "bpe")
-real(sys.argv[1])
+if is_wanted("minilm"):
+    real(sys.argv[1])

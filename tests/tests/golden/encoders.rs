@@ -1,5 +1,5 @@
 //! Tiny encoders of every kind, and all-MiniLM-L6-v2, against sentence-transformers: tokens, vectors, scores.
-//! A text's vector has the same bits alone and among others, on every instruction set.
+//! On each instruction set a text's vector has the same bits alone and among others.
 
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, Isa, Pinning};
 use arbora_kernels::encoder::EncoderBackend;
@@ -91,13 +91,15 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     1.0 - dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
-/// The same bits from every instruction set, alone and among others; returns them.
-fn same_everywhere(file: &EncoderFile, texts: &[EncodedText]) -> Vec<Vec<f32>> {
-    let alone = answers(cpu(Isa::best()), file, texts, 1);
-    for isa in Isa::available() {
-        assert_eq!(answers(cpu(isa), file, texts, 7), alone, "{}", isa.name());
-    }
-    alone
+/// The answers of every instruction set: the same bits alone and among others.
+fn of_all(file: &EncoderFile, texts: &[EncodedText]) -> Vec<Vec<Vec<f32>>> {
+    let of_isa = |isa: Isa| {
+        let alone = answers(cpu(isa), file, texts, 1);
+        let together = answers(cpu(isa), file, texts, 7);
+        assert!(alone == together, "{}: not the same bits", isa.name());
+        alone
+    };
+    Isa::available().into_iter().map(of_isa).collect()
 }
 
 #[test]
@@ -116,7 +118,7 @@ fn every_kind_of_embedder_gives_the_tokens_and_vectors_of_sentence_transformers(
         });
         let encoded: Vec<EncodedText> = encoded.collect();
         let reference = answers(ReferenceBackend::new(), &file, &encoded, 5);
-        let found = same_everywhere(&file, &encoded);
+        let all = of_all(&file, &encoded);
         for (i, expected) in expected.vectors.iter().enumerate() {
             let text = &encoded[i].ids;
             for (reference, expected) in reference[i].iter().zip(expected) {
@@ -126,8 +128,10 @@ fn every_kind_of_embedder_gives_the_tokens_and_vectors_of_sentence_transformers(
                     "{name} {text:?}: {reference} {expected}"
                 );
             }
-            let distance = distance(&found[i], expected);
-            assert!(distance < MAX_DISTANCE, "{name} {text:?}: {distance:.2e}");
+            for found in &all {
+                let distance = distance(&found[i], expected);
+                assert!(distance < MAX_DISTANCE, "{name} {text:?}: {distance:.2e}");
+            }
         }
     }
 }
@@ -151,18 +155,17 @@ fn rerankers_give_the_scores_of_sentence_transformers() {
             });
         let encoded: Vec<EncodedText> = encoded.collect();
         let reference = answers(ReferenceBackend::new(), &file, &encoded, 5);
-        let found = same_everywhere(&file, &encoded);
+        let all = of_all(&file, &encoded);
         for (i, expected) in expected.scores.iter().enumerate() {
             assert!(
                 (reference[i][0] - expected).abs() < 2e-5,
                 "{name} {i}: {:?} {expected}",
                 reference[i]
             );
-            assert!(
-                (found[i][0] - expected).abs() < 2e-3,
-                "{name} {i}: {:?} {expected}",
-                found[i]
-            );
+            for found in &all {
+                let found = found[i][0];
+                assert!((found - expected).abs() < 2e-3, "{name} {i}: {found} {expected}");
+            }
         }
     }
 }
@@ -183,7 +186,7 @@ fn prompts_and_limits_are_those_of_the_checkpoint() {
     );
     assert_eq!(file.max_tokens(), 24);
     assert_eq!(open("bert-dense").head().n_out(48), 20);
-    assert_eq!(open("bert-reranker").max_tokens(), 160);
+    assert_eq!(open("bert-reranker").max_tokens(), 150);
     assert_eq!(open("roberta").config().n_positions, 158);
 }
 
