@@ -7,6 +7,7 @@
 mod attention;
 mod completion;
 mod experts;
+mod encoder;
 mod figures;
 mod formats;
 mod http;
@@ -38,6 +39,8 @@ enum Command {
     Attention(attention::Arguments),
     /// Mixtures of experts: weights read and time per call, beside a call that reads all of them.
     Experts(experts::Arguments),
+    /// Forward pass of a small encoder (embeddings), dense layers beside the same in f32.
+    Encoder(encoder::Arguments),
     /// Time to first token cold and after a hit, tokens per second at several batch sizes, start to ready.
     Figures(figures::Arguments),
     /// A linear layer in every quantization, beside Q4_1 in the same run.
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
     let outcome = match &arguments.command {
         Command::Attention(arguments) => attention::run(arguments, &mut out),
         Command::Experts(arguments) => experts::run(arguments, &mut out),
+        Command::Encoder(arguments) => encoder::run(arguments, &mut out),
         Command::Figures(arguments) => figures::run(arguments, &mut out),
         Command::Formats(arguments) => formats::run(arguments, &mut out),
         Command::Kernels(arguments) => kernels::run(arguments, &mut out),

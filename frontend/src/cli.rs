@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::checked::Integrity;
-use crate::config::{ChatOptions, ModelOptions, Options};
+use crate::config::{ChatOptions, EncoderOptions, ModelOptions, Options};
 
 /// Arbora serves language models over an OpenAI-compatible API, computing shared prefixes once.
 #[derive(Debug, Parser)]
@@ -21,6 +21,8 @@ pub enum Command {
     Serve(Box<Options>),
     /// Answer one prompt on the terminal
     Generate(Box<GenerateOptions>),
+    /// Turn texts into vectors, as lines of JSON
+    Embed(EmbedOptions),
     /// Talk to a running server on the terminal
     Chat(Box<ChatOptions>),
     /// Fetch a model into the cache and say where it is
@@ -92,6 +94,25 @@ pub struct GenerateOptions {
     pub model: ModelOptions,
 }
 
+/// Options of `arbora embed`.
+#[derive(Clone, Debug, Args)]
+pub struct EmbedOptions {
+    /// The texts; the lines of standard input where there are none
+    pub texts: Vec<String>,
+    /// What the texts are, by the name of one of the model's prompts, such as query or document
+    #[arg(long)]
+    pub prompt_name: Option<String>,
+    /// Only the first so many elements, scaled to length 1 [default: all]
+    #[arg(long)]
+    pub dimensions: Option<usize>,
+    /// Cut off the end of texts that are too long instead of refusing them
+    #[arg(long)]
+    pub truncate: bool,
+    /// Which model, and on what.
+    #[command(flatten)]
+    pub model: EncoderOptions,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -103,7 +124,7 @@ mod tests {
         let mut command = Cli::command();
         command.clone().debug_assert();
         command.build();
-        for name in ["serve", "generate", "chat", "pull", "models", "inspect"] {
+        for name in ["serve", "generate", "embed", "chat", "pull", "models", "inspect"] {
             let subcommand = command.find_subcommand(name).expect("there is one");
             let n = subcommand
                 .get_arguments()

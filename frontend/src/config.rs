@@ -19,7 +19,7 @@ use arbora_runtime::model::LoadFormat;
 use axum::http::Uri;
 use serde::Deserialize;
 
-pub use self::commands::{ChatOptions, ModelOptions};
+pub use self::commands::{ChatOptions, EncoderOptions, ModelOptions};
 use self::conventions::rust_log;
 pub use self::conventions::{cache_directory, hub_settings, otel_headers, otel_service_name, wants_no_color};
 pub use self::error::ConfigError;
@@ -57,8 +57,8 @@ const EVICTION_POLICIES: [(&str, EvictionPolicy); 4] = [
 #[derive(Clone, Debug, Default, PartialEq, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Options {
-    /// GGUF file, folder with safetensors, smollm2:135m, or a name of the hub (OWNER/NAME), fetched
-    /// once [default: smollm2:135m]
+    /// GGUF file, folder with safetensors, smollm2:135m, minilm:l6-v2 (embeddings), or a name of the hub
+    /// (OWNER/NAME), fetched once [default: smollm2:135m]
     #[arg(long, env = "ARBORA_MODEL", help_heading = "Model")]
     pub model: Option<String>,
     /// auto reads the model's weights; dummy makes them up from its config.json, for benchmarks
@@ -146,7 +146,7 @@ pub struct Options {
     /// Name clients use for the model [default: the alias or the file's name]
     #[arg(long, env = "ARBORA_SERVED_MODEL_NAME", help_heading = "Model")]
     pub served_model_name: Option<String>,
-    /// Most tokens of prompt and output together [default: the model's]
+    /// Most tokens of prompt and output together; of an encoder, of a text [default: the model's]
     #[arg(long, env = "ARBORA_CONTEXT", help_heading = "Model")]
     pub context: Option<usize>,
     /// Memory for keys and values, such as 2GiB [default: 8 contexts, at most a quarter of the free memory]
@@ -163,7 +163,7 @@ pub struct Options {
     /// Tokens per page: 16, 32 or 64 [default: 16]
     #[arg(long, env = "ARBORA_PAGE_SIZE", help_heading = "Memory and cache")]
     pub page_size: Option<usize>,
-    /// Most tokens computed in one step [default: 256]
+    /// Most tokens computed in one step [default: 256; 512 of an encoder]
     #[arg(long, env = "ARBORA_MAX_BATCH_TOKENS", help_heading = "Scheduling")]
     pub max_batch_tokens: Option<usize>,
     /// Most requests computed at a time [default: 32]

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use arbora_runtime::model::encoder::{EncoderFile, Purpose};
 use arbora_runtime::model::safetensors::{INDEX_FILE, SINGLE_FILE};
 use arbora_runtime::model::{LoadError, LoadFormat, ModelFile};
 
@@ -31,6 +32,9 @@ pub enum InspectError {
 /// header or settings alone. A folder may be without its weights; their memory then follows from the
 /// settings.
 pub fn write_description(name: &str, path: &Path, out: &mut impl Write) -> Result<(), InspectError> {
+    if EncoderFile::is_at(path) {
+        return write_encoder(name, path, out);
+    }
     let has_weights = !path.is_dir()
         || [INDEX_FILE, SINGLE_FILE]
             .iter()
@@ -95,6 +99,35 @@ pub fn write_description(name: &str, path: &Path, out: &mut impl Write) -> Resul
     Ok(())
 }
 
+/// Writes what the encoder at `path` is.
+fn write_encoder(name: &str, path: &Path, out: &mut impl Write) -> Result<(), InspectError> {
+    let (config, head) = EncoderFile::describe(path)?;
+    let heads = config.heads;
+    let rows = [
+        ("name", name.to_owned()),
+        ("path", path.display().to_string()),
+        ("family", config.model_type().to_owned()),
+        (
+            "purpose",
+            match config.purpose {
+                Purpose::Embed => format!("embeddings of {} elements", head.n_out(config.width)),
+                Purpose::Rerank => "reranking".to_owned(),
+            },
+        ),
+        ("parameters", thousands(config.n_params())),
+        ("layers", config.n_layers.to_string()),
+        ("width", config.width.to_string()),
+        ("heads", format!("{} of {}", heads.n_heads, heads.head_dim)),
+        ("vocabulary", config.n_vocab.to_string()),
+        ("positions", config.n_positions.to_string()),
+        ("memory, weights", size(config.weight_bytes())),
+    ];
+    for (what, value) in rows {
+        writeln!(out, "{what:<20}  {value}")?;
+    }
+    Ok(())
+}
+
 /// Writes the models in Arbora's own cache and in the hub's.
 pub fn write_cached_models(out: &mut impl Write) -> io::Result<()> {
     let mut rows: Vec<(String, u64, String)> = Vec::new();
@@ -153,6 +186,21 @@ mod tests {
         assert_eq!(size(999), "1.0 kB");
         assert_eq!(size(98_362_432), "98.4 MB");
         assert_eq!(size(2_500_000_000), "2.50 GB");
+    }
+
+    #[test]
+    fn an_encoder_is_described_from_its_settings() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/encoders/bert-dense");
+        let mut out = Vec::new();
+        write_description("a-name", &path, &mut out).expect("a good folder");
+        let text = String::from_utf8(out).expect("UTF-8");
+        for line in [
+            "family                bert",
+            "purpose               embeddings of 20 elements",
+            "positions             160",
+        ] {
+            assert!(text.contains(line), "{line:?} is not in\n{text}");
+        }
     }
 
     #[test]

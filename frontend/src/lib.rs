@@ -15,6 +15,8 @@ pub mod checked;
 pub mod cli;
 pub mod config;
 mod connection;
+pub mod embed;
+pub mod encoders;
 pub mod files;
 pub mod flights;
 pub mod generate;

@@ -1,5 +1,7 @@
 //! From a model file to a running engine.
 
+mod encoder;
+
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -13,6 +15,7 @@ use arbora_runtime::model::{LoadError, ModelFile};
 use arbora_runtime::request::SamplingParams;
 use arbora_runtime::tokenizer::Tokenizer;
 
+pub use self::encoder::{StartedEncoder, start_encoder};
 use crate::config::{Config, Drafts, KvSize};
 use crate::grammars::Grammars;
 use crate::memory;
@@ -85,7 +88,10 @@ pub fn start<B: Backend>(
 ) -> Result<Started, StartError> {
     let context = config.context.unwrap_or(file.config().context);
     let n_pages = kv_pages(file, config, context)?;
-    check_memory(file, n_pages.saturating_mul(page_bytes(file, config.page_size)))?;
+    check_memory(
+        file.weight_bytes(),
+        n_pages.saturating_mul(page_bytes(file, config.page_size)),
+    )?;
     let mut limits = engine_config(config, n_pages, context);
     let parts = load_parts(&mut backend, file, context, (&limits, workers))?;
     let ((tokenizer, grammars), decoder) = parts;
@@ -254,8 +260,8 @@ fn kv_pages(file: &ModelFile, config: &Config, context: usize) -> Result<usize, 
 }
 
 /// Refuses what would only be found out by the kernel, which kills without a word.
-fn check_memory(file: &ModelFile, pool_bytes: usize) -> Result<(), StartError> {
-    let weight_bytes = usize::try_from(file.weight_bytes()).unwrap_or(usize::MAX);
+fn check_memory(weight_bytes: u64, pool_bytes: usize) -> Result<(), StartError> {
+    let weight_bytes = usize::try_from(weight_bytes).unwrap_or(usize::MAX);
     match memory::available_bytes() {
         Some(available) if weight_bytes.saturating_add(pool_bytes) > available => {
             Err(StartError::TooLittleMemory {

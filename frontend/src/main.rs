@@ -8,28 +8,30 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arbora::api::{App, unix_seconds};
 use arbora::auth::{ApiKeys, OperatorKeys};
 use arbora::chat::{Console, End, Style};
 use arbora::checked::Integrity;
-use arbora::cli::{Cli, Command, GenerateOptions, PullOptions};
+use arbora::cli::{Cli, Command, EmbedOptions, GenerateOptions, PullOptions};
 use arbora::config::{ChatOptions, Config, KvSize, Options};
 use arbora::intake::Intake;
-use arbora::load::{StartError, Started};
+use arbora::load::{StartError, Started, StartedEncoder};
 use arbora::log::{LogStyle, LogWriter};
 use arbora::models::{Fetching, ModelsError};
 use arbora::otlp::{ExportLimits, ExportSettings, Exporter, read_headers};
 use arbora::places::Patience;
 use arbora::served::Models;
 use arbora::server::Server;
-use arbora::signals::{self, Stop};
+use arbora::signals::{self, Running, Stop};
 use arbora::workers::{NoThread, Workers, spawn_thread};
-use arbora::{chat, config, files, generate, inspect, load, models};
+use arbora::{chat, config, embed, files, generate, inspect, load, models};
 use arbora_kernels::BackendError;
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, PoolMetrics};
 use arbora_runtime::engine::EngineExit;
+use arbora_runtime::model::encoder::EncoderFile;
 use arbora_runtime::model::{LoadFormat, ModelFile};
 use clap::Parser;
 use tokio::net::TcpListener;
@@ -58,6 +60,39 @@ const LOG_PATIENCE: Duration = Duration::from_millis(500);
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
+/// A model whose engine runs.
+enum Loaded {
+    Generator(Started),
+    Encoder(StartedEncoder),
+}
+
+/// What a server needs of it.
+struct Parts {
+    models: Models,
+    name: String,
+    running: Running,
+    thread: JoinHandle<EngineExit>,
+}
+
+impl Loaded {
+    fn into_parts(self) -> Result<Parts, Failure> {
+        match self {
+            Loaded::Generator(Started { served, thread }) => Ok(Parts {
+                name: served.name.clone(),
+                running: Running::Generator(served.engine.clone()),
+                models: Models::of(vec![served], Vec::new())?,
+                thread,
+            }),
+            Loaded::Encoder(StartedEncoder { served, thread }) => Ok(Parts {
+                name: served.name.clone(),
+                running: Running::Encoder(served.engine.clone()),
+                models: Models::of(Vec::new(), vec![served])?,
+                thread,
+            }),
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let log = match LogWriter::to_stderr() {
@@ -85,6 +120,7 @@ fn run(command: Command, log: &LogWriter) -> Result<ExitCode, Failure> {
     let outcome = match command {
         Command::Serve(options) => runtime.block_on(serve(*options, log)),
         Command::Generate(options) => runtime.block_on(answer(&options, log)),
+        Command::Embed(options) => runtime.block_on(embed_texts(&options, log)),
         Command::Chat(options) => runtime.block_on(converse(&options)),
         Command::Pull(options) => runtime.block_on(pull(&options, log)),
         Command::Inspect(option) => runtime.block_on(describe(&option.model, log)),
@@ -158,16 +194,21 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
     let path = fetch(&config.model, wanted, log, &mut stop).await?;
     let workers = Workers::start("work", WORKER_THREADS, MAX_QUEUED_JOBS)?;
     let (started, pool) = start(path, &config, &workers, &mut stop).await?;
-    let Started { served, thread } = started;
-    loaded.send_replace(Some(served.engine.clone()));
-    let exporter = start_traces(&config, &served.name)?;
+    let Parts {
+        models,
+        name,
+        running,
+        thread,
+    } = started.into_parts()?;
+    loaded.send_replace(Some(running));
+    let exporter = start_traces(&config, &name)?;
     // Joined on a thread of its own that is there from now on.
     let over = aside("engine-end", move || {
         // A thread that panicked outside its steps is as failed as one that says so.
         thread.join().unwrap_or(EngineExit::Failed)
     })?;
     let app = Arc::new(App {
-        models: Models::new(served, Vec::new())?,
+        models,
         started: unix_seconds(),
         api_keys: ApiKeys::new(
             &config.api_keys,
@@ -187,7 +228,7 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
     });
     let room = files::room(config.max_connections)?;
     tracing::info!(
-        model = app.models.first().name,
+        model = name,
         api_keys = config.api_keys.len(),
         "serving at http://{}/v1",
         listener.local_addr()?
@@ -252,7 +293,40 @@ async fn answer(options: &GenerateOptions, log: &LogWriter) -> Result<ExitCode, 
         stop.told().await;
         exit_now();
     }));
-    generate::generate(options, &started.served, &mut std::io::stdout()).await?;
+    match started {
+        Loaded::Generator(started) => {
+            generate::generate(options, &started.served, &mut std::io::stdout()).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Loaded::Encoder(started) => {
+            let name = started.served.name;
+            Err(
+                format!("model '{name}' generates no text: it is for 'arbora embed' and 'arbora serve'")
+                    .into(),
+            )
+        }
+    }
+}
+
+async fn embed_texts(options: &EmbedOptions, log: &LogWriter) -> Result<ExitCode, Failure> {
+    let config = Options::from(options.model.clone()).resolve()?;
+    start_log(&config, log)?;
+    let mut stop = Stop::of_command()?;
+    let how = (config.load_format, config.integrity);
+    let path = fetch(&config.model, how, log, &mut stop).await?;
+    let workers = Workers::start("work", 1, 1)?;
+    let (started, _) = start(path, &config, &workers, &mut stop).await?;
+    drop(tokio::spawn(async move {
+        stop.told().await;
+        exit_now();
+    }));
+    let Loaded::Encoder(started) = started else {
+        let model = &config.model;
+        return Err(format!("model '{model}' makes no embeddings: it is for 'arbora generate'").into());
+    };
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    embed::embed(options, &started.served, &mut out).await?;
+    out.flush()?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -343,7 +417,7 @@ async fn start(
     config: &Config,
     workers: &Workers,
     stop: &mut Stop,
-) -> Result<(Started, Arc<PoolMetrics>), Failure> {
+) -> Result<(Loaded, Arc<PoolMetrics>), Failure> {
     let (config, workers) = (config.clone(), workers.clone());
     let started = aside("load", move || load_model(&path, &config, &workers))?;
     tokio::select! {
@@ -357,8 +431,21 @@ fn load_model(
     path: &std::path::Path,
     config: &Config,
     workers: &Workers,
-) -> Result<(Started, Arc<PoolMetrics>), Failure> {
+) -> Result<(Loaded, Arc<PoolMetrics>), Failure> {
+    if EncoderFile::is_at(path) {
+        let file = EncoderFile::open(path).map_err(StartError::from)?;
+        let (backend, pool) = device(config)?;
+        let started = load::start_encoder(backend, file, config)?;
+        return Ok((Loaded::Encoder(started), pool));
+    }
     let file = ModelFile::open_as(path, config.load_format).map_err(StartError::from)?;
+    let (backend, pool) = device(config)?;
+    let started = load::start(backend, &file, config, workers)?;
+    Ok((Loaded::Generator(started), pool))
+}
+
+/// The device that computes, and what became of its threads.
+fn device(config: &Config) -> Result<(CpuBackend, Arc<PoolMetrics>), Failure> {
     let backend = CpuBackend::new(CpuConfig {
         n_threads: config.n_threads,
         isa: config.isa,
@@ -377,7 +464,7 @@ fn load_model(
         "device cpu"
     );
     let pool = backend.pool_metrics();
-    Ok((load::start(backend, &file, config, workers)?, pool))
+    Ok((backend, pool))
 }
 
 /// What `job` returns, run on a thread of its own that is started now.

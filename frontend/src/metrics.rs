@@ -1,6 +1,7 @@
 //! `/metrics` in Prometheus' text format.
 
 mod connections;
+pub mod embedding;
 pub mod vllm;
 
 use std::fmt::{Display, Write};

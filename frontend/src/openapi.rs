@@ -39,8 +39,10 @@ mod tests {
     use super::*;
     use crate::wire::chat::ChatRequest;
     use crate::wire::completion::CompletionRequest;
+    use crate::wire::embeddings::EmbeddingsRequest;
     use crate::wire::error::ApiError;
     use crate::wire::generate::{GenerateRequest, RENAMED};
+    use crate::wire::rerank::{RerankRequest, ScoreRequest};
     use crate::wire::tokens::{DetokenizeRequest, TokenizeRequest};
 
     #[test]
@@ -103,7 +105,7 @@ mod tests {
         bodies: Vec<Value>,
     }
 
-    fn kinds() -> [Kind; 5] {
+    fn kinds() -> [Kind; 8] {
         let with = |base: &Value, more: &Value| {
             let mut body = base.clone();
             let members = body.as_object_mut().expect("an object");
@@ -213,6 +215,32 @@ mod tests {
                 |body| DetokenizeRequest::parse(body).map(drop),
                 vec![json!({"model": "m", "tokens": [1, 2]})],
             ),
+            kind(
+                "EmbeddingsRequest",
+                |body| EmbeddingsRequest::parse(body).map(drop),
+                vec![
+                    json!({"model": "m", "input": ["x", [1, 2]], "encoding_format": "base64", "dimensions": 3,
+                        "prompt_name": "x", "input_type": "x", "truncate_prompt_tokens": -1, "user": "x"}),
+                    json!({"input": "x", "encoding_format": "float", "truncate_prompt_tokens": 9}),
+                    json!({"input": [1, 2]}),
+                ],
+            ),
+            kind(
+                "RerankRequest",
+                |body| RerankRequest::parse(body).map(drop),
+                vec![
+                    json!({"model": "m", "query": "x", "documents": ["x", {"text": "x"}], "top_n": 1,
+                    "return_documents": true, "truncate_prompt_tokens": 9}),
+                ],
+            ),
+            kind(
+                "ScoreRequest",
+                |body| ScoreRequest::parse(body).map(drop),
+                vec![
+                    json!({"model": "m", "text_1": "x", "text_2": ["x", "y"], "truncate_prompt_tokens": 9}),
+                    json!({"text_1": ["x", "z"], "text_2": ["x", "y"]}),
+                ],
+            ),
         ]
     }
 
@@ -316,7 +344,7 @@ mod tests {
     }
 
     /// Rules between fields, which the document only puts into words.
-    const BETWEEN_FIELDS: [&str; 17] = [
+    const BETWEEN_FIELDS: [&str; 18] = [
         "is only allowed when",
         "is not available",
         "cannot both be true",
@@ -334,6 +362,7 @@ mod tests {
         "prompts times n is",
         "output tokens allowed",
         "cannot both be false",
+        "one, or as many, are possible",
     ];
 
     /// Values that tell one schema from another: the document's own bounds and what lies beyond them.

@@ -17,7 +17,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use futures_util::FutureExt;
 
-use crate::api::{App, admin, cache, chat, completions, generate, models, render, tokens, worker};
+use crate::api::{
+    App, admin, cache, chat, completions, embeddings, generate, models, render, rerank, tokens, worker,
+};
 use crate::auth::{require_key, require_metrics_key, require_operator};
 use crate::hosts::{require_host, require_named_host};
 use crate::openapi;
@@ -79,6 +81,12 @@ const ROUTES: &[Route] = &[
     Route::new("/v1/chat/completions/render", || post(render::chat_completions)),
     Route::new("/v1/completions", || post(completions::completions)).generates("text_completion"),
     Route::new("/v1/completions/render", || post(render::completions)),
+    Route::new("/v1/embeddings", || post(embeddings::embeddings)),
+    Route::new("/v1/rerank", || post(rerank::rerank)),
+    Route::new("/v2/rerank", || post(rerank::rerank)),
+    Route::new("/rerank", || post(rerank::rerank)),
+    Route::new("/v1/score", || post(rerank::score)),
+    Route::new("/score", || post(rerank::score)),
     Route::new("/v1/models", || get(models::list)),
     Route::new("/v1/models/{*id}", || get(models::one)),
     Route::new("/tokenize", || post(tokens::tokenize)),

@@ -8,6 +8,7 @@ use arbora_runtime::request::{SamplingParams, SubmitError};
 use arbora_runtime::token_bytes::TokenBytes;
 use arbora_runtime::tokenizer::EncodeError;
 
+use crate::encoders::ServedEncoder;
 use crate::grammars::{Begun, Grammars};
 use crate::prompt::{PromptEncoder, PromptError};
 use crate::template::TemplateError;
@@ -94,12 +95,20 @@ pub struct SameName {
     pub name: String,
 }
 
-/// All models of a server, at least one.
+/// What a name stands for.
+#[derive(Clone, Debug)]
+enum Named {
+    Generator(Arc<Served>),
+    Encoder(Arc<ServedEncoder>),
+}
+
+/// All models of a server, at least one: those that generate text, and those that turn texts into vectors or
+/// scores.
 #[derive(Debug)]
 pub struct Models {
-    first: Arc<Served>,
-    others: Vec<Arc<Served>>,
-    by_name: HashMap<String, Arc<Served>>,
+    generators: Vec<Arc<Served>>,
+    encoders: Vec<Arc<ServedEncoder>>,
+    by_name: HashMap<String, Named>,
 }
 
 impl Models {
@@ -108,43 +117,102 @@ impl Models {
     /// # Errors
     /// Where a name or alias stands for two of them.
     pub fn new(first: Served, others: Vec<Served>) -> Result<Self, SameName> {
-        let first = Arc::new(first);
-        let others: Vec<Arc<Served>> = others.into_iter().map(Arc::new).collect();
+        Models::of(std::iter::once(first).chain(others).collect(), Vec::new())
+    }
+
+    /// Models of both kinds, of which there is one. The first of a kind is meant where a request names none.
+    ///
+    /// # Errors
+    /// Where a name or alias stands for two of them.
+    pub fn of(generators: Vec<Served>, encoders: Vec<ServedEncoder>) -> Result<Self, SameName> {
+        let generators: Vec<_> = generators.into_iter().map(Arc::new).collect();
+        let encoders: Vec<_> = encoders.into_iter().map(Arc::new).collect();
+        assert!(
+            !(generators.is_empty() && encoders.is_empty()),
+            "a server has a model"
+        );
+        let all_generators = generators.iter().map(|served| {
+            let names = std::iter::once(&served.name).chain(&served.aliases);
+            (names.cloned().collect(), Named::Generator(Arc::clone(served)))
+        });
+        let all_encoders = encoders
+            .iter()
+            .map(|served| (vec![served.name.clone()], Named::Encoder(Arc::clone(served))));
         let mut by_name = HashMap::new();
-        for served in std::iter::once(&first).chain(&others) {
-            for name in std::iter::once(&served.name).chain(&served.aliases) {
-                if by_name.insert(name.clone(), Arc::clone(served)).is_some() {
-                    return Err(SameName { name: name.clone() });
+        let all: Vec<(Vec<String>, Named)> = all_generators.chain(all_encoders).collect();
+        for (names, model) in all {
+            for name in names {
+                if by_name.insert(name.clone(), model.clone()).is_some() {
+                    return Err(SameName { name });
                 }
             }
         }
         Ok(Models {
-            first,
-            others,
+            generators,
+            encoders,
             by_name,
         })
     }
 
-    /// The model that a request means which names `asked`.
+    /// The model that a request for text means which names `asked`.
     ///
     /// # Errors
-    /// Where no model is called so.
+    /// Where no model is called so, or it generates no text.
     pub fn find(&self, asked: Option<&str>) -> Result<&Arc<Served>, ApiError> {
         let Some(name) = asked else {
-            return Ok(&self.first);
+            return self.first();
         };
-        self.by_name.get(name).ok_or_else(|| ApiError::ModelNotFound {
-            model: name.chars().take(MAX_SHOWN).collect(),
-        })
+        match self.by_name.get(name) {
+            Some(Named::Generator(served)) => Ok(served),
+            Some(Named::Encoder(served)) => Err(served.no_text()),
+            None => Err(unknown(name)),
+        }
     }
 
-    /// The model that is meant where none is named.
-    pub fn first(&self) -> &Arc<Served> {
-        &self.first
+    /// The model that a request for vectors or scores means which names `asked`.
+    ///
+    /// # Errors
+    /// Where no model is called so, or it gives neither.
+    pub fn find_encoder(&self, asked: Option<&str>) -> Result<&Arc<ServedEncoder>, ApiError> {
+        let no_vectors = |name: &str| {
+            let message = format!("The model '{name}' generates text and makes no embeddings or scores.");
+            ApiError::invalid("model", message)
+        };
+        match (asked, asked.and_then(|name| self.by_name.get(name))) {
+            (_, Some(Named::Encoder(served))) => Ok(served),
+            (_, Some(Named::Generator(served))) => Err(no_vectors(&served.name)),
+            (Some(name), None) => Err(unknown(name)),
+            (None, None) => match (self.encoders.first(), self.generators.first()) {
+                (Some(served), _) => Ok(served),
+                (None, generator) => Err(no_vectors(&generator.expect("a server has a model").name)),
+            },
+        }
     }
 
-    /// All of them, the first one first.
+    /// The model that generates text where none is named.
+    ///
+    /// # Errors
+    /// Where none does.
+    pub fn first(&self) -> Result<&Arc<Served>, ApiError> {
+        match (self.generators.first(), self.encoders.first()) {
+            (Some(served), _) => Ok(served),
+            (None, encoder) => Err(encoder.expect("a server has a model").no_text()),
+        }
+    }
+
+    /// Those that generate text, the first one first.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Served>> {
-        std::iter::once(&self.first).chain(&self.others)
+        self.generators.iter()
+    }
+
+    /// Those that turn texts into vectors or scores.
+    pub fn encoders(&self) -> impl Iterator<Item = &Arc<ServedEncoder>> {
+        self.encoders.iter()
+    }
+}
+
+fn unknown(name: &str) -> ApiError {
+    ApiError::ModelNotFound {
+        model: name.chars().take(MAX_SHOWN).collect(),
     }
 }

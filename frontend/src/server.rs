@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arbora_runtime::embedding::EmbeddingHandle;
 use arbora_runtime::engine::EngineExit;
 use arbora_runtime::engine::EngineHandle;
 use axum::Router;
@@ -71,10 +72,13 @@ impl Server {
             exit = &mut engine_over => exit,
             () = stop => {
                 let engines = || self.app.models.iter().map(|served| &served.engine);
-                let n_in_flight: usize = engines().map(EngineHandle::n_in_flight).sum();
+                let encoders = || self.app.models.encoders().map(|served| &served.engine);
+                let n_encoded: usize = encoders().map(EmbeddingHandle::n_in_flight).sum();
+                let n_in_flight = n_encoded + engines().map(EngineHandle::n_in_flight).sum::<usize>();
                 let seconds = self.drain_timeout.as_secs();
                 tracing::info!(n_in_flight, seconds, "stopping: finishing what is under way");
                 engines().for_each(|engine| engine.drain(self.drain_timeout));
+                encoders().for_each(|engine| engine.drain(self.drain_timeout));
                 engine_over.await
             }
         };

@@ -14,6 +14,7 @@ use std::io;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use arbora_runtime::embedding::EmbeddingHandle;
 use arbora_runtime::engine::EngineHandle;
 use arbora_runtime::inspect::{InFlightRequest, Inspected, Inspection, MAX_REQUESTS};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -21,6 +22,15 @@ use tokio::sync::{mpsc, watch};
 
 /// How long an engine may take to tell what runs; it answers between two steps.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The engine that runs.
+#[derive(Clone, Debug)]
+pub enum Running {
+    /// Generates text.
+    Generator(EngineHandle),
+    /// Turns texts into vectors or scores.
+    Encoder(EmbeddingHandle),
+}
 
 /// The signals that ask for an end.
 #[derive(Debug)]
@@ -76,7 +86,7 @@ impl Stop {
 ///
 /// # Errors
 /// Where the system refuses.
-pub fn outlive(engine: watch::Receiver<Option<EngineHandle>>) -> io::Result<()> {
+pub fn outlive(engine: watch::Receiver<Option<Running>>) -> io::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut quit = signal(SignalKind::quit())?;
     let mut users = [
@@ -101,10 +111,11 @@ pub fn outlive(engine: watch::Receiver<Option<EngineHandle>>) -> io::Result<()> 
 
 /// Tells the log what runs: first what can be read without asking, as the engine may be stuck, then each
 /// request.
-fn tell(engine: Option<&EngineHandle>) {
-    let Some(engine) = engine else {
-        tracing::warn!("SIGQUIT: the model is not loaded yet");
-        return;
+fn tell(engine: Option<&Running>) {
+    let engine = match engine {
+        Some(Running::Generator(engine)) => engine,
+        Some(Running::Encoder(engine)) => return tell_encoder(engine),
+        None => return tracing::warn!("SIGQUIT: the model is not loaded yet"),
     };
     let now = engine.metrics().gauges();
     let stalled = engine.stalled_for(Instant::now());
@@ -148,5 +159,15 @@ fn tell_request(request: &InFlightRequest) {
         output_tokens = request.n_output,
         max_tokens = request.max_tokens,
         "SIGQUIT: request"
+    );
+}
+
+fn tell_encoder(engine: &EmbeddingHandle) {
+    let stalled = engine.stalled_for(Instant::now());
+    tracing::warn!(
+        in_flight = engine.n_in_flight(),
+        tokens = engine.n_tokens_in_flight(),
+        since_last_batch_ms = stalled.map_or(0, |time| time.as_millis() as u64),
+        "SIGQUIT: what runs"
     );
 }

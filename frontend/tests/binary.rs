@@ -494,3 +494,42 @@ fn what_is_sent_to_the_collector_is_in_no_log() {
     assert!(!said.contains("sesame") && !said.contains("geheim"), "{said}");
     assert!(said.contains("stopped"), "{said}");
 }
+
+#[test]
+fn texts_become_lines_of_json_and_a_command_that_a_model_is_not_for_ends_in_a_line() {
+    const ENCODER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/encoders/bert");
+    let run = |arguments: &[&str]| {
+        let mut command = arbora();
+        command.args(arguments).args(["--threads", "1"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.output().expect("the binary runs")
+    };
+    let output = run(&[
+        "embed",
+        "--model",
+        ENCODER,
+        "--dimensions",
+        "3",
+        "a text",
+        "another",
+    ]);
+    assert!(output.status.success(), "{}", said(&output));
+    let lines = String::from_utf8(output.stdout).expect("UTF-8");
+    for (i, line) in lines.lines().enumerate() {
+        let json: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(json["index"], i);
+        assert_eq!(json["embedding"].as_array().map(Vec::len), Some(3));
+    }
+    assert_eq!(lines.lines().count(), 2);
+    let long = "fox ".repeat(99);
+    refused(
+        &run(&["embed", "--model", ENCODER, &long]),
+        "arbora: text 0: the text has ",
+    );
+    refused(&run(&["embed", "--model", MODEL, "a"]), "arbora: model '");
+    refused(&run(&["generate", "--model", ENCODER, "a"]), "arbora: model '");
+    refused(
+        &run(&["embed", "--model", ENCODER, "--dimensions", "49", "a"]),
+        "arbora: --dimensions 49: this model has 1 to 48",
+    );
+}

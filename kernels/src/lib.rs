@@ -18,6 +18,7 @@
 )]
 
 pub mod cpu;
+pub mod encoder;
 pub mod host;
 pub mod quant;
 pub mod reference;

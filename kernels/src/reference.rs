@@ -8,6 +8,7 @@
 //! keys, values: [layer][page][kv head][token of the page][element]
 //! ```
 
+mod encoder;
 mod experts;
 mod sampling;
 

@@ -10,6 +10,7 @@ pub mod config;
 pub mod draft;
 mod drafting;
 mod drain;
+pub mod embedding;
 pub mod engine;
 pub mod explain;
 pub mod fair_limit;

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arbora_runtime::embedding::EmbedError;
+use arbora_runtime::model::encoder::EncodedText;
 use arbora_runtime::request::{Event, Namespace, Request, SamplingParams, SubmitError};
 use axum::Json;
 use axum::extract::State;
@@ -15,6 +17,7 @@ use tokio::sync::mpsc;
 use super::App;
 use crate::body::NoBody;
 use crate::config::MetricsCompat;
+use crate::encoders::ServedEncoder;
 use crate::metrics::{self, ServerMetrics};
 use crate::origins::OwnPage;
 use crate::otlp::Traces;
@@ -34,7 +37,10 @@ const LOOK: Duration = Duration::from_millis(10);
 pub async fn health(State(app): State<Arc<App>>) -> Response {
     let now = Instant::now();
     let is_stuck = |served: &Arc<Served>| served.engine.stalled_for(now).is_some_and(|time| time > STUCK);
-    let (status, word) = match app.models.iter().any(is_stuck) {
+    let is_stuck_encoder =
+        |served: &Arc<ServedEncoder>| served.engine.stalled_for(now).is_some_and(|time| time > STUCK);
+    let any = app.models.iter().any(is_stuck) || app.models.encoders().any(is_stuck_encoder);
+    let (status, word) = match any {
         true => (StatusCode::SERVICE_UNAVAILABLE, "stuck"),
         false => (StatusCode::OK, "ok"),
     };
@@ -49,7 +55,11 @@ pub async fn health_generate(_: OwnPage, State(app): State<Arc<App>>) -> Respons
         (unavailable, "draining")
     } else {
         let all = app.models.iter().map(|served| gives_tokens(served));
-        let all = async { join_all(all).await.into_iter().all(|gives| gives) };
+        let encoders = app.models.encoders().map(|served| gives_vectors(served));
+        let all = async {
+            let (generators, encoders) = tokio::join!(join_all(all), join_all(encoders));
+            generators.into_iter().chain(encoders).all(|gives| gives)
+        };
         match tokio::time::timeout(PATIENCE, all).await {
             Ok(true) => (StatusCode::OK, "ok"),
             Ok(false) => (unavailable, "failing"),
@@ -60,7 +70,8 @@ pub async fn health_generate(_: OwnPage, State(app): State<Arc<App>>) -> Respons
 }
 
 fn is_accepting(app: &App) -> bool {
-    app.models.iter().all(|served| served.engine.is_accepting())
+    let generators = app.models.iter().all(|served| served.engine.is_accepting());
+    generators && app.models.encoders().all(|served| served.engine.is_accepting())
 }
 
 async fn gives_tokens(served: &Served) -> bool {
@@ -83,6 +94,16 @@ async fn gives_tokens(served: &Served) -> bool {
             }
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Whether the engine encodes a text of one token, which takes no longer than a batch.
+async fn gives_vectors(served: &ServedEncoder) -> bool {
+    match served.engine.submit(vec![EncodedText::of_ids(vec![0])], 0) {
+        Ok(mut answers) => answers.recv().await.is_some(),
+        // It works for others, who would see it fail.
+        Err(EmbedError::QueueFull(_)) => true,
+        Err(_) => false,
     }
 }
 
@@ -129,7 +150,12 @@ pub async fn prometheus(State(app): State<Arc<App>>) -> Response {
         body_bytes: app.intake.n_received(),
         traces: app.traces.as_ref().map(Traces::metrics),
     };
+    let encoders = app
+        .models
+        .encoders()
+        .map(|served| (served.name.as_str(), &served.engine));
     let mut text = metrics::prometheus(&engines, server);
+    text.push_str(&metrics::embedding::prometheus(encoders));
     if app.metrics_compat == MetricsCompat::Vllm {
         text.push_str(&metrics::vllm::prometheus(&engines));
     }

@@ -4,10 +4,12 @@ pub mod admin;
 pub mod cache;
 pub mod chat;
 pub mod completions;
+pub mod embeddings;
 pub mod generate;
 pub mod models;
 mod openai;
 pub mod render;
+pub mod rerank;
 pub mod tokens;
 pub mod worker;
 

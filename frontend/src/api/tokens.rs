@@ -69,12 +69,12 @@ pub async fn detokenize(
 
 /// What a client without the model's files has to know of its tokenizer, by the names that they have in a
 /// `tokenizer_config.json`; besides, the ids of the tokens.
-pub async fn tokenizer_info(State(app): State<Arc<App>>) -> Json<Value> {
-    let served = app.models.first();
+pub async fn tokenizer_info(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    let served = app.models.first()?;
     let tokenizer = served.encoder.tokenizer();
     let name = |id: Option<u32>| id.map(|id| String::from_utf8_lossy(tokenizer.token_bytes(id)));
     let (bos, eos, pad) = (tokenizer.bos(), tokenizer.eos(), tokenizer.pad());
-    Json(json!({
+    Ok(Json(json!({
         // The class that reads any `tokenizer.json`.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "vocab_size": tokenizer.n_vocab(),
@@ -87,7 +87,7 @@ pub async fn tokenizer_info(State(app): State<Arc<App>>) -> Json<Value> {
         "pad_token": name(pad),
         "pad_token_id": pad,
         "chat_template": served.encoder.template_source(),
-    }))
+    })))
 }
 
 fn unknown(tokens: &[u32], tokenizer: &Tokenizer) -> Option<(usize, u32)> {

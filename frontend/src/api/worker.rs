@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arbora_runtime::engine::EngineHandle;
 use arbora_runtime::metrics::Counter;
 use axum::Json;
 use axum::extract::State;
@@ -9,41 +10,50 @@ use serde_json::{Value, json};
 
 use super::{App, unix_seconds};
 use crate::calendar::civil_date;
+use crate::wire::error::ApiError;
 
 /// `GET /model_info`: what is served.
 pub async fn model_info(State(app): State<Arc<App>>) -> Json<Value> {
+    let (name, is_generation, max_model_len) = match (app.models.first(), app.models.encoders().next()) {
+        (Err(_), Some(encoder)) => (&encoder.name, false, encoder.engine.max_tokens()),
+        (first, _) => {
+            let served = first.expect("a server has a model");
+            (&served.name, true, served.engine.context())
+        }
+    };
     Json(json!({
-        "model_path": app.models.first().name,
-        "tokenizer_path": app.models.first().name,
-        "is_generation": true,
+        "model_path": name,
+        "tokenizer_path": name,
+        "is_generation": is_generation,
         "preferred_sampling_params": null,
-        "max_model_len": app.models.first().engine.context(),
+        "max_model_len": max_model_len,
     }))
 }
 
 /// `GET /server_info`: limits and the load.
-pub async fn server_info(State(app): State<Arc<App>>) -> Json<Value> {
-    let engine = &app.models.first().engine;
-    Json(json!({
-        "model_path": app.models.first().name,
-        "served_model_name": app.models.first().name,
+pub async fn server_info(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    let served = app.models.first()?;
+    let engine = &served.engine;
+    Ok(Json(json!({
+        "model_path": served.name,
+        "served_model_name": served.name,
         "version": env!("CARGO_PKG_VERSION"),
         "tp_size": 1,
         "dp_size": 1,
         "page_size": engine.page_size(),
         "context_length": engine.context(),
-        "max_total_num_tokens": tokens(&app, engine.metrics().gauges().pages_total),
+        "max_total_num_tokens": tokens(engine, engine.metrics().gauges().pages_total),
         "max_running_requests": engine.max_running(),
         "status": if engine.is_accepting() { "ready" } else { "draining" },
-        "internal_states": [internal_state(&app)],
-    }))
+        "internal_states": [internal_state(engine)],
+    })))
 }
 
 /// The load, and once there was a draft the tokens that a step with one gave on average: SGLang's clients
 /// read how much drafts saved from it, and do without it where nothing is drafted.
-fn internal_state(app: &App) -> Value {
-    let mut state = load(app);
-    let metrics = app.models.first().engine.metrics();
+fn internal_state(engine: &EngineHandle) -> Value {
+    let mut state = load(engine);
+    let metrics = engine.metrics();
     let sum = |by_source: &[Counter]| by_source.iter().map(Counter::value).sum::<u64>();
     let (n_drafts, n_accepted) = (sum(&metrics.drafts), sum(&metrics.accepted_tokens));
     if n_drafts > 0 {
@@ -55,35 +65,43 @@ fn internal_state(app: &App) -> Value {
 }
 
 /// `GET /get_load`.
-pub async fn get_load(State(app): State<Arc<App>>) -> Json<Value> {
-    let now = app.models.first().engine.metrics().gauges();
-    Json(json!([{
+pub async fn get_load(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    let engine = &app.models.first()?.engine;
+    let now = engine.metrics().gauges();
+    Ok(Json(json!([{
         "dp_rank": 0,
         "num_reqs": now.running + now.waiting,
         "num_waiting_reqs": now.waiting,
-        "num_tokens": tokens(&app, now.pages_in_use()) + now.waiting_tokens,
-    }]))
+        "num_tokens": tokens(engine, now.pages_in_use()) + now.waiting_tokens,
+    }])))
 }
 
 /// `GET /v1/loads`, which gateways also call `/loads`.
-pub async fn loads(State(app): State<Arc<App>>) -> Json<Value> {
-    Json(json!({
+pub async fn loads(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    let engine = &app.models.first()?.engine;
+    Ok(Json(json!({
         "timestamp": iso_8601(unix_seconds()),
         "version": env!("CARGO_PKG_VERSION"),
         "dp_rank_count": 1,
-        "loads": [load(&app)],
-    }))
+        "loads": [load(engine)],
+    })))
 }
 
 /// `GET /load`, in vLLM's words.
 pub async fn server_load(State(app): State<Arc<App>>) -> Json<Value> {
-    Json(json!({"server_load": app.models.first().engine.n_in_flight()}))
+    let generators = app.models.iter().map(|served| served.engine.n_in_flight());
+    let encoders = app.models.encoders().map(|served| served.engine.n_in_flight());
+    let n_in_flight: usize = generators.chain(encoders).sum();
+    Json(json!({"server_load": n_in_flight}))
 }
 
-fn load(app: &App) -> Value {
-    let metrics = app.models.first().engine.metrics();
+fn load(engine: &EngineHandle) -> Value {
+    let metrics = engine.metrics();
     let now = metrics.gauges();
-    let (used, total) = (tokens(app, now.pages_in_use()), tokens(app, now.pages_total));
+    let (used, total) = (
+        tokens(engine, now.pages_in_use()),
+        tokens(engine, now.pages_total),
+    );
     let share = |part: u64, whole: u64| {
         if whole == 0 {
             0.0
@@ -100,7 +118,7 @@ fn load(app: &App) -> Value {
         "max_total_num_tokens": total,
         "token_usage": share(used, total),
         "cache_hit_rate": share(metrics.cached_tokens.value(), metrics.prompt_tokens.value()),
-        "max_running_requests": app.models.first().engine.max_running(),
+        "max_running_requests": engine.max_running(),
     })
 }
 
@@ -112,8 +130,8 @@ fn iso_8601(seconds: u64) -> String {
 }
 
 /// What `n_pages` pages hold.
-fn tokens(app: &App, n_pages: u64) -> u64 {
-    n_pages * app.models.first().engine.page_size() as u64
+fn tokens(engine: &EngineHandle, n_pages: u64) -> u64 {
+    n_pages * engine.page_size() as u64
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Options of the commands besides `arbora serve`.
 
 use super::{ByteSize, Options};
+use crate::models::EMBEDDING_MODEL;
 
 /// The options that `arbora generate` shares with the server.
 #[derive(Clone, Debug, Default, PartialEq, clap::Args)]
@@ -24,6 +25,40 @@ pub struct ModelOptions {
     /// What to log [default: warn]
     #[arg(long, env = "ARBORA_LOG")]
     pub log: Option<String>,
+}
+
+/// The options that `arbora embed` shares with the server.
+#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
+pub struct EncoderOptions {
+    /// Folder of an embedding model, minilm:l6-v2, or a name of the hub (OWNER/NAME), fetched once
+    /// [default: minilm:l6-v2]
+    #[arg(long, env = "ARBORA_MODEL")]
+    pub model: Option<String>,
+    /// Most tokens of a text [default: the model's]
+    #[arg(long, env = "ARBORA_CONTEXT")]
+    pub context: Option<usize>,
+    /// Threads that compute [default: the cores this process may use]
+    #[arg(long, env = "ARBORA_THREADS")]
+    pub threads: Option<usize>,
+    /// Instruction set: avx512, avx2 or scalar [default: the best there is]
+    #[arg(long, env = "ARBORA_ISA")]
+    pub isa: Option<String>,
+    /// What to log [default: warn]
+    #[arg(long, env = "ARBORA_LOG")]
+    pub log: Option<String>,
+}
+
+impl From<EncoderOptions> for Options {
+    fn from(options: EncoderOptions) -> Self {
+        Options {
+            model: Some(options.model.unwrap_or_else(|| EMBEDDING_MODEL.to_owned())),
+            context: options.context,
+            threads: options.threads,
+            isa: options.isa,
+            log: Some(options.log.unwrap_or_else(|| "warn".to_owned())),
+            ..Options::default()
+        }
+    }
 }
 
 /// Options of `arbora chat`.

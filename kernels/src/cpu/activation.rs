@@ -31,6 +31,17 @@ pub(crate) fn elementwise_avx2(x: &mut [f32], function: Elementwise) {
     elementwise(x, function);
 }
 
+/// `x[i] = activation(x[i])`, compiled with the features of its caller.
+#[inline(always)]
+pub(crate) fn activate(x: &mut [f32], activation: Activation) {
+    match activation {
+        Activation::Silu => each(x, silu),
+        Activation::Gelu => each(x, gelu),
+        Activation::GeluTanh => each(x, gelu_tanh),
+        Activation::ClampedSwish => each(x, clamped_swish),
+    }
+}
+
 #[inline(always)]
 fn gated(x: &[f32], activation: Activation, out: &mut [f32]) {
     // One loop each, so that nothing is asked for every element.
@@ -60,10 +71,7 @@ fn elementwise(x: &mut [f32], function: Elementwise) {
     match function {
         Elementwise::Scale(factor) => each(x, |x| x * factor),
         Elementwise::SoftCap(cap) => each(x, |x| cap * tanh(x / cap)),
-        Elementwise::Activate(Activation::Silu) => each(x, silu),
-        Elementwise::Activate(Activation::Gelu) => each(x, gelu),
-        Elementwise::Activate(Activation::GeluTanh) => each(x, gelu_tanh),
-        Elementwise::Activate(Activation::ClampedSwish) => each(x, clamped_swish),
+        Elementwise::Activate(activation) => activate(x, activation),
     }
 }
 

@@ -11,6 +11,7 @@ mod attention_plan;
 mod backend;
 mod batch;
 mod experts;
+mod encoder;
 mod exponential;
 pub mod isa;
 mod kv;
@@ -32,6 +33,7 @@ pub mod threads;
 use attention_plan::AttentionPlan;
 pub use batch::CpuBatch;
 pub use experts::{CpuExperts, CpuRoutes};
+pub use encoder::CpuDense;
 pub use isa::Isa;
 pub use kv::CpuKv;
 pub use layout::packed_block_bytes;
@@ -45,6 +47,7 @@ use activations::QuantizedRows;
 use attention::AttentionSpace;
 use attention_kernel::AttentionKernel;
 use experts::ExpertSpace;
+use encoder::EncoderSpace;
 use rows::RowKernels;
 use sample::SampleSpace;
 use simd::linear::LinearKernels;
@@ -72,6 +75,7 @@ pub struct CpuBackend {
     row_kernels: RowKernels,
     attention: AttentionSpace,
     sample_spaces: Vec<SampleSpace>,
+    encoder: EncoderSpace,
 }
 
 impl CpuBackend {
@@ -98,6 +102,7 @@ impl CpuBackend {
             sample_spaces: std::iter::repeat_with(SampleSpace::default)
                 .take(config.n_threads)
                 .collect(),
+            encoder: EncoderSpace::new(isa, config.n_threads),
         })
     }
 

@@ -10,8 +10,8 @@ use super::rope::{HeadNorms, PageWriter, RowRotation};
 use super::sample::{SampleKernels, SampleSpace, sample_row};
 use super::{CpuBatch, CpuKv, CpuRoutes, CpuTensor, Isa, SharedSlice, ThreadPool, activation, experts, rope};
 use crate::{
-    Activation, Answers, Elementwise, LogprobRow, Norm, QkNormSpan, RopeStore, RopeTable, SampleRow,
-    SharedExpert,
+    Activation, Answers, Elementwise, HeadLayout, LogprobRow, Norm, QkNormSpan, RopeStore, RopeTable,
+    SampleRow, SharedExpert,
 };
 
 /// Elements that are worth a claim: a few microseconds of work.
@@ -205,6 +205,34 @@ impl RowKernels {
                         let weight = shared.gate.map_or(1.0, |gate| sigmoid(gate.row(row)[0]));
                         (self.add_scaled)(out, shared.out.row(row), weight);
                     }
+                }
+            }
+        });
+    }
+
+    /// Rotates queries and keys in place.
+    pub(crate) fn rotate_rows(
+        &self,
+        pool: &mut ThreadPool,
+        qkv: &mut CpuTensor,
+        (heads, rope): (HeadLayout, &RopeTable),
+        positions: &[u32],
+    ) {
+        let (n_rows, width) = (qkv.n_rows(), qkv.width());
+        assert_eq!(width, heads.qkv_width(), "width of {heads:?}");
+        assert_eq!(positions.len(), n_rows, "rows");
+        let rotation = RowRotation {
+            heads,
+            rope: Some(rope),
+            qk_norm: None,
+        };
+        let qkv = SharedSlice::new(qkv.values_mut());
+        pool.run(n_rows, rows_per_claim(width), |_, rows| {
+            for row in rows {
+                // SAFETY: every row is claimed once; the machine has the table's ISA.
+                unsafe {
+                    let values = qkv.range(elements(&(row..row + 1), width));
+                    (self.rotate)(values, positions[row], &rotation);
                 }
             }
         });

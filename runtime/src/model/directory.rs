@@ -28,11 +28,18 @@ pub const CONFIG_FILE: &str = "config.json";
 /// The tokenizer.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// All other files that are read where they are there.
-pub const OPTIONAL_FILES: [&str; 4] = [
+pub const OPTIONAL_FILES: [&str; 10] = [
     "tokenizer_config.json",
     "generation_config.json",
     templates::FILE,
     templates::LEGACY_FILE,
+    // How an encoder makes vectors of its rows.
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+    "2_Dense/config.json",
+    "2_Dense/model.safetensors",
 ];
 
 /// Why a folder is not a usable model.
@@ -122,6 +129,12 @@ impl Directory {
             Json::Object(token) => token.get("content")?.as_str(),
             _ => None,
         }
+    }
+
+    /// Most tokens of a text by the tokenizer's settings; absent where they say a number that means none.
+    pub fn model_max_length(&self) -> Option<usize> {
+        let length = self.tokenizer.get("model_max_length")?.as_u64()?;
+        usize::try_from(length).ok()
     }
 
     /// Whether prompts start with BOS, where the settings say so.

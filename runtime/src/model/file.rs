@@ -60,6 +60,14 @@ pub enum LoadError {
     /// The tokenizer cannot be rebuilt.
     #[error("tokenizer: {0}")]
     Tokenizer(#[from] TokenizerError),
+    /// The tokenizer of an encoder cannot be used.
+    #[error("{}: {source}", path.display())]
+    TextTokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: tokenizers::Error,
+    },
     /// No row of the family table fits.
     #[error("architecture `{found}` is not supported (supported: {})", known.join(", "))]
     UnknownArchitecture {

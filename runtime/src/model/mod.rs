@@ -4,6 +4,7 @@ pub mod config;
 pub mod decoder;
 pub mod directory;
 mod dummy;
+pub mod encoder;
 mod family;
 mod file;
 pub mod gguf;

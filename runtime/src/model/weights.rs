@@ -504,7 +504,11 @@ fn norms(placement: NormPlacement) -> &'static [Part] {
 }
 
 /// The tensor of that name and shape.
-fn named<'t>(tensors: &'t TensorTable, name: &str, shape: &[usize]) -> Result<&'t TensorInfo, LoadError> {
+pub(super) fn named<'t>(
+    tensors: &'t TensorTable,
+    name: &str,
+    shape: &[usize],
+) -> Result<&'t TensorInfo, LoadError> {
     let Some(tensor) = tensors.named(name) else {
         let name = name.to_owned();
         return Err(LoadError::MissingTensor { name });
@@ -533,7 +537,7 @@ fn names_of_formats() -> String {
     format!("{} or {last}", others.join(", "))
 }
 
-fn unsupported_format(tensor: &TensorInfo, expected: &str) -> LoadError {
+pub(super) fn unsupported_format(tensor: &TensorInfo, expected: &str) -> LoadError {
     LoadError::UnsupportedFormat {
         name: tensor.name.clone(),
         kind: tensor.kind,

@@ -2,6 +2,7 @@
 //! The references are made by the scripts in `tests/golden`.
 
 mod decoder;
+mod encoders;
 mod families;
 mod quants;
 mod tokens;

@@ -8,6 +8,7 @@ mod clients;
 mod connections;
 mod constrained;
 mod drain;
+mod embeddings;
 mod hostile;
 mod models;
 mod openapi;

@@ -9,6 +9,7 @@ use arbora::api::App;
 use arbora::api::generate::StreamForm;
 use arbora::auth::{ApiKeys, CacheSharing, OperatorKeys};
 use arbora::config::MetricsCompat;
+use arbora::encoders::ServedEncoder;
 use arbora::grammars::Grammars;
 use arbora::hosts::{Addresses, AllowedHosts};
 use arbora::intake::{Intake, IntakeLimits};
@@ -20,7 +21,10 @@ use arbora::served::{Models, Served};
 use arbora::server::Server;
 use arbora::template::{ChatTemplate, TemplateTokens};
 use arbora::workers::Workers;
+use arbora_kernels::reference::ReferenceBackend;
+use arbora_runtime::embedding::{self, EmbeddingConfig};
 use arbora_runtime::engine::{EngineConfig, EngineExit, EngineHandle, spawn};
+use arbora_runtime::model::encoder::EncoderFile;
 use arbora_runtime::model::metadata::{Metadata, Value};
 use arbora_runtime::request::{Request, SamplingParams};
 use arbora_runtime::tokenizer::{SpecialTokens, Tokenizer};
@@ -111,6 +115,8 @@ pub(crate) struct Setup {
     pub(crate) tokenizer: Tokenizer,
     /// That of a second model, where there is one: `other`, also called `another`, greedy by default.
     pub(crate) second: Option<Tokenizer>,
+    /// Encoders that are served besides, by the names of their folders in `tests/golden/encoders`.
+    pub(crate) encoders: &'static [&'static str],
     pub(crate) template: &'static str,
     pub(crate) engine: EngineConfig,
     pub(crate) drain_timeout: Duration,
@@ -138,6 +144,7 @@ impl Setup {
             cache_sharing: CacheSharing::default(),
             tokenizer,
             second: None,
+            encoders: &[],
             template: TEMPLATE,
             engine: EngineConfig::new(13_000, 200_000),
             drain_timeout: Duration::ZERO,
@@ -164,7 +171,15 @@ impl Setup {
         let (second, second_thread) = second.map(|model| (model.served, model.thread)).unzip();
         let (engine, fuse, thread) = (first.served.engine.clone(), first.fuse, first.thread);
         let tokenizer = Arc::clone(first.served.encoder.tokenizer());
-        let models = Models::new(first.served, second.into_iter().collect()).expect("names differ");
+        let limits = EmbeddingConfig {
+            max_waiting: shared.0.max_waiting,
+            n_tenants,
+            ..EmbeddingConfig::default()
+        };
+        let encoders = self.encoders.iter().map(|name| start_encoder(name, limits));
+        let (encoders, encoder_threads): (Vec<_>, Vec<_>) = encoders.unzip();
+        let generators = std::iter::once(first.served).chain(second).collect();
+        let models = Models::of(generators, encoders).expect("names differ");
         let app = Arc::new(App {
             models,
             started: 7,
@@ -196,7 +211,10 @@ impl Setup {
         let server = runtime.spawn(async move {
             let join = move || {
                 let exit = thread.join().expect("no panic");
-                second_thread.map(|thread| thread.join().expect("no panic"));
+                let others = second_thread.into_iter().chain(encoder_threads);
+                for thread in others {
+                    thread.join().expect("no panic");
+                }
                 exit
             };
             #[expect(clippy::disallowed_methods, reason = "a test that gets no thread fails")]
@@ -214,6 +232,30 @@ impl Setup {
             runtime,
         }
     }
+}
+
+/// A golden encoder with its engine.
+fn start_encoder(
+    name: &str,
+    limits: EmbeddingConfig,
+) -> (ServedEncoder, std::thread::JoinHandle<EngineExit>) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/encoders");
+    let file = EncoderFile::open(&path.join(name)).expect("a good folder");
+    let mut backend = ReferenceBackend::new();
+    let encoder = file.load(&mut backend, 64).expect("good weights");
+    let spawned = embedding::spawn(backend, encoder, file.head().clone(), limits);
+    let (engine, thread) = spawned.expect("a thread");
+    let (prompts, default_prompt) = file.prompts();
+    let served = ServedEncoder {
+        name: name.to_owned(),
+        engine,
+        tokenizer: Arc::new(file.tokenizer().expect("a good tokenizer")),
+        purpose: file.config().purpose,
+        width: file.head().n_out(file.config().width),
+        prompts: prompts.to_vec(),
+        default_prompt: default_prompt.map(str::to_owned),
+    };
+    (served, thread)
 }
 
 /// A toy model with its engine.
