@@ -33,6 +33,8 @@ pub struct ReferenceLinear {
     /// Of each output: whether its activations are quantized.
     quantized: Vec<bool>,
     bias: Vec<f32>,
+    /// Which activation each input is multiplied with, where that is not the one at its place.
+    order: Option<Vec<u32>>,
     n_in: usize,
 }
 
@@ -286,6 +288,7 @@ impl Backend for ReferenceBackend {
             weights: Vec::new(),
             quantized: Vec::new(),
             bias: Vec::new(),
+            order: None,
             n_in,
         };
         for source in parts {
@@ -312,6 +315,28 @@ impl Backend for ReferenceBackend {
         let n_out = linear.quantized.len();
         linear.bias = bias.map_or(vec![0.0; n_out], <[f32]>::to_vec);
         assert_eq!(linear.bias.len(), n_out, "one bias an output");
+        Ok(linear)
+    }
+
+    fn linear_in_order(
+        &mut self,
+        parts: &[MatrixSource<'_>],
+        bias: Option<&[f32]>,
+        order: &[u32],
+    ) -> Result<ReferenceLinear, BackendError> {
+        let mut linear = self.linear(parts, bias)?;
+        let mut sorted = order.to_vec();
+        sorted.sort_unstable();
+        let is_permutation = sorted.iter().copied().eq(0..linear.n_in as u32);
+        if !is_permutation || !linear.quantized.iter().all(|&is| is) {
+            return Err(BackendError::BadMatrix {
+                format: parts[0].format,
+                n_out: linear.quantized.len(),
+                n_in: linear.n_in,
+                reason: "its inputs cannot stand in that order",
+            });
+        }
+        linear.order = Some(order.to_vec());
         Ok(linear)
     }
 
@@ -415,8 +440,12 @@ impl Backend for ReferenceBackend {
         let n_out = w.quantized.len();
         let rows = out.output(x.n_rows(), n_out).chunks_exact_mut(n_out);
         for (row, out) in rows.enumerate() {
-            let plain: Vec<f64> = x.row(row).iter().map(|&x| f64::from(x)).collect();
-            let rounded = through_int8(x.row(row));
+            let x = match &w.order {
+                None => x.row(row).to_vec(),
+                Some(order) => order.iter().map(|&at| x.row(row)[at as usize]).collect(),
+            };
+            let plain: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+            let rounded = through_int8(&x);
             for (output, out) in out.iter_mut().enumerate() {
                 let x = if w.quantized[output] { &rounded } else { &plain };
                 let products = x.iter().zip(w.row(output)).map(|(x, &w)| x * f64::from(w));

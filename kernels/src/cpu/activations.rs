@@ -100,8 +100,14 @@ impl QuantizedRows {
         Ok(())
     }
 
-    /// Quantizes the rows of `x`, spread over the pool.
-    pub(crate) fn quantize(&mut self, pool: &mut ThreadPool, kernels: &LinearKernels, x: &CpuTensor) {
+    /// Quantizes the rows of `x`, spread over the pool; where an order is given, value `order[i]` of a row
+    /// comes at place `i`.
+    pub(crate) fn quantize(
+        &mut self,
+        pool: &mut ThreadPool,
+        kernels: &LinearKernels,
+        (x, order): (&CpuTensor, Option<&[u32]>),
+    ) {
         self.n_in = x.width();
         self.n_rows = x.n_rows();
         let row_bytes = self.n_in / BLOCK * ROW_RECORD_BYTES;
@@ -122,10 +128,26 @@ impl QuantizedRows {
                     n_panel_rows: PANEL_ROWS.min(n_rows - first),
                     row: row - first,
                 };
-                // SAFETY: the panel lies within `bytes` (first + n_panel_rows <= n_rows), `row` is one of its
-                // rows and is claimed once, x's row has n_in elements, a whole number of blocks, and the
-                // kernels are of an instruction set that this machine has.
-                unsafe { (kernels.quantize_row)(x.row(row), &target) }
+                let Some(order) = order else {
+                    // SAFETY: the panel lies within `bytes` (first + n_panel_rows <= n_rows), `row` is one of
+                    // its rows and is claimed once, x's row has n_in elements, a whole number of blocks, and
+                    // the kernels are of an instruction set that this machine has.
+                    unsafe { (kernels.quantize_row)(x.row(row), &target) }
+                    continue;
+                };
+                let values = x.row(row);
+                for (block, order) in order.chunks_exact(BLOCK).enumerate() {
+                    let mut gathered = [0f32; BLOCK];
+                    for (value, &at) in gathered.iter_mut().zip(order) {
+                        *value = values[at as usize];
+                    }
+                    let target = QuantizeRow {
+                        panel: target.record(block),
+                        ..target
+                    };
+                    // SAFETY: as above, of one block: its record is the first of the panel from there on.
+                    unsafe { (kernels.quantize_row)(&gathered, &target) }
+                }
             }
         });
     }
