@@ -37,6 +37,7 @@ mod pipeline;
 pub mod places;
 mod progress;
 pub mod prompt;
+pub mod quantize;
 mod random;
 pub mod route;
 pub mod served;

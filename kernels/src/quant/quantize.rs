@@ -157,10 +157,10 @@ fn best_fit(weights: &[f32]) -> Affine {
             min: -min,
         };
     }
-    let quant = |factor: f32, x: f32| (factor * (x - min)).round_ties_even().clamp(0.0, MAX_QUANT);
-    let error = |factor: f32, fit: Affine| {
+    let quant = |factor: f32, min: f32, x: f32| (factor * (x - min)).round_ties_even().clamp(0.0, MAX_QUANT);
+    let error = |(factor, min): (f32, f32), fit: Affine| {
         let squares = weights.iter().zip(&importance).map(|(&x, &w)| {
-            let off = fit.scale * quant(factor, x) - fit.min - x;
+            let off = fit.scale * quant(factor, min, x) - fit.min - x;
             w * off * off
         });
         squares.sum::<f32>()
@@ -170,12 +170,14 @@ fn best_fit(weights: &[f32]) -> Affine {
         scale: 1.0 / factor,
         min: -min,
     };
-    let mut best_error = error(factor, best);
+    let mut best_error = error((factor, min), best);
     for i in 0..N_TRIES {
+        // The minimum of the best fit so far is what the next ones begin at.
+        let min = -best.min;
         let factor = (FIRST + STEP * i as f32 + MAX_QUANT) / (max - min);
         let (mut sum_l, mut sum_l2, mut sum_xl) = (0f32, 0f32, 0f32);
         for (&x, &w) in weights.iter().zip(&importance) {
-            let l = quant(factor, x);
+            let l = quant(factor, min, x);
             sum_l += w * l;
             sum_l2 += w * l * l;
             sum_xl += w * l * x;
@@ -195,7 +197,7 @@ fn best_fit(weights: &[f32]) -> Affine {
                 min: 0.0,
             };
         }
-        let error = error(factor, fit);
+        let error = error((factor, min), fit);
         if error < best_error {
             (best, best_error) = (fit, error);
         }

@@ -4,6 +4,7 @@
 //! it, and the buffer is used again: memory peaks at the weights plus the largest group. Every shape is
 //! checked against the configuration before the first byte is read.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,6 +17,7 @@ use super::decoder::{DecoderWeights, HalfWeights, LayerWeights, NormWeights, QkN
 use super::dummy::fill_matrix;
 use super::file::LoadError;
 use super::names::{Naming, Part};
+use super::quantize::Quantization;
 use super::rope::rope_table;
 use super::tensors::{TensorInfo, TensorTable};
 
@@ -23,6 +25,10 @@ use super::tensors::{TensorInfo, TensorTable};
 pub(super) struct WeightSource<'a> {
     pub(super) data: Data<'a>,
     pub(super) config: &'a DecoderConfig,
+    /// What matrices become, where that is not what they are stored as.
+    pub(super) quantization: Option<&'a Quantization>,
+    /// Weights that were read.
+    pub(super) n_done: Cell<u64>,
 }
 
 /// The bytes of tensors.
@@ -257,14 +263,28 @@ impl WeightSource<'_> {
             Naming::Gguf => name == ROPE_FACTORS,
             Naming::HuggingFace => name.ends_with(ROPE_BUFFER),
         };
-        let unexpected =
-            |tensor: &&TensorInfo| !expected.contains(&tensor.name) && !is_harmless(&tensor.name);
-        match tensors.iter().find(unexpected) {
-            None => Ok(()),
-            Some(tensor) => Err(LoadError::UnexpectedTensor {
-                name: tensor.name.clone(),
-            }),
+        for tensor in tensors.iter() {
+            let is_fine = expected.contains(&tensor.name) || is_harmless(&tensor.name);
+            if !is_fine && !self.is_zero_bias(tensor)? {
+                let name = tensor.name.clone();
+                return Err(LoadError::UnexpectedTensor { name });
+            }
         }
+        Ok(())
+    }
+
+    /// Some programs that quantize write a bias of zeros with each matrix.
+    fn is_zero_bias(&self, tensor: &TensorInfo) -> Result<bool, LoadError> {
+        let format = tensor.kind.format().filter(|format| !format.is_quantized());
+        let (Some(format), true) = (
+            format,
+            tensor.name.ends_with(".bias") && tensor.dimensions.len() == 1,
+        ) else {
+            return Ok(false);
+        };
+        let mut bytes = Vec::new();
+        self.read(tensor, format, &mut bytes)?;
+        Ok(bytes.iter().all(|&byte| byte == 0))
     }
 
     /// Matrices stacked along their outputs.
@@ -293,11 +313,39 @@ impl WeightSource<'_> {
                 bytes: &buffer[range],
             })
             .collect();
-        let in_tensor = |source| LoadError::Backend {
+        let linear = match self.order(parts)? {
+            None => backend.linear(&sources, bias),
+            Some(order) => backend.linear_in_order(&sources, bias, &order),
+        };
+        linear.map_err(|source| LoadError::Backend {
             name: parts[0].name.clone(),
             source,
+        })
+    }
+
+    /// Which activations the inputs of these matrices are multiplied with, where that is not in order. They
+    /// are multiplied as one, so it must be the same for all.
+    fn order(&self, parts: &[Matrix]) -> Result<Option<Vec<u32>>, LoadError> {
+        let Data::Files { files, tensors } = self.data else {
+            return Ok(None);
         };
-        backend.linear(&sources, bias).map_err(in_tensor)
+        let order_of = |part: &Matrix| match tensors.packed(&part.name) {
+            Some(packed) => packed.order(files),
+            None => Ok(None),
+        };
+        let order = order_of(&parts[0])?;
+        for part in &parts[1..] {
+            if order_of(part)? != order {
+                return Err(LoadError::BadQuantization {
+                    name: part.name.clone(),
+                    reason: format!(
+                        "its groups of inputs (g_idx) are not those of `{}`",
+                        parts[0].name
+                    ),
+                });
+            }
+        }
+        Ok(order)
     }
 
     /// A norm over the width of the model by the names of its weight and bias.
@@ -338,20 +386,45 @@ impl WeightSource<'_> {
             }
             Data::Files { tensors, .. } => {
                 let tensor = named(tensors, &part.name, &[n_in, part.n_out])?;
-                let format = tensor
-                    .kind
-                    .format()
-                    .ok_or_else(|| unsupported_format(tensor, &names_of_formats()))?;
-                let start = buffer.len();
-                self.read(tensor, format, buffer)?;
-                // One such weight makes every answer NaN: better said here than with every request.
-                if !is_finite(format, &buffer[start..]) {
-                    let name = part.name.clone();
-                    return Err(LoadError::NotFinite { name });
-                }
-                Ok(format)
+                self.append(tensor, buffer)
             }
         }
+    }
+
+    /// Appends the bytes of a tensor to `buffer`, quantized where it is to be.
+    pub(super) fn append(&self, tensor: &TensorInfo, buffer: &mut Vec<u8>) -> Result<Format, LoadError> {
+        let format = tensor
+            .kind
+            .format()
+            .ok_or_else(|| unsupported_format(tensor, &names_of_formats()))?;
+        let start = buffer.len();
+        self.read(tensor, format, buffer)?;
+        // One such weight makes every answer NaN: better said here than with every request.
+        let check = |format: Format, bytes: &[u8]| match is_finite(format, bytes) {
+            true => Ok(()),
+            false => Err(LoadError::NotFinite {
+                name: tensor.name.clone(),
+            }),
+        };
+        check(format, &buffer[start..])?;
+        let Some(quantization) = self.quantization else {
+            return Ok(format);
+        };
+        if let Data::Files { tensors, .. } = self.data {
+            self.n_done.set(self.n_done.get() + tensor.n_elements());
+            (quantization.on_progress)(self.n_done.get(), tensors.n_elements());
+        }
+        let Some(target) = quantization.target(self.config, tensor) else {
+            return Ok(format);
+        };
+        let n_in = tensor.dimensions[0] as usize;
+        let converted = quantization.convert(n_in, (format, &buffer[start..]), target);
+        let converted = converted.map_err(LoadError::QuantizeThread)?;
+        // The scale of a block of huge weights may be beyond f16.
+        check(target, &converted)?;
+        buffer.truncate(start);
+        buffer.extend(converted);
+        Ok(target)
     }
 
     /// Llama 3's frequency factors, where the file has them.
@@ -404,9 +477,12 @@ impl WeightSource<'_> {
 
     /// Appends the tensor's bytes to `buffer`.
     fn read(&self, tensor: &TensorInfo, format: Format, buffer: &mut Vec<u8>) -> Result<(), LoadError> {
-        let Data::Files { files, .. } = self.data else {
+        let Data::Files { files, tensors } = self.data else {
             unreachable!("made-up tensors are not read");
         };
+        if let Some(packed) = tensors.packed(&tensor.name) {
+            return packed.read(files, buffer);
+        }
         let n_bytes = tensor.n_bytes.expect("a tensor of a known format has a size") as usize;
         debug_assert_eq!(
             Some(n_bytes as u64),
@@ -474,7 +550,10 @@ fn named<'t>(tensors: &'t TensorTable, name: &str, shape: &[usize]) -> Result<&'
 
 /// Every format of a matrix, in a sentence.
 fn names_of_formats() -> String {
-    let names = Format::ALL.map(Format::name);
+    let of_files = Format::ALL
+        .into_iter()
+        .filter(|format| format.ggml_type().is_some());
+    let names: Vec<&str> = of_files.map(Format::name).collect();
     let (last, others) = names.split_last().expect("there are formats");
     format!("{} or {last}", others.join(", "))
 }

@@ -3,6 +3,8 @@
 
 mod decoder;
 mod families;
+mod packed;
+mod quantize;
 mod quants;
 mod tokens;
 
