@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::checked::Integrity;
-use crate::config::{ChatOptions, EncoderOptions, ModelOptions, Options};
+use crate::config::{ChatOptions, EncoderOptions, HubOption, ModelOptions, Options, QuantizeOptions};
 
 /// Arbora serves language models over an OpenAI-compatible API, computing shared prefixes once.
 #[derive(Debug, Parser)]
@@ -27,6 +27,8 @@ pub enum Command {
     Chat(Box<ChatOptions>),
     /// Fetch a model into the cache and say where it is
     Pull(PullOptions),
+    /// Write a model with its weights quantized
+    Quantize(QuantizeOptions),
     /// List the models in the cache
     Models,
     /// Say what a model is and what memory it takes, without loading it
@@ -36,8 +38,11 @@ pub enum Command {
 /// Options of `arbora pull`.
 #[derive(Clone, Debug, Args)]
 pub struct PullOptions {
-    /// GGUF file, folder, smollm2:135m, or a name of the hub (OWNER/NAME@REVISION:FILE)
+    /// GGUF file, folder, smollm2:135m, or a name of the hub (OWNER/NAME@REVISION:FILE, or :QUANTIZATION)
     pub model: String,
+    /// Where it comes from.
+    #[command(flatten)]
+    pub hub: HubOption,
     /// Hash the files again, also where they look as they did when they were hashed last
     #[arg(long)]
     pub verify: bool,
@@ -56,8 +61,11 @@ impl PullOptions {
 /// The one thing that `inspect` needs.
 #[derive(Clone, Debug, Args)]
 pub struct ModelOption {
-    /// GGUF file, folder, smollm2:135m, or a name of the hub (OWNER/NAME@REVISION:FILE)
+    /// GGUF file, folder, smollm2:135m, or a name of the hub (OWNER/NAME@REVISION:FILE, or :QUANTIZATION)
     pub model: String,
+    /// Where it comes from.
+    #[command(flatten)]
+    pub hub: HubOption,
 }
 
 /// Options of `arbora generate`.
@@ -124,13 +132,15 @@ mod tests {
         let mut command = Cli::command();
         command.clone().debug_assert();
         command.build();
-        for name in ["serve", "generate", "embed", "chat", "pull", "models", "inspect"] {
+        for name in [
+            "serve", "generate", "embed", "chat", "pull", "quantize", "models", "inspect",
+        ] {
             let subcommand = command.find_subcommand(name).expect("there is one");
             let n = subcommand
                 .get_arguments()
                 .filter(|a| a.get_id() != "help")
                 .count();
-            assert!(n <= 37, "{name} has {n} options");
+            assert!(n <= 39, "{name} has {n} options");
             let in_order = subcommand
                 .get_arguments()
                 .filter(|a| a.get_long() != Some("help"));

@@ -2,6 +2,7 @@
 //! before anything starts. The only module that reads the environment.
 
 mod access;
+mod choice;
 mod commands;
 mod conventions;
 mod error;
@@ -13,13 +14,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use arbora_kernels::cpu::{Isa, Pinning};
+use arbora_kernels::quant::Format;
 use arbora_runtime::EvictionPolicy;
 use arbora_runtime::config::SchedulePolicy;
 use arbora_runtime::model::LoadFormat;
+use arbora_runtime::model::quantize::Quantization;
 use axum::http::Uri;
 use serde::Deserialize;
 
-pub use self::commands::{ChatOptions, EncoderOptions, ModelOptions};
+use self::choice::{DRAFTS, EVICTION_POLICIES, PINNINGS, bad_value, choice, isa_names};
+pub use self::commands::{ChatOptions, EncoderOptions, HubOption, ModelOptions, QuantizeOptions};
 use self::conventions::rust_log;
 pub use self::conventions::{cache_directory, hub_settings, otel_headers, otel_service_name, wants_no_color};
 pub use self::error::ConfigError;
@@ -28,29 +32,10 @@ use crate::api::generate::StreamForm;
 use crate::auth::CacheSharing;
 use crate::checked::Integrity;
 use crate::hosts::AllowedHosts;
+use crate::hub::HubKind;
 use crate::intake::IntakeLimits;
 use crate::models::DEFAULT_MODEL;
 use crate::origins::AllowedOrigins;
-
-const DRAFTS: [(&str, Drafts); 4] = [
-    ("auto", Drafts::Auto),
-    ("off", Drafts::Off),
-    ("ngram", Drafts::Ngram),
-    ("radix", Drafts::Radix),
-];
-
-const PINNINGS: [(&str, Pinning); 3] = [
-    ("auto", Pinning::Auto),
-    ("cores", Pinning::Cores),
-    ("none", Pinning::Free),
-];
-
-const EVICTION_POLICIES: [(&str, EvictionPolicy); 4] = [
-    ("lru", EvictionPolicy::Lru),
-    ("lfu", EvictionPolicy::Lfu),
-    ("slru", EvictionPolicy::Slru),
-    ("priority", EvictionPolicy::Priority),
-];
 
 /// Every option, each perhaps not given. Flags, environment and file all fill this one struct, so they cannot
 /// disagree about what there is.
@@ -61,10 +46,16 @@ pub struct Options {
     /// (OWNER/NAME), fetched once [default: smollm2:135m]
     #[arg(long, env = "ARBORA_MODEL", help_heading = "Model")]
     pub model: Option<String>,
+    /// Where OWNER/NAME comes from: huggingface or modelscope [default: huggingface]
+    #[arg(long, env = "ARBORA_HUB", help_heading = "Model")]
+    pub hub: Option<String>,
     /// auto reads the model's weights; dummy makes them up from its config.json, for benchmarks
     /// [default: auto]
     #[arg(long, env = "ARBORA_LOAD_FORMAT", help_heading = "Model")]
     pub load_format: Option<String>,
+    /// Quantize weights in floating point while they are loaded: q8_0, q4_0 or q4_k [default: as they are]
+    #[arg(long, env = "ARBORA_QUANTIZE", help_heading = "Model")]
+    pub quantize: Option<String>,
     /// Hash a cached model again at the start, also where its file looks as it did when it was hashed last
     #[arg(
         long,
@@ -240,8 +231,12 @@ pub struct Options {
 pub struct Config {
     /// Path, alias or name on the hub.
     pub model: String,
+    /// Which hub it comes from.
+    pub hub: HubKind,
     /// Where its weights come from.
     pub load_format: LoadFormat,
+    /// What its matrices become; absent where they stay as they are.
+    pub quantize: Option<Format>,
     /// When a cached model is hashed.
     pub integrity: Integrity,
     /// Where to listen.
@@ -376,7 +371,9 @@ impl Options {
         };
         Options {
             model: self.model.or(under.model),
+            hub: self.hub.or(under.hub),
             load_format: self.load_format.or(under.load_format),
+            quantize: self.quantize.or(under.quantize),
             verify: self.verify.or(under.verify),
             host: self.host.or(under.host),
             port: self.port.or(under.port),
@@ -442,7 +439,9 @@ impl Options {
             hosts: access::hosts(&self.allowed_host, address)?,
             origins: access::origins(&self.allow_origin)?,
             model: self.model.unwrap_or_else(|| DEFAULT_MODEL.to_owned()),
+            hub: choice("hub", &HubKind::NAMES, self.hub)?.unwrap_or_default(),
             load_format: choice("load-format", &LoadFormat::NAMES, self.load_format)?.unwrap_or_default(),
+            quantize: choice("quantize", &Quantization::NAMES, self.quantize)?,
             integrity: match self.verify {
                 Some(true) => Integrity::Always,
                 Some(false) | None => Integrity::WhenChanged,
@@ -506,15 +505,6 @@ impl Options {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "an error takes what it names")]
-fn bad_value(option: &'static str, expected: impl Into<String>, value: impl ToString) -> ConfigError {
-    ConfigError::BadValue {
-        option,
-        expected: expected.into(),
-        value: value.to_string(),
-    }
-}
-
 fn intake_limits(body: Option<ByteSize>, memory: Option<ByteSize>) -> Result<IntakeLimits, ConfigError> {
     let body = body.map_or(8 << 20, |size| size.0);
     let least = IntakeLimits::least_memory(body);
@@ -545,36 +535,6 @@ fn http_url(url: String) -> Result<String, ConfigError> {
             url,
         )),
     }
-}
-
-/// The choice with the given name, where one was given.
-fn choice<T: Copy>(
-    option: &'static str,
-    choices: &[(&'static str, T)],
-    given: Option<String>,
-) -> Result<Option<T>, ConfigError> {
-    let Some(given) = given else { return Ok(None) };
-    let found = choices
-        .iter()
-        .find(|(name, _)| *name == given)
-        .map(|(_, value)| *value);
-    let names = || {
-        choices
-            .iter()
-            .map(|(name, _)| *name)
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    found
-        .map(Some)
-        .ok_or_else(|| bad_value(option, format!("one of {}", names()), given))
-}
-
-fn isa_names() -> Vec<(&'static str, Isa)> {
-    Isa::available()
-        .into_iter()
-        .map(|isa| (isa.name(), isa))
-        .collect()
 }
 
 /// Cores this process may use: the standard library looks at the affinity mask and at cgroup quotas.

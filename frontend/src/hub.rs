@@ -1,37 +1,69 @@
-//! Models from a hub: `owner/name[@revision][:file]`, downloaded once into the cache that all programs which
-//! use the hub share.
+//! Models from a hub: `owner/name[@revision][:file or :quantization]`, downloaded once, files in parallel, into
+//! the cache that all programs which use the hub share.
 //!
 //! ```text
 //! list the revision's files ─► choose what the model needs ─► fetch what is not cached ─► a path
-//!      (not when offline)          one GGUF file, or config, tokenizer and safetensors
+//!      (not when offline)          one GGUF model, or config, tokenizer and safetensors
 //! ```
 //!
 //! A file appears in the cache whole and checked, or not at all. What an interruption leaves is one file
 //! named `.incomplete`, which the next try continues.
 
 mod cache;
+mod choose;
 mod client;
+mod fetch;
 #[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arbora_runtime::model::LoadFormat;
-use arbora_runtime::model::directory::{CONFIG_FILE, OPTIONAL_FILES, TOKENIZER_FILE};
-use arbora_runtime::model::safetensors::{INDEX_FILE, SINGLE_FILE, SafetensorsError, shard_names};
-use arbora_runtime::model::templates::is_other;
+use arbora_runtime::model::directory::CONFIG_FILE;
+use arbora_runtime::model::gguf::PartName;
+use arbora_runtime::model::safetensors::{INDEX_FILE, SafetensorsError, shard_names};
 
 use crate::models::Fetching;
-use crate::progress::Progress;
 pub use cache::{CachedModel, HubCache};
+use choose::choose;
 use client::Client;
+
+/// Whose hub.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HubKind {
+    /// Hugging Face's, or a mirror of it.
+    #[default]
+    HuggingFace,
+    /// ModelScope's.
+    ModelScope,
+}
+
+impl HubKind {
+    /// Every hub by the name an operator gives.
+    pub const NAMES: [(&str, HubKind); 2] = [
+        ("huggingface", HubKind::HuggingFace),
+        ("modelscope", HubKind::ModelScope),
+    ];
+}
+
+impl FromStr for HubKind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = HubKind::NAMES.iter().find(|(known, _)| *known == name);
+        found
+            .map(|(_, kind)| *kind)
+            .ok_or_else(|| "must be huggingface or modelscope".to_owned())
+    }
+}
 
 /// Which hub, and where its files are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubSettings {
+    /// Whose it is.
+    pub kind: HubKind,
     /// Address without a slash at its end.
     pub endpoint: String,
     /// Sent to the endpoint, and to no other host.
@@ -49,7 +81,7 @@ pub struct HubModel {
     pub id: String,
     /// Branch, tag or commit.
     pub revision: String,
-    /// The one file wanted, where the name has one.
+    /// The one file wanted, or the quantization of it, where the name has one.
     pub file: Option<String>,
 }
 
@@ -151,6 +183,31 @@ pub enum HubError {
         model: String,
         /// `owner/name:file` of each.
         choices: Vec<String>,
+    },
+    /// No GGUF file in the quantization asked for.
+    #[error("{model} has no GGUF file in {wanted}; it has {}", choices.join(", "))]
+    NoSuchQuantization {
+        /// `owner/name`.
+        model: String,
+        /// What was asked for.
+        wanted: String,
+        /// `owner/name:file` of each that is there.
+        choices: Vec<String>,
+    },
+    /// There is no room for what is missing.
+    #[error(
+        "no space for {model} on the disk of {}: {n_bytes} bytes are to be fetched, {available} are free",
+        cache.display()
+    )]
+    DiskFull {
+        /// As asked for.
+        model: String,
+        /// Of the files that are not in the cache.
+        n_bytes: u64,
+        /// Free bytes.
+        available: u64,
+        /// The cache.
+        cache: PathBuf,
     },
     /// The index of the shards is not usable.
     #[error(transparent)]
@@ -274,36 +331,13 @@ impl Hub {
             }
             listing => listing?,
         };
-        let mut progress = Progress::new(&fetching.log);
-        let mut fetch = |file: &str| {
-            if interrupted.load(Ordering::Relaxed) {
-                return Err(HubError::Interrupted);
-            }
-            self.cache.fetch(
-                &self.client,
-                model,
-                &listing.commit,
-                file,
-                (&mut progress, fetching),
-            )
-        };
-        let path = match choose(model, fetching.format, &listing.files)? {
-            Choice::File(file) => fetch(&file)?,
-            Choice::Folder(files) => {
-                for file in &files {
-                    let path = fetch(file)?;
-                    if file == INDEX_FILE {
-                        let index = std::fs::read(&path).map_err(cache::error("read", &path))?;
-                        for shard in shard_names(&path, &index)? {
-                            fetch(&shard)?;
-                        }
-                    }
-                }
-                self.cache.snapshot(model, &listing.commit)
-            }
-        };
+        let choice = choose(model, fetching.format, &listing.names())?;
+        let first = self.fetch_all(model, &listing, &choice.files, fetching)?;
         self.cache.keep_revision(model, &listing.commit)?;
-        Ok(path)
+        Ok(match choice.is_folder {
+            true => self.cache.snapshot(model, &listing.commit),
+            false => first,
+        })
     }
 
     /// The same from the cache alone, where it is all there.
@@ -321,10 +355,15 @@ impl Hub {
     fn cached_files(&self, model: &HubModel, format: LoadFormat) -> Option<(PathBuf, Vec<PathBuf>)> {
         let commit = self.cache.commit(model)?;
         let snapshot = self.cache.snapshot(model, &commit);
-        let (path, mut files) = match choose(model, format, &self.cache.files(&snapshot)).ok()? {
-            Choice::File(file) => (snapshot.join(&file), vec![file]),
-            Choice::Folder(files) => (snapshot.clone(), files),
+        let choice = choose(model, format, &self.cache.files(&snapshot)).ok()?;
+        let mut files = choice.files;
+        let path = match choice.is_folder {
+            true => snapshot.clone(),
+            false => snapshot.join(&files[0]),
         };
+        if !choice.is_folder && !has_all_parts(&files) {
+            return None;
+        }
         if files.iter().any(|file| file == INDEX_FILE) {
             let path = snapshot.join(INDEX_FILE);
             files.extend(shard_names(&path, &std::fs::read(&path).ok()?).ok()?);
@@ -334,51 +373,8 @@ impl Hub {
     }
 }
 
-/// What to fetch.
-#[derive(Debug, PartialEq, Eq)]
-enum Choice {
-    File(String),
-    /// In this order; an index brings its shards with it.
-    Folder(Vec<String>),
-}
-
-/// Of a repository's files, those that loading needs.
-fn choose(model: &HubModel, format: LoadFormat, files: &[String]) -> Result<Choice, HubError> {
-    let has = |name: &str| files.iter().any(|file| file == name);
-    if let Some(file) = &model.file {
-        return match has(file) {
-            true => Ok(Choice::File(file.clone())),
-            false => Err(HubError::NotFound {
-                what: model.to_string(),
-            }),
-        };
-    }
-    let weights = [INDEX_FILE, SINGLE_FILE].into_iter().find(|name| has(name));
-    let is_dummy = format == LoadFormat::Dummy;
-    if has(CONFIG_FILE) && (weights.is_some() || is_dummy) {
-        let beside = std::iter::once(TOKENIZER_FILE)
-            .chain(OPTIONAL_FILES)
-            .filter(|name| has(name));
-        let templates = files.iter().map(String::as_str).filter(|file| is_other(file));
-        let weights = weights.filter(|_| !is_dummy);
-        let chosen = std::iter::once(CONFIG_FILE)
-            .chain(beside)
-            .chain(templates)
-            .chain(weights);
-        return Ok(Choice::Folder(chosen.map(str::to_owned).collect()));
-    }
-    let gguf: Vec<&String> = files.iter().filter(|file| file.ends_with(".gguf")).collect();
-    match gguf.as_slice() {
-        [] => Err(HubError::NothingToLoad {
-            model: model.to_string(),
-        }),
-        [only] => Ok(Choice::File((*only).clone())),
-        several => Err(HubError::Ambiguous {
-            model: model.to_string(),
-            choices: several
-                .iter()
-                .map(|file| format!("{}:{file}", model.id))
-                .collect(),
-        }),
-    }
+/// Whether the parts of a split GGUF checkpoint are all there, by their number.
+fn has_all_parts(files: &[String]) -> bool {
+    let part = PartName::of(&files[0]);
+    part.is_none_or(|part| part.number != 1 || part.count == files.len() as u64)
 }

@@ -3,13 +3,15 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use arbora_kernels::cpu::measure;
 use arbora_runtime::model::encoder::{EncoderFile, Purpose};
 use arbora_runtime::model::safetensors::{INDEX_FILE, SINGLE_FILE};
-use arbora_runtime::model::{LoadError, LoadFormat, ModelFile};
+use arbora_runtime::model::{LoadError, LoadFormat, ModelFile, QUANTIZED_FILE};
 
 use crate::config;
-use crate::hub::HubCache;
+use crate::hub::{HubCache, HubKind};
 use crate::load::page_bytes;
+use crate::memory;
 use crate::models::cached_known_models;
 
 /// Tokens that the memory of keys and values is given for.
@@ -36,7 +38,7 @@ pub fn write_description(name: &str, path: &Path, out: &mut impl Write) -> Resul
         return write_encoder(name, path, out);
     }
     let has_weights = !path.is_dir()
-        || [INDEX_FILE, SINGLE_FILE]
+        || [INDEX_FILE, SINGLE_FILE, QUANTIZED_FILE]
             .iter()
             .any(|file| path.join(file).exists());
     let format = if has_weights {
@@ -87,7 +89,7 @@ pub fn write_description(name: &str, path: &Path, out: &mut impl Write) -> Resul
         ("memory, weights", size(file.weight_bytes())),
         ("memory, 1000 tokens", size(kv_bytes)),
     ];
-    for (what, value) in rows {
+    for (what, value) in rows.into_iter().chain(outlook(&file)) {
         writeln!(out, "{what:<20}  {value}")?;
     }
     if !has_weights {
@@ -128,13 +130,73 @@ fn write_encoder(name: &str, path: &Path, out: &mut impl Write) -> Result<(), In
     Ok(())
 }
 
+/// Whether this machine can run it, and how fast at most: the bytes that a token takes from memory against
+/// what this machine reads in a second, by all cores together.
+fn outlook(file: &ModelFile) -> Vec<(&'static str, String)> {
+    let context = file.config().context;
+    let kv_bytes = (page_bytes(file, PAGE_SIZE) as u64).saturating_mul(context.div_ceil(PAGE_SIZE) as u64);
+    let needed = file.weight_bytes().saturating_add(kv_bytes);
+    let mut rows = vec![
+        ("memory, one context", size(kv_bytes)),
+        ("memory, both", size(needed)),
+    ];
+    let available = memory::available_bytes();
+    if let Some(available) = available {
+        let available = available as u64;
+        let verdict = if needed <= available {
+            "it fits".to_owned()
+        } else if file.weight_bytes() < available {
+            let n_tokens = (available - file.weight_bytes()) / (kv_bytes / context.max(1) as u64).max(1);
+            format!("not with its whole context: about {n_tokens} tokens fit (--context)")
+        } else {
+            let missing = size(file.weight_bytes() - available);
+            format!("its weights do not fit: {missing} are missing (a smaller quantization, --quantize q4_0)")
+        };
+        rows.push(("memory, available", size(available)));
+        rows.push(("will it run", verdict));
+    }
+    let n_bytes = file.token_bytes();
+    let rate = read_rate(available.unwrap_or(usize::MAX));
+    rows.push(("read for a token", size(n_bytes)));
+    rows.push(("memory reads", format!("{} a second", size(rate as u64))));
+    rows.push((
+        "tokens/s at most",
+        format!("{:.0} of one sequence", rate / n_bytes.max(1) as f64),
+    ));
+    rows
+}
+
+/// Bytes a second that all cores read together from memory that no cache holds; the best of three times.
+fn read_rate(available: usize) -> f64 {
+    const MOST_BYTES: usize = 256 << 20;
+    const N_TIMES: usize = 3;
+    let n_threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let n_words = MOST_BYTES.min(available / 4).max(1 << 20) / size_of::<u64>();
+    // Written, so that each page is one of its own.
+    let words: Vec<u64> = (0..n_words as u64).collect();
+    let once = || -> f64 {
+        std::thread::scope(|scope| {
+            let read =
+                |part| std::thread::Builder::new().spawn_scoped(scope, move || measure::read_rate(part));
+            // Where a thread is not to be had, fewer are measured.
+            let threads: Vec<_> = words
+                .chunks(n_words.div_ceil(n_threads))
+                .filter_map(|part| read(part).ok())
+                .collect();
+            threads.into_iter().filter_map(|thread| thread.join().ok()).sum()
+        })
+    };
+    (0..N_TIMES).map(|_| once()).fold(0.0, f64::max)
+}
+
 /// Writes the models in Arbora's own cache and in the hub's.
 pub fn write_cached_models(out: &mut impl Write) -> io::Result<()> {
     let mut rows: Vec<(String, u64, String)> = Vec::new();
     for (alias, path, n_bytes) in cached_known_models() {
         rows.push((alias.to_owned(), n_bytes, path.display().to_string()));
     }
-    if let Some(settings) = config::hub_settings() {
+    let hubs = HubKind::NAMES.map(|(_, kind)| kind);
+    for settings in hubs.into_iter().filter_map(config::hub_settings) {
         for model in HubCache::new(settings.cache).models() {
             let revisions = model.revisions.join(", ");
             let note = match (model.is_incomplete, revisions.is_empty()) {
@@ -142,7 +204,11 @@ pub fn write_cached_models(out: &mut impl Write) -> io::Result<()> {
                 (false, true) => String::new(),
                 (false, false) => format!("revision {revisions}"),
             };
-            rows.push((model.id, model.n_bytes, note));
+            let place = match settings.kind {
+                HubKind::HuggingFace => "",
+                HubKind::ModelScope => " (--hub modelscope)",
+            };
+            rows.push((model.id, model.n_bytes, note + place));
         }
     }
     if rows.is_empty() {

@@ -39,6 +39,7 @@ mod pipeline;
 pub mod places;
 mod progress;
 pub mod prompt;
+pub mod quantize;
 mod random;
 pub mod route;
 pub mod served;

@@ -67,6 +67,9 @@ pub enum StartError {
         /// What there is.
         available: usize,
     },
+    /// Encoders have a format of their own in memory.
+    #[error("--quantize is for models that generate text: an encoder's weights have 12 bits in any case")]
+    QuantizedEncoder,
     /// Not even the shortest conversation would fit.
     #[error("a KV pool of {bytes} bytes holds no page: one takes {page_bytes} bytes")]
     PoolTooSmall {

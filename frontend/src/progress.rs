@@ -1,6 +1,8 @@
 //! Progress of downloads and loading.
 
 use std::io::{self, IsTerminal};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::log::LogWriter;
@@ -21,6 +23,29 @@ pub(crate) struct Progress {
     is_terminal: bool,
     started: Instant,
     said: String,
+    transfer: Option<Arc<Transfer>>,
+    /// Bytes of the file on its way that the transfer counts already.
+    n_counted: u64,
+}
+
+/// Several files that come at a time, told of in one line.
+pub(crate) struct Transfer {
+    n_files: usize,
+    n_bytes: u64,
+    n_transferred: AtomicU64,
+    is_said: AtomicBool,
+}
+
+impl Transfer {
+    /// A transfer of files of `n_bytes` together.
+    pub(crate) fn new(n_files: usize, n_bytes: u64) -> Transfer {
+        Transfer {
+            n_files,
+            n_bytes,
+            n_transferred: AtomicU64::new(0),
+            is_said: AtomicBool::new(false),
+        }
+    }
 }
 
 impl Progress {
@@ -30,7 +55,46 @@ impl Progress {
             is_terminal: io::stderr().is_terminal(),
             started: Instant::now(),
             said: String::new(),
+            transfer: None,
+            n_counted: 0,
         }
+    }
+
+    /// Progress of one file, which may be one of several that come at a time.
+    pub(crate) fn of_transfer(log: &LogWriter, transfer: Option<Arc<Transfer>>) -> Self {
+        Progress {
+            transfer,
+            ..Progress::new(log)
+        }
+    }
+
+    /// `n_bytes` of a file are there, of so many where that is known.
+    pub(crate) fn transferred(&mut self, name: &str, n_bytes: u64, expected: Option<u64>) {
+        let megabytes = |n: u64| n as f64 / 1e6;
+        let Some(transfer) = self.transfer.clone() else {
+            let now = megabytes(n_bytes);
+            return match expected {
+                Some(expected) => {
+                    self.show(&format!(
+                        "fetching {name}: {now:.1} of {:.1} MB",
+                        megabytes(expected)
+                    ));
+                }
+                None => self.show(&format!("fetching {name}: {now:.1} MB")),
+            };
+        };
+        // A file that begins again takes away what it gave.
+        let more = n_bytes.wrapping_sub(self.n_counted);
+        self.n_counted = n_bytes;
+        let before = transfer.n_transferred.fetch_add(more, Ordering::Relaxed);
+        if !self.is_terminal && transfer.is_said.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (now, all) = (megabytes(before.wrapping_add(more)), megabytes(transfer.n_bytes));
+        self.show(&format!(
+            "fetching {} files: {now:.1} of {all:.1} MB",
+            transfer.n_files
+        ));
     }
 
     pub(crate) fn show(&mut self, news: &str) {

@@ -163,10 +163,10 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Ended by itself, with one line that begins like this.
+/// Ended by itself, with one line that begins like this, because of what it was told to serve.
 fn refused(output: &Output, beginning: &str) {
     let said = said(output);
-    assert_eq!(output.status.code(), Some(1), "{}: {said}", output.status);
+    assert_eq!(output.status.code(), Some(2), "{}: {said}", output.status);
     let lines: Vec<&str> = said.lines().filter(|line| !line.contains(" INFO ")).collect();
     assert_eq!(lines.len(), 1, "{said}");
     assert!(lines[0].starts_with(beginning), "{said}");
@@ -395,6 +395,179 @@ fn keys_that_are_not_there_cannot_be_kept_apart() {
     refused(
         &output.expect("the binary runs"),
         "arbora: --isolate-keys keeps API keys apart and there is none",
+    );
+}
+
+/// `bytes` with what is behind the only place that holds `name` changed.
+fn patched(mut bytes: Vec<u8>, name: &str, behind: usize, to: &[u8]) -> Vec<u8> {
+    let mut places = bytes.windows(name.len()).enumerate();
+    let is_it = |(_, window): &(usize, &[u8])| *window == name.as_bytes();
+    let (at, _) = places.find(is_it).expect("it is in the file");
+    let start = at + name.len() + behind;
+    bytes[start..start + to.len()].copy_from_slice(to);
+    bytes
+}
+
+#[test]
+fn a_model_that_cannot_be_served_ends_in_a_line_before_the_port_is_opened() {
+    const TENSOR: &str = "blk.1.ffn_down.weight";
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let good = fs::read(MODEL).expect("readable");
+    let (dimensions, kind) = (4, 4 + 2 * 8);
+    for (bytes, option, expected) in [
+        // The string behind the key has 4 bytes of its type and 8 of its length.
+        (
+            patched(good.clone(), "general.architecture", 12, b"qwen9"),
+            None,
+            "architecture `qwen9` is not supported",
+        ),
+        (
+            patched(good.clone(), TENSOR, dimensions, &8u64.to_le_bytes()),
+            None,
+            "tensor `blk.1.ffn_down.weight` has shape [8, ",
+        ),
+        (
+            patched(good.clone(), TENSOR, kind, &19u32.to_le_bytes()),
+            None,
+            "tensor `blk.1.ffn_down.weight` is stored as IQ1_S",
+        ),
+        (
+            patched(good.clone(), "blk.1.ffn_dow", 0, b"m"),
+            None,
+            "tensor `blk.1.ffn_dowm.weight` is not expected",
+        ),
+        (good[..good.len() / 2].to_vec(), None, "tensor `"),
+        (b"GGUM".to_vec(), None, "not a GGUF file"),
+        (
+            good.clone(),
+            Some(["--context", "1000000"]),
+            "a context of 1000000 tokens: the model was made for 1 to ",
+        ),
+        (
+            good.clone(),
+            Some(["--kv-memory", "1048576GiB"]),
+            "the model's weights take ",
+        ),
+        (
+            good.clone(),
+            Some(["--quantize", "q5_1"]),
+            "--quantize must be one of q8_0, q4_0, q4_k, got 'q5_1'",
+        ),
+    ] {
+        let path = folder.path().join("model.gguf");
+        fs::write(&path, bytes).expect("writable");
+        let mut command = arbora();
+        command
+            .args(["serve", "--threads", "1", "--port", "0", "--model"])
+            .arg(&path);
+        let output = command
+            .args(option.iter().flatten())
+            .output()
+            .expect("the binary runs");
+        refused(&output, &format!("arbora: {expected}"));
+        assert!(!said(&output).contains("serving at"), "{}", said(&output));
+    }
+    for (model, expected) in [
+        (
+            "no/such/model.gguf",
+            "no model file or folder at no/such/model.gguf",
+        ),
+        ("no-such-alias", "'no-such-alias' is neither a file or folder"),
+    ] {
+        let output = arbora().args(["serve", "--port", "0", "--model", model]).output();
+        refused(&output.expect("the binary runs"), &format!("arbora: {expected}"));
+    }
+    let packed = folder.path().join("packed");
+    fs::create_dir(&packed).expect("writable");
+    let gptq = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/packed/gptq/");
+    fs::copy(
+        gptq.to_owned() + "model.safetensors",
+        packed.join("model.safetensors"),
+    )
+    .expect("a small file");
+    let config = fs::read_to_string(gptq.to_owned() + "config.json").expect("text");
+    fs::write(
+        packed.join("config.json"),
+        config.replace("\"bits\": 4", "\"bits\": 3"),
+    )
+    .expect("writable");
+    let output = arbora()
+        .args(["serve", "--port", "0", "--model"])
+        .arg(&packed)
+        .output();
+    let expected = "arbora: `quantization_config.bits` = 3 is not supported";
+    refused(&output.expect("the binary runs"), expected);
+}
+
+#[test]
+fn a_port_that_is_taken_is_found_out_before_the_model_is_loaded() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("bound").port().to_string();
+    let output = arbora()
+        .args(["serve", "--port", &port, "--model", "no/such/model.gguf"])
+        .output();
+    let said = said(&output.expect("the binary runs"));
+    assert!(
+        said.starts_with(&format!("arbora: cannot listen on 127.0.0.1:{port}: ")),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_model_is_quantized_into_a_file_that_is_served() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let granite = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../tests/golden/families/granite.gguf"
+    );
+    let out = folder.path().join("quantized.gguf");
+    let quantize = || {
+        arbora()
+            .args(["quantize", granite, "--type", "q4_0"])
+            .arg(&out)
+            .output()
+            .expect("it runs")
+    };
+    let output = quantize();
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("quantized.gguf has "), "{}", said(&output));
+    refused(&quantize(), "arbora: writing ");
+    let generated = |model: &std::path::Path, quantize: &[&str]| {
+        let mut command = arbora();
+        command.args([
+            "generate",
+            "--raw",
+            "--temperature",
+            "0",
+            "--max-tokens",
+            "8",
+            "--threads",
+            "1",
+        ]);
+        let output = command
+            .args(quantize)
+            .arg("--model")
+            .arg(model)
+            .arg("a b")
+            .stdout(Stdio::piped())
+            .output();
+        let output = output.expect("the binary runs");
+        assert!(output.status.success(), "{}", said(&output));
+        output.stdout
+    };
+    let expected = generated(granite.as_ref(), &["--quantize", "q4_0"]);
+    assert!(!expected.is_empty());
+    assert_eq!(generated(&out, &[]), expected);
+    let inspected = arbora()
+        .args(["inspect"])
+        .arg(&out)
+        .stdout(Stdio::piped())
+        .output()
+        .expect("it runs");
+    let text = String::from_utf8_lossy(&inspected.stdout).into_owned();
+    assert!(
+        text.contains("quantization          Q4_0") && text.contains("will it run           it fits"),
+        "{text}"
     );
 }
 

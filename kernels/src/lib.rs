@@ -379,6 +379,24 @@ pub trait Backend: Send + Sized + 'static {
         bias: Option<&[f32]>,
     ) -> Result<Self::Linear, BackendError>;
 
+    /// As [`linear`](Self::linear), of matrices whose inputs stand in another order than the activations:
+    /// input `i` of `parts` is multiplied with `x[r][order[i]]` (GPTQ's act-order). `order` is a permutation
+    /// of `0..n_in`. All parts are quantized, and the layer cannot embed.
+    fn linear_in_order(
+        &mut self,
+        parts: &[MatrixSource<'_>],
+        bias: Option<&[f32]>,
+        order: &[u32],
+    ) -> Result<Self::Linear, BackendError> {
+        let (_, _) = (bias, order);
+        Err(BackendError::BadMatrix {
+            format: parts[0].format,
+            n_out: parts[0].n_out,
+            n_in: parts[0].n_in,
+            reason: "this device takes no inputs in another order",
+        })
+    }
+
     /// Joins the matrices of all experts, each made by [`linear`](Self::linear) of parts of equal shapes.
     fn experts(&mut self, linears: Vec<Self::Linear>) -> Result<Self::Experts, BackendError>;
 

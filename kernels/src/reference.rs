@@ -40,6 +40,8 @@ pub struct ReferenceLinear {
     /// Of each output: whether its activations are quantized.
     quantized: Vec<bool>,
     bias: Vec<f32>,
+    /// Which activation each input is multiplied with, where that is not the one at its place.
+    order: Option<Vec<u32>>,
     n_in: usize,
 }
 
@@ -229,6 +231,7 @@ impl Backend for ReferenceBackend {
             weights: Vec::new(),
             quantized: Vec::new(),
             bias: Vec::new(),
+            order: None,
             n_in,
         };
         for source in parts {
@@ -255,6 +258,28 @@ impl Backend for ReferenceBackend {
         let n_out = linear.quantized.len();
         linear.bias = bias.map_or(vec![0.0; n_out], <[f32]>::to_vec);
         assert_eq!(linear.bias.len(), n_out, "one bias an output");
+        Ok(linear)
+    }
+
+    fn linear_in_order(
+        &mut self,
+        parts: &[MatrixSource<'_>],
+        bias: Option<&[f32]>,
+        order: &[u32],
+    ) -> Result<ReferenceLinear, BackendError> {
+        let mut linear = self.linear(parts, bias)?;
+        let mut sorted = order.to_vec();
+        sorted.sort_unstable();
+        let is_permutation = sorted.iter().copied().eq(0..linear.n_in as u32);
+        if !is_permutation || !linear.quantized.iter().all(|&is| is) {
+            return Err(BackendError::BadMatrix {
+                format: parts[0].format,
+                n_out: linear.quantized.len(),
+                n_in: linear.n_in,
+                reason: "its inputs cannot stand in that order",
+            });
+        }
+        linear.order = Some(order.to_vec());
         Ok(linear)
     }
 
@@ -365,7 +390,13 @@ impl Backend for ReferenceBackend {
         let n_out = w.quantized.len();
         let rows = out.output(x.n_rows(), n_out).chunks_exact_mut(n_out);
         for (row, out) in rows.enumerate() {
-            w.multiply(x.row(row), out);
+            match &w.order {
+                None => w.multiply(x.row(row), out),
+                Some(order) => {
+                    let x: Vec<f32> = order.iter().map(|&at| x.row(row)[at as usize]).collect();
+                    w.multiply(&x, out);
+                }
+            }
         }
     }
 

@@ -196,6 +196,68 @@ fn stacked_parts_of_any_formats_with_a_bias_conform_and_embed_their_rows() {
 }
 
 #[test]
+fn inputs_in_another_order_are_multiplied_with_the_activations_they_belong_to() {
+    fn product<B: Backend>(backend: &mut B, source: MatrixSource<'_>, order: &[u32], x: &[f32]) -> Vec<f32> {
+        let linear = backend
+            .linear_in_order(&[source], None, order)
+            .expect("a good order");
+        let n_rows = x.len() / source.n_in;
+        let x = tensor(backend, source.n_in, x);
+        let mut out = output(backend, n_rows, source.n_out);
+        backend.matmul(&linear, &x, &mut out);
+        values(backend, &out, n_rows, source.n_out)
+    }
+    for (format, n_in) in [
+        (Format::Q4_0, 96),
+        (Format::U4, 64),
+        (Format::U4x128, 256),
+        (Format::U8, 64),
+    ] {
+        let seed = 70 + n_in as u64;
+        let mut random = Random(seed);
+        let n_out = 20;
+        let bytes = random_matrix(format, n_out, n_in, &mut random);
+        let source = MatrixSource {
+            format,
+            n_out,
+            n_in,
+            bytes: &bytes,
+        };
+        // Every input but a few moves; no block keeps its own.
+        let order: Vec<u32> = (0..n_in as u32).map(|i| (i * 37 + 5) % n_in as u32).collect();
+        let x = random_rows(19, n_in, &mut random);
+        let gathered: Vec<f32> = x
+            .chunks_exact(n_in)
+            .flat_map(|row| order.iter().map(|&at| row[at as usize]))
+            .collect();
+        let expected = matmul(&mut ReferenceBackend::new(), &[source], None, &gathered);
+        let reference = product(&mut ReferenceBackend::new(), source, &order, &x);
+        assert_eq!(reference, expected, "{format:?}, seed {seed}");
+        for (name, mut cpu) in cpu_backends() {
+            let expected = matmul(&mut cpu, &[source], None, &gathered);
+            assert_eq!(
+                product(&mut cpu, source, &order, &x),
+                expected,
+                "{format:?}, {name}, seed {seed}"
+            );
+            for bad in [&order[1..], &vec![0; n_in], &vec![n_in as u32; n_in]] {
+                assert!(cpu.linear_in_order(&[source], None, bad).is_err());
+            }
+        }
+    }
+    let (plain, order) = (vec![0; 4 * 32], (0..32).collect::<Vec<u32>>());
+    let source = MatrixSource {
+        format: Format::F32,
+        n_out: 1,
+        n_in: 32,
+        bytes: &plain,
+    };
+    for (_, mut cpu) in cpu_backends() {
+        assert!(cpu.linear_in_order(&[source], None, &order).is_err());
+    }
+}
+
+#[test]
 fn matrices_that_do_not_fit_are_refused() {
     let zeros = vec![0u8; 4096];
     let matrix = |format, n_out, n_in, n_bytes: usize| MatrixSource {

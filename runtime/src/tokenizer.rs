@@ -18,6 +18,7 @@ mod bytes;
 mod gguf;
 mod json;
 mod normalize;
+mod sentencepiece;
 mod split;
 
 use std::borrow::Cow;
@@ -32,6 +33,7 @@ use added::AddedTokens;
 use bytes::ByteAlphabet;
 pub use json::JsonSettings;
 use normalize::{Normalizer, SPACE_MARK};
+pub use sentencepiece::SENTENCEPIECE_FILE;
 use split::Splitter;
 
 /// Control tokens that end an answer by their name. Files converted from a base model's configuration often
@@ -85,6 +87,15 @@ pub enum TokenizerError {
     UnsupportedModel {
         /// The name in the file.
         found: String,
+    },
+    /// A `tokenizer.model` that is none.
+    #[error("{SENTENCEPIECE_FILE} is no SentencePiece model")]
+    BadSentencePiece,
+    /// A `tokenizer.model` that changes text before it is cut.
+    #[error("{SENTENCEPIECE_FILE}: normalizer `{value}` is not supported")]
+    UnsupportedNormalizer {
+        /// What it does.
+        value: String,
     },
     /// Something in a `tokenizer.json` that changes the tokens and is not done here.
     #[error("{TOKENIZER_JSON}: `{what}` = {value} is not supported")]

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use super::environment;
-use crate::hub::HubSettings;
+use crate::hub::{HubKind, HubSettings};
 
 /// Where models come from unless `HF_ENDPOINT` says otherwise.
 const DEFAULT_HUB: &str = "https://huggingface.co";
+/// Where ModelScope's models come from unless `MODELSCOPE_DOMAIN` says otherwise.
+const DEFAULT_MODELSCOPE: &str = "www.modelscope.cn";
 
 /// Where fetched models are kept: `$XDG_CACHE_HOME`, else `$HOME/.cache`. Absent where neither is an absolute
 /// path.
@@ -16,8 +18,9 @@ pub fn cache_directory() -> Option<PathBuf> {
 }
 
 /// The hub by `HF_ENDPOINT`, `HF_TOKEN` (or the token file that the hub's own tool writes), `HF_HOME` and
-/// `HF_HUB_OFFLINE`. Absent where there is no place for a cache.
-pub fn hub_settings() -> Option<HubSettings> {
+/// `HF_HUB_OFFLINE`; ModelScope by `MODELSCOPE_DOMAIN`, without a token. Absent where there is no place for a
+/// cache.
+pub fn hub_settings(kind: HubKind) -> Option<HubSettings> {
     let text = |name| environment(name).and_then(|value| value.into_string().ok());
     let filled = |name| {
         text(name)
@@ -33,7 +36,22 @@ pub fn hub_settings() -> Option<HubSettings> {
         Some(token.trim().to_owned()).filter(|token| !token.is_empty())
     };
     let is_on = |value: String| ["1", "true", "yes", "on"].contains(&value.to_ascii_lowercase().as_str());
+    if kind == HubKind::ModelScope {
+        let domain = filled("MODELSCOPE_DOMAIN").unwrap_or_else(|| DEFAULT_MODELSCOPE.to_owned());
+        return Some(HubSettings {
+            kind,
+            endpoint: match domain.contains("://") {
+                true => domain,
+                false => format!("https://{domain}"),
+            },
+            token: None,
+            offline: filled("HF_HUB_OFFLINE").is_some_and(is_on),
+            // Not the folder of ModelScope's own tool, whose layout is another one.
+            cache: cache_directory()?.join("arbora").join("modelscope"),
+        });
+    }
     Some(HubSettings {
+        kind,
         endpoint: filled("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_HUB.to_owned()),
         token: filled("HF_TOKEN").or_else(token_file),
         offline: filled("HF_HUB_OFFLINE").is_some_and(is_on),

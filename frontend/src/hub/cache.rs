@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::client::{Client, FileFacts, is_sha256};
+use super::client::{Client, FileFacts, Listing, is_sha256};
 use super::{HubError, HubModel};
 use crate::checked::{self, Verdict};
 use crate::models::Fetching;
@@ -118,12 +118,12 @@ impl HubCache {
         &self,
         client: &Client,
         model: &HubModel,
-        commit: &str,
+        listing: &Listing,
         file: &str,
         (progress, fetching): (&mut Progress, &Fetching),
     ) -> Result<PathBuf, HubError> {
         let interrupted = &*fetching.interrupted;
-        let link = self.snapshot(model, commit).join(file);
+        let link = self.snapshot(model, &listing.commit).join(file);
         let mut is_damaged = false;
         if link.is_file() {
             progress.show(&format!("checking {file}"));
@@ -135,7 +135,7 @@ impl HubCache {
                 verified => return verified.map(|()| link),
             }
         }
-        let facts = client.facts(model, commit, file, interrupted)?;
+        let facts = client.facts(model, listing, file, interrupted)?;
         let blob = self.folder(model).join("blobs").join(&facts.etag);
         let folder = blob.parent().expect("it was joined to one");
         fs::create_dir_all(folder).map_err(error("create", folder))?;

@@ -1,6 +1,8 @@
 //! HTTP to the hub. Every byte of an answer is a stranger's: sizes are limited, names checked, and the token
 //! goes to the endpoint's own host only.
 
+mod modelscope;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +11,7 @@ use serde::Deserialize;
 use ureq::http::{HeaderMap, Response, Uri};
 use ureq::{Agent, Body};
 
-use super::{HubError, HubModel, HubSettings, Patience, is_file_name};
+use super::{HubError, HubKind, HubModel, HubSettings, Patience, is_file_name};
 use crate::progress::Progress;
 use crate::tls::system_tls;
 
@@ -21,7 +23,33 @@ const MAX_REDIRECTS: usize = 10;
 #[derive(Debug)]
 pub(super) struct Listing {
     pub(super) commit: String,
-    pub(super) files: Vec<String>,
+    files: Vec<ListedFile>,
+}
+
+/// What a listing says of a file.
+#[derive(Debug)]
+struct ListedFile {
+    name: String,
+    /// Absent where it does not say.
+    n_bytes: Option<u64>,
+    /// SHA-256, where the listing is all that is said of a file.
+    sha256: Option<String>,
+}
+
+impl Listing {
+    /// Their paths in the repository.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.files.iter().map(|file| file.name.clone()).collect()
+    }
+
+    /// Bytes of a file, where that is known.
+    pub(super) fn n_bytes(&self, name: &str) -> Option<u64> {
+        self.named(name)?.n_bytes
+    }
+
+    fn named(&self, name: &str) -> Option<&ListedFile> {
+        self.files.iter().find(|file| file.name == name)
+    }
 }
 
 #[derive(Deserialize)]
@@ -34,6 +62,7 @@ struct ListingJson {
 #[derive(Deserialize)]
 struct Sibling {
     rfilename: String,
+    size: Option<u64>,
 }
 
 /// What the hub says of a file before its bytes.
@@ -61,6 +90,7 @@ pub(super) fn is_sha256(name: &str) -> bool {
 
 pub(super) struct Client {
     agent: Agent,
+    kind: HubKind,
     endpoint: String,
     token: Option<String>,
     pub(super) patience: Patience,
@@ -90,6 +120,7 @@ impl Client {
             .new_agent();
         Client {
             agent,
+            kind: settings.kind,
             endpoint: settings.endpoint.trim_end_matches('/').to_owned(),
             token: settings.token.clone(),
             patience,
@@ -99,38 +130,45 @@ impl Client {
     /// The files of `model`'s revision.
     pub(super) fn list(&self, model: &HubModel, interrupted: &AtomicBool) -> Result<Listing, HubError> {
         let what = format!("model {} at {}", model.id, model.revision);
-        let revision = model.revision.replace('/', "%2F");
-        let url = format!("{}/api/models/{}/revision/{revision}", self.endpoint, model.id);
+        let url = match self.kind {
+            HubKind::HuggingFace => {
+                let revision = model.revision.replace('/', "%2F");
+                format!(
+                    "{}/api/models/{}/revision/{revision}?blobs=true",
+                    self.endpoint, model.id
+                )
+            }
+            HubKind::ModelScope => modelscope::listing_url(&self.endpoint, model),
+        };
         let body = self.patiently(interrupted, || {
             let (mut answer, _) = self.follow(&url, &what, None)?;
             let limited = answer.body_mut().with_config().limit(MAX_LISTING_BYTES);
             limited.read_to_vec().map_err(|error| passing(&what, &error))
         })?;
-        let bad = |reason: String| HubError::BadAnswer {
-            what: what.clone(),
-            reason,
+        let read = match self.kind {
+            HubKind::HuggingFace => read_listing(&body),
+            HubKind::ModelScope => modelscope::read_listing(&body),
         };
-        let json: ListingJson = serde_json::from_slice(&body).map_err(|error| bad(error.to_string()))?;
-        if !is_hash(&json.sha) {
-            return Err(bad(format!("'{}' is no commit", json.sha)));
-        }
+        let mut listing = read.map_err(|reason| HubError::BadAnswer { what, reason })?;
         // A file whose name could lead out of the cache is one we do not see.
-        let names = json.siblings.into_iter().map(|sibling| sibling.rfilename);
-        Ok(Listing {
-            commit: json.sha,
-            files: names.filter(|name| is_file_name(name)).collect(),
-        })
+        listing.files.retain(|file| is_file_name(&file.name));
+        Ok(listing)
     }
 
     /// What the hub says of a file.
     pub(super) fn facts(
         &self,
         model: &HubModel,
-        commit: &str,
+        listing: &Listing,
         file: &str,
         interrupted: &AtomicBool,
     ) -> Result<FileFacts, HubError> {
         let what = format!("{file} of {}", model.id);
+        if self.kind == HubKind::ModelScope {
+            return modelscope::facts(&self.endpoint, model, listing, file)
+                .ok_or(HubError::NotFound { what });
+        }
+        let commit = &listing.commit;
         let url = format!("{}/{}/resolve/{commit}/{file}", self.endpoint, model.id);
         self.patiently(interrupted, || {
             let (answer, headers) = self.follow(&url, &what, Some(Method::Head))?;
@@ -241,7 +279,7 @@ impl Client {
             if facts.n_bytes.is_some_and(|expected| n_bytes > expected) {
                 break;
             }
-            progress.show(&fetched(name, n_bytes, facts.n_bytes));
+            progress.transferred(name, n_bytes, facts.n_bytes);
         }
         match facts.n_bytes {
             Some(expected) if n_bytes < expected => Err(passing(
@@ -399,13 +437,19 @@ fn io_error(name: &str, source: std::io::Error) -> HubError {
     }
 }
 
-fn fetched(name: &str, n_bytes: u64, expected: Option<u64>) -> String {
-    let megabytes = |n: u64| n as f64 / 1e6;
-    match expected {
-        Some(expected) => {
-            let (now, all) = (megabytes(n_bytes), megabytes(expected));
-            format!("fetching {name}: {now:.1} of {all:.1} MB")
-        }
-        None => format!("fetching {name}: {:.1} MB", megabytes(n_bytes)),
+/// Hugging Face's listing; an error says what is wrong with it.
+fn read_listing(body: &[u8]) -> Result<Listing, String> {
+    let json: ListingJson = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    if !is_hash(&json.sha) {
+        return Err(format!("'{}' is no commit", json.sha));
     }
+    let files = json.siblings.into_iter().map(|sibling| ListedFile {
+        name: sibling.rfilename,
+        n_bytes: sibling.size,
+        sha256: None,
+    });
+    Ok(Listing {
+        commit: json.sha,
+        files: files.collect(),
+    })
 }

@@ -58,6 +58,15 @@ pub(crate) struct QuantizedRows {
     depths: Vec<usize>,
 }
 
+/// Rows that are to be quantized.
+#[derive(Clone, Copy)]
+pub(crate) struct Inputs<'a> {
+    pub(crate) n_rows: usize,
+    pub(crate) n_in: usize,
+    /// Which value of a row comes at each place, where that is not the one that stands there.
+    pub(crate) order: Option<&'a [u32]>,
+}
+
 impl QuantizedRows {
     pub(crate) fn new() -> Result<Self, BackendError> {
         Ok(QuantizedRows {
@@ -100,22 +109,32 @@ impl QuantizedRows {
         Ok(())
     }
 
-    /// Quantizes the rows of `x`, spread over the pool.
-    pub(crate) fn quantize(&mut self, pool: &mut ThreadPool, kernels: &LinearKernels, x: &CpuTensor) {
+    /// Quantizes the rows of `x`, spread over the pool; where an order is given, value `order[i]` of a row
+    /// comes at place `i`.
+    pub(crate) fn quantize(
+        &mut self,
+        pool: &mut ThreadPool,
+        kernels: &LinearKernels,
+        (x, order): (&CpuTensor, Option<&[u32]>),
+    ) {
         let n_rows = x.n_rows();
-        self.quantize_rows(pool, kernels, (n_rows, x.width()), |row| {
+        let inputs = Inputs {
+            n_rows,
+            n_in: x.width(),
+            order,
+        };
+        self.quantize_rows(pool, kernels, inputs, |row| {
             let first = row / PANEL_ROWS * PANEL_ROWS;
             (x.row(row), first..n_rows.min(first + PANEL_ROWS))
         });
     }
 
-    /// Quantizes `n_rows` rows of `n_in`, spread over the pool; `of` gives each row and the rows of its
-    /// panel.
+    /// Quantizes rows, spread over the pool; `of` gives each row and the rows of its panel.
     pub(crate) fn quantize_rows<'a>(
         &mut self,
         pool: &mut ThreadPool,
         kernels: &LinearKernels,
-        (n_rows, n_in): (usize, usize),
+        Inputs { n_rows, n_in, order }: Inputs<'_>,
         of: impl Fn(usize) -> (&'a [f32], Range<usize>) + Sync,
     ) {
         self.n_in = n_in;
@@ -138,10 +157,25 @@ impl QuantizedRows {
                     n_panel_rows: panel.len(),
                     row: row - panel.start,
                 };
-                // SAFETY: the panel lies within `bytes` (its end is at most n_rows), `row` is one of its rows
-                // and is claimed once, the row has n_in elements, a whole number of blocks, and the kernels
-                // are of an instruction set that this machine has.
-                unsafe { (kernels.quantize_row)(values, &target) }
+                let Some(order) = order else {
+                    // SAFETY: the panel lies within `bytes` (its end is at most n_rows), `row` is one of its
+                    // rows and is claimed once, the row has n_in elements, a whole number of blocks, and the
+                    // kernels are of an instruction set that this machine has.
+                    unsafe { (kernels.quantize_row)(values, &target) }
+                    continue;
+                };
+                for (block, order) in order.chunks_exact(BLOCK).enumerate() {
+                    let mut gathered = [0f32; BLOCK];
+                    for (value, &at) in gathered.iter_mut().zip(order) {
+                        *value = values[at as usize];
+                    }
+                    let target = QuantizeRow {
+                        panel: target.record(block),
+                        ..target
+                    };
+                    // SAFETY: as above, of one block: its record is the first of the panel from there on.
+                    unsafe { (kernels.quantize_row)(&gathered, &target) }
+                }
             }
         });
     }

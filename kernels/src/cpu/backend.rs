@@ -61,6 +61,15 @@ impl Backend for CpuBackend {
         Ok(CpuRoutes::new(shape, self.pool.n_threads()))
     }
 
+    fn linear_in_order(
+        &mut self,
+        parts: &[MatrixSource<'_>],
+        bias: Option<&[f32]>,
+        order: &[u32],
+    ) -> Result<CpuLinear, BackendError> {
+        self.linear(parts, bias)?.in_order(order)
+    }
+
     fn kv(&mut self, shape: KvShape) -> Result<CpuKv, BackendError> {
         CpuKv::new(shape)
     }

@@ -12,7 +12,7 @@
 use std::ops::Range;
 
 use super::activation::sigmoid;
-use super::activations::{PANEL_ROWS, QuantizedRows};
+use super::activations::{Inputs, PANEL_ROWS, QuantizedRows};
 use super::exponential::exp;
 use super::linear::{CpuLinear, Product, SMALL_WORK, chunk_panels, most_tiles};
 use super::simd::linear::LinearKernels;
@@ -42,6 +42,14 @@ impl CpuExperts {
                 n_out: other.n_out(),
                 n_in: other.n_in(),
                 reason: "its shape is not that of the first expert",
+            });
+        }
+        if let Some(other) = linears.iter().find(|linear| linear.has_order()) {
+            return Err(BackendError::BadMatrix {
+                format: other.format(),
+                n_out: other.n_out(),
+                n_in: other.n_in(),
+                reason: "an expert's inputs stand in their order",
             });
         }
         Ok(CpuExperts {
@@ -375,7 +383,12 @@ impl ExpertSpace {
         fill_passes(&mut self.passes, routes, most_rows);
         let passes = &self.passes;
         if experts.has_quantized_part {
-            quantized.quantize_rows(pool, kernels, (n_slots, n_in), |slot| {
+            let inputs = Inputs {
+                n_rows: n_slots,
+                n_in,
+                order: None,
+            };
+            quantized.quantize_rows(pool, kernels, inputs, |slot| {
                 let n_before = passes.partition_point(|pass| pass.slots.start <= slot);
                 let Range { start, end } = passes[n_before - 1].slots;
                 let first = start + (slot - start) / PANEL_ROWS * PANEL_ROWS;

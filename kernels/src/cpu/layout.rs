@@ -17,7 +17,7 @@
 //!
 //! A sub-block is what 32 inputs of 16 columns have of their own: a plane of the low 2, 4 or 8 bits, a plane
 //! of the 1 or 2 bits above (formats of 3, 5 and 6 bits), and integer scales and minima. A block is one of
-//! them, or eight in formats with super-blocks, then the floating-point numbers:
+//! them, or four or eight in formats with larger blocks, then the floating-point numbers:
 //!
 //! ```text
 //!   sub-block:  low plane | high plane | 16 x scale of 32, or 16 x (scale, scale) of 16 and 16 | 16 x min
@@ -53,7 +53,7 @@ const PLANE_BYTES: usize = TILE_COLUMNS * BLOCK / 8;
 macro_rules! of_format {
     ($format:expr, $function:ident) => {
         of_format!($format, $function: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2K, Q3K, Q4K, Q5K, Q6K, Iq4Nl, Iq4Xs,
-            Mxfp4, Tq1_0, Tq2_0, Iq2Xxs, Iq2Xs, Iq2S, Iq3Xxs, Iq3S)
+            Mxfp4, Tq1_0, Tq2_0, Iq2Xxs, Iq2Xs, Iq2S, Iq3Xxs, Iq3S, U4, U4x128, U8)
     };
     ($format:expr, $function:ident: $($name:ident),*) => {
         match $format {
@@ -206,6 +206,7 @@ impl TileLayout {
         let of_32 = |at: usize| [sub[at + lane]; 2];
         let of_16 = || [0, 1].map(|i| sub[self.sub_scales() + 2 * lane + i]);
         match (self.coding.scales, self.coding.mins) {
+            (Scales::None, Mins::Per32) => ([1; 2], of_32(self.sub_mins())),
             (Scales::None, _) => ([1; 2], [1; 2]),
             (Scales::Per32, Mins::Per32) => (
                 of_32(self.sub_scales()).map(|byte| byte as i8),

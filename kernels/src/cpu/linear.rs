@@ -43,6 +43,8 @@ struct Part {
 pub struct CpuLinear {
     parts: Vec<Part>,
     bias: Option<Vec<f32>>,
+    /// Which activation each input is multiplied with, where that is not the one at its place.
+    order: Option<Vec<u32>>,
     n_in: usize,
     n_out: usize,
     n_tiles: usize,
@@ -59,6 +61,7 @@ impl CpuLinear {
         let mut linear = CpuLinear {
             parts: Vec::with_capacity(parts.len()),
             bias: None,
+            order: None,
             n_in: parts[0].n_in,
             n_out: 0,
             n_tiles: 0,
@@ -95,6 +98,29 @@ impl CpuLinear {
             linear.bias = Some(bias.to_vec());
         }
         Ok(linear)
+    }
+
+    /// The same layer for activations in another order: input `i` is multiplied with activation `order[i]`.
+    pub(crate) fn in_order(mut self, order: &[u32]) -> Result<Self, BackendError> {
+        let bad = |reason| BackendError::BadMatrix {
+            format: self.parts[0].weights.format(),
+            n_out: self.n_out,
+            n_in: self.n_in,
+            reason,
+        };
+        if !self.parts.iter().all(|part| part.weights.format().is_quantized()) {
+            return Err(bad("only inputs of quantized weights may stand in another order"));
+        }
+        if !is_permutation(order, self.n_in) {
+            return Err(bad("the order of its inputs is no permutation"));
+        }
+        self.order = Some(order.to_vec());
+        Ok(self)
+    }
+
+    /// Whether its activations stand in another order than its inputs.
+    pub(crate) fn has_order(&self) -> bool {
+        self.order.is_some()
     }
 
     /// Inputs.
@@ -149,7 +175,7 @@ impl CpuLinear {
         }
         let mut element_bytes = 4;
         if self.has_quantized_part() {
-            quantized.quantize(pool, kernels, x);
+            quantized.quantize(pool, kernels, (x, self.order.as_deref()));
             element_bytes = 1;
         }
         let product = Product {
@@ -179,6 +205,7 @@ impl CpuLinear {
 
     /// `out[i] = W[ids[i]]`, dequantized.
     pub(crate) fn embed(&self, pool: &mut ThreadPool, ids: &[u32], out: &mut CpuTensor) {
+        assert!(self.order.is_none(), "an embedding's inputs stand in their order");
         let n_in = self.n_in;
         let output = SharedSlice::new(out.output(ids.len(), n_in));
         pool.run(ids.len(), 4, |_, rows| {
@@ -192,6 +219,16 @@ impl CpuLinear {
             }
         });
     }
+}
+
+/// Whether `order` has each of `0..n` once.
+pub(crate) fn is_permutation(order: &[u32], n: usize) -> bool {
+    let mut seen = vec![false; n];
+    let is_new = |&at: &u32| {
+        let place = seen.get_mut(at as usize);
+        place.is_some_and(|seen| !std::mem::replace(seen, true))
+    };
+    order.len() == n && order.iter().all(is_new)
 }
 
 /// Panels of inputs that stay in L2 while the weights stream by.

@@ -18,11 +18,12 @@
 //! IQ3_XXS d | 64 x index of 4 | 8 x (4 x 7 signs, 4 bits of sc)
 //! IQ3_S   d | 64 x index | 64 x upper bit of index | 32 x 8 signs | 8 x 4 bits of sc
 //! MXFP4  exponent | q     TQ1_0  48 x 5 + 4 x 4 base-3 digits | d     TQ2_0  64 x 4 of 2 bits | d
+//! U4     d | u8 zero | q  U4_128 d | u8 zero | 4 x q                  U8     d | i16 128 - zero | 32 x u8
 //! ```
 //!
 //! Bits of one byte belong to weights that are 32 apart (64 or 16 in some), so that vectors unpack them.
 //!
-//! Source: ggml's `ggml-common.h` and `ggml-quants.c`.
+//! Source: ggml's `ggml-common.h` and `ggml-quants.c`; the last line's are our own.
 
 use super::grids;
 use super::{Coding, Format, MAX_BLOCK_LEN, Mins, Values, f32_from_bf16, f32_from_f16};
@@ -148,6 +149,22 @@ pub(crate) fn read_block(format: Format, bytes: &[u8], block: &mut Block) {
             nibbles(&bytes[8..], 16, &mut block.quants);
         }
         Format::Tq1_0 => tq1_0(bytes, &mut block.quants),
+        Format::U4 | Format::U4x128 => {
+            block.min = block.scale ^ SIGN;
+            block.mins.fill(bytes[2]);
+            nibbles(&bytes[3..], 16, &mut block.quants);
+        }
+        Format::U8 => {
+            // w = d (q - 128) + d (128 - zero), the last as a magnitude and a sign.
+            let offset = half(2) as i16;
+            block.min = if offset < 0 {
+                block.scale ^ SIGN
+            } else {
+                block.scale
+            };
+            block.mins.fill(offset.unsigned_abs() as u8);
+            block.quants[..32].copy_from_slice(&bytes[4..]);
+        }
         Format::Tq2_0 => pairs_of_bits(&bytes[..64], &mut block.quants),
         Format::Iq2Xxs | Format::Iq2Xs | Format::Iq2S => iq2(format, &bytes[2..], block),
         Format::Iq3Xxs | Format::Iq3S => iq3(format, &bytes[2..], block),

@@ -26,19 +26,28 @@
 //! | IQ2_XXS, IQ2_XS, IQ2_S | 2.06, 2.31, 2.56 | eights of a grid | of a table | as IQ4_XS, 4 bits |
 //! | IQ3_XXS, IQ3_S | 3.06, 3.44 | fours of a grid | of a table | as IQ4_XS, 4 bits |
 //! | TQ1_0, TQ2_0 | 1.6875, 2.0625 | -1, 0, 1 | q - 1 | f16 for each 256 |
+//! | U4, U4_128 | 4.75, 4.1875 | 4 bits | q - zero | f16 scale and integer zero for each 32, 128 |
+//! | U8 | 9 | 8 bits | q - zero | f16 scale and integer zero for each 32 |
+//!
+//! The last three are no formats of GGUF: weights of other checkpoints (GPTQ, AWQ, compressed-tensors) become
+//! blocks of them when they are loaded. A zero point `z` is a min of `-scale * z`.
 //!
 //! A format is a variant of [`Format`], its row in `ROWS` and how its bytes are read (`blocks.rs`); the
-//! kernels go by the `Coding`. A golden (`tests/golden/quants.py`) compares every weight with the `gguf`
-//! package's.
+//! kernels go by the `Coding`. A golden (`tests/golden/quants.py`) compares every weight of GGUF's
+//! with the `gguf` package's.
 //!
 //! Source: the GGUF specification and ggml's block definitions.
 
 mod blocks;
 mod grids;
+mod integers;
 mod numbers;
+mod quantize;
 
 pub(crate) use blocks::{Block, read_block};
+pub use integers::{IntegerBlock, write_block};
 pub use numbers::{bf16_from_f32, f16_from_f32, f32_from_bf16, f32_from_f16};
+pub use quantize::{can_quantize, quantize_row};
 
 /// How a weight matrix is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,6 +98,12 @@ pub enum Format {
     Iq3Xxs,
     /// Super-blocks of fours of a grid of 512, with scales for each 32.
     Iq3S,
+    /// 4-bit blocks with a scale and an integer zero point.
+    U4,
+    /// The same in blocks of 128.
+    U4x128,
+    /// 8-bit blocks with a scale and an integer zero point.
+    U8,
 }
 
 /// What the stored integer of a weight stands for.
@@ -141,9 +156,9 @@ pub(crate) struct Coding {
 /// One row of the table of formats.
 struct Row {
     format: Format,
-    /// GGUF's name and number.
+    /// GGUF's name and number, where it is one of its formats.
     name: &'static str,
-    ggml_type: u32,
+    ggml_type: Option<u32>,
     block_len: usize,
     block_bytes: usize,
     /// Where the f16 numbers of a block are.
@@ -155,7 +170,7 @@ const fn plain(format: Format, name: &'static str, ggml_type: u32, block_bytes: 
     Row {
         format,
         name,
-        ggml_type,
+        ggml_type: Some(ggml_type),
         block_len: 1,
         block_bytes,
         halves: &[],
@@ -172,10 +187,27 @@ const fn coded(
     Row {
         format,
         name,
-        ggml_type,
+        ggml_type: Some(ggml_type),
         block_len,
         block_bytes,
         halves,
+        coding: Some(coding),
+    }
+}
+
+/// Blocks of an f16 scale, an integer zero point and integers, which no GGUF file has.
+const fn zeroed(
+    (format, name): (Format, &'static str),
+    (block_len, block_bytes): (usize, usize),
+    coding: Coding,
+) -> Row {
+    Row {
+        format,
+        name,
+        ggml_type: None,
+        block_len,
+        block_bytes,
+        halves: &[0],
         coding: Some(coding),
     }
 }
@@ -217,7 +249,7 @@ const IQ3_XXS_VALUES: [i8; 16] = [
 const IQ3_S_VALUES: [i8; 16] = [1, 3, 5, 7, 9, 11, 13, 15, -1, -3, -5, -7, -9, -11, -13, -15];
 
 /// Every format, in the order of the enum.
-static ROWS: [Row; 23] = {
+static ROWS: [Row; 26] = {
     use Format::*;
     use Values::{Offset, Table};
     const NO_MINS: Mins = Mins::None;
@@ -349,6 +381,13 @@ static ROWS: [Row; 23] = {
             &[0],
             grid_coding(4, &IQ3_S_VALUES, Scales::Per32, 1.0),
         ),
+        zeroed((U4, "U4"), (32, 19), coding(4, Offset(0), ONE, Mins::Per32)),
+        zeroed(
+            (U4x128, "U4_128"),
+            (128, 67),
+            coding(4, Offset(0), ONE, Mins::Per32),
+        ),
+        zeroed((U8, "U8"), (32, 36), coding(8, Offset(128), ONE, Mins::Per32)),
     ]
 };
 
@@ -371,16 +410,16 @@ impl Format {
 
     /// The format that GGUF gives this number.
     pub fn of_ggml_type(number: u32) -> Option<Format> {
-        let row = ROWS.iter().find(|row| row.ggml_type == number);
+        let row = ROWS.iter().find(|row| row.ggml_type == Some(number));
         row.map(|row| row.format)
     }
 
-    /// GGUF's number.
-    pub const fn ggml_type(self) -> u32 {
+    /// GGUF's number; nothing of formats that GGUF does not have.
+    pub const fn ggml_type(self) -> Option<u32> {
         self.row().ggml_type
     }
 
-    /// GGUF's name, `Q4_K` for example.
+    /// GGUF's name, `Q4_K` for example, or our own for a format that GGUF does not have.
     pub const fn name(self) -> &'static str {
         self.row().name
     }

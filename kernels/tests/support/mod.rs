@@ -66,6 +66,14 @@ pub(crate) fn random_matrix(format: Format, n_out: usize, n_in: usize, random: &
                 for (&at, number) in format.halves().iter().zip([block_scale / divisor, min]) {
                     block[at..at + 2].copy_from_slice(&half(number));
                 }
+                match format {
+                    Format::U4 | Format::U4x128 => block[2] = random.below(17) as u8,
+                    Format::U8 => {
+                        let offset = random.below(257) as i16 - 128;
+                        block[2..4].copy_from_slice(&offset.to_le_bytes());
+                    }
+                    _ => {}
+                }
                 if format == Format::Mxfp4 {
                     // Powers of two from 2^-8 to 2^-5, twice the scale.
                     block[0] = 127 - 8 + random.below(4) as u8;
@@ -80,7 +88,7 @@ pub(crate) fn random_matrix(format: Format, n_out: usize, n_in: usize, random: &
 /// minimum is worth. The minima of super-blocks are subtracted.
 fn sizes(format: Format) -> (f32, f32) {
     match format {
-        Format::Q4_0 => (4.0, 0.0),
+        Format::Q4_0 | Format::U4 | Format::U4x128 => (4.0, 0.0),
         Format::Q4_1 => (4.0, 6.5),
         Format::Q5_0 => (8.0, 0.0),
         Format::Q5_1 => (8.0, 14.5),

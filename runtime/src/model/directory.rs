@@ -3,10 +3,12 @@
 //! ```text
 //! config.json              the decoder                        required
 //! model.safetensors        weights (or shards and an index)   required unless weights are made up
-//! tokenizer.json           vocabulary, merges, splitting      required unless weights are made up
+//! tokenizer.json           vocabulary, merges, splitting      required unless weights are made up, or there is
+//! tokenizer.model          a SentencePiece model              without a tokenizer.json
 //! tokenizer_config.json    names of BOS and EOS, template     optional
 //! chat_template.jinja      the template; see `templates.rs`   optional
 //! generation_config.json   end tokens, sampling defaults      optional
+//! quantize_config.json     GPTQ's settings in older folders   optional
 //! ```
 
 use std::fs::File;
@@ -16,7 +18,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value as Json};
 
 use super::metadata::{KeyError, Metadata, Strings, Value};
+use super::packed::GPTQ_FILE;
 use super::templates::{self, NamedTemplate};
+use crate::tokenizer::SENTENCEPIECE_FILE;
 
 /// Most bytes of a JSON file of settings.
 pub(super) const MAX_SETTINGS_BYTES: u64 = 4 << 20;
@@ -25,12 +29,15 @@ const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 
 /// The decoder's description.
 pub const CONFIG_FILE: &str = "config.json";
+/// Its key of how the weights are quantized.
+const QUANTIZATION: &str = "quantization_config";
 /// The tokenizer.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// All other files that are read where they are there.
-pub const OPTIONAL_FILES: [&str; 10] = [
+pub const OPTIONAL_FILES: [&str; 11] = [
     "tokenizer_config.json",
     "generation_config.json",
+    GPTQ_FILE,
     templates::FILE,
     templates::LEGACY_FILE,
     // How an encoder makes vectors of its rows.
@@ -100,10 +107,16 @@ impl Directory {
     pub fn open(path: &Path) -> Result<Directory, DirectoryError> {
         let optional = |name| Ok(read_object(&path.join(name))?.unwrap_or_default());
         let config_path = path.join(CONFIG_FILE);
-        let config = read_object(&config_path)?.ok_or_else(|| DirectoryError::Io {
+        let mut config = read_object(&config_path)?.ok_or_else(|| DirectoryError::Io {
             path: config_path,
             source: std::io::ErrorKind::NotFound.into(),
         })?;
+        if !config.contains_key(QUANTIZATION)
+            && let Some(mut settings) = read_object(&path.join(GPTQ_FILE))?
+        {
+            settings.entry("quant_method").or_insert_with(|| "gptq".into());
+            config.insert(QUANTIZATION.to_owned(), Json::Object(settings));
+        }
         Ok(Directory {
             path: path.to_owned(),
             config,
@@ -120,6 +133,16 @@ impl Directory {
     /// The bytes of `tokenizer.json`, where there is one.
     pub fn tokenizer_json(&self) -> Result<Option<Vec<u8>>, DirectoryError> {
         read_optional(&self.path.join(TOKENIZER_FILE), MAX_TOKENIZER_BYTES)
+    }
+
+    /// The bytes of `tokenizer.model`, where there is one.
+    pub fn sentencepiece(&self) -> Result<Option<Vec<u8>>, DirectoryError> {
+        read_optional(&self.path.join(SENTENCEPIECE_FILE), MAX_TOKENIZER_BYTES)
+    }
+
+    /// Tokens beside those of `tokenizer.model`, by their ids.
+    pub fn added_tokens(&self) -> Option<&Map<String, Json>> {
+        self.tokenizer.get("added_tokens_decoder")?.as_object()
     }
 
     /// The name of a special token such as `bos_token`, where the settings have it.

@@ -45,8 +45,6 @@ const REFUSED_IN_GGUF: &[&str] = &[
 /// The same of `config.json`, unless the value is null, false, 0 or empty.
 const REFUSED_IN_JSON: &[&str] = &[
     "auto_map",
-    "quantization_config",
-    "compression_config",
     "is_encoder_decoder",
     "use_bidirectional_attention",
     "add_cross_attention",

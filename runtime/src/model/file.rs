@@ -1,5 +1,6 @@
 //! A model, one GGUF file or a folder with safetensors: what it says about itself, and loading it.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -11,13 +12,16 @@ use arbora_kernels::{Backend, BackendError};
 use super::config::DecoderConfig;
 use super::decoder::{Decoder, ForwardLimits};
 use super::directory::{CONFIG_FILE, Directory, DirectoryError, SamplingDefaults, TOKENIZER_FILE};
-use super::gguf::{Gguf, GgufError};
+use super::gguf::{Gguf, GgufError, GgufFiles, PartName, SplitError};
 use super::metadata::{KeyError, Metadata};
-use super::names::HUGGING_FACE_HEADS;
-use super::safetensors::{Safetensors, SafetensorsError};
+use super::names::{HUGGING_FACE_HEADS, Part};
+use super::packed::{self, Scheme};
+use super::quantize::Quantization;
+use super::safetensors::{Safetensors, SafetensorsError, has_safetensors};
 use super::templates::{self, NamedTemplate};
-use super::tensors::{TensorTable, TensorType};
+use super::tensors::{TensorInfo, TensorTable, TensorType};
 use super::weights::{Data, WeightSource};
+use super::write::QUANTIZED_FILE;
 use crate::tokenizer::{JsonSettings, Tokenizer, TokenizerError};
 
 /// Why a model could not be loaded.
@@ -34,6 +38,9 @@ pub enum LoadError {
     /// The header is not usable.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// The parts of a split file are not usable together.
+    #[error(transparent)]
+    Split(#[from] SplitError),
     /// The folder is not usable.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -128,6 +135,33 @@ pub enum LoadError {
         /// Its name.
         name: String,
     },
+    /// A quantized matrix whose tensors contradict each other or the settings.
+    #[error("tensor `{name}`: {reason}")]
+    BadQuantization {
+        /// The matrix.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The weights are quantized already, or made up.
+    #[error("{}: only weights in floating point are quantized, these are {kind}", path.display())]
+    NotFloat {
+        /// The model.
+        path: PathBuf,
+        /// How they are stored.
+        kind: String,
+    },
+    /// There is no thread to quantize on.
+    #[error("cannot start a thread to quantize weights: {0}; ask for fewer (--threads)")]
+    QuantizeThread(#[source] std::io::Error),
+    /// The quantized model could not be written.
+    #[error("writing {}: {source}", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Reading a tensor failed.
     #[error("reading tensor `{name}`: {source}")]
     ReadTensor {
@@ -182,8 +216,15 @@ enum Description {
 /// The bytes of its weights.
 #[derive(Debug)]
 enum Weights {
-    Files { files: Vec<File>, tensors: TensorTable },
-    Dummy { format: Format },
+    Files {
+        files: Vec<File>,
+        tensors: TensorTable,
+    },
+    Dummy {
+        format: Format,
+        /// What the model's own weights take, where they are quantized.
+        own: Option<Format>,
+    },
 }
 
 /// An open model whose header or settings have been read and checked.
@@ -193,10 +234,12 @@ pub struct ModelFile {
     description: Description,
     weights: Weights,
     config: DecoderConfig,
+    quantization: Option<Quantization>,
 }
 
 impl ModelFile {
-    /// Opens a GGUF file or a folder with safetensors and reads what describes it; no weights yet.
+    /// Opens a GGUF file (of a split one, the first part) or a folder with safetensors and reads what describes
+    /// it; no weights yet.
     pub fn open(path: &Path) -> Result<ModelFile, LoadError> {
         ModelFile::open_as(path, LoadFormat::Auto)
     }
@@ -211,6 +254,46 @@ impl ModelFile {
                 Err(LoadError::NoDummy { path })
             }
         }
+    }
+
+    /// The same model with its matrices quantized while they are loaded.
+    ///
+    /// # Errors
+    /// When most of its weights are quantized already, or are made up.
+    pub fn quantized(mut self, quantization: Quantization) -> Result<ModelFile, LoadError> {
+        let main_type = match &self.weights {
+            Weights::Files { tensors, .. } => tensors.main_type(),
+            Weights::Dummy { .. } => None,
+        };
+        let format = main_type.and_then(TensorType::format);
+        if format.is_none_or(Format::is_quantized) {
+            return Err(LoadError::NotFloat {
+                path: self.path,
+                kind: main_type.map_or_else(|| "made up".to_owned(), |kind| kind.to_string()),
+            });
+        }
+        self.quantization = Some(quantization);
+        Ok(self)
+    }
+
+    /// How its matrices are quantized while they are loaded, where they are.
+    pub(super) fn plan(&self) -> Option<&Quantization> {
+        self.quantization.as_ref()
+    }
+
+    /// Where its tensors come from.
+    pub(super) fn data(&self) -> Data<'_> {
+        match &self.weights {
+            Weights::Files { files, tensors } => Data::Files { files, tensors },
+            Weights::Dummy { format, .. } => Data::Dummy { format: *format },
+        }
+    }
+
+    /// What a tensor has in memory.
+    pub(super) fn format_in_memory(&self, tensor: &TensorInfo) -> Option<Format> {
+        let quantization = self.quantization.as_ref();
+        let target = quantization.and_then(|quantization| quantization.target(&self.config, tensor));
+        target.or(tensor.kind.format())
     }
 
     /// Where it is.
@@ -240,9 +323,12 @@ impl ModelFile {
                 (Some(json), _) => Tokenizer::from_json(&json, &self.json_settings(directory)?)?,
                 (None, Weights::Dummy { .. }) => Tokenizer::of_bytes(n_vocab),
                 (None, Weights::Files { .. }) => {
-                    let path = self.path.join(TOKENIZER_FILE);
-                    let source = std::io::ErrorKind::NotFound.into();
-                    return Err(DirectoryError::Io { path, source }.into());
+                    let bytes = directory.sentencepiece()?.ok_or_else(|| DirectoryError::Io {
+                        path: self.path.join(TOKENIZER_FILE),
+                        source: std::io::ErrorKind::NotFound.into(),
+                    })?;
+                    let settings = self.json_settings(directory)?;
+                    Tokenizer::from_sentencepiece(&bytes, directory.added_tokens(), &settings)?
                 }
             },
         };
@@ -318,24 +404,47 @@ impl ModelFile {
     pub fn weight_bytes(&self) -> u64 {
         match &self.weights {
             Weights::Files { tensors, .. } => {
-                let sizes = tensors.iter().filter_map(|tensor| {
-                    let (format, n_weights) = tensor.weights()?;
-                    let n_blocks = n_weights / format.block_len() as u64;
-                    Some(n_blocks.saturating_mul(packed_block_bytes(format) as u64))
-                });
+                let sizes = tensors.iter().filter_map(|tensor| self.bytes_in_memory(tensor));
                 sizes.fold(0, u64::saturating_add)
             }
-            Weights::Dummy { format } => self.config.n_params() * format.block_bytes() as u64,
+            Weights::Dummy { format, own } => {
+                let format = own.unwrap_or(*format);
+                let n_blocks = self.config.n_params() / format.block_len() as u64;
+                n_blocks * packed_block_bytes(format) as u64
+            }
         }
     }
 
-    /// How most of the weights are stored, `Q4_1` for example.
+    /// Bytes of weights that are read from memory for a token of one sequence: all but an embedding that is not
+    /// the head too, of which a row is read.
+    pub fn token_bytes(&self) -> u64 {
+        let Weights::Files { tensors, .. } = &self.weights else {
+            return self.weight_bytes();
+        };
+        let embedding = match self.config.tied_head {
+            true => None,
+            false => tensors.named(&self.config.tensors.outer(Part::Embedding)),
+        };
+        let unread = embedding.and_then(|tensor| self.bytes_in_memory(tensor));
+        self.weight_bytes().saturating_sub(unread.unwrap_or(0))
+    }
+
+    fn bytes_in_memory(&self, tensor: &TensorInfo) -> Option<u64> {
+        let format = self.format_in_memory(tensor)?;
+        let n_blocks = tensor.n_elements() / format.block_len() as u64;
+        Some(n_blocks.saturating_mul(packed_block_bytes(format) as u64))
+    }
+
+    /// How most of the weights are kept, `Q4_1` for example.
     pub fn quantization(&self) -> String {
+        if let Some(quantization) = &self.quantization {
+            return quantization.format.name().to_owned();
+        }
         match &self.weights {
             Weights::Files { tensors, .. } => tensors
                 .main_type()
                 .map_or_else(String::new, |kind| kind.to_string()),
-            Weights::Dummy { format } => format!("{format:?}").to_uppercase(),
+            Weights::Dummy { format, own } => own.unwrap_or(*format).name().to_owned(),
         }
     }
 
@@ -353,28 +462,39 @@ impl ModelFile {
             });
         }
         let source = WeightSource {
-            data: match &self.weights {
-                Weights::Files { files, tensors } => Data::Files { files, tensors },
-                Weights::Dummy { format } => Data::Dummy { format: *format },
-            },
+            data: self.data(),
             config: &self.config,
+            quantization: self.quantization.as_ref(),
+            n_done: Cell::new(0),
         };
         let weights = source.load(backend, context)?;
         Decoder::new(backend, self.config.clone(), weights, limits).map_err(LoadError::Activations)
     }
 }
 
-/// The stem of a file's name, the whole name of a folder: `Llama-3.2-1B` has no extension.
-fn path_name(path: &Path) -> String {
+/// The stem of a file's name (of a part, what all parts share), the whole name of a folder: `Llama-3.2-1B` has
+/// no extension.
+pub fn path_name(path: &Path) -> String {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let name = match path.is_dir() {
-        true => absolute.file_name(),
-        false => absolute.file_stem(),
-    };
-    name.unwrap_or_default().to_string_lossy().into_owned()
+    let name = absolute
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    if path.is_dir() {
+        return name;
+    }
+    match PartName::of(&name) {
+        Some(part) => part.stem.to_owned(),
+        None => absolute
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
+    }
 }
 
-fn open_gguf(path: &Path) -> Result<ModelFile, LoadError> {
+pub(super) fn read_gguf(path: &Path) -> Result<(File, Gguf), LoadError> {
     let opened = File::open(path).and_then(|file| {
         let n_bytes = file.metadata()?.len();
         Ok((file, n_bytes))
@@ -384,23 +504,35 @@ fn open_gguf(path: &Path) -> Result<ModelFile, LoadError> {
         source,
     })?;
     let gguf = Gguf::read(BufReader::with_capacity(1 << 16, &file), n_bytes)?;
+    Ok((file, gguf))
+}
+
+fn open_gguf(path: &Path) -> Result<ModelFile, LoadError> {
+    let (file, gguf) = read_gguf(path)?;
+    let GgufFiles { files, gguf } = GgufFiles::complete(path, file, gguf)?;
     let config = DecoderConfig::from_gguf(&gguf)?;
     Ok(ModelFile {
         path: path.to_owned(),
         description: Description::Gguf(gguf.metadata),
         weights: Weights::Files {
-            files: vec![file],
+            files,
             tensors: gguf.tensors,
         },
         config,
+        quantization: None,
     })
 }
 
 fn open_directory(path: &Path, format: LoadFormat) -> Result<ModelFile, LoadError> {
     let directory = Directory::open(path)?;
+    let scheme = Scheme::of(directory.config())?;
     let (weights, has_head) = match format {
         LoadFormat::Auto => {
-            let Safetensors { files, tensors } = Safetensors::open(path)?;
+            let Safetensors { files, tensors } = open_weights(path)?;
+            let tensors = match &scheme {
+                None => tensors,
+                Some(scheme) => packed::join(tensors, scheme)?,
+            };
             let has_head = HUGGING_FACE_HEADS
                 .iter()
                 .any(|name| tensors.named(name).is_some());
@@ -408,7 +540,8 @@ fn open_directory(path: &Path, format: LoadFormat) -> Result<ModelFile, LoadErro
         }
         LoadFormat::Dummy => {
             let format = dummy_format(&directory)?;
-            (Weights::Dummy { format }, true)
+            let own = scheme.map(|scheme| scheme.usual_format());
+            (Weights::Dummy { format, own }, true)
         }
     };
     let config = DecoderConfig::from_json(directory.config(), has_head)?;
@@ -417,6 +550,20 @@ fn open_directory(path: &Path, format: LoadFormat) -> Result<ModelFile, LoadErro
         description: Description::Directory(directory),
         weights,
         config,
+        quantization: None,
+    })
+}
+
+/// The weights of a folder: safetensors, or where there are none, what `arbora quantize` made of some.
+fn open_weights(folder: &Path) -> Result<Safetensors, LoadError> {
+    let path = folder.join(QUANTIZED_FILE);
+    if has_safetensors(folder) || !path.is_file() {
+        return Ok(Safetensors::open(folder)?);
+    }
+    let (file, gguf) = read_gguf(&path)?;
+    Ok(Safetensors {
+        files: vec![file],
+        tensors: gguf.tensors,
     })
 }
 

@@ -15,8 +15,13 @@
 //!
 //! Source: the GGUF specification of the ggml project.
 
-use std::io::Read;
+mod split;
 
+use std::io::Read;
+use std::ops::Range;
+
+pub(super) use self::split::GgufFiles;
+pub use self::split::{MAX_PARTS, PartName, SplitError};
 use super::metadata::{Metadata, Strings, Value};
 use super::tensors::{DuplicateTensor, TensorInfo, TensorTable, TensorType};
 
@@ -117,6 +122,8 @@ pub struct Gguf {
     pub metadata: Metadata,
     /// The tensor table, in the file's order.
     pub tensors: TensorTable,
+    /// Where each key is with its type and value: name, first byte and the byte after the last.
+    pub(super) places: Vec<(String, Range<u64>)>,
 }
 
 impl Gguf {
@@ -138,7 +145,7 @@ impl Gguf {
         // The smallest entries there are: a tensor (empty name, one dimension) and a key (one-byte value).
         let n_tensors = cursor.count("tensor count", 8 + 4 + 8 + 4 + 8, MAX_TENSORS)?;
         let n_keys = cursor.count("key count", 8 + 4 + 1, MAX_KEYS)?;
-        let metadata = read_metadata(&mut cursor, n_keys)?;
+        let (metadata, places) = read_metadata(&mut cursor, n_keys)?;
         let alignment = alignment(&metadata)?;
         let mut tensors = Vec::with_capacity(n_tensors);
         for _ in 0..n_tensors {
@@ -148,7 +155,11 @@ impl Gguf {
         place_tensors(&mut tensors, data_start, file_bytes)?;
         let tensors = TensorTable::new(tensors)
             .map_err(|DuplicateTensor { name }| GgufError::Duplicate { what: "tensor", name })?;
-        Ok(Gguf { metadata, tensors })
+        Ok(Gguf {
+            metadata,
+            tensors,
+            places,
+        })
     }
 
     /// The tensor of that name.
@@ -157,12 +168,18 @@ impl Gguf {
     }
 }
 
-fn read_metadata<R: Read>(cursor: &mut Cursor<R>, n_keys: usize) -> Result<Metadata, GgufError> {
+/// Keys and values of a header, and where they are.
+type Keys = (Metadata, Vec<(String, Range<u64>)>);
+
+fn read_metadata<R: Read>(cursor: &mut Cursor<R>, n_keys: usize) -> Result<Keys, GgufError> {
     let mut metadata = Metadata::default();
+    let mut places = Vec::with_capacity(n_keys);
     for _ in 0..n_keys {
+        let start = cursor.offset;
         let key = cursor.name("key")?;
         let kind = cursor.u32("a value type")?;
         let value = read_value(cursor, kind)?;
+        places.push((key.clone(), start..cursor.offset));
         if !metadata.insert(key.clone(), value) {
             return Err(GgufError::Duplicate {
                 what: "key",
@@ -170,7 +187,7 @@ fn read_metadata<R: Read>(cursor: &mut Cursor<R>, n_keys: usize) -> Result<Metad
             });
         }
     }
-    Ok(metadata)
+    Ok((metadata, places))
 }
 
 fn alignment(metadata: &Metadata) -> Result<u64, GgufError> {

@@ -11,6 +11,8 @@ pub mod gguf;
 pub mod metadata;
 pub mod mlp;
 pub mod names;
+pub mod packed;
+pub mod quantize;
 mod rope;
 pub mod safetensors;
 pub mod templates;
@@ -18,5 +20,7 @@ pub mod tensors;
 #[cfg(test)]
 mod testing;
 mod weights;
+mod write;
 
-pub use file::{LoadError, LoadFormat, ModelFile};
+pub use file::{LoadError, LoadFormat, ModelFile, path_name};
+pub use write::{QUANTIZED_FILE, remove_partial};

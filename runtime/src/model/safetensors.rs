@@ -7,7 +7,7 @@
 //! ```text
 //! header bytes <= MAX_HEADER_BYTES      8 + header bytes + data bytes == file bytes
 //! shards <= MAX_SHARDS                  a shard's name is one plain file name
-//! tensor: 1..=4 dimensions, none 0      every name in exactly one shard, the one the index says
+//! tensor: 0..=4 dimensions, none 0      every name in exactly one shard, the one the index says
 //! ```
 
 use std::collections::BTreeMap;
@@ -79,7 +79,7 @@ pub enum SafetensorsError {
         found: u64,
     },
     /// A tensor of a shape nothing here has.
-    #[error("{}: tensor `{name}` has shape {shape:?}: one to four dimensions, none of them 0", path.display())]
+    #[error("{}: tensor `{name}` has shape {shape:?}: at most four dimensions, none of them 0", path.display())]
     BadTensor {
         /// The file.
         path: PathBuf,
@@ -147,6 +147,13 @@ impl Safetensors {
             tensors,
         })
     }
+}
+
+/// Whether a folder has safetensors, one file or shards.
+pub fn has_safetensors(folder: &Path) -> bool {
+    [INDEX_FILE, SINGLE_FILE]
+        .iter()
+        .any(|name| folder.join(name).is_file())
 }
 
 /// The names of the shards an index lists, each once.
@@ -245,7 +252,8 @@ fn read_header(
             name.len() as u64,
             MAX_NAME_BYTES,
         )?;
-        if !(1..=MAX_DIMENSIONS).contains(&info.shape.len()) || info.shape.contains(&0) {
+        // A single number has no dimensions.
+        if info.shape.len() > MAX_DIMENSIONS || info.shape.contains(&0) {
             return Err(SafetensorsError::BadTensor {
                 path: path.to_owned(),
                 name,
@@ -255,7 +263,10 @@ fn read_header(
         let (start, end) = info.data_offsets;
         tensors.push(TensorInfo {
             name,
-            dimensions: info.shape.iter().rev().map(|&size| size as u64).collect(),
+            dimensions: match info.shape.as_slice() {
+                [] => vec![1],
+                shape => shape.iter().rev().map(|&size| size as u64).collect(),
+            },
             kind: TensorType::Safetensors(info.dtype),
             file_idx,
             offset: data_start + start as u64,
@@ -357,8 +368,9 @@ mod tests {
         refused(&with_header(&entry("[2]", 0, 8), 7), "the file has");
         refused(&with_header(&entry("[2]", 0, 8), 9), "the file has");
         refused(&with_header(&entry("[0]", 0, 0), 0), "none of them 0");
-        refused(&with_header(&entry("[1, 1, 1, 1, 2]", 0, 8), 8), "one to four");
-        refused(&with_header(&entry("[]", 0, 4), 4), "one to four");
+        refused(&with_header(&entry("[1, 1, 1, 1, 2]", 0, 8), 8), "at most four");
+        let single = read(&with_header(&entry("[]", 0, 4), 4)).expect("a number");
+        assert_eq!(single[0].dimensions, [1]);
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         refused(&with_header(&deep, 0), "bad header");
     }

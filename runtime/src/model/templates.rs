@@ -57,6 +57,26 @@ pub fn is_other(file: &str) -> bool {
     name.is_some_and(|name| name.ends_with(".jinja") && !name.contains('/'))
 }
 
+/// Copies the files of the other templates from one folder to another.
+pub(super) fn copy_others(from: &Path, to: &Path) -> std::io::Result<()> {
+    let others = from.join(FOLDER);
+    if !others.is_dir() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(to.join(FOLDER))?;
+    for entry in std::fs::read_dir(others)? {
+        let path = entry?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        let name = format!("{FOLDER}/{name}");
+        if is_other(&name) {
+            std::fs::copy(&path, to.join(name))?;
+        }
+    }
+    Ok(())
+}
+
 /// Those in a GGUF file's metadata.
 pub(super) fn from_metadata(metadata: &Metadata) -> Result<Vec<NamedTemplate>, KeyError> {
     let text = |name: Option<&str>| match name {

@@ -6,6 +6,8 @@ use std::ops::Deref;
 use arbora_kernels::quant::Format;
 use safetensors::Dtype;
 
+use super::packed::{PackedMatrix, Packing};
+
 /// How a tensor is stored, in the words of its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TensorType {
@@ -13,6 +15,8 @@ pub enum TensorType {
     Ggml(u32),
     /// By safetensors' name.
     Safetensors(Dtype),
+    /// Several tensors of safetensors files: integers or 8-bit floats with their scales.
+    Packed(Packing),
 }
 
 impl TensorType {
@@ -24,6 +28,7 @@ impl TensorType {
             TensorType::Safetensors(Dtype::F16) => Some(Format::F16),
             TensorType::Safetensors(Dtype::BF16) => Some(Format::Bf16),
             TensorType::Safetensors(_) => None,
+            TensorType::Packed(packing) => Some(packing.format),
         }
     }
 }
@@ -33,6 +38,7 @@ impl std::fmt::Display for TensorType {
         let number = match self {
             TensorType::Ggml(number) => *number,
             TensorType::Safetensors(dtype) => return write!(f, "{dtype}"),
+            TensorType::Packed(packing) => return f.write_str(packing.name),
         };
         if let Some(format) = self.format() {
             return f.write_str(format.name());
@@ -64,9 +70,10 @@ pub struct TensorInfo {
     pub kind: TensorType,
     /// Which of the checkpoint's files it is in.
     pub file_idx: usize,
-    /// First byte, from the start of that file.
+    /// First byte, from the start of that file; of several tensors that make one, the values'.
     pub offset: u64,
-    /// Bytes it takes, within the file; `None` where the format is unknown.
+    /// Bytes it takes, within the file (of several tensors that make one: in its format); `None` where the
+    /// format is unknown.
     pub n_bytes: Option<u64>,
 }
 
@@ -94,6 +101,8 @@ impl TensorInfo {
 pub struct TensorTable {
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
+    /// Where those of type [`TensorType::Packed`] come from.
+    packed: HashMap<String, PackedMatrix>,
 }
 
 /// Two tensors of one name.
@@ -113,7 +122,26 @@ impl TensorTable {
                 return Err(DuplicateTensor { name });
             }
         }
-        Ok(TensorTable { tensors, by_name })
+        Ok(TensorTable {
+            tensors,
+            by_name,
+            packed: HashMap::new(),
+        })
+    }
+
+    /// A table in which these matrices are made of several tensors.
+    pub(super) fn with_packed(
+        tensors: Vec<TensorInfo>,
+        packed: HashMap<String, PackedMatrix>,
+    ) -> Result<TensorTable, DuplicateTensor> {
+        let mut table = TensorTable::new(tensors)?;
+        table.packed = packed;
+        Ok(table)
+    }
+
+    /// What a matrix is made of, where it is of several tensors.
+    pub(super) fn packed(&self, name: &str) -> Option<&PackedMatrix> {
+        self.packed.get(name)
     }
 
     /// The tensor of that name.

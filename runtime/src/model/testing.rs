@@ -15,14 +15,26 @@ pub(crate) struct GgufWriter {
 impl GgufWriter {
     /// A llama of two layers that the family table accepts, its tensors all zero.
     pub(crate) fn tiny_llama() -> Self {
-        let mut writer = GgufWriter::default();
+        GgufWriter::tiny_llama_of(&[0, 1])
+    }
+
+    /// Its keys, and the tensors of these layers: the embedding and the last norm with the first.
+    pub(crate) fn tiny_llama_of(layers: &[usize]) -> Self {
+        let mut writer = GgufWriter::tiny_tensors(layers);
         for (key, value) in tiny_llama_keys() {
             writer.key(&key, &value);
         }
-        let tokens: Vec<String> = tiny_tokens();
-        writer.f32_tensor("token_embd.weight", &[32, tokens.len() as u64]);
-        writer.f32_tensor("output_norm.weight", &[32]);
-        for layer in 0..2 {
+        writer
+    }
+
+    /// The tensors of these layers alone.
+    pub(crate) fn tiny_tensors(layers: &[usize]) -> Self {
+        let mut writer = GgufWriter::default();
+        if layers.contains(&0) {
+            writer.f32_tensor("token_embd.weight", &[32, tiny_tokens().len() as u64]);
+            writer.f32_tensor("output_norm.weight", &[32]);
+        }
+        for layer in layers {
             for (name, dimensions) in [
                 ("attn_norm", &[32][..]),
                 ("attn_q", &[32, 32]),

@@ -7,6 +7,7 @@
 mod attention;
 mod mlp;
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::fs::File;
 use std::ops::Range;
@@ -20,6 +21,7 @@ use super::decoder::{DecoderWeights, HalfWeights, LayerWeights, NormWeights};
 use super::dummy::fill_matrix;
 use super::file::LoadError;
 use super::names::{Naming, Part};
+use super::quantize::Quantization;
 use super::rope::rope_table;
 use super::tensors::{TensorInfo, TensorTable};
 
@@ -27,6 +29,10 @@ use super::tensors::{TensorInfo, TensorTable};
 pub(super) struct WeightSource<'a> {
     pub(super) data: Data<'a>,
     pub(super) config: &'a DecoderConfig,
+    /// What matrices become, where that is not what they are stored as.
+    pub(super) quantization: Option<&'a Quantization>,
+    /// Weights that were read.
+    pub(super) n_done: Cell<u64>,
 }
 
 /// The bytes of tensors.
@@ -72,11 +78,12 @@ impl<'b> Stacked<'b> {
         self.parts.push((format, n_out, start..self.buffer.len()));
     }
 
-    /// Hands them to the backend; `name` is for errors.
+    /// Hands them to the backend, with the order of their activations where it is another; `name` is for
+    /// errors.
     fn repack<B: Backend>(
         self,
         backend: &mut B,
-        bias: Option<&[f32]>,
+        (bias, order): (Option<&[f32]>, Option<&[u32]>),
         name: &str,
     ) -> Result<B::Linear, LoadError> {
         let source = |(format, n_out, range): &(Format, usize, Range<usize>)| MatrixSource {
@@ -90,7 +97,11 @@ impl<'b> Stacked<'b> {
             name: name.to_owned(),
             source,
         };
-        backend.linear(&sources, bias).map_err(in_tensor)
+        let linear = match order {
+            None => backend.linear(&sources, bias),
+            Some(order) => backend.linear_in_order(&sources, bias, order),
+        };
+        linear.map_err(in_tensor)
     }
 }
 
@@ -303,14 +314,28 @@ impl WeightSource<'_> {
             Naming::Gguf => name == ROPE_FACTORS,
             Naming::HuggingFace => BUFFERS.iter().any(|buffer| name.ends_with(buffer)),
         };
-        let unexpected =
-            |tensor: &&TensorInfo| !expected.contains(&tensor.name) && !is_harmless(&tensor.name);
-        match tensors.iter().find(unexpected) {
-            None => Ok(()),
-            Some(tensor) => Err(LoadError::UnexpectedTensor {
-                name: tensor.name.clone(),
-            }),
+        for tensor in tensors.iter() {
+            let is_fine = expected.contains(&tensor.name) || is_harmless(&tensor.name);
+            if !is_fine && !self.is_zero_bias(tensor)? {
+                let name = tensor.name.clone();
+                return Err(LoadError::UnexpectedTensor { name });
+            }
         }
+        Ok(())
+    }
+
+    /// Some programs that quantize write a bias of zeros with each matrix.
+    fn is_zero_bias(&self, tensor: &TensorInfo) -> Result<bool, LoadError> {
+        let format = tensor.kind.format().filter(|format| !format.is_quantized());
+        let (Some(format), true) = (
+            format,
+            tensor.name.ends_with(".bias") && tensor.dimensions.len() == 1,
+        ) else {
+            return Ok(false);
+        };
+        let mut bytes = Vec::new();
+        self.read(tensor, format, &mut bytes)?;
+        Ok(bytes.iter().all(|&byte| byte == 0))
     }
 
     /// Matrices stacked along their outputs.
@@ -328,7 +353,33 @@ impl WeightSource<'_> {
             let format = self.matrix(part, n_in, stacked.buffer)?;
             stacked.push(format, part.n_out, start);
         }
-        stacked.repack(backend, bias, &parts[0].name)
+        let order = self.order(parts)?;
+        stacked.repack(backend, (bias, order.as_deref()), &parts[0].name)
+    }
+
+    /// Which activations the inputs of these matrices are multiplied with, where that is not in order. They
+    /// are multiplied as one, so it must be the same for all.
+    fn order(&self, parts: &[Matrix]) -> Result<Option<Vec<u32>>, LoadError> {
+        let Data::Files { files, tensors } = self.data else {
+            return Ok(None);
+        };
+        let order_of = |part: &Matrix| match tensors.packed(&part.name) {
+            Some(packed) => packed.order(files),
+            None => Ok(None),
+        };
+        let order = order_of(&parts[0])?;
+        for part in &parts[1..] {
+            if order_of(part)? != order {
+                return Err(LoadError::BadQuantization {
+                    name: part.name.clone(),
+                    reason: format!(
+                        "its groups of inputs (g_idx) are not those of `{}`",
+                        parts[0].name
+                    ),
+                });
+            }
+        }
+        Ok(order)
     }
 
     /// A norm over the width of the model by the names of its weight and bias.
@@ -369,13 +420,47 @@ impl WeightSource<'_> {
             }
             Data::Files { tensors, .. } => {
                 let tensor = named(tensors, &part.name, &[n_in, part.n_out])?;
-                let format = format_of(tensor)?;
-                let start = buffer.len();
-                self.read(tensor, format, buffer)?;
-                refuse_not_finite(&part.name, format, &buffer[start..])?;
-                Ok(format)
+                self.append(tensor, buffer)
             }
         }
+    }
+
+    /// Appends the bytes of a tensor to `buffer`, quantized where it is to be.
+    pub(super) fn append(&self, tensor: &TensorInfo, buffer: &mut Vec<u8>) -> Result<Format, LoadError> {
+        let format = format_of(tensor)?;
+        let start = buffer.len();
+        self.read(tensor, format, buffer)?;
+        self.quantized(tensor, format, (buffer, start))
+    }
+
+    /// Checks the rows of a tensor that `buffer` has from `start` on, and quantizes them where they are to be.
+    fn quantized(
+        &self,
+        tensor: &TensorInfo,
+        format: Format,
+        (buffer, start): (&mut Vec<u8>, usize),
+    ) -> Result<Format, LoadError> {
+        refuse_not_finite(&tensor.name, format, &buffer[start..])?;
+        let Some(quantization) = self.quantization else {
+            return Ok(format);
+        };
+        if let Data::Files { tensors, .. } = self.data {
+            let n_blocks = (buffer.len() - start) / format.block_bytes();
+            let n_done = self.n_done.get() + (n_blocks * format.block_len()) as u64;
+            self.n_done.set(n_done);
+            (quantization.on_progress)(n_done, tensors.n_elements());
+        }
+        let Some(target) = quantization.target(self.config, tensor) else {
+            return Ok(format);
+        };
+        let n_in = tensor.dimensions[0] as usize;
+        let converted = quantization.convert(n_in, (format, &buffer[start..]), target);
+        let converted = converted.map_err(LoadError::QuantizeThread)?;
+        // The scale of a block of huge weights may be beyond f16.
+        refuse_not_finite(&tensor.name, target, &converted)?;
+        buffer.truncate(start);
+        buffer.extend(converted);
+        Ok(target)
     }
 
     /// Llama 3's frequency factors, where the file has them.
@@ -433,6 +518,12 @@ impl WeightSource<'_> {
 
     /// Appends the tensor's bytes to `buffer`.
     fn read(&self, tensor: &TensorInfo, format: Format, buffer: &mut Vec<u8>) -> Result<(), LoadError> {
+        let Data::Files { files, tensors } = self.data else {
+            unreachable!("made-up tensors are not read");
+        };
+        if let Some(packed) = tensors.packed(&tensor.name) {
+            return packed.read(files, buffer);
+        }
         let n_bytes = tensor.n_bytes.expect("a tensor of a known format has a size") as usize;
         debug_assert_eq!(
             Some(n_bytes as u64),
@@ -532,7 +623,10 @@ pub(super) fn named<'t>(
 
 /// Every format of a matrix, in a sentence.
 fn names_of_formats() -> String {
-    let names = Format::ALL.map(Format::name);
+    let of_files = Format::ALL
+        .into_iter()
+        .filter(|format| format.ggml_type().is_some());
+    let names: Vec<&str> = of_files.map(Format::name).collect();
     let (last, others) = names.split_last().expect("there are formats");
     format!("{} or {last}", others.join(", "))
 }

@@ -10,17 +10,17 @@ use super::split::{self, PreTokenizer, Splitter};
 use super::{Parts, Spelling, TokenKind, Tokenizer, TokenizerError, bad_entry};
 use crate::model::metadata::{KeyError, Metadata, Strings, required};
 
-const MODEL_KEY: &str = "tokenizer.ggml.model";
+pub(super) const MODEL_KEY: &str = "tokenizer.ggml.model";
 const PRE_KEY: &str = "tokenizer.ggml.pre";
-const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
-const SCORES_KEY: &str = "tokenizer.ggml.scores";
-const TYPES_KEY: &str = "tokenizer.ggml.token_type";
+pub(super) const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
+pub(super) const SCORES_KEY: &str = "tokenizer.ggml.scores";
+pub(super) const TYPES_KEY: &str = "tokenizer.ggml.token_type";
 const MERGES_KEY: &str = "tokenizer.ggml.merges";
-const ADD_BOS_KEY: &str = "tokenizer.ggml.add_bos_token";
-const ADD_BLANK_KEY: &str = "tokenizer.ggml.add_space_prefix";
-const BOS_KEY: &str = "tokenizer.ggml.bos_token_id";
-const EOS_KEY: &str = "tokenizer.ggml.eos_token_id";
-const PAD_KEY: &str = "tokenizer.ggml.padding_token_id";
+pub(super) const ADD_BOS_KEY: &str = "tokenizer.ggml.add_bos_token";
+pub(super) const ADD_BLANK_KEY: &str = "tokenizer.ggml.add_space_prefix";
+pub(super) const BOS_KEY: &str = "tokenizer.ggml.bos_token_id";
+pub(super) const EOS_KEY: &str = "tokenizer.ggml.eos_token_id";
+pub(super) const PAD_KEY: &str = "tokenizer.ggml.padding_token_id";
 
 /// Metadata keys of tokens that end an answer: end of sequence, of turn, of message.
 const STOP_KEYS: [&str; 3] = [

@@ -4,6 +4,8 @@
 mod decoder;
 mod encoders;
 mod families;
+mod packed;
+mod quantize;
 mod quants;
 mod tokens;
 

@@ -4,6 +4,7 @@ mod server;
 
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use server::{COMMIT, Fault, Server, sha256};
 
@@ -13,6 +14,7 @@ use crate::log::LogWriter;
 
 fn fetching(format: LoadFormat) -> Fetching {
     Fetching {
+        hub: HubKind::HuggingFace,
         format,
         integrity: Integrity::WhenChanged,
         log: LogWriter::start(std::io::sink()).expect("a thread"),
@@ -44,6 +46,7 @@ impl Fixture {
 
     fn hub_with(&self, change: impl FnOnce(&mut HubSettings)) -> Hub {
         let mut settings = HubSettings {
+            kind: HubKind::HuggingFace,
             endpoint: format!("http://{}", self.server.address),
             token: Some("secret".to_owned()),
             cache: self.folder.path().join("hub"),
@@ -470,4 +473,123 @@ fn an_interrupt_ends_a_download_that_stalls() {
         let error = f.hub().resolve(&model, &fetching).expect_err("interrupted");
         assert!(matches!(error, HubError::Interrupted), "{error}");
     });
+}
+
+#[test]
+fn a_quantization_is_fetched_with_all_its_parts_at_a_time() {
+    let part = |number: usize| format!("big-Q8_0-0000{number}-of-00005.gguf");
+    let names: Vec<String> = (1..=5).map(part).collect();
+    let mut files: Vec<(&str, Vec<u8>)> = names
+        .iter()
+        .enumerate()
+        .map(|(i, name)| (name.as_str(), vec![i as u8; 1000 + i]))
+        .collect();
+    files.push(("small-Q4_K_M.gguf", b"small".to_vec()));
+    let f = Fixture::new(&files);
+    let path = f.resolve("owner/model:q8_0").expect("fetched");
+    assert!(path.ends_with(part(1)), "{path:?}");
+    for (name, bytes) in &files[..5] {
+        assert_eq!(
+            &std::fs::read(path.with_file_name(name)).expect("readable"),
+            bytes
+        );
+    }
+    assert!(
+        f.server.ranges("small-Q4_K_M.gguf").is_empty(),
+        "nobody asked for it"
+    );
+    let offline = f.hub_with(|settings| settings.offline = true);
+    let model = "owner/model:Q8_0".parse().expect("a model");
+    let resolve = |hub: &Hub| hub.resolve(&model, &fetching(LoadFormat::Auto));
+    assert_eq!(resolve(&offline).expect("cached"), path);
+    std::fs::remove_file(path.with_file_name(part(4))).expect("it is there");
+    let error = resolve(&offline).expect_err("a part is gone").to_string();
+    assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
+    assert!(
+        f.resolve("owner/model")
+            .expect("the usual one")
+            .ends_with("small-Q4_K_M.gguf")
+    );
+    let error = f
+        .resolve("owner/model:Q3_K_S")
+        .expect_err("no such file")
+        .to_string();
+    let expected = "owner/model has no GGUF file in Q3_K_S; it has \
+                    owner/model:big-Q8_0-00001-of-00005.gguf, owner/model:small-Q4_K_M.gguf";
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn one_broken_part_ends_it_and_the_others_are_kept() {
+    let part = |number: usize| format!("m-0000{number}-of-00003.gguf");
+    let names: Vec<String> = (1..=3).map(part).collect();
+    let files: Vec<(&str, Vec<u8>)> = names
+        .iter()
+        .map(|name| (name.as_str(), name.as_bytes().to_vec()))
+        .collect();
+    let f = Fixture::new(&files);
+    f.server.fail("GET", &names[1], &[Fault::Status(403)]);
+    let error = f
+        .resolve("owner/model")
+        .expect_err("a part is refused")
+        .to_string();
+    assert!(
+        error.contains("answered 403 for m-00002-of-00003.gguf"),
+        "{error}"
+    );
+    f.resolve("owner/model").expect("the next try has the rest");
+    for name in &names {
+        let n_asked = f.server.ranges(name).len();
+        assert!(
+            n_asked == 1 || *name == names[1] && n_asked == 2,
+            "{name}: {n_asked}"
+        );
+    }
+}
+
+#[test]
+fn a_model_without_room_on_the_disk_is_refused_before_a_byte_comes() {
+    let f = one_file();
+    let size = 1u64 << 60;
+    let listing = format!(r#"{{"sha":"{COMMIT}","siblings":[{{"rfilename":"model.gguf","size":{size}}}]}}"#);
+    f.server
+        .fail("GET", "/main", &[Fault::Bytes(listing.into_bytes())]);
+    let error = f.resolve("owner/model").expect_err("an exbibyte").to_string();
+    assert!(
+        error.starts_with("no space for owner/model@main on the disk of ")
+            && error.contains(&size.to_string()),
+        "{error}"
+    );
+    assert!(f.server.ranges("model.gguf").is_empty());
+    assert_eq!(f.left(), Vec::<String>::new());
+}
+
+#[test]
+fn modelscope_is_asked_in_its_own_words_and_its_hashes_are_checked() {
+    let f = one_file();
+    let hub = f.hub_with(|settings| (settings.kind, settings.token) = (HubKind::ModelScope, None));
+    let model: HubModel = "owner/model".parse().expect("a model");
+    let resolve = || hub.resolve(&model, &fetching(LoadFormat::Auto));
+    f.server
+        .fail("GET", "model.gguf", &[Fault::Bytes(vec![0; 400_000])]);
+    let error = resolve().expect_err("other bytes").to_string();
+    assert!(error.contains("SHA-256"), "{error}");
+    let path = resolve().expect("fetched");
+    assert_eq!(std::fs::read(&path).expect("readable"), weights());
+    let asked: Vec<String> = f
+        .server
+        .log()
+        .into_iter()
+        .map(|(method, path, ..)| method + " " + &path)
+        .collect();
+    let listing = "GET /api/v1/models/owner/model/repo/files?Revision=master&Recursive=true";
+    let file = "GET /models/owner/model/resolve/master/model.gguf";
+    assert_eq!(asked, [listing, file, listing, file]);
+    let n_asked = f.server.log().len();
+    assert_eq!(resolve().expect("cached"), path);
+    assert_eq!(f.server.log().len(), n_asked + 1, "only the listing");
+    f.server
+        .fail("GET", "/files", &[Fault::Bytes(b"{\"Code\": 10010}".to_vec())]);
+    let error = resolve().expect_err("no listing").to_string();
+    assert!(error.contains("makes no sense"), "{error}");
 }

@@ -121,9 +121,10 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
         headers.get("authorization").cloned(),
     );
     state.log.push(entry);
+    let bare = path.split('?').next().unwrap_or_default();
     let mut matching = state.faults.iter_mut();
     let fault = matching
-        .find(|(of, end, faults)| *of == method && path.ends_with(end.as_str()) && !faults.is_empty())
+        .find(|(of, end, faults)| *of == method && bare.ends_with(end.as_str()) && !faults.is_empty())
         .and_then(|(_, _, faults)| faults.pop_front());
     let name = path
         .split("/resolve/")
@@ -131,6 +132,14 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
         .and_then(|rest| rest.split_once('/'))
         .map(|(_, name)| name);
     let body = match name {
+        None if bare == "/api/v1/models/owner/model/repo/files" => {
+            let entries = state.files.iter().map(|(name, bytes)| {
+                let (size, hash) = (bytes.len(), sha256(bytes));
+                format!(r#"{{"Path":"{name}","Type":"blob","Size":{size},"Sha256":"{hash}"}}"#)
+            });
+            let entries: Vec<_> = entries.collect();
+            Some(format!(r#"{{"Code":200,"Data":{{"Files":[{}]}}}}"#, entries.join(",")).into_bytes())
+        }
         None => {
             let siblings: Vec<_> = state
                 .files

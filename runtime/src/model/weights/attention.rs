@@ -40,7 +40,8 @@ impl WeightSource<'_> {
                 .map(|row| bias[place_by_group(heads, row)])
                 .collect()
         });
-        stacked.repack(backend, bias.as_deref(), &fused.name)
+        let order = self.order(parts)?;
+        stacked.repack(backend, (bias.as_deref(), order.as_deref()), &fused.name)
     }
 
     pub(super) fn qk_norm<B: Backend>(

@@ -171,7 +171,7 @@ impl WeightSource<'_> {
             let of = (layer, config, expert);
             let name = self.read_expert(&storage, of, projection, &mut stacked)?;
             let bias = biases.as_ref().map(|biases| &biases[expert * n_out..][..n_out]);
-            linears.push(stacked.repack(backend, bias, &name)?);
+            linears.push(stacked.repack(backend, (bias, None), &name)?);
         }
         let name = self.config.tensors.inner(layer, Part::Router);
         let of_layer = |source| LoadError::Backend { name, source };
@@ -203,13 +203,19 @@ impl WeightSource<'_> {
                     Projection::GateUp => &GATE_UP_APART[..],
                     Projection::Down => &[Part::ExpertDown],
                 };
+                let name = names.of_expert(layer, parts[0], expert);
                 for part in parts {
                     let matrix = Matrix::new(names.of_expert(layer, *part, expert), n_out / parts.len());
+                    if self.order(std::slice::from_ref(&matrix))?.is_some() {
+                        let reason = "experts with inputs in another order (act-order) are not supported";
+                        let reason = reason.to_owned();
+                        return Err(LoadError::BadQuantization { name, reason });
+                    }
                     let start = stacked.buffer.len();
                     let format = self.matrix(&matrix, n_in, stacked.buffer)?;
                     stacked.push(format, matrix.n_out, start);
                 }
-                Ok(names.of_expert(layer, parts[0], expert))
+                Ok(name)
             }
             (Storage::Stacked(gate_up), _) => {
                 let parts = match projection {
@@ -254,7 +260,7 @@ impl WeightSource<'_> {
         let n_bytes = n_out * row_bytes.expect("the table has whole rows of a known format");
         let start = stacked.buffer.len();
         self.read_range(tensor, expert * n_bytes..(expert + 1) * n_bytes, stacked.buffer)?;
-        refuse_not_finite(&tensor.name, format, &stacked.buffer[start..])?;
+        let format = self.quantized(tensor, format, (stacked.buffer, start))?;
         stacked.push(format, n_out, start);
         Ok(())
     }
