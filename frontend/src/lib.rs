@@ -8,6 +8,7 @@
 
 pub mod api;
 pub mod auth;
+mod blocks;
 pub mod body;
 pub(crate) mod calendar;
 pub mod chat;

@@ -177,7 +177,7 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
         hosts: config.hosts.clone(),
         origins: config.origins.clone(),
         intake: Intake::new(config.intake, config.api_keys.len().max(1), workers),
-        http: arbora::metrics::HttpMetrics::default(),
+        http: arbora::metrics::HttpMetrics::new(arbora::route::paths()),
         generate_form: config.generate_form,
         metrics_compat: config.metrics_compat,
         traces: exporter.as_ref().map(Exporter::traces),

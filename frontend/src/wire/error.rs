@@ -30,7 +30,7 @@ pub enum ApiError {
         message: String,
     },
     /// No or a wrong API key.
-    #[error("Incorrect or missing API key: send it as 'Authorization: Bearer KEY'.")]
+    #[error("Incorrect or missing API key: send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'.")]
     Unauthorized,
     /// A client's key where an operator's is asked for.
     #[error(
@@ -208,6 +208,11 @@ impl ApiError {
         }
     }
 
+    /// HTTP status.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.kind().0
+    }
+
     /// Its code where it is the server's fault.
     pub(crate) fn fault(&self) -> Option<&'static str> {
         let (status, _, code) = self.kind();
@@ -269,6 +274,8 @@ impl IntoResponse for ApiError {
             // What is left of the body would be read as the next request.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        // For whoever tells it in other words.
+        response.extensions_mut().insert(self);
         response
     }
 }

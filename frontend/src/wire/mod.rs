@@ -5,6 +5,7 @@
 //! the output and is not implemented (`unsupported.rs`) is a 400 that names it, unless its value asks for
 //! nothing; any other field is ignored (routers add some).
 
+pub mod anthropic;
 pub mod chat;
 pub mod completion;
 pub mod constraint;

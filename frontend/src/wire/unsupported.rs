@@ -128,7 +128,7 @@ pub(crate) fn schemas() -> impl Iterator<Item = (&'static str, Value)> {
     })
 }
 
-const LISTS: [(&str, &[Unsupported]); 10] = [
+const LISTS: [(&str, &[Unsupported]); 13] = [
     ("UnsupportedAnywhere", &ANYWHERE),
     ("UnsupportedSampling", &SAMPLING),
     ("UnsupportedInPenalties", &PENALTIES),
@@ -139,6 +139,9 @@ const LISTS: [(&str, &[Unsupported]); 10] = [
     ("UnsupportedInGenerate", &GENERATE),
     ("UnsupportedBesideSamplingParams", &BESIDE_SAMPLING_PARAMS),
     ("UnsupportedInStructuredOutputs", &STRUCTURED_OUTPUTS),
+    ("UnsupportedInMessages", &MESSAGES),
+    ("UnsupportedInAnthropicTools", &ANTHROPIC_TOOL),
+    ("UnsupportedInOutputConfig", &OUTPUT_CONFIG),
 ];
 
 use Neutral::{AtMost, ListOf, Nothing, Number, True, Words};
@@ -327,6 +330,30 @@ pub(super) const BESIDE_SAMPLING_PARAMS: [Unsupported; 21] = [
     Unsupported::new("response_format", Nothing).instead("sampling_params.response_format"),
 ];
 
+/// Of Anthropic's messages.
+pub(super) const MESSAGES: [Unsupported; 9] = [
+    Unsupported::new("container", Nothing),
+    Unsupported::new("mcp_servers", Nothing),
+    Unsupported::new("n", Number(1.0)),
+    // What chat completions call otherwise.
+    Unsupported::new("max_completion_tokens", Nothing).instead("max_tokens"),
+    Unsupported::new("stop", Nothing).instead("stop_sequences"),
+    Unsupported::new("response_format", Nothing).instead("output_config.format"),
+    Unsupported::new("reasoning_effort", Nothing).instead("output_config.effort"),
+    Unsupported::new("thinking_token_budget", AtMost(-1.0)).instead("thinking.budget_tokens"),
+    Unsupported::new("parallel_tool_calls", True).instead("tool_choice.disable_parallel_tool_use"),
+];
+
+/// Of a tool of Anthropic's messages.
+pub(super) const ANTHROPIC_TOOL: [Unsupported; 3] = [
+    Unsupported::new("allowed_callers", ListOf("direct")),
+    Unsupported::new("defer_loading", Nothing),
+    Unsupported::new("input_examples", Nothing),
+];
+
+/// Of `output_config` in Anthropic's messages.
+pub(super) const OUTPUT_CONFIG: [Unsupported; 1] = [Unsupported::new("task_budget", Nothing)];
+
 /// Of `structured_outputs`.
 pub(super) const STRUCTURED_OUTPUTS: [Unsupported; 2] = [
     Unsupported::new("whitespace_pattern", Nothing),
@@ -404,6 +431,7 @@ mod tests {
         for lists in [
             [&ANYWHERE[..], &SAMPLING, &OTHER_NAMES, &CHAT, &CONVERSATION],
             [&ANYWHERE, &SAMPLING, &OTHER_NAMES, &TEXT, &[]],
+            [&MESSAGES, &ANTHROPIC_TOOL, &OUTPUT_CONFIG, &[], &[]],
         ] {
             let mut names: Vec<_> = lists.concat().iter().map(|one| one.name).collect();
             names.sort_unstable();

@@ -9,6 +9,7 @@ mod connections;
 mod constrained;
 mod drain;
 mod hostile;
+mod messages;
 mod models;
 mod openapi;
 mod operators;

@@ -31,9 +31,12 @@ impl Document {
         if kind == "text/event-stream" {
             let target = schema["$ref"].as_str().expect("a kind of event");
             let event = self.0.pointer(&target[1..]).expect("an event");
-            // Not the end, and no error.
-            let data = &event["properties"]["data"]["anyOf"][1];
-            schema = &data["contentSchema"]["anyOf"][0];
+            let data = &event["properties"]["data"];
+            schema = match data.get("anyOf") {
+                // Not the end, and no error.
+                Some(kinds) => &kinds[1]["contentSchema"]["anyOf"][0],
+                None => &data["contentSchema"],
+            };
         }
         assert!(
             schema.is_object(),
@@ -83,14 +86,15 @@ fn both(site: &Site, document: &Document, path: &str, body: &Json) -> (Json, Vec
     );
     let mut streamed = body.clone();
     streamed["stream"] = true.into();
-    if path != "/generate" {
+    if path.ends_with("completions") {
         streamed["stream_options"] = json!({"include_usage": true});
     }
     let answer = post(site, path, &streamed);
     assert_eq!(answer.status, 200, "{streamed}: {}", answer.body);
     let validator = document.validator(("post", path), 200, "text/event-stream");
     let events = answer.body.split_terminator("\n\n");
-    let data = events.filter_map(|event| event.strip_prefix("data: "));
+    // The data stands behind the name, where an event has one.
+    let data = events.filter_map(|event| event.lines().last()?.strip_prefix("data: "));
     let chunks = data.filter(|data| *data != "[DONE]");
     let chunks: Vec<Json> = chunks
         .map(|chunk| serde_json::from_str(chunk).expect("JSON"))
@@ -152,6 +156,22 @@ fn answers_and_chunks_are_as_the_document_says() {
         path,
         &json!({"prompt": "abc", "choice": ["yes", "no"]}),
     );
+
+    let path = "/v1/messages";
+    let asked = |i: usize| {
+        json!({"messages": [{"role": "user", "content": format!("hello {i}")}],
+        "max_tokens": 900, "temperature": 0, "thinking": {"type": "adaptive"},
+        "tools": [{"name": "f", "input_schema": {"type": "object", "properties": {}}}], "tool_choice": {"type": "any"}})
+    };
+    let answers: Vec<_> = (0..6)
+        .map(|i| both(&site, &document, path, &asked(i)).0)
+        .collect();
+    for kind in ["thinking", "tool_use"] {
+        let mut blocks = answers
+            .iter()
+            .flat_map(|answer| answer["content"].as_array().into_iter().flatten());
+        assert!(blocks.any(|block| block["type"] == kind), "{kind}: {answers:#?}");
+    }
 
     let path = "/generate";
     let params = json!({"max_new_tokens": 4, "temperature": 0, "n": 2});
@@ -231,6 +251,12 @@ fn everything_else_and_errors_are_as_the_document_says() {
         ("/v1/chat/completions", json!({"messages": []}), 400),
         ("/v1/completions", json!({"prompt": "x", "model": "other"}), 404),
         ("/generate", json!({"text": "x", "lora_path": "y"}), 400),
+        (
+            "/v1/messages/count_tokens",
+            json!({"messages": [{"role": "user", "content": "x"}]}),
+            200,
+        ),
+        ("/v1/messages", json!({"max_tokens": 1, "messages": []}), 400),
     ];
     for (path, body, status) in cases {
         let answer = post(&site, path, &body);

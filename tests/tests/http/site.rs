@@ -172,7 +172,7 @@ impl Setup {
             hosts: self.hosts,
             origins: self.origins,
             intake: Intake::new(self.bodies, n_tenants, workers),
-            http: arbora::metrics::HttpMetrics::default(),
+            http: arbora::metrics::HttpMetrics::new(arbora::route::paths()),
             generate_form: self.generate_form,
             metrics_compat: self.metrics_compat,
             traces: self.traces,
