@@ -24,6 +24,7 @@ pub mod hosts;
 pub mod hub;
 pub mod inspect;
 pub mod intake;
+pub mod kept;
 pub mod load;
 pub mod log;
 pub mod logprobs;

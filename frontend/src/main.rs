@@ -17,6 +17,7 @@ use arbora::checked::Integrity;
 use arbora::cli::{Cli, Command, GenerateOptions, PullOptions};
 use arbora::config::{ChatOptions, Config, KvSize, Options};
 use arbora::intake::Intake;
+use arbora::kept::KeptResponses;
 use arbora::load::{StartError, Started};
 use arbora::log::{LogStyle, LogWriter};
 use arbora::models::{Fetching, ModelsError};
@@ -177,6 +178,7 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
         hosts: config.hosts.clone(),
         origins: config.origins.clone(),
         intake: Intake::new(config.intake, config.api_keys.len().max(1), workers),
+        responses: KeptResponses::new(config.responses),
         http: arbora::metrics::HttpMetrics::new(arbora::route::paths()),
         generate_form: config.generate_form,
         metrics_compat: config.metrics_compat,

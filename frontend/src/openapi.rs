@@ -42,6 +42,7 @@ mod tests {
     use crate::wire::completion::CompletionRequest;
     use crate::wire::error::ApiError;
     use crate::wire::generate::{GenerateRequest, RENAMED};
+    use crate::wire::responses::request::ResponsesRequest;
     use crate::wire::tokens::{DetokenizeRequest, TokenizeRequest};
 
     #[test]
@@ -65,7 +66,7 @@ mod tests {
         for rest in table.split("Route::new(\"").skip(1) {
             let (path, handlers) = rest.split_once('"').expect("a path in quotes");
             let path = path.replace("{*", "{");
-            for method in ["get", "post"] {
+            for method in ["get", "post", "delete"] {
                 if handlers.contains(&format!(" {method}(")) || handlers.contains(&format!(".{method}(")) {
                     served.insert((path.clone(), method.to_owned()));
                 }
@@ -195,6 +196,7 @@ mod tests {
         let read_text: fn(&[u8]) -> _ = |body| CompletionRequest::parse(body).map(drop);
         let kind = |schema, read, bodies| Kind { schema, read, bodies };
         let mut kinds = anthropic_kinds().to_vec();
+        kinds.push(responses_kind());
         kinds.extend([
             kind("ChatRequest", read_chat, chats),
             kind("CompletionRequest", read_text, texts),
@@ -220,6 +222,56 @@ mod tests {
             ),
         ]);
         kinds
+    }
+
+    fn responses_kind() -> Kind {
+        let tool =
+            json!({"type": "function", "name": "f", "description": "x", "parameters": {}, "strict": false});
+        let space = json!({"type": "namespace", "name": "s", "description": "x", "tools": [
+            {"type": "function", "name": "g", "description": "x", "parameters": {}, "strict": false}]});
+        let named = json!({"type": "function", "name": "f"});
+        let items = json!([
+            {"type": "message", "id": "x", "status": "x", "role": "user", "content": [
+                {"type": "input_text", "text": "x"}, {"type": "refusal", "refusal": "x"}]},
+            {"type": "reasoning", "id": "x", "status": "x", "summary": [{"type": "summary_text", "text": "x"}],
+                "content": [{"type": "reasoning_text", "text": "x"}]},
+            {"type": "function_call", "call_id": "x", "name": "f", "namespace": "s", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "x", "output": [
+                {"type": "text", "text": "x"}, {"type": "refusal", "refusal": "x"}]},
+            {"role": "assistant", "content": "x"},
+            {"type": "item_reference", "id": "x"}
+        ]);
+        let schema =
+            json!({"type": "json_schema", "name": "x", "description": "x", "strict": false, "schema": {}});
+        let whole = json!({
+            "model": "m", "input": items, "instructions": "x", "previous_response_id": "x",
+            "tools": [tool, space], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [named]},
+            "parallel_tool_calls": true, "text": {"verbosity": "low", "format": schema},
+            "reasoning": {"effort": "high", "summary": "auto", "generate_summary": "x"}, "max_output_tokens": 9,
+            "max_tool_calls": 1, "store": true, "background": false, "stream": true, "metadata": {"a": "x"},
+            "stream_options": {"include_obfuscation": false}, "include": ["reasoning.encrypted_content"],
+            "temperature": 0.5, "top_k": 5, "top_p": 0.5, "min_p": 0.5, "repetition_penalty": 1.5,
+            "presence_penalty": 1, "frequency_penalty": -1, "repeat_last_n": -1, "seed": 1, "cache_salt": "x",
+            "extra_key": "x", "priority": 1, "prompt_cache_key": "x", "prompt_cache_retention": "24h",
+            "safety_identifier": "x", "user": "x", "service_tier": "auto"
+        });
+        let bodies = vec![
+            whole,
+            json!({"input": "x", "tools": [&tool], "tool_choice": {"type": "function", "function": {"name": "f"}},
+                "text": {"format": {"type": "json_object"}}, "truncation": "disabled"}),
+            json!({"input": "x", "tool_choice": "auto", "text": {"format": {"type": "text"}}}),
+        ];
+        let read: fn(&[u8]) -> _ = |body| {
+            let known = |_: &str| Some(json!({"role": "user", "content": "x"}));
+            ResponsesRequest::parse(body)?
+                .complete(Vec::new(), known)
+                .map(drop)
+        };
+        Kind {
+            schema: "ResponsesRequest",
+            read,
+            bodies,
+        }
     }
 
     fn anthropic_kinds() -> [Kind; 2] {
@@ -374,7 +426,8 @@ mod tests {
     }
 
     /// Rules between fields, which the document only puts into words.
-    const BETWEEN_FIELDS: [&str; 17] = [
+    const BETWEEN_FIELDS: [&str; 18] = [
+        "needs 'store'",
         "is only allowed when",
         "is not available",
         "cannot both be true",

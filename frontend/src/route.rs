@@ -18,7 +18,7 @@ use axum::routing::{MethodRouter, get, post};
 use futures_util::FutureExt;
 
 use crate::api::{
-    App, admin, cache, chat, completions, generate, messages, models, render, tokens, worker,
+    App, admin, cache, chat, completions, generate, messages, models, render, responses, tokens, worker,
 };
 use crate::auth::{self, require_key, require_metrics_key, require_operator};
 use crate::hosts::{require_host, require_named_host};
@@ -101,6 +101,13 @@ const ROUTES: &[Route] = &[
         .generates("chat")
         .of_anthropic(),
     Route::new("/v1/messages/count_tokens", || post(messages::count_tokens)).of_anthropic(),
+    Route::new("/v1/responses", || post(responses::create)).generates("chat"),
+    Route::new("/v1/responses/input_tokens", || post(responses::input_tokens)),
+    Route::new("/v1/responses/{id}", || {
+        get(responses::retrieve).delete(responses::delete)
+    }),
+    Route::new("/v1/responses/{id}/cancel", || post(responses::cancel)),
+    Route::new("/v1/responses/{id}/input_items", || get(responses::input_items)),
     Route::new("/v1/models", || get(models::list)),
     Route::new("/v1/models/{*id}", || get(models::one)),
     Route::new("/tokenize", || post(tokens::tokenize)),
@@ -273,6 +280,10 @@ mod tests {
             ("/v1/models/a", Some("/v1/models/{*id}")),
             ("/v1/models/a/b", Some("/v1/models/{*id}")),
             ("/v1/models/", None),
+            ("/v1/responses/input_tokens", Some("/v1/responses/input_tokens")),
+            ("/v1/responses/resp_1", Some("/v1/responses/{id}")),
+            ("/v1/responses/resp_1/cancel", Some("/v1/responses/{id}/cancel")),
+            ("/v1/responses/resp_1/none", None),
             ("/", None),
         ] {
             assert_eq!(of(path), expected, "{path}");

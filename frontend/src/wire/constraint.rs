@@ -156,6 +156,14 @@ impl Constraint {
         }
     }
 
+    /// Any JSON object, as the field `param` asks.
+    pub(super) fn any_object(param: String) -> Self {
+        Constraint {
+            param,
+            source: any_object(Whitespace::Any),
+        }
+    }
+
     /// Reads every field that constrains the output; `whitespace` is what the request asks for.
     pub fn read(f: &mut Fields, whitespace: Whitespace) -> Result<Option<Self>, ApiError> {
         let mut found: Vec<Constraint> = Vec::new();

@@ -64,6 +64,16 @@ pub enum ApiError {
         /// Requests that are remembered.
         n_kept: usize,
     },
+    /// A response or an item of one that is not there, or another key's.
+    #[error("No {what} of yours with the id '{id}' is kept here.")]
+    NotKept {
+        /// The field or parameter that names it.
+        param: String,
+        /// What it would be.
+        what: &'static str,
+        /// As the client wrote it, shortened.
+        id: String,
+    },
     /// No such route.
     #[error("There is nothing at this URL.")]
     NotFound,
@@ -171,6 +181,12 @@ impl ApiError {
             ApiError::OriginNotAllowed { .. } => (StatusCode::FORBIDDEN, REQUEST, Some("origin_not_allowed")),
             ApiError::ModelNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("model_not_found")),
             ApiError::RequestNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("request_not_found")),
+            ApiError::NotKept { param, .. } if param == "previous_response_id" => (
+                StatusCode::NOT_FOUND,
+                REQUEST,
+                Some("previous_response_not_found"),
+            ),
+            ApiError::NotKept { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("not_kept")),
             ApiError::NotFound => (StatusCode::NOT_FOUND, REQUEST, Some("unknown_url")),
             ApiError::MethodNotAllowed => (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -224,7 +240,7 @@ impl ApiError {
         let (_, kind, code) = self.kind();
         let param = match self {
             ApiError::Invalid { param, .. } => param.as_deref(),
-            ApiError::ContextExceeded { param, .. } => Some(param.as_str()),
+            ApiError::ContextExceeded { param, .. } | ApiError::NotKept { param, .. } => Some(param.as_str()),
             ApiError::ModelNotFound { .. } => Some("model"),
             ApiError::RequestNotFound { .. } => Some("id"),
             _ => None,

@@ -17,6 +17,7 @@ pub mod message;
 pub mod options;
 pub mod render;
 pub mod response;
+pub mod responses;
 pub mod strict;
 pub mod tokens;
 pub mod tools;

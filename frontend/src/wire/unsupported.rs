@@ -128,7 +128,7 @@ pub(crate) fn schemas() -> impl Iterator<Item = (&'static str, Value)> {
     })
 }
 
-const LISTS: [(&str, &[Unsupported]); 13] = [
+const LISTS: [(&str, &[Unsupported]); 14] = [
     ("UnsupportedAnywhere", &ANYWHERE),
     ("UnsupportedSampling", &SAMPLING),
     ("UnsupportedInPenalties", &PENALTIES),
@@ -142,6 +142,7 @@ const LISTS: [(&str, &[Unsupported]); 13] = [
     ("UnsupportedInMessages", &MESSAGES),
     ("UnsupportedInAnthropicTools", &ANTHROPIC_TOOL),
     ("UnsupportedInOutputConfig", &OUTPUT_CONFIG),
+    ("UnsupportedInResponses", &RESPONSES),
 ];
 
 use Neutral::{AtMost, ListOf, Nothing, Number, True, Words};
@@ -354,6 +355,25 @@ pub(super) const ANTHROPIC_TOOL: [Unsupported; 3] = [
 /// Of `output_config` in Anthropic's messages.
 pub(super) const OUTPUT_CONFIG: [Unsupported; 1] = [Unsupported::new("task_budget", Nothing)];
 
+/// Of OpenAI's responses.
+pub(super) const RESPONSES: [Unsupported; 14] = [
+    Unsupported::new("conversation", Nothing).instead("previous_response_id"),
+    Unsupported::new("truncation", Words(&["disabled"])),
+    Unsupported::new("context_management", Nothing),
+    Unsupported::new("prompt", Nothing).instead("input"),
+    Unsupported::new("moderation", Nothing),
+    Unsupported::new("top_logprobs", Number(0.0)),
+    // What chat completions call otherwise.
+    Unsupported::new("messages", Nothing).instead("input"),
+    Unsupported::new("max_tokens", Nothing).instead("max_output_tokens"),
+    Unsupported::new("max_completion_tokens", Nothing).instead("max_output_tokens"),
+    Unsupported::new("response_format", Nothing).instead("text.format"),
+    Unsupported::new("reasoning_effort", Nothing).instead("reasoning.effort"),
+    Unsupported::new("thinking_token_budget", AtMost(-1.0)),
+    Unsupported::new("stop", Nothing),
+    Unsupported::new("n", Number(1.0)),
+];
+
 /// Of `structured_outputs`.
 pub(super) const STRUCTURED_OUTPUTS: [Unsupported; 2] = [
     Unsupported::new("whitespace_pattern", Nothing),
@@ -432,6 +452,7 @@ mod tests {
             [&ANYWHERE[..], &SAMPLING, &OTHER_NAMES, &CHAT, &CONVERSATION],
             [&ANYWHERE, &SAMPLING, &OTHER_NAMES, &TEXT, &[]],
             [&MESSAGES, &ANTHROPIC_TOOL, &OUTPUT_CONFIG, &[], &[]],
+            [&RESPONSES, &[], &[], &[], &[]],
         ] {
             let mut names: Vec<_> = lists.concat().iter().map(|one| one.name).collect();
             names.sort_unstable();

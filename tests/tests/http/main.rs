@@ -15,6 +15,7 @@ mod openapi;
 mod operators;
 mod page;
 mod render;
+mod responses;
 mod sampling;
 mod site;
 mod stream;

@@ -173,6 +173,27 @@ fn answers_and_chunks_are_as_the_document_says() {
         assert!(blocks.any(|block| block["type"] == kind), "{kind}: {answers:#?}");
     }
 
+    let path = "/v1/responses";
+    let asked = |i: usize| {
+        json!({"input": format!("hello {i}"), "max_output_tokens": 900, "temperature": 0,
+        "tools": [{"type": "function", "name": "f"}], "tool_choice": "required"})
+    };
+    let answers: Vec<_> = (0..6)
+        .map(|i| both(&site, &document, path, &asked(i)).0)
+        .collect();
+    for kind in ["reasoning", "function_call"] {
+        let mut items = answers
+            .iter()
+            .flat_map(|answer| answer["output"].as_array().into_iter().flatten());
+        assert!(items.any(|item| item["type"] == kind), "{kind}: {answers:#?}");
+    }
+    both(
+        &site,
+        &document,
+        path,
+        &json!({"input": "hello", "max_output_tokens": 3}),
+    );
+
     let path = "/generate";
     let params = json!({"max_new_tokens": 4, "temperature": 0, "n": 2});
     let scored = json!({"text": "abc", "sampling_params": params, "return_logprob": true, "logprob_start_len": 0,
@@ -231,7 +252,36 @@ fn everything_else_and_errors_are_as_the_document_says() {
     get("/cache/explain", "/cache/explain", 200);
     get("/cache/explain", &format!("/cache/explain?id={id}"), 200);
     get("/cache/explain", "/cache/explain?id=none", 404);
+    let made = post(
+        &site,
+        "/v1/responses",
+        &json!({"input": "x", "max_output_tokens": 3, "background": true}),
+    );
+    let kept = format!("/v1/responses/{}", made.json()["id"].as_str().expect("an id"));
+    get("/v1/responses/{id}", &kept, 200);
+    get("/v1/responses/{id}", "/v1/responses/other", 404);
+    get(
+        "/v1/responses/{id}/input_items",
+        &format!("{kept}/input_items?limit=5"),
+        200,
+    );
+    get(
+        "/v1/responses/{id}/input_items",
+        &format!("{kept}/input_items?limit=0"),
+        400,
+    );
+    for (method, described, path) in [
+        ("post", "/v1/responses/{id}/cancel", format!("{kept}/cancel")),
+        ("delete", "/v1/responses/{id}", kept),
+    ] {
+        let answer = Answer::read(site.send(&method.to_uppercase(), &path, "", ""));
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        let validator = document.validator((method, described), 200, "application/json");
+        check(&validator, &answer.json());
+    }
     let cases = [
+        ("/v1/responses", json!({"input": []}), 400),
+        ("/v1/responses/input_tokens", json!({"input": "x"}), 200),
         (
             "/tokenize",
             json!({"prompt": "hello there", "return_token_strs": true}),
