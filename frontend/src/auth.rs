@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
@@ -162,6 +162,21 @@ impl ApiKeys {
     }
 }
 
+/// Takes a key that comes as Anthropic's clients send it (`x-api-key`) for a bearer token, where there is no
+/// other.
+pub(crate) fn accept_plain_key(headers: &mut HeaderMap) {
+    if headers.contains_key(header::AUTHORIZATION) {
+        return;
+    }
+    let Some(key) = headers.get("x-api-key") else {
+        return;
+    };
+    let bearer = [b"Bearer ", key.as_bytes()].concat();
+    if let Ok(bearer) = HeaderValue::from_bytes(&bearer) {
+        headers.insert(header::AUTHORIZATION, bearer);
+    }
+}
+
 /// The digest of the key in the value of an `Authorization` header.
 fn given_key(authorization: Option<&[u8]>) -> Option<KeyDigest> {
     let scheme = |value: &[u8]| value.len() > 7 && value[..7].eq_ignore_ascii_case(b"bearer ");
@@ -294,6 +309,22 @@ mod tests {
         assert_eq!(keys.which(Some(b"Bearer second")), Some(1));
         assert_eq!(ApiKeys::default().which(Some(b"Bearer second")), None);
         assert!(ApiKeys::default().admit(None));
+    }
+
+    #[test]
+    fn a_plain_key_is_a_bearer_token_where_there_is_no_other() {
+        let given = |headers: &[(&'static str, &'static str)]| {
+            let headers = headers.iter();
+            let mut headers: HeaderMap = headers
+                .map(|(name, value)| (name.parse().expect("a name"), HeaderValue::from_static(value)))
+                .collect();
+            accept_plain_key(&mut headers);
+            headers.remove(header::AUTHORIZATION)
+        };
+        assert_eq!(given(&[]), None);
+        assert_eq!(given(&[("x-api-key", "k")]).expect("a key"), "Bearer k");
+        let both = [("x-api-key", "k"), ("authorization", "Bearer other")];
+        assert_eq!(given(&both).expect("a key"), "Bearer other");
     }
 
     #[test]

@@ -20,3 +20,21 @@ pub(crate) fn civil_date(n_days: u64) -> (u64, usize, u64) {
         day,
     )
 }
+
+/// A moment as RFC 3339 has it, `seconds` after the beginning of 1970 in UTC.
+pub(crate) fn rfc3339(seconds: u64) -> String {
+    let (year, month, day) = civil_date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_written_in_utc() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(1_709_210_096), "2024-02-29T12:34:56Z");
+    }
+}

@@ -6,6 +6,7 @@ mod choice;
 mod commands;
 mod conventions;
 mod error;
+mod memory;
 mod size;
 mod spelling;
 
@@ -34,6 +35,7 @@ use crate::checked::Integrity;
 use crate::hosts::AllowedHosts;
 use crate::hub::HubKind;
 use crate::intake::IntakeLimits;
+use crate::kept::KeptLimits;
 use crate::models::DEFAULT_MODEL;
 use crate::origins::AllowedOrigins;
 
@@ -202,6 +204,12 @@ pub struct Options {
     /// [default: 128MiB, or 9 times --body-limit where that is more]
     #[arg(long, env = "ARBORA_BODY_MEMORY", help_heading = "Server")]
     pub body_memory: Option<ByteSize>,
+    /// Memory for responses that clients may ask for again (/v1/responses); 0 keeps none [default: 64MiB]
+    #[arg(long, env = "ARBORA_RESPONSES_MEMORY", help_heading = "Server")]
+    pub responses_memory: Option<ByteSize>,
+    /// Seconds after which such a response is forgotten [default: 86400]
+    #[arg(long, env = "ARBORA_RESPONSES_TTL", help_heading = "Server")]
+    pub responses_ttl: Option<u32>,
     /// Events of /generate hold what came since the one before, not all that came so far [default: off]
     #[arg(
         long,
@@ -289,6 +297,8 @@ pub struct Config {
     pub max_connections: Option<usize>,
     /// What bodies of requests may take.
     pub intake: IntakeLimits,
+    /// What responses that are kept may take.
+    pub responses: KeptLimits,
     /// What events of `/generate` hold.
     pub generate_form: StreamForm,
     /// Additional metric naming scheme.
@@ -404,6 +414,8 @@ impl Options {
             max_connections: self.max_connections.or(under.max_connections),
             body_limit: self.body_limit.or(under.body_limit),
             body_memory: self.body_memory.or(under.body_memory),
+            responses_memory: self.responses_memory.or(under.responses_memory),
+            responses_ttl: self.responses_ttl.or(under.responses_ttl),
             incremental_streaming_output: self
                 .incremental_streaming_output
                 .or(under.incremental_streaming_output),
@@ -472,7 +484,8 @@ impl Options {
             isa: choice("isa", &isa_names(), self.isa)?,
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(30)),
             max_connections: self.max_connections,
-            intake: intake_limits(self.body_limit, self.body_memory)?,
+            intake: memory::intake(self.body_limit, self.body_memory)?,
+            responses: memory::responses(self.responses_memory, self.responses_ttl),
             generate_form: match self.incremental_streaming_output {
                 Some(true) => StreamForm::Incremental,
                 Some(false) | None => StreamForm::Cumulative,
@@ -503,17 +516,6 @@ impl Options {
             }
         }
     }
-}
-
-fn intake_limits(body: Option<ByteSize>, memory: Option<ByteSize>) -> Result<IntakeLimits, ConfigError> {
-    let body = body.map_or(8 << 20, |size| size.0);
-    let least = IntakeLimits::least_memory(body);
-    let memory = memory.map_or(least.max(128 << 20), |size| size.0);
-    if memory < least {
-        let expected = format!("at least {least}, which a body of {body} bytes (--body-limit) may take");
-        return Err(bad_value("body-memory", expected, memory));
-    }
-    Ok(IntakeLimits { body, memory })
 }
 
 /// The list, or `under` where it is empty.

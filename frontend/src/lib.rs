@@ -8,6 +8,7 @@
 
 pub mod api;
 pub mod auth;
+mod blocks;
 pub mod body;
 pub(crate) mod calendar;
 pub mod chat;
@@ -25,6 +26,7 @@ pub mod hosts;
 pub mod hub;
 pub mod inspect;
 pub mod intake;
+pub mod kept;
 pub mod load;
 pub mod log;
 pub mod logprobs;

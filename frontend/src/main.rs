@@ -20,6 +20,7 @@ use arbora::config::{ChatOptions, Config, ConfigError, KvSize, Options, Quantize
 use arbora::hub::HubKind;
 use arbora::inspect::InspectError;
 use arbora::intake::Intake;
+use arbora::kept::KeptResponses;
 use arbora::load::{StartError, Started, StartedEncoder};
 use arbora::log::{LogStyle, LogWriter};
 use arbora::models::{Fetching, ModelsError};
@@ -246,7 +247,8 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
         hosts: config.hosts.clone(),
         origins: config.origins.clone(),
         intake: Intake::new(config.intake, config.api_keys.len().max(1), workers),
-        http: arbora::metrics::HttpMetrics::default(),
+        responses: KeptResponses::new(config.responses),
+        http: arbora::metrics::HttpMetrics::new(arbora::route::paths()),
         generate_form: config.generate_form,
         metrics_compat: config.metrics_compat,
         traces: exporter.as_ref().map(Exporter::traces),

@@ -18,18 +18,30 @@ use crate::log::LogMetrics;
 const MICROS: f64 = 1e6;
 
 /// Answers sent, by the first digit of their status, and the connections they were sent on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct HttpMetrics {
-    by_class: [AtomicU64; 5],
+    routes: Vec<String>,
+    /// Of each route, and last of what is for none.
+    by_route: Vec<[AtomicU64; 5]>,
     /// What became of connections.
     pub connections: ConnectionMetrics,
 }
 
 impl HttpMetrics {
-    /// Counts an answer with this HTTP status.
-    pub fn count(&self, status: u16) {
+    /// Nothing yet, of a server with these routes.
+    pub fn new(routes: Vec<String>) -> Self {
+        HttpMetrics {
+            by_route: (0..=routes.len()).map(|_| Default::default()).collect(),
+            routes,
+            connections: ConnectionMetrics::default(),
+        }
+    }
+
+    /// Counts an answer with this HTTP status, of the route at this place where it is of one.
+    pub fn count(&self, route: Option<usize>, status: u16) {
         let class = usize::from(status / 100).clamp(1, 5);
-        self.by_class[class - 1].fetch_add(1, Ordering::Relaxed);
+        let by_class = &self.by_route[route.unwrap_or(self.routes.len())];
+        by_class[class - 1].fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -87,13 +99,21 @@ impl ServerMetrics<'_> {
         page.family(
             "http_responses_total",
             "counter",
-            "HTTP answers by class of status.",
+            "HTTP answers by route and class of status; other is what no route is for.",
         );
-        for (i, n) in http.by_class.iter().enumerate() {
-            let class = format!("{}xx", i + 1);
-            let n = n.load(Ordering::Relaxed);
-            page.sample("http_responses_total", Some(("class", class.as_str())), n);
+        let routes = http.routes.iter().map(String::as_str).chain(["other"]);
+        for (route, by_class) in routes.zip(&http.by_route) {
+            page.label = format!("route=\"{}\"", escaped(route));
+            for (i, n) in by_class.iter().enumerate() {
+                let class = format!("{}xx", i + 1);
+                let n = n.load(Ordering::Relaxed);
+                // A line for each class of each route would be many that say nothing.
+                if n > 0 || route == "other" {
+                    page.sample("http_responses_total", Some(("class", class.as_str())), n);
+                }
+            }
         }
+        page.label.clear();
         let dropped =
             "Lines of the log that were not written: nobody read them in time, or they were refused.";
         page.family("log_lines_dropped_total", "counter", dropped);
@@ -437,10 +457,11 @@ mod tests {
 
     #[test]
     fn every_sample_belongs_to_a_family_and_every_line_parses() {
-        let http = HttpMetrics::default();
-        http.count(200);
-        http.count(204);
-        http.count(429);
+        let http = HttpMetrics::new(vec!["/v1/a".to_owned(), "/v1/models/{id}".to_owned()]);
+        http.count(None, 200);
+        http.count(Some(1), 200);
+        http.count(Some(1), 204);
+        http.count(Some(1), 429);
         let server = ServerMetrics {
             http: &http,
             log: &LogMetrics::default(),
@@ -452,7 +473,10 @@ mod tests {
         families(&text);
         assert!(!text.contains("trace_spans"), "nothing is traced");
         for line in [
-            "arbora_http_responses_total{class=\"2xx\"} 2\n",
+            "arbora_http_responses_total{route=\"/v1/models/{id}\",class=\"2xx\"} 2\n",
+            "arbora_http_responses_total{route=\"/v1/models/{id}\",class=\"4xx\"} 1\n",
+            "arbora_http_responses_total{route=\"other\",class=\"2xx\"} 1\n",
+            "arbora_http_responses_total{route=\"other\",class=\"5xx\"} 0\n",
             "arbora_cached_tokens_total{model=\"a\"} 0\narbora_cached_tokens_total{model=\"b\"} 0\n",
             "arbora_log_lines_dropped_total 0\n",
             "arbora_request_body_bytes 70\n",
@@ -502,7 +526,7 @@ mod tests {
             .collect();
         let used = names_in(&queries.join("\n"));
         let server = ServerMetrics {
-            http: &HttpMetrics::default(),
+            http: &HttpMetrics::new(Vec::new()),
             log: &LogMetrics::default(),
             pool: &PoolMetrics::default(),
             body_bytes: 0,

@@ -37,12 +37,14 @@ mod tests {
     use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
     use super::*;
+    use crate::wire::anthropic::request::{CountRequest, MessagesRequest};
     use crate::wire::chat::ChatRequest;
     use crate::wire::completion::CompletionRequest;
     use crate::wire::embeddings::EmbeddingsRequest;
     use crate::wire::error::ApiError;
     use crate::wire::generate::{GenerateRequest, RENAMED};
     use crate::wire::rerank::{RerankRequest, ScoreRequest};
+    use crate::wire::responses::request::ResponsesRequest;
     use crate::wire::tokens::{DetokenizeRequest, TokenizeRequest};
 
     #[test]
@@ -66,7 +68,7 @@ mod tests {
         for rest in table.split("Route::new(\"").skip(1) {
             let (path, handlers) = rest.split_once('"').expect("a path in quotes");
             let path = path.replace("{*", "{");
-            for method in ["get", "post"] {
+            for method in ["get", "post", "delete"] {
                 if handlers.contains(&format!(" {method}(")) || handlers.contains(&format!(".{method}(")) {
                     served.insert((path.clone(), method.to_owned()));
                 }
@@ -99,13 +101,14 @@ mod tests {
     }
 
     /// A kind of request: its schema in the document, how it is read, and bodies that are valid.
+    #[derive(Clone)]
     struct Kind {
         schema: &'static str,
         read: fn(&[u8]) -> Result<(), ApiError>,
         bodies: Vec<Value>,
     }
 
-    fn kinds() -> [Kind; 8] {
+    fn kinds() -> Vec<Kind> {
         let with = |base: &Value, more: &Value| {
             let mut body = base.clone();
             let members = body.as_object_mut().expect("an object");
@@ -161,10 +164,11 @@ mod tests {
             "thinking_token_budget": 1});
         let mut chats = vec![with(&with(&conversation, &options), &more)];
         chats.push(with(&asked, &json!({"prompt_logprobs": 3})));
-        chats.push(with(
-            &asked,
-            &json!({"tools": [&tool], "tool_choice": {"name": "f"}}),
-        ));
+        let allowed = json!({"type": "allowed_tools", "allowed_tools": {
+            "mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]}});
+        let called = [json!({"name": "f"}), allowed];
+        let called = called.map(|choice| with(&asked, &json!({"tools": [&tool], "tool_choice": choice})));
+        chats.extend(called.clone());
         chats.extend(constraints.iter().map(|form| with(&asked, form)));
         let more = json!({"prompt": ["x", [1, 2]], "logprobs": 2, "echo": true,
             "add_special_tokens": false});
@@ -193,7 +197,9 @@ mod tests {
         let read_chat: fn(&[u8]) -> _ = |body| ChatRequest::parse(body).map(drop);
         let read_text: fn(&[u8]) -> _ = |body| CompletionRequest::parse(body).map(drop);
         let kind = |schema, read, bodies| Kind { schema, read, bodies };
-        [
+        let mut kinds = anthropic_kinds().to_vec();
+        kinds.push(responses_kind());
+        kinds.extend([
             kind("ChatRequest", read_chat, chats),
             kind("CompletionRequest", read_text, texts),
             kind(
@@ -207,7 +213,8 @@ mod tests {
                 vec![
                     json!({"model": "m", "prompt": "x", "add_special_tokens": true, "return_token_strs": true}),
                     with(&conversation, &json!({"model": "m", "return_token_strs": true})),
-                    with(&asked, &json!({"tools": [&tool], "tool_choice": {"name": "f"}})),
+                    called[0].clone(),
+                    called[1].clone(),
                 ],
             ),
             kind(
@@ -241,6 +248,109 @@ mod tests {
                     json!({"text_1": ["x", "z"], "text_2": ["x", "y"]}),
                 ],
             ),
+        ]);
+        kinds
+    }
+
+    fn responses_kind() -> Kind {
+        let tool =
+            json!({"type": "function", "name": "f", "description": "x", "parameters": {}, "strict": false});
+        let space = json!({"type": "namespace", "name": "s", "description": "x", "tools": [
+            {"type": "function", "name": "g", "description": "x", "parameters": {}, "strict": false}]});
+        let named = json!({"type": "function", "name": "f"});
+        let items = json!([
+            {"type": "message", "id": "x", "status": "x", "role": "user", "content": [
+                {"type": "input_text", "text": "x"}, {"type": "refusal", "refusal": "x"}]},
+            {"type": "reasoning", "id": "x", "status": "x", "summary": [{"type": "summary_text", "text": "x"}],
+                "content": [{"type": "reasoning_text", "text": "x"}]},
+            {"type": "function_call", "call_id": "x", "name": "f", "namespace": "s", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "x", "output": [
+                {"type": "text", "text": "x"}, {"type": "refusal", "refusal": "x"}]},
+            {"role": "assistant", "content": "x"},
+            {"type": "item_reference", "id": "x"}
+        ]);
+        let schema =
+            json!({"type": "json_schema", "name": "x", "description": "x", "strict": false, "schema": {}});
+        let whole = json!({
+            "model": "m", "input": items, "instructions": "x", "previous_response_id": "x",
+            "tools": [tool, space], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [named]},
+            "parallel_tool_calls": true, "text": {"verbosity": "low", "format": schema},
+            "reasoning": {"effort": "high", "summary": "auto", "generate_summary": "x"}, "max_output_tokens": 9,
+            "max_tool_calls": 1, "store": true, "background": false, "stream": true, "metadata": {"a": "x"},
+            "stream_options": {"include_obfuscation": false}, "include": ["reasoning.encrypted_content"],
+            "temperature": 0.5, "top_k": 5, "top_p": 0.5, "min_p": 0.5, "repetition_penalty": 1.5,
+            "presence_penalty": 1, "frequency_penalty": -1, "repeat_last_n": -1, "seed": 1, "cache_salt": "x",
+            "extra_key": "x", "priority": 1, "prompt_cache_key": "x", "prompt_cache_retention": "24h",
+            "safety_identifier": "x", "user": "x", "service_tier": "auto"
+        });
+        let bodies = vec![
+            whole,
+            json!({"input": "x", "tools": [&tool], "tool_choice": {"type": "function", "function": {"name": "f"}},
+                "text": {"format": {"type": "json_object"}}, "truncation": "disabled"}),
+            json!({"input": "x", "tool_choice": "auto", "text": {"format": {"type": "text"}}}),
+        ];
+        let read: fn(&[u8]) -> _ = |body| {
+            let known = |_: &str| Some(json!({"role": "user", "content": "x"}));
+            ResponsesRequest::parse(body)?
+                .complete(Vec::new(), known)
+                .map(drop)
+        };
+        Kind {
+            schema: "ResponsesRequest",
+            read,
+            bodies,
+        }
+    }
+
+    fn anthropic_kinds() -> [Kind; 2] {
+        let mark = json!({"type": "ephemeral", "ttl": "5m"});
+        let text = json!({"type": "text", "text": "x", "cache_control": &mark});
+        let schema = json!({"type": "json_schema", "schema": {}});
+        let prompt = json!({
+            "model": "m", "system": [&text], "cache_control": &mark,
+            "messages": [
+                {"role": "user", "content": [&text]},
+                {"role": "assistant", "content": [&text,
+                    {"type": "thinking", "thinking": "x", "signature": "x"},
+                    {"type": "redacted_thinking", "data": "x"},
+                    {"type": "tool_use", "id": "x", "name": "f", "input": {}, "cache_control": &mark}]},
+                {"role": "user", "content": [
+                    {"type": "tool_result", "tool_use_id": "x", "content": [&text], "is_error": true,
+                        "cache_control": &mark}, &text]},
+                {"role": "system", "content": [&text]}
+            ],
+            "tools": [{"type": "custom", "name": "f", "description": "x", "input_schema": {}, "strict": false,
+                "cache_control": &mark, "allowed_callers": ["direct"]}],
+            "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": true},
+            "thinking": {"type": "enabled", "budget_tokens": 1, "display": "summarized"},
+            "output_config": {"effort": "high", "format": &schema}, "output_format": &schema,
+            "context_management": {"edits": [{"type": "clear_thinking_20251015"}]}
+        });
+        let plain = json!({"system": "x", "messages": [{"role": "user", "content": "x"}],
+            "thinking": {"type": "disabled"}, "tool_choice": {"type": "auto"}});
+        let with = |prompt: &Value, more: Value| {
+            let mut body = prompt.clone();
+            let members = body.as_object_mut().expect("an object");
+            members.extend(more.as_object().expect("an object").clone());
+            body
+        };
+        let more = json!({"max_tokens": 9, "stop_sequences": ["x"], "stream": true, "temperature": 0.5,
+            "top_k": 5, "top_p": 0.5, "min_p": 0.5, "repetition_penalty": 1.5, "presence_penalty": 1,
+            "frequency_penalty": -1, "repeat_last_n": -1, "seed": 1, "cache_salt": "x", "extra_key": "x",
+            "priority": 1, "metadata": {"user_id": "x"}, "service_tier": "auto", "speed": "standard",
+            "inference_geo": "x"});
+        let bodies = vec![with(&prompt, more), with(&plain, json!({"max_tokens": 1}))];
+        [
+            Kind {
+                schema: "MessagesRequest",
+                read: |body| MessagesRequest::parse(body).map(drop),
+                bodies,
+            },
+            Kind {
+                schema: "MessagesPrompt",
+                read: |body| CountRequest::parse(body).map(drop),
+                bodies: vec![prompt, plain],
+            },
         ]
     }
 
@@ -344,7 +454,8 @@ mod tests {
     }
 
     /// Rules between fields, which the document only puts into words.
-    const BETWEEN_FIELDS: [&str; 18] = [
+    const BETWEEN_FIELDS: [&str; 19] = [
+        "needs 'store'",
         "is only allowed when",
         "is not available",
         "cannot both be true",

@@ -69,7 +69,7 @@ impl AllowedOrigins {
         let is_allowed = move |origin: &HeaderValue, _: &Parts| allowed.allow(origin);
         let layer = CorsLayer::new()
             .allow_origin(origins)
-            .allow_methods([Method::GET, Method::POST])
+            .allow_methods([Method::GET, Method::POST, Method::DELETE])
             // Clients add headers of their own, such as `x-stainless-*`.
             .allow_headers(AllowHeaders::mirror_request())
             .allow_private_network(AllowPrivateNetwork::predicate(is_allowed))

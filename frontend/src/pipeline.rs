@@ -59,6 +59,11 @@ pub(crate) trait Dialect: Send + 'static {
     fn error(&mut self, error: &ApiError, events: &mut Events) {
         events.send(None, &error.body());
     }
+
+    /// Writes what is sent when nothing came for a while: something that clients skip.
+    fn keep_alive(&mut self, events: &mut Events) {
+        events.comment("keep-alive");
+    }
 }
 
 /// Server-sent events on their way out.
@@ -89,8 +94,9 @@ impl Events {
         self.0.len()
     }
 
-    fn keep_alive(&mut self) {
-        self.0.extend_from_slice(b": keep-alive\n\n");
+    /// Appends a comment, which clients skip.
+    fn comment(&mut self, text: &str) {
+        self.0.extend_from_slice(format!(": {text}\n\n").as_bytes());
     }
 }
 
@@ -155,7 +161,7 @@ impl<D: Dialect> EventStream<D> {
         }
         while events.len() == 0 && self.phase == Phase::Running {
             match tokio::time::timeout(self.keep_alive, self.generation.next()).await {
-                Err(_) => events.keep_alive(),
+                Err(_) => self.dialect.keep_alive(&mut events),
                 Ok(Some(piece)) => {
                     let told = self.dialect.piece(piece, &mut self.generation, &mut events);
                     if let Err(error) = told {

@@ -1,8 +1,8 @@
 //! The HTTP routes, and the checks before all of them.
 //!
 //! ```text
-//! request id, span, count, log  ->  one host  ->  CORS  ->  panic becomes a 500  ->  place  ->  length
-//!     ->  host  ->  key  ->  handler
+//! request id, span, count, log, shape of errors  ->  one host  ->  CORS  ->  panic becomes a 500
+//!     ->  place  ->  length  ->  host  ->  key  ->  handler
 //!               ->  the page, which holds no data
 //! ```
 
@@ -18,15 +18,17 @@ use axum::routing::{MethodRouter, get, post};
 use futures_util::FutureExt;
 
 use crate::api::{
-    App, admin, cache, chat, completions, embeddings, generate, models, render, rerank, tokens, worker,
+    App, admin, cache, chat, completions, embeddings, generate, messages, models, render, rerank, responses,
+    tokens, worker,
 };
-use crate::auth::{require_key, require_metrics_key, require_operator};
+use crate::auth::{self, require_key, require_metrics_key, require_operator};
 use crate::hosts::{require_host, require_named_host};
 use crate::openapi;
 use crate::otlp::exchange::TracedRoute;
 use crate::page;
 use crate::places::require_seat;
 use crate::random::random_id;
+use crate::wire::anthropic;
 use crate::wire::error::ApiError;
 
 /// Longer ids of clients are replaced.
@@ -52,6 +54,15 @@ struct Route {
     access: Access,
     /// `gen_ai.operation.name` of its traces, where it generates.
     operation: Option<&'static str>,
+    /// In whose shape its errors are.
+    errors: ErrorShape,
+}
+
+/// Whose clients an error is told to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ErrorShape {
+    OpenAi,
+    Anthropic,
 }
 
 impl Route {
@@ -61,11 +72,17 @@ impl Route {
             handlers,
             access: Access::Client,
             operation: None,
+            errors: ErrorShape::OpenAi,
         }
     }
 
     const fn generates(mut self, operation: &'static str) -> Self {
         self.operation = Some(operation);
+        self
+    }
+
+    const fn of_anthropic(mut self) -> Self {
+        self.errors = ErrorShape::Anthropic;
         self
     }
 
@@ -81,6 +98,17 @@ const ROUTES: &[Route] = &[
     Route::new("/v1/chat/completions/render", || post(render::chat_completions)),
     Route::new("/v1/completions", || post(completions::completions)).generates("text_completion"),
     Route::new("/v1/completions/render", || post(render::completions)),
+    Route::new("/v1/messages", || post(messages::messages))
+        .generates("chat")
+        .of_anthropic(),
+    Route::new("/v1/messages/count_tokens", || post(messages::count_tokens)).of_anthropic(),
+    Route::new("/v1/responses", || post(responses::create)).generates("chat"),
+    Route::new("/v1/responses/input_tokens", || post(responses::input_tokens)),
+    Route::new("/v1/responses/{id}", || {
+        get(responses::retrieve).delete(responses::delete)
+    }),
+    Route::new("/v1/responses/{id}/cancel", || post(responses::cancel)),
+    Route::new("/v1/responses/{id}/input_items", || get(responses::input_items)),
     Route::new("/v1/embeddings", || post(embeddings::embeddings)),
     Route::new("/v1/rerank", || post(rerank::rerank)),
     Route::new("/v2/rerank", || post(rerank::rerank)),
@@ -149,10 +177,35 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
+/// The paths of all routes, as OpenAPI spells them.
+pub fn paths() -> Vec<String> {
+    let routes = ROUTES.iter();
+    routes.map(|route| route.path.replace("{*", "{")).collect()
+}
+
+/// The place in the table of the route that `path` is for. Routes without parameters stand before those that
+/// would take the same path.
+fn place_of(path: &str) -> Option<usize> {
+    ROUTES.iter().position(|route| is_for(route.path, path))
+}
+
+/// Whether `path` is what `pattern` stands for, in which `{name}` is a part and `{*name}` all that is left.
+fn is_for(pattern: &str, path: &str) -> bool {
+    let mut parts = path.split('/');
+    for expected in pattern.split('/') {
+        match parts.next() {
+            Some(part) if expected.starts_with("{*") => return !part.is_empty(),
+            Some(part) if expected.starts_with('{') && !part.is_empty() => {}
+            Some(part) if part == expected => {}
+            _ => return false,
+        }
+    }
+    parts.next().is_none()
+}
+
 /// The traced route that a request is for: one that generates.
-fn traced(request: &Request) -> Option<TracedRoute> {
-    let path = request.uri().path();
-    let route = ROUTES.iter().find(|route| route.path == path)?;
+fn traced(route: Option<usize>, request: &Request) -> Option<TracedRoute> {
+    let route = &ROUTES[route?];
     let operation = route.operation.filter(|_| request.method() == Method::POST)?;
     Some(TracedRoute {
         path: route.path,
@@ -181,6 +234,16 @@ async fn require_length(State(app): State<Arc<App>>, request: Request, next: Nex
     }
 }
 
+/// In whose shape the errors of a request's answer are: its route's, and Anthropic's where a client of theirs
+/// asks for anything.
+fn error_shape(route: Option<usize>, request: &Request) -> ErrorShape {
+    match route {
+        Some(place) if ROUTES[place].errors == ErrorShape::Anthropic => ErrorShape::Anthropic,
+        _ if anthropic::is_spoken(request.headers()) => ErrorShape::Anthropic,
+        _ => ErrorShape::OpenAi,
+    }
+}
+
 /// Names, counts, logs and traces an exchange.
 async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let is_fit = |id: &&HeaderValue| id.len() <= MAX_REQUEST_ID && id.to_str().is_ok() && !id.is_empty();
@@ -189,19 +252,48 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
         None => HeaderValue::from_str(&random_id()).expect("hexadecimal digits"),
     };
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let span = app.traces.as_ref().zip(traced(&request));
+    let route = place_of(&path);
+    let span = app.traces.as_ref().zip(traced(route, &request));
     let span = span.and_then(|(traces, route)| traces.begin(route, &request, &id));
     if let Some(span) = &span {
         request.extensions_mut().insert(span.exchange());
     }
     request.headers_mut().insert(REQUEST_ID, id.clone());
+    auth::accept_plain_key(request.headers_mut());
+    let shape = error_shape(route, &request);
     let mut response = next.run(request).await;
+    if shape == ErrorShape::Anthropic {
+        response = anthropic::error::retold(response, &id);
+    }
     let status = response.status().as_u16();
-    app.http.count(status);
+    app.http.count(route, status);
     tracing::debug!(%method, path, status, id = id.to_str().unwrap_or_default(), "answered");
     response.headers_mut().insert(REQUEST_ID, id);
     match span {
         Some(span) => span.follow(response),
         None => response,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_for_the_route_that_axum_takes() {
+        let of = |path| place_of(path).map(|place| ROUTES[place].path);
+        for (path, expected) in [
+            ("/v1/models", Some("/v1/models")),
+            ("/v1/models/a", Some("/v1/models/{*id}")),
+            ("/v1/models/a/b", Some("/v1/models/{*id}")),
+            ("/v1/models/", None),
+            ("/v1/responses/input_tokens", Some("/v1/responses/input_tokens")),
+            ("/v1/responses/resp_1", Some("/v1/responses/{id}")),
+            ("/v1/responses/resp_1/cancel", Some("/v1/responses/{id}/cancel")),
+            ("/v1/responses/resp_1/none", None),
+            ("/", None),
+        ] {
+            assert_eq!(of(path), expected, "{path}");
+        }
     }
 }

@@ -11,6 +11,7 @@ use std::time::Instant;
 use arbora_constrained::Relaxed;
 use arbora_runtime::progress::Progress;
 use arbora_runtime::request::{Event, FinishReason, Finished, RequestError, RowLogprobs, Usage};
+use axum::http::HeaderMap;
 use tokio::sync::mpsc;
 
 use crate::otlp::exchange::{Ending, GenerationSpan};
@@ -386,6 +387,16 @@ pub enum Explain {
     No,
     /// The client asked for more.
     Yes,
+}
+
+impl Explain {
+    /// What the header `x-arbora-usage` of a request says.
+    pub fn of(headers: &HeaderMap) -> Self {
+        match headers.get("x-arbora-usage") {
+            Some(value) if value == "1" => Explain::Yes,
+            _ => Explain::No,
+        }
+    }
 }
 
 /// Generations without an engine.

@@ -62,7 +62,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{App, chat, completions, unix_seconds};
+use super::{App, completions, conversation, unix_seconds};
 use crate::body::RequestBody;
 use crate::route::REQUEST_ID;
 use crate::served::Served;
@@ -256,7 +256,7 @@ pub async fn explain_prompt(
     let salt = options.salt;
     let tokens = match request {
         ExplainedPrompt::Chat(chat) => {
-            chat::prompt((&app, served), &admitted, chat.conversation)
+            conversation::prompt((&app, served), &admitted, chat.conversation)
                 .await?
                 .tokens
         }
@@ -331,7 +331,7 @@ async fn ask(served: &Served, inspection: &Inspection) -> Result<Inspected, ApiE
         .unwrap_or(Err(ApiError::QueueTimeout))
 }
 
-fn parameters<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
+pub(super) fn parameters<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
     query
         .map(|Query(found)| found)
         .map_err(|error| ApiError::Invalid {

@@ -9,7 +9,8 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 
 use self::answer::TextAnswer;
-use super::openai::{self, Asked, Names};
+use super::conversation::Running;
+use super::openai::{self, Names};
 use super::{App, Job, PreparedPrompt, Traced};
 use crate::body::RequestBody;
 use crate::intake::Admitted;
@@ -55,15 +56,14 @@ pub async fn completions(
     });
     let (generation, requests) = app.generate(served, jobs.collect(), owner)?;
     drop(admitted);
-    let asked = Asked {
-        options: &options,
-        headers: &headers,
-        requests,
-        exchange,
-    };
     let n_choices = generation.n_choices();
+    let running = Running {
+        generation,
+        requests,
+        options,
+    };
     let dialect = |envelope| TextAnswer::new(envelope, n_choices);
-    openai::answer((&app, served), generation, (NAMES, asked), dialect).await
+    openai::answer((&app, served), running, (NAMES, &headers, exchange), dialect).await
 }
 
 /// The tokens of a request that has one prompt.

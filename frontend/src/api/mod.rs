@@ -5,11 +5,14 @@ pub mod cache;
 pub mod chat;
 pub mod completions;
 pub mod embeddings;
+mod conversation;
 pub mod generate;
+pub mod messages;
 pub mod models;
 mod openai;
 pub mod render;
 pub mod rerank;
+pub mod responses;
 pub mod tokens;
 pub mod worker;
 
@@ -29,6 +32,7 @@ use crate::config::MetricsCompat;
 use crate::grammars::Begun;
 use crate::hosts::AllowedHosts;
 use crate::intake::{Admitted, Intake};
+use crate::kept::KeptResponses;
 use crate::log::LogMetrics;
 use crate::metrics::HttpMetrics;
 use crate::origins::AllowedOrigins;
@@ -65,6 +69,8 @@ pub struct App {
     pub traces: Option<Traces>,
     /// Which answers there were lately, for those who ask about the cache.
     pub cache: cache::CacheBook,
+    /// Responses that clients may ask for again.
+    pub responses: KeptResponses,
     /// What became of the lines of the log.
     pub log: Arc<LogMetrics>,
     /// What became of the threads that compute.

@@ -8,20 +8,20 @@
 
 use std::sync::Arc;
 
-use arbora_runtime::request::RequestId;
+use axum::Json;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 use serde::Serialize;
 
-use super::{App, Traced, cache, unix_seconds};
+use super::conversation::Running;
+use super::{App, Traced, unix_seconds};
 use crate::logprobs::LogprobWriter;
-use crate::pipeline::{self, Dialect, Events, KEEP_ALIVE};
+use crate::pipeline::{Dialect, Events};
 use crate::random::random_id;
 use crate::served::Served;
 use crate::stream::{Explain, Generation};
 use crate::wire::error::ApiError;
-use crate::wire::options::{Delivery, Options, StreamUsage};
+use crate::wire::options::{Delivery, StreamUsage};
 use crate::wire::response::{Answer, Head, PromptLogprobs, UsageField};
 
 /// What one of the two APIs calls its objects.
@@ -35,15 +35,6 @@ pub(super) struct Names {
     pub(super) chunk: &'static str,
 }
 
-/// What is answered.
-pub(super) struct Asked<'a> {
-    pub(super) options: &'a Options,
-    pub(super) headers: &'a HeaderMap,
-    /// The first of each prompt.
-    pub(super) requests: Vec<RequestId>,
-    pub(super) exchange: Traced,
-}
-
 /// The common part of an answer.
 #[derive(Debug)]
 pub(super) struct Envelope {
@@ -55,15 +46,11 @@ pub(super) struct Envelope {
 }
 
 impl Envelope {
-    fn new(served: &Served, names: Names, asked: &Asked<'_>, n_choices: usize) -> Self {
-        let (object, usage) = match asked.options.delivery {
+    fn new(served: &Served, (names, headers): (Names, &HeaderMap), running: &Running) -> Self {
+        let (object, usage) = match running.options.delivery {
             Delivery::Whole => (names.whole, StreamUsage::default()),
             Delivery::Stream(usage) => (names.chunk, usage),
         };
-        let wants_more = asked
-            .headers
-            .get("x-arbora-usage")
-            .is_some_and(|value| value == "1");
         let tokenizer = Arc::clone(served.encoder.tokenizer());
         Envelope {
             head: Head {
@@ -72,9 +59,13 @@ impl Envelope {
                 created: unix_seconds(),
                 model: served.name.clone(),
             },
-            explain: if wants_more { Explain::Yes } else { Explain::No },
+            explain: Explain::of(headers),
             usage,
-            logprobs: LogprobWriter::new(tokenizer, asked.options.logprobs.clone(), n_choices),
+            logprobs: LogprobWriter::new(
+                tokenizer,
+                running.options.logprobs.clone(),
+                running.generation.n_choices(),
+            ),
         }
     }
 
@@ -124,25 +115,16 @@ impl Envelope {
     }
 }
 
-/// Answers what was `asked` with the dialect that `dialect` makes of the common part.
+/// Answers with `running` in the dialect that `dialect` makes of the common part.
 pub(super) async fn answer<D: Dialect>(
     (app, served): (&App, &Served),
-    mut generation: Generation,
-    (names, asked): (Names, Asked<'_>),
+    mut running: Running,
+    (names, headers, exchange): (Names, &HeaderMap, Traced),
     dialect: impl FnOnce(Envelope) -> D,
 ) -> Result<Response, ApiError> {
-    let envelope = Envelope::new(served, names, &asked, generation.n_choices());
-    let id = &envelope.head.id;
-    cache::note((app, served), id, asked.headers, asked.requests);
-    if let Some(Extension(exchange)) = asked.exchange {
-        let sampling = asked.options.sampling.with_defaults(&served.sampling)?;
-        generation.trace(exchange.generation(id, asked.options, (&served.name, sampling)));
-    }
-    let dialect = dialect(envelope);
-    match asked.options.delivery {
-        Delivery::Whole => pipeline::whole(generation, dialect).await,
-        Delivery::Stream(_) => Ok(pipeline::stream(generation, dialect, KEEP_ALIVE)),
-    }
+    let envelope = Envelope::new(served, (names, headers), &running);
+    running.note((app, served), &envelope.head.id, (headers, exchange))?;
+    running.answer(dialect(envelope)).await
 }
 
 #[cfg(test)]

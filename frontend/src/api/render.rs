@@ -10,7 +10,7 @@ use axum::extract::State;
 use tokio::sync::mpsc;
 
 use super::completions::prepare;
-use super::{App, chat};
+use super::{App, conversation};
 use crate::body::RequestBody;
 use crate::random::random_id;
 use crate::served::Served;
@@ -27,7 +27,7 @@ pub async fn chat_completions(
 ) -> Result<Json<Rendered>, ApiError> {
     let (request, admitted) = body.parse(&app, ChatRequest::parse).await?;
     let served = app.models.find(request.options.model.as_deref())?;
-    let prompt = chat::prompt((&app, served), &admitted, request.conversation).await?;
+    let prompt = conversation::prompt((&app, served), &admitted, request.conversation).await?;
     let rendered = rendered(served, "chatcmpl", prompt.tokens, &request.options);
     Ok(Json(rendered.map_err(|error| error.of_prompt_in("messages"))?))
 }

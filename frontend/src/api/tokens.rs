@@ -8,7 +8,7 @@ use axum::extract::State;
 use serde_json::{Value, json};
 
 use super::App;
-use super::chat;
+use super::conversation;
 use crate::body::RequestBody;
 use crate::prompt::PromptEncoder;
 use crate::wire::error::ApiError;
@@ -28,7 +28,7 @@ pub async fn tokenize(
             app.encode(served, &admitted, encode).await?
         }
         Text::Chat(conversation) => {
-            chat::prompt((&app, served), &admitted, conversation)
+            conversation::prompt((&app, served), &admitted, conversation)
                 .await?
                 .tokens
         }

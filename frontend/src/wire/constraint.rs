@@ -137,6 +137,33 @@ impl Source {
 const OBJECT: &str = r#"{"type": "object"}"#;
 
 impl Constraint {
+    /// JSON that satisfies the schema in the field `name` of `f`, an object that must be there.
+    pub(super) fn of_schema(f: &mut Fields, name: &str) -> Result<Self, ApiError> {
+        let param = f.path_of(name);
+        match f.raw(name) {
+            Some(schema @ Value::Object(_)) => Ok(Constraint {
+                source: Source::JsonSchema {
+                    text: schema.to_string(),
+                    whitespace: Whitespace::Any,
+                },
+                param,
+            }),
+            None => {
+                let message = format!("Missing required parameter: '{param}'.");
+                Err(ApiError::invalid(param, message))
+            }
+            Some(other) => Err(wrong_type(&param, "a JSON Schema", &other)),
+        }
+    }
+
+    /// Any JSON object, as the field `param` asks.
+    pub(super) fn any_object(param: String) -> Self {
+        Constraint {
+            param,
+            source: any_object(Whitespace::Any),
+        }
+    }
+
     /// Reads every field that constrains the output; `whitespace` is what the request asks for.
     pub fn read(f: &mut Fields, whitespace: Whitespace) -> Result<Option<Self>, ApiError> {
         let mut found: Vec<Constraint> = Vec::new();

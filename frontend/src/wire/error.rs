@@ -30,7 +30,7 @@ pub enum ApiError {
         message: String,
     },
     /// No or a wrong API key.
-    #[error("Incorrect or missing API key: send it as 'Authorization: Bearer KEY'.")]
+    #[error("Incorrect or missing API key: send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'.")]
     Unauthorized,
     /// A client's key where an operator's is asked for.
     #[error(
@@ -63,6 +63,16 @@ pub enum ApiError {
     RequestNotFound {
         /// Requests that are remembered.
         n_kept: usize,
+    },
+    /// A response or an item of one that is not there, or another key's.
+    #[error("No {what} of yours with the id '{id}' is kept here.")]
+    NotKept {
+        /// The field or parameter that names it.
+        param: String,
+        /// What it would be.
+        what: &'static str,
+        /// As the client wrote it, shortened.
+        id: String,
     },
     /// No such route.
     #[error("There is nothing at this URL.")]
@@ -171,6 +181,12 @@ impl ApiError {
             ApiError::OriginNotAllowed { .. } => (StatusCode::FORBIDDEN, REQUEST, Some("origin_not_allowed")),
             ApiError::ModelNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("model_not_found")),
             ApiError::RequestNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("request_not_found")),
+            ApiError::NotKept { param, .. } if param == "previous_response_id" => (
+                StatusCode::NOT_FOUND,
+                REQUEST,
+                Some("previous_response_not_found"),
+            ),
+            ApiError::NotKept { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("not_kept")),
             ApiError::NotFound => (StatusCode::NOT_FOUND, REQUEST, Some("unknown_url")),
             ApiError::MethodNotAllowed => (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -208,6 +224,11 @@ impl ApiError {
         }
     }
 
+    /// HTTP status.
+    pub(crate) fn status(&self) -> StatusCode {
+        self.kind().0
+    }
+
     /// Its code where it is the server's fault.
     pub(crate) fn fault(&self) -> Option<&'static str> {
         let (status, _, code) = self.kind();
@@ -219,7 +240,7 @@ impl ApiError {
         let (_, kind, code) = self.kind();
         let param = match self {
             ApiError::Invalid { param, .. } => param.as_deref(),
-            ApiError::ContextExceeded { param, .. } => Some(param.as_str()),
+            ApiError::ContextExceeded { param, .. } | ApiError::NotKept { param, .. } => Some(param.as_str()),
             ApiError::ModelNotFound { .. } => Some("model"),
             ApiError::RequestNotFound { .. } => Some("id"),
             _ => None,
@@ -269,6 +290,8 @@ impl IntoResponse for ApiError {
             // What is left of the body would be read as the next request.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        // For whoever tells it in other words.
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -148,7 +148,8 @@ fn function(mut called: Fields) -> Result<Value, ApiError> {
     Ok(json!({"name": name, "arguments": arguments}))
 }
 
-fn arguments(given: Option<Value>, path: &str) -> Result<Value, ApiError> {
+/// The arguments of an earlier call: an object, or a text where they are none.
+pub(super) fn arguments(given: Option<Value>, path: &str) -> Result<Value, ApiError> {
     let nothing = || Ok(Value::Object(Map::new()));
     let text = match given {
         None => return nothing(),

@@ -5,6 +5,7 @@
 //! the output and is not implemented (`unsupported.rs`) is a 400 that names it, unless its value asks for
 //! nothing; any other field is ignored (routers add some).
 
+pub mod anthropic;
 pub mod chat;
 pub mod completion;
 pub mod constraint;
@@ -18,6 +19,7 @@ pub mod options;
 pub mod render;
 pub mod rerank;
 pub mod response;
+pub mod responses;
 pub mod strict;
 pub mod tokens;
 pub mod tools;

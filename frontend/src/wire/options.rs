@@ -75,7 +75,7 @@ pub struct SamplingAsked {
 }
 
 impl SamplingAsked {
-    fn read(f: &mut Fields) -> Result<Self, ApiError> {
+    pub(super) fn read(f: &mut Fields) -> Result<Self, ApiError> {
         let asked = SamplingAsked {
             temperature: f.optional("temperature")?,
             // -1 is how vLLM's clients say "all".
@@ -217,6 +217,45 @@ impl Options {
     }
 }
 
+/// What an API asks for that has one completion per prompt and fields of its own.
+pub(super) struct OneOutput {
+    /// Most output tokens; absent for as many as fit.
+    pub(super) max_tokens: Option<usize>,
+    /// Texts that end it.
+    pub(super) stops: Vec<String>,
+    /// What it must look like.
+    pub(super) constraint: Option<Constraint>,
+}
+
+impl Options {
+    /// Those of an API with fields of its own, which `output` holds, and some that all have.
+    pub(super) fn of_one(f: &mut Fields, output: OneOutput) -> Result<Self, ApiError> {
+        let is_stream = f.optional::<bool>("stream")?.unwrap_or(false);
+        Ok(Options {
+            model: f.optional("model")?,
+            max_tokens: output.max_tokens,
+            n: 1,
+            sampling: SamplingAsked::read(f)?,
+            stop: StopConditions {
+                strings: output.stops,
+                ..StopConditions::default()
+            },
+            logit_bias: Vec::new(),
+            logprobs: LogprobsWanted::default(),
+            constraint: output.constraint,
+            whitespace: Whitespace::Any,
+            control_tokens: ControlTokens::LeftOut,
+            delivery: match is_stream {
+                true => Delivery::Stream(StreamUsage::default()),
+                false => Delivery::Whole,
+            },
+            salt: salt(f)?,
+            priority: f.optional("priority")?.unwrap_or(0),
+            deadlines: Deadlines::default(),
+        })
+    }
+}
+
 /// An integer field that must lie in `low..=high`.
 pub fn in_range<T>(f: &mut Fields, name: &str, low: T, high: T) -> Result<Option<T>, ApiError>
 where
@@ -278,23 +317,7 @@ fn stop(f: &mut Fields, max_tokens: Option<usize>) -> Result<StopConditions, Api
         Some(single @ Value::String(_)) => vec![single],
         Some(other) => return Err(wrong_type("stop", "a string or an array of strings", &other)),
     };
-    if elements.len() > MAX_STOPS {
-        let message = format!(
-            "'stop' has {} strings, at most {MAX_STOPS} are allowed.",
-            elements.len()
-        );
-        return Err(ApiError::invalid("stop", message));
-    }
-    let mut strings = Vec::with_capacity(elements.len());
-    for (i, element) in elements.into_iter().enumerate() {
-        match element {
-            Value::String(text) if (1..=MAX_STOP_BYTES).contains(&text.len()) => strings.push(text),
-            other => {
-                let expected = format!("a string of 1 to {MAX_STOP_BYTES} bytes");
-                return Err(wrong_type(&format!("stop[{i}]"), &expected, &other));
-            }
-        }
-    }
+    let strings = stop_strings("stop", elements)?;
     let mut token_ids = Vec::new();
     for (path, value) in f.list("stop_token_ids", MAX_STOP_TOKENS)?.unwrap_or_default() {
         let wrong = wrong_type(&path, u32::EXPECTED, &value);
@@ -313,6 +336,26 @@ fn stop(f: &mut Fields, max_tokens: Option<usize>) -> Result<StopConditions, Api
         ignore_eos,
         min_tokens,
     })
+}
+
+/// The texts in a list at `path`, each of which ends an output.
+pub(super) fn stop_strings(path: &str, elements: Vec<Value>) -> Result<Vec<String>, ApiError> {
+    if elements.len() > MAX_STOPS {
+        let n = elements.len();
+        let message = format!("'{path}' has {n} strings, at most {MAX_STOPS} are allowed.");
+        return Err(ApiError::invalid(path, message));
+    }
+    let mut strings = Vec::with_capacity(elements.len());
+    for (i, element) in elements.into_iter().enumerate() {
+        match element {
+            Value::String(text) if (1..=MAX_STOP_BYTES).contains(&text.len()) => strings.push(text),
+            other => {
+                let expected = format!("a string of 1 to {MAX_STOP_BYTES} bytes");
+                return Err(wrong_type(&format!("{path}[{i}]"), &expected, &other));
+            }
+        }
+    }
+    Ok(strings)
 }
 
 fn delivery(f: &mut Fields) -> Result<Delivery, ApiError> {

@@ -128,7 +128,7 @@ pub(crate) fn schemas() -> impl Iterator<Item = (&'static str, Value)> {
     })
 }
 
-const LISTS: [(&str, &[Unsupported]); 10] = [
+const LISTS: [(&str, &[Unsupported]); 14] = [
     ("UnsupportedAnywhere", &ANYWHERE),
     ("UnsupportedSampling", &SAMPLING),
     ("UnsupportedInPenalties", &PENALTIES),
@@ -139,6 +139,10 @@ const LISTS: [(&str, &[Unsupported]); 10] = [
     ("UnsupportedInGenerate", &GENERATE),
     ("UnsupportedBesideSamplingParams", &BESIDE_SAMPLING_PARAMS),
     ("UnsupportedInStructuredOutputs", &STRUCTURED_OUTPUTS),
+    ("UnsupportedInMessages", &MESSAGES),
+    ("UnsupportedInAnthropicTools", &ANTHROPIC_TOOL),
+    ("UnsupportedInOutputConfig", &OUTPUT_CONFIG),
+    ("UnsupportedInResponses", &RESPONSES),
 ];
 
 use Neutral::{AtMost, ListOf, Nothing, Number, True, Words};
@@ -327,6 +331,49 @@ pub(super) const BESIDE_SAMPLING_PARAMS: [Unsupported; 21] = [
     Unsupported::new("response_format", Nothing).instead("sampling_params.response_format"),
 ];
 
+/// Of Anthropic's messages.
+pub(super) const MESSAGES: [Unsupported; 9] = [
+    Unsupported::new("container", Nothing),
+    Unsupported::new("mcp_servers", Nothing),
+    Unsupported::new("n", Number(1.0)),
+    // What chat completions call otherwise.
+    Unsupported::new("max_completion_tokens", Nothing).instead("max_tokens"),
+    Unsupported::new("stop", Nothing).instead("stop_sequences"),
+    Unsupported::new("response_format", Nothing).instead("output_config.format"),
+    Unsupported::new("reasoning_effort", Nothing).instead("output_config.effort"),
+    Unsupported::new("thinking_token_budget", AtMost(-1.0)).instead("thinking.budget_tokens"),
+    Unsupported::new("parallel_tool_calls", True).instead("tool_choice.disable_parallel_tool_use"),
+];
+
+/// Of a tool of Anthropic's messages.
+pub(super) const ANTHROPIC_TOOL: [Unsupported; 3] = [
+    Unsupported::new("allowed_callers", ListOf("direct")),
+    Unsupported::new("defer_loading", Nothing),
+    Unsupported::new("input_examples", Nothing),
+];
+
+/// Of `output_config` in Anthropic's messages.
+pub(super) const OUTPUT_CONFIG: [Unsupported; 1] = [Unsupported::new("task_budget", Nothing)];
+
+/// Of OpenAI's responses.
+pub(super) const RESPONSES: [Unsupported; 14] = [
+    Unsupported::new("conversation", Nothing).instead("previous_response_id"),
+    Unsupported::new("truncation", Words(&["disabled"])),
+    Unsupported::new("context_management", Nothing),
+    Unsupported::new("prompt", Nothing).instead("input"),
+    Unsupported::new("moderation", Nothing),
+    Unsupported::new("top_logprobs", Number(0.0)),
+    // What chat completions call otherwise.
+    Unsupported::new("messages", Nothing).instead("input"),
+    Unsupported::new("max_tokens", Nothing).instead("max_output_tokens"),
+    Unsupported::new("max_completion_tokens", Nothing).instead("max_output_tokens"),
+    Unsupported::new("response_format", Nothing).instead("text.format"),
+    Unsupported::new("reasoning_effort", Nothing).instead("reasoning.effort"),
+    Unsupported::new("thinking_token_budget", AtMost(-1.0)),
+    Unsupported::new("stop", Nothing),
+    Unsupported::new("n", Number(1.0)),
+];
+
 /// Of `structured_outputs`.
 pub(super) const STRUCTURED_OUTPUTS: [Unsupported; 2] = [
     Unsupported::new("whitespace_pattern", Nothing),
@@ -404,6 +451,8 @@ mod tests {
         for lists in [
             [&ANYWHERE[..], &SAMPLING, &OTHER_NAMES, &CHAT, &CONVERSATION],
             [&ANYWHERE, &SAMPLING, &OTHER_NAMES, &TEXT, &[]],
+            [&MESSAGES, &ANTHROPIC_TOOL, &OUTPUT_CONFIG, &[], &[]],
+            [&RESPONSES, &[], &[], &[], &[]],
         ] {
             let mut names: Vec<_> = lists.concat().iter().map(|one| one.name).collect();
             names.sort_unstable();

@@ -341,7 +341,7 @@ fn a_preflight_of_an_allowed_origin_is_granted_without_a_key() {
         assert_eq!((answer.status, answer.body.as_str()), (200, ""));
         for (name, expected) in [
             ("access-control-allow-origin", origin),
-            ("access-control-allow-methods", "GET,POST"),
+            ("access-control-allow-methods", "GET,POST,DELETE"),
             (
                 "access-control-allow-headers",
                 "authorization,content-type,x-stainless-lang",

@@ -31,9 +31,12 @@ impl Document {
         if kind == "text/event-stream" {
             let target = schema["$ref"].as_str().expect("a kind of event");
             let event = self.0.pointer(&target[1..]).expect("an event");
-            // Not the end, and no error.
-            let data = &event["properties"]["data"]["anyOf"][1];
-            schema = &data["contentSchema"]["anyOf"][0];
+            let data = &event["properties"]["data"];
+            schema = match data.get("anyOf") {
+                // Not the end, and no error.
+                Some(kinds) => &kinds[1]["contentSchema"]["anyOf"][0],
+                None => &data["contentSchema"],
+            };
         }
         assert!(
             schema.is_object(),
@@ -83,14 +86,15 @@ fn both(site: &Site, document: &Document, path: &str, body: &Json) -> (Json, Vec
     );
     let mut streamed = body.clone();
     streamed["stream"] = true.into();
-    if path != "/generate" {
+    if path.ends_with("completions") {
         streamed["stream_options"] = json!({"include_usage": true});
     }
     let answer = post(site, path, &streamed);
     assert_eq!(answer.status, 200, "{streamed}: {}", answer.body);
     let validator = document.validator(("post", path), 200, "text/event-stream");
     let events = answer.body.split_terminator("\n\n");
-    let data = events.filter_map(|event| event.strip_prefix("data: "));
+    // The data stands behind the name, where an event has one.
+    let data = events.filter_map(|event| event.lines().last()?.strip_prefix("data: "));
     let chunks = data.filter(|data| *data != "[DONE]");
     let chunks: Vec<Json> = chunks
         .map(|chunk| serde_json::from_str(chunk).expect("JSON"))
@@ -153,6 +157,43 @@ fn answers_and_chunks_are_as_the_document_says() {
         &json!({"prompt": "abc", "choice": ["yes", "no"]}),
     );
 
+    let path = "/v1/messages";
+    let asked = |i: usize| {
+        json!({"messages": [{"role": "user", "content": format!("hello {i}")}],
+        "max_tokens": 900, "temperature": 0, "thinking": {"type": "adaptive"},
+        "tools": [{"name": "f", "input_schema": {"type": "object", "properties": {}}}], "tool_choice": {"type": "any"}})
+    };
+    let answers: Vec<_> = (0..6)
+        .map(|i| both(&site, &document, path, &asked(i)).0)
+        .collect();
+    for kind in ["thinking", "tool_use"] {
+        let mut blocks = answers
+            .iter()
+            .flat_map(|answer| answer["content"].as_array().into_iter().flatten());
+        assert!(blocks.any(|block| block["type"] == kind), "{kind}: {answers:#?}");
+    }
+
+    let path = "/v1/responses";
+    let asked = |i: usize| {
+        json!({"input": format!("hello {i}"), "max_output_tokens": 900, "temperature": 0,
+        "tools": [{"type": "function", "name": "f"}], "tool_choice": "required"})
+    };
+    let answers: Vec<_> = (0..6)
+        .map(|i| both(&site, &document, path, &asked(i)).0)
+        .collect();
+    for kind in ["reasoning", "function_call"] {
+        let mut items = answers
+            .iter()
+            .flat_map(|answer| answer["output"].as_array().into_iter().flatten());
+        assert!(items.any(|item| item["type"] == kind), "{kind}: {answers:#?}");
+    }
+    both(
+        &site,
+        &document,
+        path,
+        &json!({"input": "hello", "max_output_tokens": 3}),
+    );
+
     let path = "/generate";
     let params = json!({"max_new_tokens": 4, "temperature": 0, "n": 2});
     let scored = json!({"text": "abc", "sampling_params": params, "return_logprob": true, "logprob_start_len": 0,
@@ -211,7 +252,36 @@ fn everything_else_and_errors_are_as_the_document_says() {
     get("/cache/explain", "/cache/explain", 200);
     get("/cache/explain", &format!("/cache/explain?id={id}"), 200);
     get("/cache/explain", "/cache/explain?id=none", 404);
+    let made = post(
+        &site,
+        "/v1/responses",
+        &json!({"input": "x", "max_output_tokens": 3, "background": true}),
+    );
+    let kept = format!("/v1/responses/{}", made.json()["id"].as_str().expect("an id"));
+    get("/v1/responses/{id}", &kept, 200);
+    get("/v1/responses/{id}", "/v1/responses/other", 404);
+    get(
+        "/v1/responses/{id}/input_items",
+        &format!("{kept}/input_items?limit=5"),
+        200,
+    );
+    get(
+        "/v1/responses/{id}/input_items",
+        &format!("{kept}/input_items?limit=0"),
+        400,
+    );
+    for (method, described, path) in [
+        ("post", "/v1/responses/{id}/cancel", format!("{kept}/cancel")),
+        ("delete", "/v1/responses/{id}", kept),
+    ] {
+        let answer = Answer::read(site.send(&method.to_uppercase(), &path, "", ""));
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        let validator = document.validator((method, described), 200, "application/json");
+        check(&validator, &answer.json());
+    }
     let cases = [
+        ("/v1/responses", json!({"input": []}), 400),
+        ("/v1/responses/input_tokens", json!({"input": "x"}), 200),
         (
             "/tokenize",
             json!({"prompt": "hello there", "return_token_strs": true}),
@@ -231,6 +301,12 @@ fn everything_else_and_errors_are_as_the_document_says() {
         ("/v1/chat/completions", json!({"messages": []}), 400),
         ("/v1/completions", json!({"prompt": "x", "model": "other"}), 404),
         ("/generate", json!({"text": "x", "lora_path": "y"}), 400),
+        (
+            "/v1/messages/count_tokens",
+            json!({"messages": [{"role": "user", "content": "x"}]}),
+            200,
+        ),
+        ("/v1/messages", json!({"max_tokens": 1, "messages": []}), 400),
     ];
     for (path, body, status) in cases {
         let answer = post(&site, path, &body);

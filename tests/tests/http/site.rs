@@ -13,6 +13,7 @@ use arbora::encoders::ServedEncoder;
 use arbora::grammars::Grammars;
 use arbora::hosts::{Addresses, AllowedHosts};
 use arbora::intake::{Intake, IntakeLimits};
+use arbora::kept::{KeptLimits, KeptResponses};
 use arbora::origins::AllowedOrigins;
 use arbora::otlp::Traces;
 use arbora::places::{Patience, Room};
@@ -107,6 +108,7 @@ pub(crate) struct Setup {
     pub(crate) hosts: AllowedHosts,
     pub(crate) origins: AllowedOrigins,
     pub(crate) bodies: IntakeLimits,
+    pub(crate) kept: KeptLimits,
     pub(crate) generate_form: StreamForm,
     pub(crate) operators: OperatorKeys,
     pub(crate) metrics_compat: MetricsCompat,
@@ -136,6 +138,10 @@ impl Setup {
             bodies: IntakeLimits {
                 body: 100_000,
                 memory: 64 << 20,
+            },
+            kept: KeptLimits {
+                bytes: 1 << 20,
+                time_to_live: Duration::from_secs(3600),
             },
             generate_form: StreamForm::default(),
             operators: OperatorKeys::default(),
@@ -187,7 +193,8 @@ impl Setup {
             hosts: self.hosts,
             origins: self.origins,
             intake: Intake::new(self.bodies, n_tenants, workers),
-            http: arbora::metrics::HttpMetrics::default(),
+            http: arbora::metrics::HttpMetrics::new(arbora::route::paths()),
+            responses: KeptResponses::new(self.kept),
             generate_form: self.generate_form,
             metrics_compat: self.metrics_compat,
             traces: self.traces,
