@@ -2,8 +2,10 @@
 //! before anything starts. The only module that reads the environment.
 
 mod access;
+mod choice;
 mod commands;
 mod conventions;
+mod device;
 mod error;
 mod size;
 mod spelling;
@@ -19,9 +21,12 @@ use arbora_runtime::model::LoadFormat;
 use axum::http::Uri;
 use serde::Deserialize;
 
+use self::choice::{choice, isa_names};
 pub use self::commands::{ChatOptions, ModelOptions};
 use self::conventions::rust_log;
 pub use self::conventions::{cache_directory, hub_settings, otel_headers, otel_service_name, wants_no_color};
+use self::device::DEVICES;
+pub use self::device::{CudaFolders, DeviceChoice};
 pub use self::error::ConfigError;
 pub use self::size::ByteSize;
 use crate::api::generate::StreamForm;
@@ -198,6 +203,13 @@ pub struct Options {
     /// Instruction set: avx512, avx2 or scalar [default: the best there is]
     #[arg(long, env = "ARBORA_ISA", help_heading = "Compute")]
     pub isa: Option<String>,
+    /// What computes: cpu, cuda (NVIDIA, from compute capability 8.0 on) or auto (cuda where it works)
+    /// [default: cpu]
+    #[arg(long, env = "ARBORA_DEVICE", help_heading = "Compute")]
+    pub device: Option<String>,
+    /// Folder with CUDA's run-time compiler, libnvrtc [default: where the toolkit is installed]
+    #[arg(long, env = "ARBORA_CUDA_LIBRARIES", help_heading = "Compute")]
+    pub cuda_libraries: Option<PathBuf>,
     /// Seconds that running requests get when the server is told to stop [default: 30]
     #[arg(long, env = "ARBORA_DRAIN_TIMEOUT", help_heading = "Server")]
     pub drain_timeout: Option<u64>,
@@ -288,6 +300,10 @@ pub struct Config {
     pub pinning: Pinning,
     /// Instruction set; the best there is where absent.
     pub isa: Option<Isa>,
+    /// What computes.
+    pub device: DeviceChoice,
+    /// Where CUDA's compiler and the compiled kernels are.
+    pub cuda: CudaFolders,
     /// What running requests get at shutdown.
     pub drain_timeout: Duration,
     /// Most connections at a time; what is usual where absent.
@@ -403,6 +419,8 @@ impl Options {
             threads: self.threads.or(under.threads),
             pinning: self.pinning.or(under.pinning),
             isa: self.isa.or(under.isa),
+            device: self.device.or(under.device),
+            cuda_libraries: self.cuda_libraries.or(under.cuda_libraries),
             drain_timeout: self.drain_timeout.or(under.drain_timeout),
             max_connections: self.max_connections.or(under.max_connections),
             body_limit: self.body_limit.or(under.body_limit),
@@ -471,6 +489,8 @@ impl Options {
             n_threads,
             pinning: choice("pinning", &PINNINGS, self.pinning)?.unwrap_or_default(),
             isa: choice("isa", &isa_names(), self.isa)?,
+            device: choice("device", &DEVICES, self.device)?.unwrap_or_default(),
+            cuda: CudaFolders::new(self.cuda_libraries),
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(30)),
             max_connections: self.max_connections,
             intake: intake_limits(self.body_limit, self.body_memory)?,
@@ -545,36 +565,6 @@ fn http_url(url: String) -> Result<String, ConfigError> {
             url,
         )),
     }
-}
-
-/// The choice with the given name, where one was given.
-fn choice<T: Copy>(
-    option: &'static str,
-    choices: &[(&'static str, T)],
-    given: Option<String>,
-) -> Result<Option<T>, ConfigError> {
-    let Some(given) = given else { return Ok(None) };
-    let found = choices
-        .iter()
-        .find(|(name, _)| *name == given)
-        .map(|(_, value)| *value);
-    let names = || {
-        choices
-            .iter()
-            .map(|(name, _)| *name)
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    found
-        .map(Some)
-        .ok_or_else(|| bad_value(option, format!("one of {}", names()), given))
-}
-
-fn isa_names() -> Vec<(&'static str, Isa)> {
-    Isa::available()
-        .into_iter()
-        .map(|isa| (isa.name(), isa))
-        .collect()
 }
 
 /// Cores this process may use: the standard library looks at the affinity mask and at cgroup quotas.
@@ -661,6 +651,7 @@ mod tests {
         );
         assert!(refused(&|o| o.eviction_policy = Some("x".to_owned())).contains("lru"));
         assert!(refused(&|o| o.isa = Some("mmx".to_owned())).contains("scalar"));
+        assert!(refused(&|o| o.device = Some("tpu".to_owned())).contains("cpu, cuda, auto"));
         assert!(refused(&|o| o.pinning = Some("all".to_owned())).contains("auto, cores, none"));
         assert!(refused(&|o| o.page_size = Some(17)).contains("16, 32 or 64"));
         assert!(refused(&|o| o.threads = Some(0)).contains("--threads"));

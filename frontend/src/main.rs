@@ -15,7 +15,7 @@ use arbora::auth::{ApiKeys, OperatorKeys};
 use arbora::chat::{Console, End, Style};
 use arbora::checked::Integrity;
 use arbora::cli::{Cli, Command, GenerateOptions, PullOptions};
-use arbora::config::{ChatOptions, Config, KvSize, Options};
+use arbora::config::{ChatOptions, Config, DeviceChoice, KvSize, Options};
 use arbora::intake::Intake;
 use arbora::load::{StartError, Started};
 use arbora::log::{LogStyle, LogWriter};
@@ -29,6 +29,7 @@ use arbora::workers::{NoThread, Workers, spawn_thread};
 use arbora::{chat, config, files, generate, inspect, load, models};
 use arbora_kernels::BackendError;
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, PoolMetrics};
+use arbora_kernels::cuda::{CudaBackend, CudaConfig, DEFAULT_MAX_GRAPHS};
 use arbora_runtime::engine::EngineExit;
 use arbora_runtime::model::{LoadFormat, ModelFile};
 use clap::Parser;
@@ -359,6 +360,16 @@ fn load_model(
     workers: &Workers,
 ) -> Result<(Started, Arc<PoolMetrics>), Failure> {
     let file = ModelFile::open_as(path, config.load_format).map_err(StartError::from)?;
+    if let Some(backend) = cuda_backend(config)? {
+        match load::start(backend, &file, config, workers) {
+            // The threads of the CPU compute nothing; their figures stay at zero.
+            Ok(started) => return Ok((started, Arc::new(PoolMetrics::default()))),
+            Err(error) if config.device == DeviceChoice::Auto => {
+                tracing::info!("device cpu: the CUDA device cannot serve this model: {error}");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
     let backend = CpuBackend::new(CpuConfig {
         n_threads: config.n_threads,
         isa: config.isa,
@@ -378,6 +389,31 @@ fn load_model(
     );
     let pool = backend.pool_metrics();
     Ok((load::start(backend, &file, config, workers)?, pool))
+}
+
+/// The CUDA device, where the configuration wants one and it works. Nothing of CUDA is looked for unless it
+/// is asked for.
+fn cuda_backend(config: &Config) -> Result<Option<CudaBackend>, Failure> {
+    if config.device == DeviceChoice::Cpu {
+        return Ok(None);
+    }
+    let opened = CudaBackend::new(&CudaConfig {
+        ordinal: 0,
+        library_folders: config.cuda.libraries.clone(),
+        cache_folder: config.cuda.cache.clone(),
+        max_graphs: DEFAULT_MAX_GRAPHS,
+    });
+    match opened {
+        Ok(backend) => {
+            tracing::info!(name = backend.device_name(), "device cuda");
+            Ok(Some(backend))
+        }
+        Err(error) if config.device == DeviceChoice::Auto => {
+            tracing::info!("device cpu: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What `job` returns, run on a thread of its own that is started now.

@@ -18,6 +18,7 @@
 )]
 
 pub mod cpu;
+pub mod cuda;
 pub mod host;
 pub mod quant;
 pub mod reference;
@@ -252,6 +253,14 @@ pub enum BackendError {
         n_threads: usize,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// The device failed while it was being filled.
+    #[error("the device failed: {what}: {reason}")]
+    Device {
+        /// What it was asked to hold.
+        what: &'static str,
+        /// What it said.
+        reason: String,
     },
     /// A KV shape outside the backend's limits.
     #[error("KV pool {shape:?}: {reason}")]
