@@ -29,7 +29,7 @@ use arbora::workers::{NoThread, Workers, spawn_thread};
 use arbora::{chat, config, files, generate, inspect, load, models};
 use arbora_kernels::BackendError;
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, PoolMetrics};
-use arbora_kernels::cuda::{CudaBackend, CudaConfig, DEFAULT_MAX_GRAPHS};
+use arbora_kernels::cuda::{CudaBackend, CudaConfig, DEFAULT_MAX_GRAPHS, DeviceFailure};
 use arbora_runtime::engine::EngineExit;
 use arbora_runtime::model::{LoadFormat, ModelFile};
 use clap::Parser;
@@ -158,7 +158,11 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
     let wanted = (config.load_format, config.integrity);
     let path = fetch(&config.model, wanted, log, &mut stop).await?;
     let workers = Workers::start("work", WORKER_THREADS, MAX_QUEUED_JOBS)?;
-    let (started, pool) = start(path, &config, &workers, &mut stop).await?;
+    let Loaded {
+        started,
+        pool,
+        failure,
+    } = start(path, &config, &workers, &mut stop).await?;
     let Started { served, thread } = started;
     loaded.send_replace(Some(served.engine.clone()));
     let exporter = start_traces(&config, &served.name)?;
@@ -206,7 +210,7 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
         // Nobody is served any more, so nobody waits for this.
         exporter.stop();
     }
-    Ok(farewell(exit))
+    Ok(farewell(exit, failure.as_ref()))
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
@@ -215,7 +219,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
 }
 
 /// The last word, and the exit code.
-fn farewell(exit: EngineExit) -> ExitCode {
+fn farewell(exit: EngineExit, failure: Option<&DeviceFailure>) -> ExitCode {
     match exit {
         EngineExit::Drained => {
             tracing::info!("stopped");
@@ -226,7 +230,8 @@ fn farewell(exit: EngineExit) -> ExitCode {
             ExitCode::from(EXIT_ENGINE_FAILED)
         }
         EngineExit::DeviceLost => {
-            tracing::error!("the device that computes was lost; giving up");
+            let reason = failure.and_then(DeviceFailure::message).unwrap_or_default();
+            tracing::error!(reason, "the device that computes was lost; giving up");
             ExitCode::from(EXIT_ENGINE_FAILED)
         }
     }
@@ -247,7 +252,7 @@ async fn answer(options: &GenerateOptions, log: &LogWriter) -> Result<ExitCode, 
     )
     .await?;
     let workers = Workers::start("work", 1, 1)?;
-    let (started, _) = start(path, &config, &workers, &mut stop).await?;
+    let Loaded { started, .. } = start(path, &config, &workers, &mut stop).await?;
     // From here on this thread may wait for standard input and output, whoever is at their other ends.
     drop(tokio::spawn(async move {
         stop.told().await;
@@ -338,13 +343,21 @@ async fn fetch(
     }
 }
 
+/// A model that is ready, and what is known of its device.
+struct Loaded {
+    started: Started,
+    pool: Arc<PoolMetrics>,
+    /// Of a device that can be lost.
+    failure: Option<DeviceFailure>,
+}
+
 /// Loads the model at `path`; a signal ends that at once, as nothing needs to be put in order.
 async fn start(
     path: PathBuf,
     config: &Config,
     workers: &Workers,
     stop: &mut Stop,
-) -> Result<(Started, Arc<PoolMetrics>), Failure> {
+) -> Result<Loaded, Failure> {
     let (config, workers) = (config.clone(), workers.clone());
     let started = aside("load", move || load_model(&path, &config, &workers))?;
     tokio::select! {
@@ -354,16 +367,19 @@ async fn start(
 }
 
 /// The one place that knows which devices there are.
-fn load_model(
-    path: &std::path::Path,
-    config: &Config,
-    workers: &Workers,
-) -> Result<(Started, Arc<PoolMetrics>), Failure> {
+fn load_model(path: &std::path::Path, config: &Config, workers: &Workers) -> Result<Loaded, Failure> {
     let file = ModelFile::open_as(path, config.load_format).map_err(StartError::from)?;
     if let Some(backend) = cuda_backend(config)? {
+        let failure = Some(backend.failure());
         match load::start(backend, &file, config, workers) {
             // The threads of the CPU compute nothing; their figures stay at zero.
-            Ok(started) => return Ok((started, Arc::new(PoolMetrics::default()))),
+            Ok(started) => {
+                return Ok(Loaded {
+                    started,
+                    pool: Arc::default(),
+                    failure,
+                });
+            }
             Err(error) if config.device == DeviceChoice::Auto => {
                 tracing::info!("device cpu: the CUDA device cannot serve this model: {error}");
             }
@@ -388,7 +404,12 @@ fn load_model(
         "device cpu"
     );
     let pool = backend.pool_metrics();
-    Ok((load::start(backend, &file, config, workers)?, pool))
+    let started = load::start(backend, &file, config, workers)?;
+    Ok(Loaded {
+        started,
+        pool,
+        failure: None,
+    })
 }
 
 /// The CUDA device, where the configuration wants one and it works. Nothing of CUDA is looked for unless it

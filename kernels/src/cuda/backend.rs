@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::batch::CudaBatch;
 use super::cache::KernelCache;
-use super::device::{Argument, Device, Function, Geometry};
+use super::device::{Argument, Device, DeviceFailure, Function, Geometry};
 use super::error::CudaError;
 use super::graphs::Graphs;
 use super::kernels::{Kernels, MAX_SHARED};
@@ -122,9 +122,9 @@ impl CudaBackend {
         self.device.memory()
     }
 
-    /// What the device said when it was lost.
-    pub fn failure(&self) -> Option<String> {
-        self.device.lost()
+    /// Tells why the device was lost.
+    pub fn failure(&self) -> DeviceFailure {
+        DeviceFailure::of(&self.device)
     }
 
     fn launch(&mut self, function: Function, grid: [usize; 2], arguments: &[Argument]) {
@@ -563,7 +563,7 @@ impl Backend for CudaBackend {
     }
 
     fn is_lost(&self) -> bool {
-        self.device.lost().is_some()
+        self.device.is_lost()
     }
 
     fn copy_page(&mut self, kv: &mut CudaKv, from: u32, to: u32) {

@@ -15,7 +15,7 @@ use crate::{BatchShape, StepRows};
 /// Arrays with an element for every row.
 const N_ROW_ARRAYS: usize = 5;
 
-/// See the [module](self).
+/// The index arrays of a step on the device, and the memory of the host that they are copied from.
 pub struct CudaBatch {
     shape: BatchShape,
     on_device: DeviceBytes,

@@ -252,9 +252,14 @@ impl Device {
         result::mem_get_info().map_err(|error| failed("cuMemGetInfo", error))
     }
 
-    /// Whether a call failed since it was opened, and what it said.
+    /// Whether a call failed since it was opened.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.shared.is_lost.load(Ordering::Acquire)
+    }
+
+    /// What the first call that failed said.
     pub(crate) fn lost(&self) -> Option<String> {
-        if !self.shared.is_lost.load(Ordering::Acquire) {
+        if !self.is_lost() {
             return None;
         }
         let failure = self
@@ -274,7 +279,7 @@ impl Device {
 
     /// Runs a call of a step; the first that fails loses the device.
     pub(super) fn step(&self, call: &'static str, run: impl FnOnce() -> Result<(), result::DriverError>) {
-        if self.shared.is_lost.load(Ordering::Acquire) {
+        if self.is_lost() {
             return;
         }
         let outcome = self
@@ -426,6 +431,25 @@ impl Drop for Shared {
             result::stream::destroy(self.stream).ok();
             result::primary_ctx::release(self.device).ok();
         }
+    }
+}
+
+/// Tells why a device was lost, also when its backend is gone.
+pub struct DeviceFailure {
+    device: Device,
+}
+
+impl DeviceFailure {
+    /// Of this device.
+    pub(crate) fn of(device: &Device) -> DeviceFailure {
+        DeviceFailure {
+            device: device.clone(),
+        }
+    }
+
+    /// What the first call that failed said; `None` while the device is fine.
+    pub fn message(&self) -> Option<String> {
+        self.device.lost()
     }
 }
 

@@ -23,6 +23,7 @@ mod tensor;
 pub use backend::{CudaBackend, CudaConfig, CudaKv, CudaLinear, CudaRope, DEFAULT_MAX_GRAPHS};
 pub use batch::CudaBatch;
 pub use cache::KernelCache;
+pub use device::DeviceFailure;
 pub use error::CudaError;
 pub use kernels::{HEADER, SOURCES};
 pub use nvrtc::{Compiled, Nvrtc, Source};

@@ -246,7 +246,7 @@ impl CudaPending {
         self.done.wait();
         answers.tokens.clear();
         answers.logprobs.clear();
-        if self.device.lost().is_some() {
+        if self.device.is_lost() {
             answers.tokens.resize(self.n_rows, None);
             answers.logprobs.resize(self.wanted.len(), None);
             return;

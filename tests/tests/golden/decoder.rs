@@ -101,7 +101,7 @@ pub(crate) struct TinyModel {
 }
 
 /// Compares the logits of `file` with the reference.
-pub(crate) fn compare<B: Backend>(backend: &mut B, label: &str, file: &ModelFile, reference: &TinyModel) {
+fn compare<B: Backend>(backend: &mut B, label: &str, file: &ModelFile, reference: &TinyModel) {
     let name = file.name();
     let (mut n_rows, mut worst, mut largest) = (0, 0f32, 0f32);
     teacher_force(backend, file, &reference.ids, 47, |position, logits| {

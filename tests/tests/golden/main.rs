@@ -1,7 +1,6 @@
 //! The model against Hugging Face: token ids, logits of tiny models, log-probabilities of the default model.
 //! The references are made by the scripts in `tests/golden`.
 
-mod cuda;
 mod decoder;
 mod families;
 mod quants;

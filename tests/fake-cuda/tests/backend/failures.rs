@@ -127,7 +127,7 @@ fn a_device_that_is_lost_in_a_step_says_so_and_answers_nothing() {
         device.driver.fail(call, n, ILLEGAL_ADDRESS, Failure::Once);
         let answers = step(&mut backend);
         assert!(backend.is_lost(), "{call}");
-        let failure = backend.failure().expect("a lost device says why");
+        let failure = backend.failure().message().expect("a lost device says why");
         assert!(
             failure.contains("CUDA_ERROR_ILLEGAL_ADDRESS"),
             "{call}: {failure}"

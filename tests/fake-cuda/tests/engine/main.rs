@@ -1,11 +1,11 @@
 //! Whole models through the engine on the emulated device: the CPU's tokens, the same in every batch, chunk,
 //! schedule and from the cache, and one ending for every request when the device is lost.
 
-#[expect(dead_code, reason = "the rest is for tests of single operations")]
 #[path = "../support/emulated.rs"]
 mod emulated;
+mod logits;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,12 +22,16 @@ const CONTEXT: usize = 128;
 const N_TOKENS: usize = 6;
 const ILLEGAL_ADDRESS: i32 = 700;
 
-/// A tiny model that the reference scripts made.
-fn model(name: &str) -> ModelFile {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR"))
+/// A file of the tiny models that the reference scripts made.
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../golden/families")
-        .join(name);
-    ModelFile::open(&golden).unwrap_or_else(|error| panic!("{}: {error}", golden.display()))
+        .join(name)
+}
+
+/// One of these models.
+fn model(name: &str) -> ModelFile {
+    ModelFile::open(&golden(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 fn cpu() -> CpuBackend {

@@ -90,7 +90,7 @@ impl Emulated {
     pub(crate) fn diagnosis(&self, backend: &CudaBackend) -> String {
         format!(
             "{}; {}",
-            backend.failure().unwrap_or_default(),
+            backend.failure().message().unwrap_or_default(),
             self.driver.fault()
         )
     }
