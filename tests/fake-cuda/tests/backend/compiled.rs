@@ -9,9 +9,8 @@ use arbora_ptx_emulator::Module;
 /// Ampere, Hopper, Blackwell of the data centre and of the desktop.
 const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_90a", "sm_100a", "sm_120a"];
 
-/// Most registers of a thread: with 256 threads a block, half of the threads of a multiprocessor and more can
-/// be there at a time.
-const MAX_REGISTERS: u32 = 56;
+/// Most registers of a thread: so 1,024 threads fit a multiprocessor, half of what it can hold.
+const MAX_REGISTERS: u32 = 64;
 
 /// Attributes of `.nv.info`: registers and stack frame of a function, by its symbol.
 const REGISTERS: u8 = 0x2f;

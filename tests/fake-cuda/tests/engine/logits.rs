@@ -11,8 +11,8 @@ use crate::emulated::Emulated;
 use crate::{golden, model};
 
 const PAGE_SIZE: usize = 16;
-/// The references keep keys and values in bf16 too; one that lies between two bf16 numbers may still round the
-/// other way.
+/// The references keep keys and values in bf16 too; one that lies between two bf16 numbers may still round
+/// the other way.
 const TOLERANCE: f32 = 0.005;
 
 /// Families that differ in what the backend does: rotations, norms of heads, windows, caps, biases, norms
