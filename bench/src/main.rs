@@ -6,8 +6,8 @@
 
 mod attention;
 mod completion;
-mod experts;
 mod encoder;
+mod experts;
 mod figures;
 mod formats;
 mod http;

@@ -5,6 +5,7 @@ mod access;
 mod choice;
 mod commands;
 mod conventions;
+mod device;
 mod error;
 mod memory;
 mod size;
@@ -27,6 +28,8 @@ use self::choice::{DRAFTS, EVICTION_POLICIES, PINNINGS, bad_value, choice, isa_n
 pub use self::commands::{ChatOptions, EncoderOptions, HubOption, ModelOptions, QuantizeOptions};
 use self::conventions::rust_log;
 pub use self::conventions::{cache_directory, hub_settings, otel_headers, otel_service_name, wants_no_color};
+use self::device::DEVICES;
+pub use self::device::{CudaFolders, DeviceChoice};
 pub use self::error::ConfigError;
 pub use self::size::ByteSize;
 use crate::api::generate::StreamForm;
@@ -191,6 +194,13 @@ pub struct Options {
     /// Instruction set: avx512, avx2 or scalar [default: the best there is]
     #[arg(long, env = "ARBORA_ISA", help_heading = "Compute")]
     pub isa: Option<String>,
+    /// What computes: cpu, cuda (NVIDIA, from compute capability 8.0 on) or auto (cuda where it works)
+    /// [default: cpu]
+    #[arg(long, env = "ARBORA_DEVICE", help_heading = "Compute")]
+    pub device: Option<String>,
+    /// Folder with CUDA's run-time compiler, libnvrtc [default: where the toolkit is installed]
+    #[arg(long, env = "ARBORA_CUDA_LIBRARIES", help_heading = "Compute")]
+    pub cuda_libraries: Option<PathBuf>,
     /// Seconds that running requests get when the server is told to stop [default: 30]
     #[arg(long, env = "ARBORA_DRAIN_TIMEOUT", help_heading = "Server")]
     pub drain_timeout: Option<u64>,
@@ -291,6 +301,10 @@ pub struct Config {
     pub pinning: Pinning,
     /// Instruction set; the best there is where absent.
     pub isa: Option<Isa>,
+    /// What computes.
+    pub device: DeviceChoice,
+    /// Where CUDA's compiler and the compiled kernels are.
+    pub cuda: CudaFolders,
     /// What running requests get at shutdown.
     pub drain_timeout: Duration,
     /// Most connections at a time; what is usual where absent.
@@ -410,6 +424,8 @@ impl Options {
             threads: self.threads.or(under.threads),
             pinning: self.pinning.or(under.pinning),
             isa: self.isa.or(under.isa),
+            device: self.device.or(under.device),
+            cuda_libraries: self.cuda_libraries.or(under.cuda_libraries),
             drain_timeout: self.drain_timeout.or(under.drain_timeout),
             max_connections: self.max_connections.or(under.max_connections),
             body_limit: self.body_limit.or(under.body_limit),
@@ -482,6 +498,8 @@ impl Options {
             n_threads,
             pinning: choice("pinning", &PINNINGS, self.pinning)?.unwrap_or_default(),
             isa: choice("isa", &isa_names(), self.isa)?,
+            device: choice("device", &DEVICES, self.device)?.unwrap_or_default(),
+            cuda: CudaFolders::new(self.cuda_libraries),
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(30)),
             max_connections: self.max_connections,
             intake: memory::intake(self.body_limit, self.body_memory)?,
@@ -623,6 +641,7 @@ mod tests {
         );
         assert!(refused(&|o| o.eviction_policy = Some("x".to_owned())).contains("lru"));
         assert!(refused(&|o| o.isa = Some("mmx".to_owned())).contains("scalar"));
+        assert!(refused(&|o| o.device = Some("tpu".to_owned())).contains("cpu, cuda, auto"));
         assert!(refused(&|o| o.pinning = Some("all".to_owned())).contains("auto, cores, none"));
         assert!(refused(&|o| o.page_size = Some(17)).contains("16, 32 or 64"));
         assert!(refused(&|o| o.threads = Some(0)).contains("--threads"));

@@ -70,6 +70,9 @@ pub enum StartError {
     /// Encoders have a format of their own in memory.
     #[error("--quantize is for models that generate text: an encoder's weights have 12 bits in any case")]
     QuantizedEncoder,
+    /// No other device has kernels for them.
+    #[error("--device cuda is for models that generate text: encoders run on the CPU")]
+    EncoderDevice,
     /// Not even the shortest conversation would fit.
     #[error("a KV pool of {bytes} bytes holds no page: one takes {page_bytes} bytes")]
     PoolTooSmall {

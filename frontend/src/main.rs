@@ -16,7 +16,7 @@ use arbora::auth::{ApiKeys, OperatorKeys};
 use arbora::chat::{Console, End, Style};
 use arbora::checked::Integrity;
 use arbora::cli::{Cli, Command, EmbedOptions, GenerateOptions, ModelOption, PullOptions};
-use arbora::config::{ChatOptions, Config, ConfigError, KvSize, Options, QuantizeOptions};
+use arbora::config::{ChatOptions, Config, ConfigError, DeviceChoice, KvSize, Options, QuantizeOptions};
 use arbora::hub::HubKind;
 use arbora::inspect::InspectError;
 use arbora::intake::Intake;
@@ -33,6 +33,7 @@ use arbora::workers::{NoThread, Workers, spawn_thread};
 use arbora::{chat, config, embed, files, generate, inspect, load, models, quantize};
 use arbora_kernels::BackendError;
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, PoolMetrics};
+use arbora_kernels::cuda::{CudaBackend, CudaConfig, DEFAULT_MAX_GRAPHS, DeviceFailure};
 use arbora_runtime::engine::EngineExit;
 use arbora_runtime::model::encoder::EncoderFile;
 use arbora_runtime::model::{LoadError, LoadFormat, ModelFile, remove_partial};
@@ -221,14 +222,18 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
     let wanted = (config.load_format, config.integrity, config.hub);
     let path = fetch(&config.model, wanted, log, &mut stop).await?;
     let workers = Workers::start("work", WORKER_THREADS, MAX_QUEUED_JOBS)?;
-    let (started, pool) = start(path, &config, (&workers, log), &mut stop).await?;
+    let Ready {
+        loaded: model,
+        pool,
+        failure,
+    } = start(path, &config, (&workers, log), &mut stop).await?;
     let listener = listen(socket, config.address)?;
     let Parts {
         models,
         name,
         running,
         thread,
-    } = started.into_parts()?;
+    } = model.into_parts()?;
     loaded.send_replace(Some(running));
     let exporter = start_traces(&config, &name)?;
     // Joined on a thread of its own that is there from now on.
@@ -276,7 +281,7 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
         // Nobody is served any more, so nobody waits for this.
         exporter.stop();
     }
-    Ok(farewell(exit))
+    Ok(farewell(exit, failure.as_ref()))
 }
 
 fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> Failure {
@@ -304,7 +309,7 @@ fn listen(socket: TcpSocket, address: SocketAddr) -> Result<TcpListener, Failure
 }
 
 /// The last word, and the exit code.
-fn farewell(exit: EngineExit) -> ExitCode {
+fn farewell(exit: EngineExit, failure: Option<&DeviceFailure>) -> ExitCode {
     match exit {
         EngineExit::Drained => {
             tracing::info!("stopped");
@@ -315,7 +320,8 @@ fn farewell(exit: EngineExit) -> ExitCode {
             ExitCode::from(EXIT_ENGINE_FAILED)
         }
         EngineExit::DeviceLost => {
-            tracing::error!("the device that computes was lost; giving up");
+            let reason = failure.and_then(DeviceFailure::message).unwrap_or_default();
+            tracing::error!(reason, "the device that computes was lost; giving up");
             ExitCode::from(EXIT_ENGINE_FAILED)
         }
     }
@@ -336,7 +342,7 @@ async fn answer(options: &GenerateOptions, log: &LogWriter) -> Result<ExitCode, 
     )
     .await?;
     let workers = Workers::start("work", 1, 1)?;
-    let (started, _) = start(path, &config, (&workers, log), &mut stop).await?;
+    let Ready { loaded: started, .. } = start(path, &config, (&workers, log), &mut stop).await?;
     // From here on this thread may wait for standard input and output, whoever is at their other ends.
     drop(tokio::spawn(async move {
         stop.told().await;
@@ -364,7 +370,7 @@ async fn embed_texts(options: &EmbedOptions, log: &LogWriter) -> Result<ExitCode
     let how = (config.load_format, config.integrity, config.hub);
     let path = fetch(&config.model, how, log, &mut stop).await?;
     let workers = Workers::start("work", 1, 1)?;
-    let (started, _) = start(path, &config, (&workers, log), &mut stop).await?;
+    let Ready { loaded: started, .. } = start(path, &config, (&workers, log), &mut stop).await?;
     drop(tokio::spawn(async move {
         stop.told().await;
         exit_now();
@@ -490,13 +496,31 @@ async fn fetch(
     }
 }
 
+/// A model that is ready, and what is known of its device.
+struct Ready {
+    loaded: Loaded,
+    pool: Arc<PoolMetrics>,
+    /// Of a device that can be lost.
+    failure: Option<DeviceFailure>,
+}
+
+impl Ready {
+    fn on_cpu(loaded: Loaded, pool: Arc<PoolMetrics>) -> Self {
+        Ready {
+            loaded,
+            pool,
+            failure: None,
+        }
+    }
+}
+
 /// Loads the model at `path`; a signal ends that at once, as nothing needs to be put in order.
 async fn start(
     path: PathBuf,
     config: &Config,
     (workers, log): (&Workers, &LogWriter),
     stop: &mut Stop,
-) -> Result<(Loaded, Arc<PoolMetrics>), Failure> {
+) -> Result<Ready, Failure> {
     let (config, workers, log) = (config.clone(), workers.clone(), log.clone());
     let started = aside("load", move || load_model(&path, &config, (&workers, &log)))?;
     tokio::select! {
@@ -510,28 +534,48 @@ fn load_model(
     path: &std::path::Path,
     config: &Config,
     (workers, log): (&Workers, &LogWriter),
-) -> Result<(Loaded, Arc<PoolMetrics>), Failure> {
+) -> Result<Ready, Failure> {
     if EncoderFile::is_at(path) {
         if config.quantize.is_some() {
             return Err(StartError::QuantizedEncoder.into());
         }
+        if config.device == DeviceChoice::Cuda {
+            return Err(StartError::EncoderDevice.into());
+        }
         let file = EncoderFile::open(path).map_err(StartError::from)?;
-        let (backend, pool) = device(config)?;
+        let (backend, pool) = cpu_backend(config)?;
         let started = load::start_encoder(backend, file, config)?;
-        return Ok((Loaded::Encoder(started), pool));
+        return Ok(Ready::on_cpu(Loaded::Encoder(started), pool));
     }
     let file = ModelFile::open_as(path, config.load_format).map_err(StartError::from)?;
     let file = match config.quantize {
         None => file,
         Some(format) => quantize::quantized(file, format, config.n_threads, log).map_err(StartError::from)?,
     };
-    let (backend, pool) = device(config)?;
+    if let Some(backend) = cuda_backend(config)? {
+        let failure = Some(backend.failure());
+        match load::start(backend, &file, config, workers) {
+            // The threads of the CPU compute nothing; their figures stay at zero.
+            Ok(started) => {
+                return Ok(Ready {
+                    loaded: Loaded::Generator(started),
+                    pool: Arc::default(),
+                    failure,
+                });
+            }
+            Err(error) if config.device == DeviceChoice::Auto => {
+                tracing::info!("device cpu: the CUDA device cannot serve this model: {error}");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let (backend, pool) = cpu_backend(config)?;
     let started = load::start(backend, &file, config, workers)?;
-    Ok((Loaded::Generator(started), pool))
+    Ok(Ready::on_cpu(Loaded::Generator(started), pool))
 }
 
-/// The device that computes, and what became of its threads.
-fn device(config: &Config) -> Result<(CpuBackend, Arc<PoolMetrics>), Failure> {
+/// The CPU, and what became of its threads.
+fn cpu_backend(config: &Config) -> Result<(CpuBackend, Arc<PoolMetrics>), Failure> {
     let backend = CpuBackend::new(CpuConfig {
         n_threads: config.n_threads,
         isa: config.isa,
@@ -551,6 +595,31 @@ fn device(config: &Config) -> Result<(CpuBackend, Arc<PoolMetrics>), Failure> {
     );
     let pool = backend.pool_metrics();
     Ok((backend, pool))
+}
+
+/// The CUDA device, where the configuration wants one and it works. Nothing of CUDA is looked for unless it
+/// is asked for.
+fn cuda_backend(config: &Config) -> Result<Option<CudaBackend>, Failure> {
+    if config.device == DeviceChoice::Cpu {
+        return Ok(None);
+    }
+    let opened = CudaBackend::new(&CudaConfig {
+        ordinal: 0,
+        library_folders: config.cuda.libraries.clone(),
+        cache_folder: config.cuda.cache.clone(),
+        max_graphs: DEFAULT_MAX_GRAPHS,
+    });
+    match opened {
+        Ok(backend) => {
+            tracing::info!(name = backend.device_name(), "device cuda");
+            Ok(Some(backend))
+        }
+        Err(error) if config.device == DeviceChoice::Auto => {
+            tracing::info!("device cpu: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What `job` returns, run on a thread of its own that is started now.

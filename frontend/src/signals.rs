@@ -146,7 +146,10 @@ async fn tell_requests(engine: EngineHandle) {
     match tokio::time::timeout(PATIENCE, answers.recv()).await {
         Ok(Some(Inspected::InFlight(requests))) => requests.iter().for_each(tell_request),
         Ok(_) => tracing::warn!("SIGQUIT: the engine has ended"),
-        Err(_) => tracing::warn!("SIGQUIT: the engine did not answer within {} s", PATIENCE.as_secs()),
+        Err(_) => tracing::warn!(
+            "SIGQUIT: the engine did not answer within {} s",
+            PATIENCE.as_secs()
+        ),
     }
 }
 

@@ -18,6 +18,7 @@
 )]
 
 pub mod cpu;
+pub mod cuda;
 pub mod encoder;
 pub mod host;
 pub mod quant;
@@ -325,6 +326,20 @@ pub enum BackendError {
         n_threads: usize,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// The device failed while it was being filled.
+    #[error("the device failed: {what}: {reason}")]
+    Device {
+        /// What it was asked to hold.
+        what: &'static str,
+        /// What it said.
+        reason: String,
+    },
+    /// The device has no kernels for it.
+    #[error("this device cannot compute {what}")]
+    Unsupported {
+        /// What the model needs.
+        what: &'static str,
     },
     /// A KV shape outside the backend's limits.
     #[error("KV pool {shape:?}: {reason}")]

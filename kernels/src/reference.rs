@@ -21,7 +21,8 @@ use crate::{
 };
 
 pub use experts::ReferenceRoutes;
-use sampling::{logprobs, sampled};
+pub(crate) use sampling::logprobs;
+use sampling::sampled;
 
 /// The executable specification of [`Backend`].
 #[derive(Debug, Default)]

@@ -48,6 +48,7 @@ pub(super) fn choice<T: Copy>(
         .ok_or_else(|| bad_value(option, format!("one of {}", names()), given))
 }
 
+/// The instruction sets of this machine by their names.
 pub(super) fn isa_names() -> Vec<(&'static str, Isa)> {
     Isa::available()
         .into_iter()

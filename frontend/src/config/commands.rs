@@ -42,6 +42,12 @@ pub struct ModelOptions {
     /// Instruction set: avx512, avx2 or scalar [default: the best there is]
     #[arg(long, env = "ARBORA_ISA")]
     pub isa: Option<String>,
+    /// What computes: cpu, cuda or auto [default: cpu]
+    #[arg(long, env = "ARBORA_DEVICE")]
+    pub device: Option<String>,
+    /// Folder with CUDA's run-time compiler, libnvrtc [default: where the toolkit is installed]
+    #[arg(long, env = "ARBORA_CUDA_LIBRARIES")]
+    pub cuda_libraries: Option<std::path::PathBuf>,
     /// What to log [default: warn]
     #[arg(long, env = "ARBORA_LOG")]
     pub log: Option<String>,
@@ -151,6 +157,8 @@ impl From<ModelOptions> for Options {
             kv_memory: options.kv_memory,
             threads: options.threads,
             isa: options.isa,
+            device: options.device,
+            cuda_libraries: options.cuda_libraries,
             log: Some(options.log.unwrap_or_else(|| "warn".to_owned())),
             ..Options::default()
         }

@@ -52,7 +52,7 @@ pub(super) fn sampled(logits: &[f32], row: &SampleRow<'_>) -> Option<u32> {
 }
 
 /// The log-probabilities that one row is asked for, of `token` before all.
-pub(super) fn logprobs(logits: &[f32], asked: &LogprobRow, token: u32) -> Option<RowLogprobs> {
+pub(crate) fn logprobs(logits: &[f32], asked: &LogprobRow, token: u32) -> Option<RowLogprobs> {
     let finite: Vec<(u32, f64)> = (0..)
         .zip(logits)
         .filter(|(_, logit)| logit.is_finite())
