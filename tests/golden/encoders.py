@@ -22,9 +22,10 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers import models as modules
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE, Unigram, WordPiece
-from transformers import (BertConfig, BertForSequenceClassification, BertModel, DistilBertConfig, DistilBertModel,
-                          NomicBertConfig, NomicBertModel, PreTrainedTokenizerFast, RobertaConfig,
-                          RobertaForSequenceClassification, RobertaModel, XLMRobertaConfig, XLMRobertaModel)
+from transformers import (BertConfig, BertForSequenceClassification, BertModel, DistilBertConfig,
+                          DistilBertModel, NomicBertConfig, NomicBertModel, PreTrainedTokenizerFast,
+                          RobertaConfig, RobertaForSequenceClassification, RobertaModel, XLMRobertaConfig,
+                          XLMRobertaModel)
 
 here = pathlib.Path(__file__).parent
 TEXTS = [
