@@ -1,11 +1,13 @@
 """Texts per second of a running Arbora, sentence-transformers and onnxruntime, in turns on the same machine.
 
     arbora serve --model minilm:l6-v2 --threads N
-    python embeddings.py http://127.0.0.1:8000 FOLDER [--threads N]   (needs sentence-transformers, onnxruntime, onnx)
+    python embeddings.py http://127.0.0.1:8000 FOLDER [--threads N]
+
+Needs sentence-transformers, onnxruntime and onnx.
 
 FOLDER has the same model (`arbora pull minilm:l6-v2` prints it). Arbora is asked over HTTP, one request with
 all texts of a batch at a time; the others are called in this process, onnxruntime as fastembed does: texts
-padded to the longest of the batch, pooling in numpy. All three get the same texts. The three take turns, so that
+padded to the longest of the batch, pooling in numpy. All three get the same texts and take turns, so that
 whatever else the machine does meets all of them; the median of the rounds is printed.
 """
 

@@ -130,7 +130,7 @@ impl ServedEncoder {
         }
     }
 
-    /// The answers to `inputs`, found in the field `param`. Whoever stops waiting takes them out of the queue.
+    /// The answers to `inputs`, found in the field `param`. Who stops waiting takes them out of the queue.
     ///
     /// # Errors
     /// Where a text is too long, the queue full, or the engine fails.

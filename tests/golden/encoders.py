@@ -22,9 +22,10 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers import models as modules
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE, Unigram, WordPiece
-from transformers import (BertConfig, BertForSequenceClassification, BertModel, DistilBertConfig, DistilBertModel,
-                          NomicBertConfig, NomicBertModel, PreTrainedTokenizerFast, RobertaConfig,
-                          RobertaForSequenceClassification, RobertaModel, XLMRobertaConfig, XLMRobertaModel)
+from transformers import (BertConfig, BertForSequenceClassification, BertModel, DistilBertConfig,
+                          DistilBertModel, NomicBertConfig, NomicBertModel, PreTrainedTokenizerFast,
+                          RobertaConfig, RobertaForSequenceClassification, RobertaModel, XLMRobertaConfig,
+                          XLMRobertaModel)
 
 here = pathlib.Path(__file__).parent
 TEXTS = [
@@ -84,7 +85,7 @@ def larger(model):
     torch.manual_seed(7)
     with torch.no_grad():
         for name, weights in model.named_parameters():
-            is_norm = "orm" in name and name.endswith("weight")
+            is_norm = "norm" in name.lower() and name.endswith("weight")
             weights.copy_(torch.randn_like(weights) * (0.3 if is_norm else 0.15) + (1.0 if is_norm else 0.0))
     return model.eval()
 
@@ -113,7 +114,8 @@ def embedder(name, model, kind, steps, dtype=torch.float32, prompts=None):
     if prompts:
         path = folder / "config_sentence_transformers.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"prompts": prompts}))
-    loaded = SentenceTransformer(str(folder), model_kwargs={"dtype": torch.float32})
+    # In f64, so that the goldens are exact.
+    loaded = SentenceTransformer(str(folder), model_kwargs={"dtype": torch.float32}).double()
     tokens = [loaded.tokenizer(text, truncation=True, max_length=24)["input_ids"] for text in TEXTS]
     vectors = [loaded.encode(text, prompt="", convert_to_numpy=True) for text in TEXTS]
     write(name, {"texts": TEXTS, "tokens": tokens, "vectors": [[round(float(x), 6) for x in v] for v in vectors]})

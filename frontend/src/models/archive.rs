@@ -1,7 +1,7 @@
 //! The files of a model that comes as a zip archive, unpacked once beside it.
 //!
-//! Each has a pinned SHA-256 of its own and is hashed as single files are ([`crate::checked`]): when it is not
-//! the one that was hashed before. Where one is missing or has other bytes, all are unpacked again.
+//! Each has a pinned SHA-256 of its own and is hashed as single files are ([`crate::checked`]): when it is
+//! not the one that was hashed before. Where one is missing or has other bytes, all are unpacked again.
 
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -1,8 +1,9 @@
 //! The texts that wait to be encoded, and which of them make up the next batch.
 //!
-//! A batch is filled text by text. Each comes from the tenant that had the fewest tokens encoded so far (start
-//! time fair queueing), so that one text of a tenant waits for at most a batch beside another one's thousands.
-//! A tenant that comes back after a pause starts where the others are: it is owed nothing for the pause.
+//! A batch is filled text by text. Each comes from the tenant that had the fewest tokens encoded so far
+//! (start time fair queueing), so that one text of a tenant waits for at most a batch beside another one's
+//! thousands. A tenant that comes back after a pause starts where the others are: it is owed nothing for the
+//! pause.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -9,8 +9,8 @@
 //! sentence_bert_config.json  max_seq_length, do_lower_case
 //! ```
 //!
-//! Without `modules.json` the vector is the mean of the rows, as sentence-transformers has it. Everything here
-//! is computed in f32 in a fixed order, from the rows of one text (C1).
+//! Without `modules.json` the vector is the mean of the rows, as sentence-transformers has it. Everything
+//! here is computed in f32 in a fixed order, from the rows of one text (C1).
 
 use std::path::Path;
 
