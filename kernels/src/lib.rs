@@ -228,7 +228,7 @@ impl RoutesShape {
 }
 
 /// What experts are multiplied with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub enum ExpertInput<'a, T> {
     /// A row for each row that chose: those of a slot are its row's.
     Rows(&'a T),
@@ -237,13 +237,27 @@ pub enum ExpertInput<'a, T> {
 }
 
 /// An MLP that every row goes through beside its experts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct SharedExpert<'a, T> {
     /// Its outputs.
     pub out: &'a T,
     /// Logits of their weights, `[rows, 1]`, where it has a gate.
     pub gate: Option<&'a T>,
 }
+
+// Derived, these would want tensors that can be copied.
+impl<T> Clone for ExpertInput<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for ExpertInput<'_, T> {}
+impl<T> Clone for SharedExpert<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for SharedExpert<'_, T> {}
 
 /// What [`Backend::elementwise`] makes of each element.
 #[derive(Clone, Copy, Debug, PartialEq)]

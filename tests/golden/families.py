@@ -20,21 +20,20 @@ import sys
 import gguf
 import numpy
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (Cohere2Config, Cohere2ForCausalLM, CohereConfig, CohereForCausalLM, DynamicCache,
-                          Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GemmaConfig,
-                          GemmaForCausalLM, Glm4Config, Glm4ForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM,
-                          GlmConfig, GlmForCausalLM,
-                          GPTNeoXConfig, GPTNeoXForCausalLM, GptOssConfig, GptOssForCausalLM, GraniteConfig, GraniteForCausalLM,
+                          GPTNeoXConfig, GPTNeoXForCausalLM, Gemma2Config, Gemma2ForCausalLM,
+                          Gemma3ForCausalLM, Gemma3TextConfig, GemmaConfig, GemmaForCausalLM, Glm4Config,
+                          Glm4ForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM, GlmConfig, GlmForCausalLM,
+                          GptOssConfig, GptOssForCausalLM, GraniteConfig, GraniteForCausalLM,
                           GraniteMoeConfig, GraniteMoeForCausalLM, LlamaConfig, LlamaForCausalLM,
                           MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM, Olmo2Config,
                           Olmo2ForCausalLM, OlmoeConfig, OlmoeForCausalLM, Phi3Config, Phi3ForCausalLM,
-                          PhiConfig, PhiForCausalLM,
-                          Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3Config,
-                          Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, SmolLM3Config,
-                          SmolLM3ForCausalLM, StableLmConfig, StableLmForCausalLM, Starcoder2Config,
-                          Starcoder2ForCausalLM)
+                          PhiConfig, PhiForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig,
+                          Qwen2MoeForCausalLM, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig,
+                          Qwen3MoeForCausalLM, SmolLM3Config, SmolLM3ForCausalLM, StableLmConfig,
+                          StableLmForCausalLM, Starcoder2Config, Starcoder2ForCausalLM)
 
 here = pathlib.Path(__file__).parent / "families"
 ROWS = [0, 1, 15, 16, 63, 64, 65, 127, 128, 149]
@@ -187,29 +186,31 @@ for name, model_class, config, dtype in [
         **shape(32, 40, 4, 2, layers=3, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=24,
                 shared_expert_intermediate_size=56, **ids), **plain(10000.0)), torch.bfloat16),
     ("qwen3-moe", Qwen3MoeForCausalLM, Qwen3MoeConfig(
-        **shape(32, 40, 4, 2, layers=3, head_dim=24, num_experts=6, num_experts_per_tok=3, norm_topk_prob=True,
-                moe_intermediate_size=24, **ids), **plain(10000.0)), torch.bfloat16),
+        **shape(32, 40, 4, 2, layers=3, head_dim=24, num_experts=6, num_experts_per_tok=3,
+                norm_topk_prob=True, moe_intermediate_size=24, **ids), **plain(10000.0)), torch.bfloat16),
     ("olmoe", OlmoeForCausalLM, OlmoeConfig(
-        **shape(32, 24, 4, 2, num_experts=6, num_experts_per_tok=3, **ids), **plain(10000.0)), torch.bfloat16),
+        **shape(32, 24, 4, 2, num_experts=6, num_experts_per_tok=3, **ids), **plain(10000.0)),
+     torch.bfloat16),
     ("granite-moe", GraniteMoeForCausalLM, GraniteMoeConfig(
         **shape(32, 40, 4, 2, attention_multiplier=0.3, embedding_multiplier=3.0, residual_multiplier=0.4,
-                logits_scaling=0.7, tie_word_embeddings=True, num_local_experts=5, num_experts_per_tok=2, **ids),
-        **plain(10000.0)), torch.bfloat16),
+                logits_scaling=0.7, tie_word_embeddings=True, num_local_experts=5, num_experts_per_tok=2,
+                **ids), **plain(10000.0)), torch.bfloat16),
     ("glm4-moe", Glm4MoeForCausalLM, Glm4MoeConfig(
-        **shape(32, 40, 4, 2, layers=3, head_dim=16, attention_bias=True, use_qk_norm=True, n_routed_experts=6,
-                num_experts_per_tok=3, moe_intermediate_size=24, n_shared_experts=2, first_k_dense_replace=1,
-                routed_scaling_factor=1.5, **ids), **plain(10000.0)), torch.bfloat16),
+        **shape(32, 40, 4, 2, layers=3, head_dim=16, attention_bias=True, use_qk_norm=True,
+                n_routed_experts=6, num_experts_per_tok=3, moe_intermediate_size=24, n_shared_experts=2,
+                first_k_dense_replace=1, routed_scaling_factor=1.5, **ids), **plain(10000.0)), torch.bfloat16),
     ("gpt-oss", GptOssForCausalLM, GptOssConfig(
         **shape(32, 64, 4, 2, layers=3, head_dim=16, num_local_experts=5, num_experts_per_tok=2,
                 sliding_window=40, **ids),
         **plain(150000.0, rope_type="yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
                 original_max_position_embeddings=64)), torch.bfloat16),
     ("gpt-oss-mxfp4", GptOssForCausalLM, GptOssConfig(
-        **shape(32, 64, 4, 2, head_dim=16, num_local_experts=5, num_experts_per_tok=2, sliding_window=40, **ids),
-        **plain(150000.0)), torch.bfloat16),
+        **shape(32, 64, 4, 2, head_dim=16, num_local_experts=5, num_experts_per_tok=2, sliding_window=40,
+                **ids), **plain(150000.0)), torch.bfloat16),
     ("qwen3-moe-dense", Qwen3MoeForCausalLM, Qwen3MoeConfig(
-        **shape(32, 40, 4, 2, layers=4, head_dim=8, num_experts=4, num_experts_per_tok=1, moe_intermediate_size=24,
-                decoder_sparse_step=2, mlp_only_layers=[3], **ids), **plain(10000.0)), torch.bfloat16),
+        **shape(32, 40, 4, 2, layers=4, head_dim=8, num_experts=4, num_experts_per_tok=1,
+                moe_intermediate_size=24, decoder_sparse_step=2, mlp_only_layers=[3], **ids),
+        **plain(10000.0)), torch.bfloat16),
     ("starcoder2", Starcoder2ForCausalLM, Starcoder2Config(
         **shape(32, 40, 4, 2, eps="norm_epsilon", tie_word_embeddings=True, sliding_window=40, **ids),
         **plain(10000.0)), torch.bfloat16),
@@ -418,7 +419,8 @@ def write_gguf(name, model, config, tokenizer, quantized):
             if "gate_up" in key:
                 rows = {"gate": slice(0, None, 2), "up": slice(1, None, 2)}
             for part, rows in rows.items():
-                writer.add_tensor(f"blk.{layer}.ffn_{part}_exps.weight", gguf_blocks(codes[:, rows], exponents[:, rows]),
+                blocks = gguf_blocks(codes[:, rows], exponents[:, rows])
+                writer.add_tensor(f"blk.{layer}.ffn_{part}_exps.weight", blocks,
                                   raw_dtype=gguf.GGMLQuantizationType.MXFP4)
         elif ".experts." in key:
             for part, of_part in of_experts(key, tensor, architecture):

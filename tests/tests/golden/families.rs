@@ -110,7 +110,7 @@ fn experts_in_mxfp4_are_the_same_from_both_kinds_of_file() {
     let run = |file: &ModelFile| {
         let mut all = Vec::new();
         teacher_force(&mut any_cpu(), file, &reference.ids, 64, |_, row| {
-            all.extend_from_slice(row)
+            all.extend_from_slice(row);
         });
         all
     };

@@ -82,6 +82,7 @@ pub(super) fn experts(keys: &Keys<'_>, family: &Family) -> Result<Option<Experts
         return Ok(None);
     };
     refuse_groups(keys)?;
+    refuse_other_scores(keys, mixture)?;
     let named = N_EXPERTS
         .iter()
         .find(|key| keys.metadata.contains(&keys.full(**key)));
@@ -137,6 +138,31 @@ fn refuse_groups(keys: &Keys<'_>) -> Result<(), LoadError> {
     match keys.metadata.unsigned(&name)? {
         None | Some(0 | 1) => Ok(()),
         Some(n) => Err(unsupported(&name, &n.to_string())),
+    }
+}
+
+/// GGUF files may say what the family decides here: how logits are scored, and a factor of the weights.
+fn refuse_other_scores(keys: &Keys<'_>, mixture: &Mixture) -> Result<(), LoadError> {
+    let Names::Gguf { .. } = keys.names else {
+        return Ok(());
+    };
+    let is_done = |function: u64| match (function, mixture.score) {
+        // 0 says nothing; 3 is a softmax over the chosen ones.
+        (0, _) | (1, RouterScore::Softmax) | (2, RouterScore::Sigmoid) => true,
+        (3, RouterScore::Softmax) => matches!(mixture.is_normalized, Flag::Always),
+        _ => false,
+    };
+    let name = keys.full(key("expert_gating_func", ""));
+    match keys.metadata.unsigned(&name)? {
+        Some(function) if !is_done(function) => return Err(unsupported(&name, &function.to_string())),
+        _ => {}
+    }
+    let name = keys.full(key("expert_weights_scale", ""));
+    match keys.metadata.float(&name)? {
+        Some(scale) if mixture.scale.is_none() && scale != 0.0 && scale != 1.0 => {
+            Err(unsupported(&name, &scale.to_string()))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -205,6 +205,30 @@ fn a_llama_with_experts_is_a_mixtral_and_layers_may_be_without_them() {
     let experts = config.experts.expect("a mixture");
     assert_eq!((experts.n_experts, experts.n_used, experts.width), (8, 2, 64));
     assert!(experts.is_normalized && config.layers.iter().all(|layer| layer.mlp == MlpKind::Experts));
+    for (key, value, said) in [
+        (
+            "llama.expert_gating_func",
+            Value::Unsigned(2),
+            "`llama.expert_gating_func` = 2",
+        ),
+        (
+            "llama.expert_weights_scale",
+            Value::Float(2.5),
+            "`llama.expert_weights_scale` = 2.5",
+        ),
+        (
+            "llama.expert_group_count",
+            Value::Unsigned(4),
+            "`llama.expert_group_count` = 4",
+        ),
+    ] {
+        let metadata = std::mem::take(&mut gguf.metadata);
+        let mut other = tiny_llama();
+        other.metadata = metadata.clone().with(key, value);
+        gguf.metadata = metadata;
+        let error = DecoderConfig::from_gguf(&other).expect_err(key).to_string();
+        assert_eq!(error, format!("{said} is not supported"));
+    }
     let qwen = |changes: &str| {
         let of = format!(
             r#"{{"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 8,
