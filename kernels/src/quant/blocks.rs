@@ -97,9 +97,8 @@ pub(crate) fn read_block(format: Format, bytes: &[u8], block: &mut Block) {
     match format {
         Format::F32 | Format::F16 | Format::Bf16 => panic!("{format:?} has no blocks"),
         Format::Q8_0 => {
-            for (quant, &byte) in block.quants.iter_mut().zip(&bytes[2..]) {
-                *quant = byte ^ 0x80;
-            }
+            let pairs = block.quants.iter_mut().zip(&bytes[2..]);
+            pairs.for_each(|(quant, &byte)| *quant = byte ^ 0x80);
         }
         Format::Q4_0 | Format::Iq4Nl => nibbles(&bytes[2..], 16, &mut block.quants),
         Format::Q4_1 => {
