@@ -1,5 +1,5 @@
-//! Models from a hub: `owner/name[@revision][:file or :quantization]`, downloaded once, files in parallel, into
-//! the cache that all programs which use the hub share.
+//! Models from a hub: `owner/name[@revision][:file or :quantization]`, downloaded once, files in parallel,
+//! into the cache that all programs which use the hub share.
 //!
 //! ```text
 //! list the revision's files ─► choose what the model needs ─► fetch what is not cached ─► a path

@@ -8,9 +8,9 @@ its `ids`, `logits` of all positions rounded to 1e-4, `n_bits` of a weight in me
 bits) of the little-endian f32 of each dequantized matrix, outputs first. Integers, scales, zero points and
 orders are random, so nothing is said of how good a quantization is.
 
-Reference formulas: AutoGPTQ `qlinear_cuda_old.py` (zero points of v1 are stored less 1), AutoAWQ `packing_utils.py`
-(the order of 8 nibbles), compressed-tensors `pack_to_int32` and `dequantize`, DeepSeek-V3 `kernel.py`
-(`weight_dequant`).
+Reference formulas: AutoGPTQ `qlinear_cuda_old.py` (zero points of v1 are stored less 1), AutoAWQ
+`packing_utils.py` (the order of 8 nibbles), compressed-tensors `pack_to_int32` and `dequantize`, DeepSeek-V3
+`kernel.py` (`weight_dequant`).
 """
 
 import json

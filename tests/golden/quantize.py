@@ -19,7 +19,8 @@ here = pathlib.Path(__file__).parent
 N = 512
 random = np.random.default_rng(5)
 rows = [random.normal(size=N) * scale for scale in (1, 0.02, 1e-3, 30)]
-rows += [random.uniform(-1, 1, N), random.uniform(0, 1, N), random.uniform(-3, -1, N), random.standard_cauchy(N) * 0.1]
+rows += [random.uniform(low, high, N) for low, high in [(-1, 1), (0, 1), (-3, -1)]]
+rows.append(random.standard_cauchy(N) * 0.1)
 # Blocks of zeros, of one number, of two, and with one that is far from the others.
 special = np.zeros(N)
 special[32:64], special[64:96] = 0.7, -0.7

@@ -97,9 +97,8 @@ pub(crate) fn read_block(format: Format, bytes: &[u8], block: &mut Block) {
     match format {
         Format::F32 | Format::F16 | Format::Bf16 => panic!("{format:?} has no blocks"),
         Format::Q8_0 => {
-            for (quant, &byte) in block.quants.iter_mut().zip(&bytes[2..]) {
-                *quant = byte ^ 0x80;
-            }
+            let pairs = block.quants.iter_mut().zip(&bytes[2..]);
+            pairs.for_each(|(quant, &byte)| *quant = byte ^ 0x80);
         }
         Format::Q4_0 | Format::Iq4Nl => nibbles(&bytes[2..], 16, &mut block.quants),
         Format::Q4_1 => {
@@ -149,26 +148,30 @@ pub(crate) fn read_block(format: Format, bytes: &[u8], block: &mut Block) {
             nibbles(&bytes[8..], 16, &mut block.quants);
         }
         Format::Tq1_0 => tq1_0(bytes, &mut block.quants),
-        Format::U4 | Format::U4x128 => {
-            block.min = block.scale ^ SIGN;
-            block.mins.fill(bytes[2]);
-            nibbles(&bytes[3..], 16, &mut block.quants);
-        }
-        Format::U8 => {
-            // w = d (q - 128) + d (128 - zero), the last as a magnitude and a sign.
-            let offset = half(2) as i16;
-            block.min = if offset < 0 {
-                block.scale ^ SIGN
-            } else {
-                block.scale
-            };
-            block.mins.fill(offset.unsigned_abs() as u8);
-            block.quants[..32].copy_from_slice(&bytes[4..]);
-        }
+        Format::U4 | Format::U4x128 | Format::U8 => with_zero_point(format, bytes, block),
         Format::Tq2_0 => pairs_of_bits(&bytes[..64], &mut block.quants),
         Format::Iq2Xxs | Format::Iq2Xs | Format::Iq2S => iq2(format, &bytes[2..], block),
         Format::Iq3Xxs | Format::Iq3S => iq3(format, &bytes[2..], block),
     }
+}
+
+/// A zero point is a minimum that is taken off: a magnitude and a sign.
+fn with_zero_point(format: Format, bytes: &[u8], block: &mut Block) {
+    if format != Format::U8 {
+        block.min = block.scale ^ SIGN;
+        block.mins.fill(bytes[2]);
+        nibbles(&bytes[3..], 16, &mut block.quants);
+        return;
+    }
+    // w = d (q - 128) + d (128 - zero)
+    let offset = i16::from_le_bytes([bytes[2], bytes[3]]);
+    block.min = if offset < 0 {
+        block.scale ^ SIGN
+    } else {
+        block.scale
+    };
+    block.mins.fill(offset.unsigned_abs() as u8);
+    block.quants[..32].copy_from_slice(&bytes[4..]);
 }
 
 /// Low nibbles of `n` bytes, then their high ones, then the next `n` bytes.

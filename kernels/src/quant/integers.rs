@@ -14,12 +14,12 @@ pub struct IntegerBlock<'a> {
     pub quants: &'a [u8],
 }
 
-/// Writes the bytes of a block of Q4_0, Q8_0, U4, U4_128 or U8. Every weight is what [`super::dequantize_row`]
-/// gives of them, exactly: the product of 11 and 9 bits.
+/// Writes the bytes of a block of Q4_0, Q8_0, U4, U4_128 or U8. Every weight is what
+/// [`super::dequantize_row`] gives of them, exactly: the product of 11 and 9 bits.
 ///
 /// # Panics
-/// When the format is another one, cannot hold the zero point (Q4_0 has 8, Q8_0 has 128), or `out` is no block
-/// of it.
+/// When the format is another one, cannot hold the zero point (Q4_0 has 8, Q8_0 has 128), or `out` is no
+/// block of it.
 pub fn write_block(format: Format, block: &IntegerBlock<'_>, out: &mut [u8]) {
     let IntegerBlock { scale, zero, quants } = *block;
     assert_eq!(

@@ -134,8 +134,8 @@ fn q4_k(weights: &[f32], out: &mut [u8]) {
     }
 }
 
-/// The scale and minimum for 32 weights with the smallest weighted square error among the range of the weights
-/// and the least-squares fits to the integers of 21 scales near it.
+/// The scale and minimum for 32 weights with the smallest weighted square error among the range of the
+/// weights and the least-squares fits to the integers of 21 scales near it.
 fn best_fit(weights: &[f32]) -> Affine {
     /// Tried: (MAX_QUANT + FIRST + STEP * i) / range.
     const FIRST: f32 = -1.0;

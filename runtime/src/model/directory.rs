@@ -3,8 +3,8 @@
 //! ```text
 //! config.json              the decoder                        required
 //! model.safetensors        weights (or shards and an index)   required unless weights are made up
-//! tokenizer.json           vocabulary, merges, splitting      required unless weights are made up, or there is
-//! tokenizer.model          a SentencePiece model              without a tokenizer.json
+//! tokenizer.json           vocabulary, merges, splitting      \ one of them required, the first one read,
+//! tokenizer.model          a SentencePiece model              / unless weights are made up
 //! tokenizer_config.json    names of BOS and EOS, template     optional
 //! chat_template.jinja      the template; see `templates.rs`   optional
 //! generation_config.json   end tokens, sampling defaults      optional

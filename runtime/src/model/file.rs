@@ -238,8 +238,8 @@ pub struct ModelFile {
 }
 
 impl ModelFile {
-    /// Opens a GGUF file (of a split one, the first part) or a folder with safetensors and reads what describes
-    /// it; no weights yet.
+    /// Opens a GGUF file (of a split one, the first part) or a folder with safetensors and reads what
+    /// describes it; no weights yet.
     pub fn open(path: &Path) -> Result<ModelFile, LoadError> {
         ModelFile::open_as(path, LoadFormat::Auto)
     }
@@ -415,8 +415,8 @@ impl ModelFile {
         }
     }
 
-    /// Bytes of weights that are read from memory for a token of one sequence: all but an embedding that is not
-    /// the head too, of which a row is read.
+    /// Bytes of weights that are read from memory for a token of one sequence: all but an embedding that is
+    /// not the head too, of which a row is read.
     pub fn token_bytes(&self) -> u64 {
         let Weights::Files { tensors, .. } = &self.weights else {
             return self.weight_bytes();
@@ -472,8 +472,8 @@ impl ModelFile {
     }
 }
 
-/// The stem of a file's name (of a part, what all parts share), the whole name of a folder: `Llama-3.2-1B` has
-/// no extension.
+/// The stem of a file's name (of a part, what all parts share), the whole name of a folder: `Llama-3.2-1B`
+/// has no extension.
 pub fn path_name(path: &Path) -> String {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let name = absolute
@@ -531,7 +531,7 @@ fn open_directory(path: &Path, format: LoadFormat) -> Result<ModelFile, LoadErro
             let Safetensors { files, tensors } = open_weights(path)?;
             let tensors = match &scheme {
                 None => tensors,
-                Some(scheme) => packed::join(tensors, scheme)?,
+                Some(scheme) => packed::join(&tensors, scheme)?,
             };
             let has_head = HUGGING_FACE_HEADS
                 .iter()

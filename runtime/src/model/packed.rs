@@ -105,7 +105,7 @@ fn bytes_of(files: &[File], tensor: &TensorInfo) -> Result<Vec<u8>, LoadError> {
 }
 
 /// The table with every matrix of several tensors as one.
-pub(super) fn join(tensors: TensorTable, scheme: &Scheme) -> Result<TensorTable, LoadError> {
+pub(super) fn join(tensors: &TensorTable, scheme: &Scheme) -> Result<TensorTable, LoadError> {
     let mut joined = Vec::new();
     let mut packed = HashMap::new();
     let mut used = HashSet::new();
@@ -113,7 +113,7 @@ pub(super) fn join(tensors: TensorTable, scheme: &Scheme) -> Result<TensorTable,
         let Some(stem) = scheme.stem(tensor) else {
             continue;
         };
-        let matrix = matrix(&tensors, scheme, tensor, stem)?;
+        let matrix = matrix(tensors, scheme, tensor, stem)?;
         let parts = [
             Some(&matrix.values),
             matrix.scales.as_ref(),

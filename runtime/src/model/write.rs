@@ -1,5 +1,5 @@
-//! Writing a quantized model: a GGUF file with the keys of the one it came from, or, of a folder, the folder's
-//! settings beside [`QUANTIZED_FILE`], whose tensors have the folder's names.
+//! Writing a quantized model: a GGUF file with the keys of the one it came from, or, of a folder, the
+//! folder's settings beside [`QUANTIZED_FILE`], whose tensors have the folder's names.
 //!
 //! ```text
 //! "GGUF" | version 3 | n_tensors | n_keys | keys | tensor table | padding | data, each tensor padded
@@ -96,8 +96,8 @@ fn push_string(bytes: &mut Vec<u8>, text: &str) {
 }
 
 impl ModelFile {
-    /// Writes the model as it is in memory after [`ModelFile::quantized`]: a GGUF file as a GGUF file, a folder
-    /// as a folder that is made.
+    /// Writes the model as it is in memory after [`ModelFile::quantized`]: a GGUF file as a GGUF file, a
+    /// folder as a folder that is made.
     ///
     /// # Errors
     /// When it was not quantized, a tensor cannot be read, or `out` cannot be written or is there already.

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! ModelProto       1 pieces*, 2 trainer_spec, 3 normalizer_spec
-//! SentencePiece    1 piece, 2 score, 3 type (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte)
+//! SentencePiece    1 piece, 2 score, 3 type (normal, unknown, control, user-defined, unused, byte: 1 to 6)
 //! TrainerSpec      3 model_type (2 is BPE), 41 bos_id, 42 eos_id
 //! NormalizerSpec   1 name, 3 add_dummy_prefix, 4 remove_extra_whitespaces
 //! ```
 //!
-//! GGUF files keep the same numbers under keys of their own, so the tokenizer is put together from those. Every
-//! length is checked against the bytes that are left.
+//! GGUF files keep the same numbers under keys of their own, so the tokenizer is put together from those.
+//! Every length is checked against the bytes that are left.
 //!
 //! Source: `sentencepiece_model.proto` of the SentencePiece project.
 
@@ -140,7 +140,7 @@ impl Model {
                     while !fields.bytes.is_empty() {
                         match fields.next()? {
                             (1, Field::Bytes(name)) => {
-                                std::str::from_utf8(name).ok()?.clone_into(&mut model.normalizer)
+                                model.normalizer = std::str::from_utf8(name).ok()?.to_owned();
                             }
                             (3, Field::Number(number)) => model.adds_blank = number != 0,
                             (4, Field::Number(number)) => model.removes_blanks = number != 0,

@@ -119,9 +119,9 @@ impl Scheme {
             "fp8" | "fbgemm_fp8" => settings.fp8(),
             "modelopt" => match settings.text("quant_algo", "")?.as_str() {
                 "fp8" => settings.fp8(),
-                other => Err(settings.unsupported("quant_algo", other)),
+                other => Err(settings.unsupported("quant_algo", &other)),
             },
-            other => Err(settings.unsupported("quant_method", other)),
+            other => Err(settings.unsupported("quant_method", &other)),
         };
         scheme.map(Some)
     }
@@ -208,7 +208,7 @@ struct Settings<'a> {
 }
 
 impl Settings<'_> {
-    fn unsupported(&self, key: &str, value: impl ToString) -> LoadError {
+    fn unsupported(&self, key: &str, value: &dyn std::fmt::Display) -> LoadError {
         let value = value.to_string();
         LoadError::UnsupportedFeature {
             key: format!("{}.{key}", self.key),
@@ -251,7 +251,7 @@ impl Settings<'_> {
     fn bits(&self, key: &str, supported: &[u64]) -> Result<u32, LoadError> {
         match self.read(self.values.unsigned(key))? {
             Some(bits) if supported.contains(&bits) => Ok(bits as u32),
-            found => Err(self.unsupported(key, found.map_or(String::new(), |bits| bits.to_string()))),
+            found => Err(self.unsupported(key, &found.map_or(String::new(), |bits| bits.to_string()))),
         }
     }
 
@@ -262,7 +262,7 @@ impl Settings<'_> {
             Some(n) if n >= 32.0 && n <= f64::from(1 << 24) && n % 32.0 == 0.0 => {
                 Ok(Group::Inputs(n as usize))
             }
-            Some(other) => Err(self.unsupported(key, other)),
+            Some(other) => Err(self.unsupported(key, &other)),
         }
     }
 
@@ -271,7 +271,7 @@ impl Settings<'_> {
         match self.object.get(key) {
             None | Some(Json::Null | Json::Bool(false)) => Ok(()),
             Some(Json::Object(object)) if object.is_empty() => Ok(()),
-            Some(other) => Err(self.unsupported(key, other)),
+            Some(other) => Err(self.unsupported(key, &other)),
         }
     }
 
@@ -283,7 +283,7 @@ impl Settings<'_> {
             // Zero points are stored less 1 there.
             "gptq" => 1,
             "gptq_v2" => 0,
-            other => return Err(self.unsupported("checkpoint_format", other)),
+            other => return Err(self.unsupported("checkpoint_format", &other)),
         };
         Ok(Scheme::Integers(Integers {
             layout: Layout::Gptq,
@@ -297,10 +297,10 @@ impl Settings<'_> {
     fn awq(&self) -> Result<Scheme, LoadError> {
         match self.text("version", "gemm")?.as_str() {
             "gemm" => {}
-            other => return Err(self.unsupported("version", other)),
+            other => return Err(self.unsupported("version", &other)),
         }
         if !self.flag("zero_point", true)? {
-            return Err(self.unsupported("zero_point", false));
+            return Err(self.unsupported("zero_point", &false));
         }
         Ok(Scheme::Integers(Integers {
             layout: Layout::Awq,
@@ -314,7 +314,7 @@ impl Settings<'_> {
     fn fp8(&self) -> Result<Scheme, LoadError> {
         match self.text("fmt", "e4m3")?.as_str() {
             "e4m3" => {}
-            other => return Err(self.unsupported("fmt", other)),
+            other => return Err(self.unsupported("fmt", &other)),
         }
         self.fp8_blocks("weight_block_size")
     }
@@ -326,7 +326,7 @@ impl Settings<'_> {
             Some(&[outputs, inputs]) if outputs > 0 && inputs > 0 => {
                 Some([inputs as usize, outputs as usize])
             }
-            Some(other) => return Err(self.unsupported(key, format!("{other:?}"))),
+            Some(other) => return Err(self.unsupported(key, &format!("{other:?}"))),
         };
         Ok(Scheme::Fp8 { block })
     }
@@ -335,7 +335,7 @@ impl Settings<'_> {
     fn compressed_tensors(&self) -> Result<Scheme, LoadError> {
         let sparsity = self.text("sparsity_config.format", "dense")?;
         if sparsity != "dense" {
-            return Err(self.unsupported("sparsity_config.format", sparsity));
+            return Err(self.unsupported("sparsity_config.format", &sparsity));
         }
         let groups = self.object.get("config_groups").and_then(Json::as_object);
         let mut schemes = Vec::new();
@@ -343,9 +343,9 @@ impl Settings<'_> {
             schemes.push(self.compressed_group(name)?);
         }
         match schemes.as_slice() {
-            [] => Err(self.unsupported("config_groups", "")),
+            [] => Err(self.unsupported("config_groups", &"")),
             [first, others @ ..] if others.iter().all(|other| other == first) => Ok(*first),
-            _ => Err(self.unsupported("config_groups", "of several kinds")),
+            _ => Err(self.unsupported("config_groups", &"of several kinds")),
         }
     }
 
@@ -362,22 +362,22 @@ impl Settings<'_> {
             "float-quantized" | "naive-quantized" => {
                 let kind = self.text(&key("type"), "")?;
                 if kind != "float" {
-                    return Err(self.unsupported(&key("type"), kind));
+                    return Err(self.unsupported(&key("type"), &kind));
                 }
                 self.bits(&key("num_bits"), &[8])?;
                 return self.fp8_blocks(&key("block_structure"));
             }
-            other => return Err(self.unsupported("format", other)),
+            other => return Err(self.unsupported("format", &other)),
         };
         let kind = self.text(&key("type"), "int")?;
         if kind != "int" {
-            return Err(self.unsupported(&key("type"), kind));
+            return Err(self.unsupported(&key("type"), &kind));
         }
         let strategy = self.text(&key("strategy"), "")?;
         let group = match strategy.as_str() {
             "group" => self.group(&key("group_size"))?,
             "channel" | "tensor" => Group::All,
-            other => return Err(self.unsupported(&key("strategy"), other)),
+            other => return Err(self.unsupported(&key("strategy"), &other)),
         };
         let bits = match layout {
             Layout::Int8 => self.bits(&key("num_bits"), &[8])?,

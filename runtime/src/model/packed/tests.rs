@@ -54,7 +54,7 @@ fn every_weight_is_what_the_reference_formula_gives_bit_for_bit() {
     for (name, golden) in goldens {
         let scheme = Scheme::of(&config(&name)).expect("supported").expect("quantized");
         let opened = Safetensors::open(&golden_path(&format!("packed/{name}"))).expect("good files");
-        let tensors = join(opened.tensors, &scheme).expect("parts that belong together");
+        let tensors = join(&opened.tensors, &scheme).expect("parts that belong together");
         assert_eq!(golden.hashes.len(), 7);
         for (matrix, expected) in golden.hashes {
             let info = tensors.named(&matrix).expect("it is in the table");
@@ -83,91 +83,94 @@ fn every_weight_is_what_the_reference_formula_gives_bit_for_bit() {
     assert_eq!(n_reordered, 3 * 7, "three of the schemes order their inputs");
 }
 
+/// Settings, and what is said of them.
+const REFUSED: &[(&str, &str)] = &[
+    (
+        r#""quant_method": "bitsandbytes""#,
+        "`quantization_config.quant_method` = bitsandbytes is not supported",
+    ),
+    (
+        r#""bits": 4"#,
+        "`quantization_config.quant_method` is not supported",
+    ),
+    (
+        r#""quant_method": "gptq", "bits": 3"#,
+        "`quantization_config.bits` = 3 is not supported",
+    ),
+    (
+        r#""quant_method": "gptq""#,
+        "`quantization_config.bits` is not supported",
+    ),
+    (
+        r#""quant_method": "gptq", "bits": "4""#,
+        "`quantization_config.bits` should be an unsigned integer, found a string",
+    ),
+    (
+        r#""quant_method": "gptq", "bits": 4, "group_size": 48"#,
+        "`quantization_config.group_size` = 48 is not supported",
+    ),
+    (
+        r#""quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin""#,
+        "`quantization_config.checkpoint_format` = marlin is not supported",
+    ),
+    (
+        r#""quant_method": "gptq", "bits": 4, "dynamic": {"-:lm_head": {}}"#,
+        "`quantization_config.dynamic` = {\"-:lm_head\":{}} is not supported",
+    ),
+    (
+        r#""quant_method": "awq", "bits": 3"#,
+        "`quantization_config.bits` = 3 is not supported",
+    ),
+    (
+        r#""quant_method": "awq", "bits": 4, "version": "GEMV""#,
+        "`quantization_config.version` = gemv is not supported",
+    ),
+    (
+        r#""quant_method": "awq", "bits": 4, "zero_point": false"#,
+        "`quantization_config.zero_point` = false is not supported",
+    ),
+    (
+        r#""quant_method": "fp8", "fmt": "e5m2""#,
+        "`quantization_config.fmt` = e5m2 is not supported",
+    ),
+    (
+        r#""quant_method": "fp8", "weight_block_size": [0, 128]"#,
+        "`quantization_config.weight_block_size` = [0, 128] is not supported",
+    ),
+    (
+        r#""quant_method": "modelopt", "quant_algo": "NVFP4""#,
+        "`quantization_config.quant_algo` = nvfp4 is not supported",
+    ),
+    (
+        r#""quant_method": "compressed-tensors", "config_groups": {"a": {}}, "format": "marlin-24""#,
+        "`quantization_config.format` = marlin-24 is not supported",
+    ),
+    (
+        r#""quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}"#,
+        "`quantization_config.sparsity_config.format` = sparse-24-bitmask is not supported",
+    ),
+    (
+        r#""quant_method": "compressed-tensors", "config_groups": {"a": {"weights":
+                {"num_bits": 3, "strategy": "channel"}}}, "format": "pack-quantized""#,
+        "`quantization_config.config_groups.a.weights.num_bits` = 3 is not supported",
+    ),
+    (
+        r#""quant_method": "compressed-tensors""#,
+        "`quantization_config.config_groups` is not supported",
+    ),
+];
+
 #[test]
 fn schemes_that_are_not_read_are_refused_by_key_and_value() {
-    let refused = |json: &str, expected: &str| {
+    let said = |json: &str, expected: &str| {
         let config: Map<String, Json> = serde_json::from_str(json).expect("JSON");
         let error = Scheme::of(&config).expect_err(json).to_string();
         assert_eq!(error, expected, "{json}");
     };
-    for (settings, expected) in [
-        (
-            r#""quant_method": "bitsandbytes""#,
-            "`quantization_config.quant_method` = bitsandbytes is not supported",
-        ),
-        (
-            r#""bits": 4"#,
-            "`quantization_config.quant_method` is not supported",
-        ),
-        (
-            r#""quant_method": "gptq", "bits": 3"#,
-            "`quantization_config.bits` = 3 is not supported",
-        ),
-        (
-            r#""quant_method": "gptq""#,
-            "`quantization_config.bits` is not supported",
-        ),
-        (
-            r#""quant_method": "gptq", "bits": "4""#,
-            "`quantization_config.bits` should be an unsigned integer, found a string",
-        ),
-        (
-            r#""quant_method": "gptq", "bits": 4, "group_size": 48"#,
-            "`quantization_config.group_size` = 48 is not supported",
-        ),
-        (
-            r#""quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin""#,
-            "`quantization_config.checkpoint_format` = marlin is not supported",
-        ),
-        (
-            r#""quant_method": "gptq", "bits": 4, "dynamic": {"-:lm_head": {}}"#,
-            "`quantization_config.dynamic` = {\"-:lm_head\":{}} is not supported",
-        ),
-        (
-            r#""quant_method": "awq", "bits": 3"#,
-            "`quantization_config.bits` = 3 is not supported",
-        ),
-        (
-            r#""quant_method": "awq", "bits": 4, "version": "GEMV""#,
-            "`quantization_config.version` = gemv is not supported",
-        ),
-        (
-            r#""quant_method": "awq", "bits": 4, "zero_point": false"#,
-            "`quantization_config.zero_point` = false is not supported",
-        ),
-        (
-            r#""quant_method": "fp8", "fmt": "e5m2""#,
-            "`quantization_config.fmt` = e5m2 is not supported",
-        ),
-        (
-            r#""quant_method": "fp8", "weight_block_size": [0, 128]"#,
-            "`quantization_config.weight_block_size` = [0, 128] is not supported",
-        ),
-        (
-            r#""quant_method": "modelopt", "quant_algo": "NVFP4""#,
-            "`quantization_config.quant_algo` = nvfp4 is not supported",
-        ),
-        (
-            r#""quant_method": "compressed-tensors", "config_groups": {"a": {}}, "format": "marlin-24""#,
-            "`quantization_config.format` = marlin-24 is not supported",
-        ),
-        (
-            r#""quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}"#,
-            "`quantization_config.sparsity_config.format` = sparse-24-bitmask is not supported",
-        ),
-        (
-            r#""quant_method": "compressed-tensors", "config_groups": {"a": {"weights":
-                {"num_bits": 3, "strategy": "channel"}}}, "format": "pack-quantized""#,
-            "`quantization_config.config_groups.a.weights.num_bits` = 3 is not supported",
-        ),
-        (
-            r#""quant_method": "compressed-tensors""#,
-            "`quantization_config.config_groups` is not supported",
-        ),
-    ] {
-        refused(&format!(r#"{{"quantization_config": {{{settings}}}}}"#), expected);
+    for (settings, expected) in REFUSED {
+        said(&format!(r#"{{"quantization_config": {{{settings}}}}}"#), expected);
     }
-    refused(
+    said(
         r#"{"compression_config": {"quant_method": "aqlm"}}"#,
         "`compression_config.quant_method` = aqlm is not supported",
     );
@@ -209,95 +212,91 @@ fn load_changed(name: &str, change: impl FnOnce(&mut Tensors<'_>)) -> Result<(),
 
 const Q: &str = "model.layers.0.self_attn.q_proj";
 
+fn refused(name: &str, change: impl FnOnce(&mut Tensors<'_>), expected: &str) {
+    let error = load_changed(name, change).expect_err(expected).to_string();
+    assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+}
+
+/// Takes a part of the query projection away.
+fn without(part: &'static str) -> impl FnOnce(&mut Tensors<'_>) {
+    move |tensors| {
+        tensors.remove(&format!("{Q}.{part}")).expect("it is there");
+    }
+}
+
+/// Puts a part of the query projection in, every byte of it `BYTE`.
+fn with<const BYTE: u8>(
+    part: &'static str,
+    dtype: Dtype,
+    shape: &'static [usize],
+) -> impl FnOnce(&mut Tensors<'_>) {
+    let bytes: &'static [u8; 128 * 128] = const { &[BYTE; 128 * 128] };
+    let n_bytes = shape.iter().product::<usize>() * dtype.bitsize() / 8;
+    move |tensors| {
+        let view = TensorView::new(dtype, shape.to_vec(), &bytes[..n_bytes]).expect("a good view");
+        tensors.insert(format!("{Q}.{part}"), view);
+    }
+}
+
 #[test]
-fn checkpoints_that_contradict_themselves_are_refused_in_a_line() {
+fn parts_that_are_missing_or_of_another_shape_are_named() {
     load_changed("gptq", |_| {}).expect("a good checkpoint");
-    let view = |dtype, shape: &[usize], data: &'static [u8]| {
-        TensorView::new(dtype, shape.to_vec(), data).expect("a good view")
-    };
-    static BYTES: [u8; 4096] = [0x77; 4096];
-    let refused = |name: &str, change: &dyn Fn(&mut Tensors<'_>), expected: &str| {
-        let error = load_changed(name, change).expect_err(expected).to_string();
-        assert!(error.contains(expected), "{error:?} does not say {expected:?}");
-        assert_eq!(error.lines().count(), 1, "{error}");
-    };
-    let without = |part: &'static str| {
-        move |tensors: &mut Tensors<'_>| {
-            tensors.remove(&format!("{Q}.{part}")).expect("it is there");
-        }
-    };
-    refused(
-        "gptq",
-        &without("scales"),
-        "`model.layers.0.self_attn.q_proj.scales` is missing",
-    );
-    refused("gptq-v2", &without("qzeros"), "q_proj.qzeros` is missing");
-    refused("gptq", &without("qweight"), "is not expected");
     // An index of groups that is absent is in order.
     load_changed("gptq", without("g_idx")).expect("as good");
-    let with = |part: &'static str, dtype, shape: &'static [usize]| {
-        let n_bytes = shape.iter().product::<usize>() * if dtype == Dtype::F16 { 2 } else { 4 };
-        move |tensors: &mut Tensors<'_>| {
-            tensors.insert(format!("{Q}.{part}"), view(dtype, shape, &BYTES[..n_bytes]));
-        }
-    };
     refused(
         "gptq",
-        &with("scales", Dtype::F16, &[3, 128]),
+        without("scales"),
+        "`model.layers.0.self_attn.q_proj.scales` is missing",
+    );
+    refused("gptq-v2", without("qzeros"), "q_proj.qzeros` is missing");
+    refused("gptq", without("qweight"), "is not expected");
+    let scales = with::<0x77>("scales", Dtype::F16, &[3, 128]);
+    refused(
+        "gptq",
+        scales,
         "q_proj.scales` has shape [128, 3], expected [128, 4]",
     );
+    let scales = with::<0x77>("scales", Dtype::I32, &[4, 128]);
     refused(
         "gptq",
-        &with("scales", Dtype::I32, &[4, 128]),
+        scales,
         "q_proj.scales` is stored as I32, expected F16, BF16",
     );
+    let zeros = with::<0x77>("qzeros", Dtype::I32, &[4, 15]);
     refused(
         "gptq",
-        &with("qzeros", Dtype::I32, &[4, 15]),
+        zeros,
         "q_proj.qzeros` has shape [15, 4], expected [16, 4]",
     );
-    refused(
-        "gptq",
-        &with("g_idx", Dtype::I32, &[127]),
-        "q_proj.g_idx` has shape [127], expected [128]",
-    );
-    refused(
-        "gptq",
-        &with("g_idx", Dtype::I32, &[128]),
-        "groups do not have 32 inputs each",
-    );
+    let groups = with::<0x77>("g_idx", Dtype::I32, &[127]);
+    refused("gptq", groups, "q_proj.g_idx` has shape [127], expected [128]");
+    let scales = with::<0x77>("weight_scale_inv", Dtype::F32, &[2, 2]);
+    let expected =
+        "q_proj.weight_scale_inv` has shape [2, 2], expected one scale, one for each output, or one";
+    refused("fp8-block", scales, expected);
+}
+
+#[test]
+fn parts_that_contradict_each_other_or_the_settings_are_named() {
+    let groups = with::<0x77>("g_idx", Dtype::I32, &[128]);
+    refused("gptq", groups, "groups do not have 32 inputs each");
     // Every nibble is 6, so every zero point 7.
+    let zeros = with::<0x66>("qzeros", Dtype::I32, &[4, 16]);
     refused(
         "gptq",
-        &|tensors| {
-            static SIXES: [u8; 256] = [0x66; 256];
-            tensors.insert(format!("{Q}.qzeros"), view(Dtype::I32, &[4, 16], &SIXES));
-        },
+        zeros,
         "q_proj.weight`: zero point 7, but it is said to be symmetric (8)",
     );
-    refused(
-        "gptq-act-order",
-        &without("g_idx"),
-        "k_proj.weight`: its groups of inputs (g_idx) are not those of `model.layers.0.self_attn.q_proj.weight`",
-    );
-    refused(
-        "gptq",
-        &|tensors| {
-            tensors.insert(format!("{Q}.bias"), view(Dtype::F16, &[128], &BYTES[..256]));
-        },
-        "q_proj.bias` is not expected",
-    );
-    refused(
-        "fp8-block",
-        &with("weight_scale_inv", Dtype::F32, &[2, 2]),
-        "q_proj.weight_scale_inv` has shape [2, 2], expected one scale, one for each output, or one for each block",
-    );
-    static NANS: [u8; 128 * 128] = [0x7f; 128 * 128];
+    let expected =
+        "k_proj.weight`: its groups of inputs (g_idx) are not those of `model.layers.0.self_attn.q_proj";
+    refused("gptq-act-order", without("g_idx"), expected);
+    let bias = with::<0x77>("bias", Dtype::F16, &[128]);
+    refused("gptq", bias, "q_proj.bias` is not expected");
+    let not_finite = with::<0x7f>("weight", Dtype::F8_E4M3, &[128, 128]);
     refused(
         "fp8-tensor",
-        &|tensors| {
-            tensors.insert(format!("{Q}.weight"), view(Dtype::F8_E4M3, &[128, 128], &NANS));
-        },
+        not_finite,
         "q_proj.weight` holds a number that is not finite",
     );
 }
