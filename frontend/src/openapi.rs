@@ -273,7 +273,8 @@ mod tests {
             json!({"type": "json_schema", "name": "x", "description": "x", "strict": false, "schema": {}});
         let whole = json!({
             "model": "m", "input": items, "instructions": "x", "previous_response_id": "x",
-            "tools": [tool, space], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [named]},
+            "tools": [&tool, space], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [
+                named, {"function": {"name": "f"}}]},
             "parallel_tool_calls": true, "text": {"verbosity": "low", "format": schema},
             "reasoning": {"effort": "high", "summary": "auto", "generate_summary": "x"}, "max_output_tokens": 9,
             "max_tool_calls": 1, "store": true, "background": false, "stream": true, "metadata": {"a": "x"},
@@ -287,7 +288,7 @@ mod tests {
             whole,
             json!({"input": "x", "tools": [&tool], "tool_choice": {"type": "function", "function": {"name": "f"}},
                 "text": {"format": {"type": "json_object"}}, "truncation": "disabled"}),
-            json!({"input": "x", "tool_choice": "auto", "text": {"format": {"type": "text"}}}),
+            json!({"input": "x", "tools": [&tool], "tool_choice": &named, "text": {"format": {"type": "text"}}}),
         ];
         let read: fn(&[u8]) -> _ = |body| {
             let known = |_: &str| Some(json!({"role": "user", "content": "x"}));

@@ -109,13 +109,14 @@ impl MessageAnswer {
             return;
         };
         if matches!(block, Block::Thinking { .. }) {
-            self.delta(BlockDelta::SignatureDelta { signature: SIGNATURE }, events);
+            let signature = BlockDelta::SignatureDelta { signature: SIGNATURE };
+            self.delta(&signature, events);
         }
         let event = json!({"type": "content_block_stop", "index": self.n_blocks - 1});
         events.send(Some("content_block_stop"), &event);
     }
 
-    fn delta(&self, delta: BlockDelta, events: &mut Events) {
+    fn delta(&self, delta: &BlockDelta, events: &mut Events) {
         let event = json!({"type": "content_block_delta", "index": self.n_blocks - 1, "delta": delta});
         events.send(Some("content_block_delta"), &event);
     }
@@ -206,7 +207,7 @@ impl Dialect for MessageAnswer {
                 Change::Begin(block) => self.begin_block(begun(block), events),
                 Change::More(text) => {
                     let (block, _) = self.blocks.last().expect("a block begins before it goes on");
-                    self.delta(more(block, text), events);
+                    self.delta(&more(block, text), events);
                 }
             }
         }

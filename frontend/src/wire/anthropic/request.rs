@@ -354,7 +354,7 @@ mod tests {
         let chat = read(&more).expect("valid").chat;
         let function = json!({"name": "f", "description": "x", "parameters": schema});
         let shown = json!({"type": "function", "function": function});
-        assert_eq!(chat.conversation.tools, [shown.clone()]);
+        assert_eq!(chat.conversation.tools, std::slice::from_ref(&shown));
         let openai = json!({"messages": [{"role": "user", "content": "x"}], "tools": [shown],
             "tool_choice": {"type": "function", "function": {"name": "f"}}, "parallel_tool_calls": false});
         let openai = ChatRequest::parse(openai.to_string().as_bytes()).expect("valid");

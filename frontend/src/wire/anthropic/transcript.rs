@@ -267,7 +267,7 @@ fn without_billing(text: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn read(system: Value, messages: Value) -> Result<Transcript, ApiError> {
+    fn read(system: &Value, messages: &Value) -> Result<Transcript, ApiError> {
         let mut f = Fields::nested(json!({"system": system, "messages": messages}), String::new())?;
         let mut transcript = Transcript::default();
         transcript.system(&mut f)?;
@@ -293,7 +293,7 @@ mod tests {
             {"type": "text", "text": "c", "cache_control": {"type": "ephemeral", "ttl": "1h"}}
         ]);
         let messages = json!([{"role": "user", "content": blocks}]);
-        let transcript = read(Value::Null, messages).expect("valid");
+        let transcript = read(&Value::Null, &messages).expect("valid");
         let expected = [
             ("user", Some("a")),
             ("tool", Some("42")),
@@ -313,7 +313,7 @@ mod tests {
             {"type": "tool_use", "id": "1", "name": "f", "input": {"a": 1}}
         ]);
         let messages = json!([{"role": "assistant", "content": blocks}]);
-        let transcript = read(json!("Be kind."), messages).expect("valid");
+        let transcript = read(&json!("Be kind."), &messages).expect("valid");
         assert_eq!(
             shown(&transcript),
             [("system", Some("Be kind.")), ("assistant", None)]
@@ -334,10 +334,10 @@ mod tests {
             json!([text(&format!("{line}\nBe kind."))]),
             json!(format!("{line}\nBe kind.")),
         ] {
-            let transcript = read(system.clone(), json!([])).expect("valid");
+            let transcript = read(&system, &json!([])).expect("valid");
             assert_eq!(shown(&transcript), [("system", Some("Be kind."))], "{system}");
         }
-        let alone = read(json!(line), json!([])).expect("valid");
+        let alone = read(&json!(line), &json!([])).expect("valid");
         assert_eq!(shown(&alone), []);
     }
 
@@ -374,7 +374,7 @@ mod tests {
             ("tool", json!({}), "messages[0].role"),
         ] {
             let messages = json!([{"role": role, "content": [block]}]);
-            match read(Value::Null, messages.clone()).expect_err("refused") {
+            match read(&Value::Null, &messages).expect_err("refused") {
                 ApiError::Invalid {
                     param: Some(param), ..
                 } => assert_eq!(param, expected),

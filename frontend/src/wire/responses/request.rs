@@ -187,7 +187,7 @@ fn input(f: &mut Fields) -> Result<Vec<(String, Value)>, ApiError> {
     let given = f.raw("input");
     let items = match given {
         Some(Value::String(text)) => {
-            vec![("input".to_owned(), json!({"role": "user", "content": text}))]
+            vec![("input[0]".to_owned(), json!({"role": "user", "content": text}))]
         }
         Some(list @ Value::Array(_)) => {
             f.put("input", Some(list));
