@@ -198,7 +198,8 @@ for name, model_class, config, dtype in [
     ("glm4-moe", Glm4MoeForCausalLM, Glm4MoeConfig(
         **shape(32, 40, 4, 2, layers=3, head_dim=16, attention_bias=True, use_qk_norm=True,
                 n_routed_experts=6, num_experts_per_tok=3, moe_intermediate_size=24, n_shared_experts=2,
-                first_k_dense_replace=1, routed_scaling_factor=1.5, **ids), **plain(10000.0)), torch.bfloat16),
+                first_k_dense_replace=1, routed_scaling_factor=1.5, **ids), **plain(10000.0)),
+     torch.bfloat16),
     ("gpt-oss", GptOssForCausalLM, GptOssConfig(
         **shape(32, 64, 4, 2, layers=3, head_dim=16, num_local_experts=5, num_experts_per_tok=2,
                 sliding_window=40, **ids),
