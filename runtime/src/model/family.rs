@@ -380,15 +380,16 @@ fn refuse_in_json(json: &Map<String, Json>, family: &Family) -> Result<(), LoadE
     };
     for &key in REFUSED_IN_JSON.iter().chain(family.refused) {
         match json.get(key) {
-            // Its blocks are read as they are.
-            Some(value)
-                if key == "quantization_config"
-                    && family.expert_layout == ExpertLayout::Interleaved
-                    && value.get("quant_method").is_some_and(|method| method == "mxfp4") => {}
             Some(_) if read.iter().any(|read| read.json == key) => {}
             Some(value) if !asks_for_nothing(value) => return refused(key, short(value)),
             _ => {}
         }
+    }
+    // Blocks of experts are tensors of their own, which only this layout has.
+    let quantization = json.get("quantization_config");
+    let method = quantization.and_then(|settings| settings.get("quant_method"));
+    if family.expert_layout != ExpertLayout::Interleaved && method.is_some_and(|method| method == "mxfp4") {
+        return refused("quantization_config.quant_method", Some("mxfp4".to_owned()));
     }
     match json.get("partial_rotary_factor") {
         Some(factor) if family.partial_rotary.is_none() && factor.as_f64().is_some_and(|x| x != 1.0) => {

@@ -301,7 +301,11 @@ fn layers_have_the_window_of_their_family_or_of_the_list_of_layers() {
 }
 
 /// Settings, and what is said of them.
-const REFUSED: [(&str, &str); 25] = [
+const REFUSED: [(&str, &str); 26] = [
+    (
+        r#"{"quantization_config": {"quant_method": "mxfp4"}}"#,
+        "`quantization_config.quant_method` = mxfp4 is not supported",
+    ),
     (
         r#"{"hidden_act": "relu2"}"#,
         "`hidden_act` = relu2 is not supported",

@@ -117,6 +117,8 @@ impl Scheme {
             "awq" => settings.awq(),
             "compressed-tensors" => settings.compressed_tensors(),
             "fp8" | "fbgemm_fp8" => settings.fp8(),
+            // Experts of gpt-oss: blocks that are read where they are, in a layout of their own.
+            "mxfp4" => return Ok(None),
             "modelopt" => match settings.text("quant_algo", "")?.as_str() {
                 "fp8" => settings.fp8(),
                 other => Err(settings.unsupported("quant_algo", &other)),
