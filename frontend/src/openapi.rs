@@ -165,7 +165,7 @@ mod tests {
         let mut chats = vec![with(&with(&conversation, &options), &more)];
         chats.push(with(&asked, &json!({"prompt_logprobs": 3})));
         let allowed = json!({"type": "allowed_tools", "allowed_tools": {
-            "mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]}});
+            "mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}, {"name": "f"}]}});
         let called = [json!({"name": "f"}), allowed];
         let called = called.map(|choice| with(&asked, &json!({"tools": [&tool], "tool_choice": choice})));
         chats.extend(called.clone());
