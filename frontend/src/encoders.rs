@@ -224,6 +224,7 @@ impl ServedEncoder {
         Ok((cosines.collect(), n_tokens))
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "the shape map_err wants")]
     fn refused(&self, param_of: impl Fn(usize) -> String, error: EmbedError) -> ApiError {
         let invalid = |text_idx, message: String| ApiError::invalid(param_of(text_idx), message);
         match error {

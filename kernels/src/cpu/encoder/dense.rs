@@ -73,9 +73,10 @@ impl CpuDense {
                 let target = unsafe { tiles.range(tile * tile_len..(tile + 1) * tile_len) };
                 // SAFETY: as above.
                 let scales = unsafe { shared_scales.range(tile * TILE..(tile + 1) * TILE) };
-                for column in 0..TILE.min(n_out - tile * TILE) {
-                    read_row(parts, tile * TILE + column, &mut row);
-                    scales[column] = pack_column(&row, column, target);
+                let outputs = tile * TILE..n_out.min((tile + 1) * TILE);
+                for (column, (output, scale)) in outputs.zip(scales).enumerate() {
+                    read_row(parts, output, &mut row);
+                    *scale = pack_column(&row, column, target);
                 }
             }
         });
