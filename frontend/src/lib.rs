@@ -47,6 +47,7 @@ pub mod route;
 pub mod served;
 pub mod server;
 pub mod signals;
+pub mod start;
 pub mod stream;
 pub mod template;
 pub mod thinking;

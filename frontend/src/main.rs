@@ -1,4 +1,4 @@
-//! The `arbora` binary: parses the command line, chooses the device, decides the exit code.
+//! The `arbora` binary: parses the command line, runs the command, decides the exit code.
 
 use std::future::Future;
 use std::io::{IsTerminal, Write};
@@ -16,27 +16,24 @@ use arbora::auth::{ApiKeys, OperatorKeys};
 use arbora::chat::{Console, End, Style};
 use arbora::checked::Integrity;
 use arbora::cli::{Cli, Command, EmbedOptions, GenerateOptions, ModelOption, PullOptions};
-use arbora::config::{ChatOptions, Config, ConfigError, DeviceChoice, KvSize, Options, QuantizeOptions};
+use arbora::config::{ChatOptions, Config, ConfigError, KvSize, Options, QuantizeOptions};
 use arbora::hub::HubKind;
 use arbora::inspect::InspectError;
 use arbora::intake::Intake;
 use arbora::kept::KeptResponses;
-use arbora::load::{StartError, Started, StartedEncoder};
+use arbora::load::StartError;
 use arbora::log::{LogStyle, LogWriter};
 use arbora::models::{Fetching, ModelsError};
 use arbora::otlp::{ExportLimits, ExportSettings, Exporter, read_headers};
 use arbora::places::Patience;
-use arbora::served::Models;
 use arbora::server::Server;
-use arbora::signals::{self, Running, Stop};
+use arbora::signals::{self, Stop};
+use arbora::start::{Failure, Loaded, Parts, Ready, start_model};
 use arbora::workers::{NoThread, Workers, spawn_thread};
-use arbora::{chat, config, embed, files, generate, inspect, load, models, quantize};
-use arbora_kernels::BackendError;
-use arbora_kernels::cpu::{CpuBackend, CpuConfig, PoolMetrics};
-use arbora_kernels::cuda::{CudaBackend, CudaConfig, DEFAULT_MAX_GRAPHS, DeviceFailure};
+use arbora::{chat, config, embed, files, generate, inspect, models, quantize};
+use arbora_kernels::cuda::DeviceFailure;
 use arbora_runtime::engine::EngineExit;
-use arbora_runtime::model::encoder::EncoderFile;
-use arbora_runtime::model::{LoadError, LoadFormat, ModelFile, remove_partial};
+use arbora_runtime::model::{LoadError, LoadFormat, remove_partial};
 use clap::Parser;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Runtime;
@@ -65,41 +62,6 @@ const BACKLOG: u32 = 1024;
 const THREAD_PATIENCE: Duration = Duration::from_secs(10);
 /// What standard error gets at the end to take the last lines.
 const LOG_PATIENCE: Duration = Duration::from_millis(500);
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-/// A model whose engine runs.
-enum Loaded {
-    Generator(Started),
-    Encoder(StartedEncoder),
-}
-
-/// What a server needs of it.
-struct Parts {
-    models: Models,
-    name: String,
-    running: Running,
-    thread: JoinHandle<EngineExit>,
-}
-
-impl Loaded {
-    fn into_parts(self) -> Result<Parts, Failure> {
-        match self {
-            Loaded::Generator(Started { served, thread }) => Ok(Parts {
-                name: served.name.clone(),
-                running: Running::Generator(served.engine.clone()),
-                models: Models::of(vec![served], Vec::new())?,
-                thread,
-            }),
-            Loaded::Encoder(StartedEncoder { served, thread }) => Ok(Parts {
-                name: served.name.clone(),
-                running: Running::Encoder(served.engine.clone()),
-                models: Models::of(Vec::new(), vec![served])?,
-                thread,
-            }),
-        }
-    }
-}
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -496,24 +458,6 @@ async fn fetch(
     }
 }
 
-/// A model that is ready, and what is known of its device.
-struct Ready {
-    loaded: Loaded,
-    pool: Arc<PoolMetrics>,
-    /// Of a device that can be lost.
-    failure: Option<DeviceFailure>,
-}
-
-impl Ready {
-    fn on_cpu(loaded: Loaded, pool: Arc<PoolMetrics>) -> Self {
-        Ready {
-            loaded,
-            pool,
-            failure: None,
-        }
-    }
-}
-
 /// Loads the model at `path`; a signal ends that at once, as nothing needs to be put in order.
 async fn start(
     path: PathBuf,
@@ -522,103 +466,10 @@ async fn start(
     stop: &mut Stop,
 ) -> Result<Ready, Failure> {
     let (config, workers, log) = (config.clone(), workers.clone(), log.clone());
-    let started = aside("load", move || load_model(&path, &config, (&workers, &log)))?;
+    let started = aside("load", move || start_model(&path, &config, (&workers, &log)))?;
     tokio::select! {
         started = started => started?,
         () = stop.told() => Err(ModelsError::Interrupted.into()),
-    }
-}
-
-/// The one place that knows which devices there are.
-fn load_model(
-    path: &std::path::Path,
-    config: &Config,
-    (workers, log): (&Workers, &LogWriter),
-) -> Result<Ready, Failure> {
-    if EncoderFile::is_at(path) {
-        if config.quantize.is_some() {
-            return Err(StartError::QuantizedEncoder.into());
-        }
-        if config.device == DeviceChoice::Cuda {
-            return Err(StartError::EncoderDevice.into());
-        }
-        let file = EncoderFile::open(path).map_err(StartError::from)?;
-        let (backend, pool) = cpu_backend(config)?;
-        let started = load::start_encoder(backend, file, config)?;
-        return Ok(Ready::on_cpu(Loaded::Encoder(started), pool));
-    }
-    let file = ModelFile::open_as(path, config.load_format).map_err(StartError::from)?;
-    let file = match config.quantize {
-        None => file,
-        Some(format) => quantize::quantized(file, format, config.n_threads, log).map_err(StartError::from)?,
-    };
-    if let Some(backend) = cuda_backend(config)? {
-        let failure = Some(backend.failure());
-        match load::start(backend, &file, config, workers) {
-            // The threads of the CPU compute nothing; their figures stay at zero.
-            Ok(started) => {
-                return Ok(Ready {
-                    loaded: Loaded::Generator(started),
-                    pool: Arc::default(),
-                    failure,
-                });
-            }
-            Err(error) if config.device == DeviceChoice::Auto => {
-                tracing::info!("device cpu: the CUDA device cannot serve this model: {error}");
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    let (backend, pool) = cpu_backend(config)?;
-    let started = load::start(backend, &file, config, workers)?;
-    Ok(Ready::on_cpu(Loaded::Generator(started), pool))
-}
-
-/// The CPU, and what became of its threads.
-fn cpu_backend(config: &Config) -> Result<(CpuBackend, Arc<PoolMetrics>), Failure> {
-    let backend = CpuBackend::new(CpuConfig {
-        n_threads: config.n_threads,
-        isa: config.isa,
-        pinning: config.pinning,
-    })
-    .map_err(|error| match error {
-        BackendError::Threads { source, .. } => Failure::from(NoThread {
-            name: "arbora-cpu".to_owned(),
-            source,
-        }),
-        other => other.into(),
-    })?;
-    tracing::info!(
-        threads = config.n_threads,
-        isa = backend.isa().name(),
-        "device cpu"
-    );
-    let pool = backend.pool_metrics();
-    Ok((backend, pool))
-}
-
-/// The CUDA device, where the configuration wants one and it works. Nothing of CUDA is looked for unless it
-/// is asked for.
-fn cuda_backend(config: &Config) -> Result<Option<CudaBackend>, Failure> {
-    if config.device == DeviceChoice::Cpu {
-        return Ok(None);
-    }
-    let opened = CudaBackend::new(&CudaConfig {
-        ordinal: 0,
-        library_folders: config.cuda.libraries.clone(),
-        cache_folder: config.cuda.cache.clone(),
-        max_graphs: DEFAULT_MAX_GRAPHS,
-    });
-    match opened {
-        Ok(backend) => {
-            tracing::info!(name = backend.device_name(), "device cuda");
-            Ok(Some(backend))
-        }
-        Err(error) if config.device == DeviceChoice::Auto => {
-            tracing::info!("device cpu: {error}");
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -6,14 +6,15 @@ use std::path::PathBuf;
 use super::batch::CudaBatch;
 use super::cache::KernelCache;
 use super::device::{Argument, Device, DeviceFailure, Function, Geometry};
-use super::error::CudaError;
+use super::error::{CudaError, allocation};
 use super::graphs::Graphs;
 use super::kernels::{Kernels, MAX_SHARED};
+use super::kv::CudaKv;
+use super::linear::CudaLinear;
 use super::memory::{DeviceBytes, Pinned};
 use super::nvrtc::Nvrtc;
 use super::sample::CudaPending;
 use super::tensor::CudaTensor;
-use crate::quant::Format;
 use crate::{
     ATTENTION_BLOCK, Activation, Answers, AttentionLayer, Backend, BackendError, BatchShape, Elementwise,
     ExpertInput, KvShape, LogprobRow, MatrixSource, Norm, NormKind, QkNormSpan, RopeStore, RopeStyle,
@@ -49,47 +50,6 @@ pub struct CudaBackend {
     graphs: Graphs,
     kernels: Kernels,
     device: Device,
-}
-
-/// A weight matrix on the device, as it is in the file.
-pub struct CudaLinear {
-    parts: Vec<Part>,
-    bias: Option<DeviceBytes>,
-    n_in: usize,
-    n_out: usize,
-}
-
-struct Part {
-    data: DeviceBytes,
-    /// As in `kernels/cu/common.cuh`.
-    format: u32,
-    n_out: usize,
-}
-
-/// Keys and values: `[layer][page][keys, values][kv head][token of the page][element]`, bf16.
-pub struct CudaKv {
-    data: DeviceBytes,
-    shape: KvShape,
-}
-
-impl CudaKv {
-    /// Bytes of one page of one layer.
-    fn page_bytes(&self) -> usize {
-        self.shape.page_bytes() / self.shape.n_layers
-    }
-
-    fn layer(&self, layer: usize) -> Argument {
-        assert!(layer < self.shape.n_layers, "layer {layer} of {:?}", self.shape);
-        let start = layer * self.shape.n_pages * self.page_bytes();
-        Argument::U64(self.data.address() + start as u64)
-    }
-
-    /// Where a page starts in each layer.
-    fn page_starts(&self, page: u32) -> impl Iterator<Item = usize> {
-        let (n_pages, page_bytes) = (self.shape.n_pages, self.page_bytes());
-        assert!((page as usize) < n_pages, "page {page} of {n_pages}");
-        (0..self.shape.n_layers).map(move |layer| (layer * n_pages + page as usize) * page_bytes)
-    }
 }
 
 /// Cosines and sines on the device.
@@ -153,30 +113,9 @@ impl CudaBackend {
     }
 }
 
-/// What the trait's errors say of a failure of the device.
-fn allocation(what: &'static str, error: CudaError) -> BackendError {
-    match error {
-        CudaError::OutOfMemory { bytes, .. } => BackendError::OutOfMemory { what, bytes },
-        other => BackendError::Device {
-            what,
-            reason: other.to_string(),
-        },
-    }
-}
-
 fn no_experts() -> BackendError {
     BackendError::Unsupported {
         what: "mixtures of experts",
-    }
-}
-
-/// The number that kernels know a format by.
-fn format_number(format: Format) -> Option<u32> {
-    match format {
-        Format::F32 => Some(0),
-        Format::F16 => Some(1),
-        Format::Bf16 => Some(2),
-        _ => None,
     }
 }
 
@@ -226,53 +165,7 @@ impl Backend for CudaBackend {
         parts: &[MatrixSource<'_>],
         bias: Option<&[f32]>,
     ) -> Result<CudaLinear, BackendError> {
-        let n_in = parts[0].n_in;
-        let n_out = parts.iter().map(|part| part.n_out).sum();
-        let mut uploaded = Vec::with_capacity(parts.len());
-        for source in parts {
-            let bad = |reason| BackendError::BadMatrix {
-                format: source.format,
-                n_out: source.n_out,
-                n_in: source.n_in,
-                reason,
-            };
-            let format = format_number(source.format);
-            let format = format.ok_or(bad("the CUDA backend reads F32, F16 and BF16 weights"))?;
-            let row_bytes = source.format.row_bytes(n_in).unwrap_or(0);
-            let bytes = row_bytes.checked_mul(source.n_out);
-            let is_whole =
-                source.n_in == n_in && n_in > 0 && source.n_out > 0 && bytes == Some(source.bytes.len());
-            if !is_whole {
-                return Err(bad("its bytes or inputs are not those of its shape"));
-            }
-            let data = DeviceBytes::holding(&self.device, source.bytes);
-            let data = data.map_err(|error| allocation("weights", error))?;
-            uploaded.push(Part {
-                data,
-                format,
-                n_out: source.n_out,
-            });
-        }
-        if bias.is_some_and(|bias| bias.len() != n_out) {
-            let MatrixSource { format, n_in, .. } = parts[0];
-            let reason = "its bias has another length";
-            return Err(BackendError::BadMatrix {
-                format,
-                n_out,
-                n_in,
-                reason,
-            });
-        }
-        let bias = bias.map(|bias| {
-            let bytes: Vec<u8> = bias.iter().flat_map(|value| value.to_le_bytes()).collect();
-            DeviceBytes::holding(&self.device, &bytes).map_err(|error| allocation("weights", error))
-        });
-        Ok(CudaLinear {
-            parts: uploaded,
-            bias: bias.transpose()?,
-            n_in,
-            n_out,
-        })
+        CudaLinear::new(&self.device, parts, bias)
     }
 
     fn experts(&mut self, _: Vec<CudaLinear>) -> Result<Infallible, BackendError> {
@@ -308,11 +201,7 @@ impl Backend for CudaBackend {
     }
 
     fn kv(&mut self, shape: KvShape) -> Result<CudaKv, BackendError> {
-        let bytes = shape.page_bytes() * shape.n_pages;
-        let data =
-            DeviceBytes::new(&self.device, bytes).map_err(|error| allocation("keys and values", error))?;
-        data.fill(0, bytes, 0);
-        Ok(CudaKv { data, shape })
+        CudaKv::new(&self.device, shape)
     }
 
     fn rope(&mut self, table: RopeTable) -> Result<CudaRope, BackendError> {

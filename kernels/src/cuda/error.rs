@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::BackendError;
+
 /// Why a CUDA device cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CudaError {
@@ -93,4 +95,15 @@ pub enum CudaError {
         /// Name of the error.
         name: String,
     },
+}
+
+/// What the trait's errors say of a failure of the device.
+pub(super) fn allocation(what: &'static str, error: CudaError) -> BackendError {
+    match error {
+        CudaError::OutOfMemory { bytes, .. } => BackendError::OutOfMemory { what, bytes },
+        other => BackendError::Device {
+            what,
+            reason: other.to_string(),
+        },
+    }
 }
