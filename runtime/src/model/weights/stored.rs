@@ -60,7 +60,11 @@ impl WeightSource<'_> {
     }
 
     /// Appends the bytes of a tensor to `buffer`, quantized where it is to be.
-    pub(in crate::model) fn append(&self, tensor: &TensorInfo, buffer: &mut Vec<u8>) -> Result<Format, LoadError> {
+    pub(in crate::model) fn append(
+        &self,
+        tensor: &TensorInfo,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Format, LoadError> {
         let format = format_of(tensor)?;
         let start = buffer.len();
         self.read(tensor, format, buffer)?;
