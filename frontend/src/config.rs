@@ -8,6 +8,7 @@ mod conventions;
 mod device;
 mod error;
 mod memory;
+mod models;
 mod size;
 mod spelling;
 
@@ -16,11 +17,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use arbora_kernels::cpu::{Isa, Pinning};
-use arbora_kernels::quant::Format;
 use arbora_runtime::EvictionPolicy;
 use arbora_runtime::config::SchedulePolicy;
 use arbora_runtime::model::LoadFormat;
-use arbora_runtime::model::quantize::Quantization;
 use axum::http::Uri;
 use serde::Deserialize;
 
@@ -28,9 +27,9 @@ use self::choice::{DRAFTS, EVICTION_POLICIES, PINNINGS, bad_value, choice, isa_n
 pub use self::commands::{ChatOptions, EncoderOptions, HubOption, ModelOptions, QuantizeOptions};
 use self::conventions::rust_log;
 pub use self::conventions::{cache_directory, hub_settings, otel_headers, otel_service_name, wants_no_color};
-use self::device::DEVICES;
 pub use self::device::{CudaFolders, DeviceChoice};
 pub use self::error::ConfigError;
+pub use self::models::{ModelConfig, ModelTable};
 pub use self::size::ByteSize;
 use crate::api::generate::StreamForm;
 use crate::auth::CacheSharing;
@@ -39,7 +38,6 @@ use crate::hosts::AllowedHosts;
 use crate::hub::HubKind;
 use crate::intake::IntakeLimits;
 use crate::kept::KeptLimits;
-use crate::models::DEFAULT_MODEL;
 use crate::origins::AllowedOrigins;
 
 /// Every option, each perhaps not given. Flags, environment and file all fill this one struct, so they cannot
@@ -48,9 +46,13 @@ use crate::origins::AllowedOrigins;
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Options {
     /// GGUF file, folder with safetensors, smollm2:135m, minilm:l6-v2 (embeddings), or a name of the hub
-    /// (OWNER/NAME), fetched once [default: smollm2:135m]
+    /// (OWNER/NAME), fetched once; may be repeated [default: smollm2:135m]
     #[arg(long, env = "ARBORA_MODEL", help_heading = "Model")]
-    pub model: Option<String>,
+    #[serde(deserialize_with = "models::one_or_many")]
+    pub model: Vec<String>,
+    /// Several models, each with options of its own: tables of the file.
+    #[arg(skip)]
+    pub models: Vec<ModelTable>,
     /// Where OWNER/NAME comes from: huggingface or modelscope [default: huggingface]
     #[arg(long, env = "ARBORA_HUB", help_heading = "Model")]
     pub hub: Option<String>,
@@ -247,14 +249,14 @@ pub struct Options {
 /// Every option, decided.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Path, alias or name on the hub.
-    pub model: String,
-    /// Which hub it comes from.
+    /// What is served, at least one.
+    pub models: Vec<ModelConfig>,
+    /// What a model is like that an operator adds.
+    pub model_defaults: ModelConfig,
+    /// Which hub models come from.
     pub hub: HubKind,
-    /// Where its weights come from.
+    /// Where their weights come from.
     pub load_format: LoadFormat,
-    /// What its matrices become; absent where they stay as they are.
-    pub quantize: Option<Format>,
     /// When a cached model is hashed.
     pub integrity: Integrity,
     /// Where to listen.
@@ -271,12 +273,6 @@ pub struct Config {
     pub hosts: AllowedHosts,
     /// Whose pages may ask.
     pub origins: AllowedOrigins,
-    /// Name clients use, where the operator chose one.
-    pub served_model_name: Option<String>,
-    /// Most tokens of prompt and output; the model's where absent.
-    pub context: Option<usize>,
-    /// Size of the KV pool.
-    pub kv: KvSize,
     /// Tokens per page.
     pub page_size: usize,
     /// Limit of one step; the engine's default where absent.
@@ -301,8 +297,6 @@ pub struct Config {
     pub pinning: Pinning,
     /// Instruction set; the best there is where absent.
     pub isa: Option<Isa>,
-    /// What computes.
-    pub device: DeviceChoice,
     /// Where CUDA's compiler and the compiled kernels are.
     pub cuda: CudaFolders,
     /// What running requests get at shutdown.
@@ -393,8 +387,10 @@ impl Options {
             (None, None) => (under.kv_memory, under.kv_pages),
             given => given,
         };
+        let (model, models) = models::merge(&self, &under);
         Options {
-            model: self.model.or(under.model),
+            model,
+            models,
             hub: self.hub.or(under.hub),
             load_format: self.load_format.or(under.load_format),
             quantize: self.quantize.or(under.quantize),
@@ -451,12 +447,6 @@ impl Options {
         if !(1..=1024).contains(&n_threads) {
             return Err(bad_value("threads", "in [1, 1024]", n_threads));
         }
-        let kv = match (self.kv_memory, self.kv_pages) {
-            (None, None) => KvSize::Contexts(8),
-            (Some(ByteSize(bytes)), None) => KvSize::Bytes(bytes),
-            (None, Some(pages)) => KvSize::Pages(pages),
-            (Some(_), Some(_)) => return Err(ConfigError::KvTwice),
-        };
         access::check_keys(&self)?;
         if let Some(n) = self.max_connections.filter(|n| !(1..=1 << 20).contains(n)) {
             return Err(bad_value("max-connections", "in [1, 1048576]", n));
@@ -466,10 +456,10 @@ impl Options {
             address,
             hosts: access::hosts(&self.allowed_host, address)?,
             origins: access::origins(&self.allow_origin)?,
-            model: self.model.unwrap_or_else(|| DEFAULT_MODEL.to_owned()),
+            models: models::decide(&self)?,
+            model_defaults: models::defaults(&self)?,
             hub: choice("hub", &HubKind::NAMES, self.hub)?.unwrap_or_default(),
             load_format: choice("load-format", &LoadFormat::NAMES, self.load_format)?.unwrap_or_default(),
-            quantize: choice("quantize", &Quantization::NAMES, self.quantize)?,
             integrity: match self.verify {
                 Some(true) => Integrity::Always,
                 Some(false) | None => Integrity::WhenChanged,
@@ -481,9 +471,6 @@ impl Options {
             },
             admin_key: self.admin_key,
             metrics_key: self.metrics_key,
-            served_model_name: self.served_model_name,
-            context: self.context,
-            kv,
             page_size,
             max_batch_tokens: self.max_batch_tokens,
             max_running: self.max_running,
@@ -498,7 +485,6 @@ impl Options {
             n_threads,
             pinning: choice("pinning", &PINNINGS, self.pinning)?.unwrap_or_default(),
             isa: choice("isa", &isa_names(), self.isa)?,
-            device: choice("device", &DEVICES, self.device)?.unwrap_or_default(),
             cuda: CudaFolders::new(self.cuda_libraries),
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(30)),
             max_connections: self.max_connections,
@@ -585,9 +571,9 @@ mod tests {
     #[test]
     fn a_server_that_was_told_nothing_is_private() {
         let config = Options::default().resolve().expect("valid");
-        assert_eq!(config.model, "smollm2:135m");
+        assert_eq!(config.models[0].model, "smollm2:135m");
         assert_eq!(config.address.to_string(), "127.0.0.1:8000");
-        assert_eq!((config.page_size, config.kv), (16, KvSize::Contexts(8)));
+        assert_eq!((config.page_size, config.models[0].kv), (16, KvSize::Contexts(8)));
         assert!(config.n_threads >= 1);
     }
 
@@ -601,8 +587,11 @@ mod tests {
             ..Options::default()
         };
         let config = flags.over(under).decide().expect("valid");
-        assert_eq!((config.address.port(), config.model.as_str()), (2, "a.gguf"));
-        assert_eq!(config.kv, KvSize::Bytes(1 << 20));
+        assert_eq!(
+            (config.address.port(), config.models[0].model.as_str()),
+            (2, "a.gguf")
+        );
+        assert_eq!(config.models[0].kv, KvSize::Bytes(1 << 20));
         assert_eq!(
             (config.api_keys.as_slice(), config.intake.body),
             (["k".to_owned()].as_slice(), 1024)

@@ -24,6 +24,8 @@ const KINDS: [&[&str]; 2] = [
 pub struct ServedEncoder {
     /// Its name for clients.
     pub name: String,
+    /// Other names that clients may use for it.
+    pub aliases: Vec<String>,
     /// The way to its engine.
     pub engine: EmbeddingHandle,
     /// From texts to its tokens.

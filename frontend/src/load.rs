@@ -16,10 +16,9 @@ use arbora_runtime::request::SamplingParams;
 use arbora_runtime::tokenizer::Tokenizer;
 
 pub use self::encoder::{StartedEncoder, start_encoder};
-use crate::config::{Config, Drafts, KvSize};
+use crate::config::{Config, Drafts, KvSize, ModelConfig};
 use crate::grammars::Grammars;
 use crate::memory;
-use crate::models;
 use crate::prompt::PromptEncoder;
 use crate::served::Served;
 use crate::template::{ChatTemplate, TemplateError, TemplateTokens};
@@ -89,11 +88,11 @@ pub enum StartError {
 pub fn start<B: Backend>(
     mut backend: B,
     file: &ModelFile,
-    config: &Config,
+    (config, model): (&Config, &ModelConfig),
     workers: &Workers,
 ) -> Result<Started, StartError> {
-    let context = config.context.unwrap_or(file.config().context);
-    let n_pages = kv_pages(file, config, context)?;
+    let context = model.context.unwrap_or(file.config().context);
+    let n_pages = kv_pages(file, (config.page_size, model.kv), context)?;
     check_memory(
         file.weight_bytes(),
         n_pages.saturating_mul(page_bytes(file, config.page_size)),
@@ -120,11 +119,8 @@ pub fn start<B: Backend>(
     })?;
     log_loaded(file, &engine, (n_pages, page_size), (context, template_given));
     let served = Served {
-        name: config
-            .served_model_name
-            .clone()
-            .unwrap_or_else(|| models::served_name(&config.model)),
-        aliases: Vec::new(),
+        name: model.name.clone(),
+        aliases: model.aliases.clone(),
         engine,
         named_bytes: Arc::new(tokenizer.named_bytes()),
         encoder: Arc::new(PromptEncoder::new(tokenizer, template)),
@@ -245,14 +241,14 @@ pub fn page_bytes(file: &ModelFile, page_size: usize) -> usize {
     shape.page_bytes()
 }
 
-fn kv_pages(file: &ModelFile, config: &Config, context: usize) -> Result<usize, StartError> {
-    let page_bytes = page_bytes(file, config.page_size);
-    let bytes = match config.kv {
+fn kv_pages(file: &ModelFile, (page_size, kv): (usize, KvSize), context: usize) -> Result<usize, StartError> {
+    let page_bytes = page_bytes(file, page_size);
+    let bytes = match kv {
         KvSize::Pages(pages) => return Ok(pages),
         KvSize::Bytes(bytes) => bytes,
         KvSize::Contexts(n) => {
             let wanted = context
-                .div_ceil(config.page_size)
+                .div_ceil(page_size)
                 .saturating_mul(n)
                 .saturating_mul(page_bytes);
             let free = memory::available_bytes().unwrap_or(usize::MAX);

@@ -20,24 +20,25 @@ use arbora::hub::HubKind;
 use arbora::inspect::InspectError;
 use arbora::intake::Intake;
 use arbora::kept::KeptResponses;
+use arbora::lifecycle::{self, Ended, Lifecycle, MAX_ORDERS, Means};
 use arbora::load::StartError;
 use arbora::log::{LogStyle, LogWriter};
 use arbora::models::{Fetching, ModelsError};
 use arbora::otlp::{ExportLimits, ExportSettings, Exporter, read_headers};
 use arbora::places::Patience;
+use arbora::registry::{Model, Models};
 use arbora::server::Server;
 use arbora::signals::{self, Stop};
-use arbora::start::{Failure, Loaded, Parts, Ready, start_model};
+use arbora::start::{self, Failure, start_model};
 use arbora::workers::{NoThread, Workers, spawn_thread};
 use arbora::{chat, config, embed, files, generate, inspect, models, quantize};
-use arbora_kernels::cuda::DeviceFailure;
 use arbora_runtime::engine::EngineExit;
 use arbora_runtime::model::{LoadError, LoadFormat, remove_partial};
 use clap::Parser;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -175,33 +176,30 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
     let config = options.resolve()?;
     start_log(&config, log)?;
     let mut stop = Stop::of_server()?;
-    let (loaded, engine) = watch::channel(None);
-    signals::outlive(engine)?;
+    let (orders, received) = sync_channel(MAX_ORDERS);
+    let names = config
+        .models
+        .iter()
+        .map(|model| model.names().map(str::to_owned).collect());
+    let models = Arc::new(Models::unloaded(names, orders)?);
+    signals::outlive(Arc::clone(&models))?;
     // Bound before the model is loaded: a port that is taken should not cost a minute to find out. Nobody is
     // let in before there is a model.
     let socket = bind(config.address)?;
-    let wanted = (config.load_format, config.integrity, config.hub);
-    let path = fetch(&config.model, wanted, log, &mut stop).await?;
     let workers = Workers::start("work", WORKER_THREADS, MAX_QUEUED_JOBS)?;
-    let Ready {
-        loaded: model,
-        pool,
-        failure,
-    } = start(path, &config, (&workers, log), &mut stop).await?;
+    let means = Means {
+        workers: workers.clone(),
+        log: log.clone(),
+    };
+    let (ended, ends) = mpsc::channel(MAX_ORDERS);
+    let config = Arc::new(config);
+    let lifecycle = Lifecycle::new(Arc::clone(&config), means, Arc::clone(&models), ended)?;
+    let lifecycle = load_first(lifecycle, &config, log, &mut stop).await?;
     let listener = listen(socket, config.address)?;
-    let Parts {
-        models,
-        name,
-        running,
-        thread,
-    } = model.into_parts()?;
-    loaded.send_replace(Some(running));
-    let exporter = start_traces(&config, &name)?;
-    // Joined on a thread of its own that is there from now on.
-    let over = aside("engine-end", move || {
-        // A thread that panicked outside its steps is as failed as one that says so.
-        thread.join().unwrap_or(EngineExit::Failed)
-    })?;
+    let exporter = start_traces(&config, &config.models[0].name)?;
+    let (pool, interrupted) = (lifecycle.pool_metrics(), lifecycle.interrupted());
+    let over = lifecycle::over(Arc::clone(&models), lifecycle.n_engines(), ends);
+    spawn_thread("models", move || lifecycle.run(&received))?;
     let app = Arc::new(App {
         models,
         started: unix_seconds(),
@@ -224,7 +222,8 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
     });
     let room = files::room(config.max_connections)?;
     tracing::info!(
-        model = name,
+        model = config.models[0].name,
+        models = config.models.len(),
         api_keys = config.api_keys.len(),
         "serving at http://{}/v1",
         listener.local_addr()?
@@ -236,13 +235,44 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
         room,
         patience: Patience::default(),
     };
-    let over = async { over.await.unwrap_or(EngineExit::Failed) };
-    let exit = server.run(told_to_stop(stop), over).await;
+    let stop = async {
+        told_to_stop(stop).await;
+        interrupted.store(true, Ordering::Relaxed);
+    };
+    let ended = server.run(stop, over).await;
     if let Some(exporter) = exporter {
         // Nobody is served any more, so nobody waits for this.
         exporter.stop();
     }
-    Ok(farewell(exit, failure.as_ref()))
+    Ok(farewell(&ended))
+}
+
+/// Fetches and loads the models that are to be there from the start; a signal ends that.
+async fn load_first(
+    mut lifecycle: Lifecycle,
+    config: &Config,
+    log: &LogWriter,
+    stop: &mut Stop,
+) -> Result<Lifecycle, Failure> {
+    let how = (config.load_format, config.integrity, config.hub);
+    for model in config.models.iter().filter(|model| !model.on_demand) {
+        let path = fetch(&model.model, how, log, stop).await?;
+        let model = model.clone();
+        let loaded = aside("load", move || {
+            lifecycle.load_first(&model, &path)?;
+            Ok::<_, Failure>(lifecycle)
+        })?;
+        lifecycle = or_stop(loaded, stop).await??;
+    }
+    Ok(lifecycle)
+}
+
+/// What comes of `loaded`; a signal ends the wait at once, as nothing needs to be put in order.
+async fn or_stop<T>(loaded: impl Future<Output = Result<T, Failure>>, stop: &mut Stop) -> Result<T, Failure> {
+    tokio::select! {
+        loaded = loaded => loaded,
+        () = stop.told() => Err(ModelsError::Interrupted.into()),
+    }
 }
 
 fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> Failure {
@@ -270,8 +300,8 @@ fn listen(socket: TcpSocket, address: SocketAddr) -> Result<TcpListener, Failure
 }
 
 /// The last word, and the exit code.
-fn farewell(exit: EngineExit, failure: Option<&DeviceFailure>) -> ExitCode {
-    match exit {
+fn farewell(ended: &Ended) -> ExitCode {
+    match ended.exit {
         EngineExit::Drained => {
             tracing::info!("stopped");
             ExitCode::SUCCESS
@@ -281,7 +311,7 @@ fn farewell(exit: EngineExit, failure: Option<&DeviceFailure>) -> ExitCode {
             ExitCode::from(EXIT_ENGINE_FAILED)
         }
         EngineExit::DeviceLost => {
-            let reason = failure.and_then(DeviceFailure::message).unwrap_or_default();
+            let reason = ended.reason.as_deref().unwrap_or_default();
             tracing::error!(reason, "the device that computes was lost; giving up");
             ExitCode::from(EXIT_ENGINE_FAILED)
         }
@@ -292,30 +322,22 @@ async fn answer(options: &GenerateOptions, log: &LogWriter) -> Result<ExitCode, 
     let mut config = Options::from(options.model.clone()).resolve()?;
     start_log(&config, log)?;
     if options.model.kv_memory.is_none() {
-        config.kv = KvSize::Contexts(1);
+        config.models[0].kv = KvSize::Contexts(1);
     }
     let mut stop = Stop::of_command()?;
-    let path = fetch(
-        &config.model,
-        (config.load_format, config.integrity, config.hub),
-        log,
-        &mut stop,
-    )
-    .await?;
-    let workers = Workers::start("work", 1, 1)?;
-    let Ready { loaded: started, .. } = start(path, &config, (&workers, log), &mut stop).await?;
+    let started = start_one(config, log, &mut stop).await?;
     // From here on this thread may wait for standard input and output, whoever is at their other ends.
     drop(tokio::spawn(async move {
         stop.told().await;
         exit_now();
     }));
     match started {
-        Loaded::Generator(started) => {
-            generate::generate(options, &started.served, &mut std::io::stdout()).await?;
+        Model::Generator(served) => {
+            generate::generate(options, &served, &mut std::io::stdout()).await?;
             Ok(ExitCode::SUCCESS)
         }
-        Loaded::Encoder(started) => {
-            let name = started.served.name;
+        Model::Encoder(served) => {
+            let name = &served.name;
             Err(
                 format!("model '{name}' generates no text: it is for 'arbora embed' and 'arbora serve'")
                     .into(),
@@ -328,20 +350,17 @@ async fn embed_texts(options: &EmbedOptions, log: &LogWriter) -> Result<ExitCode
     let config = Options::from(options.model.clone()).resolve()?;
     start_log(&config, log)?;
     let mut stop = Stop::of_command()?;
-    let how = (config.load_format, config.integrity, config.hub);
-    let path = fetch(&config.model, how, log, &mut stop).await?;
-    let workers = Workers::start("work", 1, 1)?;
-    let Ready { loaded: started, .. } = start(path, &config, (&workers, log), &mut stop).await?;
+    let started = start_one(config, log, &mut stop).await?;
     drop(tokio::spawn(async move {
         stop.told().await;
         exit_now();
     }));
-    let Loaded::Encoder(started) = started else {
-        let model = &config.model;
+    let Model::Encoder(served) = started else {
+        let model = started.name();
         return Err(format!("model '{model}' makes no embeddings: it is for 'arbora generate'").into());
     };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    embed::embed(options, &started.served, &mut out).await?;
+    embed::embed(options, &served, &mut out).await?;
     out.flush()?;
     Ok(ExitCode::SUCCESS)
 }
@@ -457,19 +476,19 @@ async fn fetch(
     }
 }
 
-/// Loads the model at `path`; a signal ends that at once, as nothing needs to be put in order.
-async fn start(
-    path: PathBuf,
-    config: &Config,
-    (workers, log): (&Workers, &LogWriter),
-    stop: &mut Stop,
-) -> Result<Ready, Failure> {
-    let (config, workers, log) = (config.clone(), workers.clone(), log.clone());
-    let started = aside("load", move || start_model(&path, &config, (&workers, &log)))?;
-    tokio::select! {
-        started = started => started?,
-        () = stop.told() => Err(ModelsError::Interrupted.into()),
-    }
+/// Fetches and loads the one model of a command; a signal ends that.
+async fn start_one(config: Config, log: &LogWriter, stop: &mut Stop) -> Result<Model, Failure> {
+    let how = (config.load_format, config.integrity, config.hub);
+    let path = fetch(&config.models[0].model, how, log, stop).await?;
+    let means = Means {
+        workers: Workers::start("work", 1, 1)?,
+        log: log.clone(),
+    };
+    let started = aside("load", move || {
+        let cores = start::cores(&config)?;
+        start_model(&path, (&config, &config.models[0]), &means, &cores)
+    })?;
+    Ok(or_stop(started, stop).await??.model)
 }
 
 /// What `job` returns, run on a thread of its own that is started now.

@@ -2,6 +2,7 @@
 
 mod connections;
 pub mod embedding;
+pub mod models;
 pub mod vllm;
 
 use std::fmt::{Display, Write};

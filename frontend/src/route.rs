@@ -117,6 +117,8 @@ const ROUTES: &[Route] = &[
     Route::new("/score", || post(rerank::score)),
     Route::new("/v1/models", || get(models::list)),
     Route::new("/v1/models/{*id}", || get(models::one)),
+    Route::new("/models/load", || post(models::load)).only(Access::Operator),
+    Route::new("/models/unload", || post(models::unload)).only(Access::Operator),
     Route::new("/tokenize", || post(tokens::tokenize)),
     Route::new("/detokenize", || post(tokens::detokenize)),
     Route::new("/tokenizer_info", || get(tokens::tokenizer_info)),

@@ -14,9 +14,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arbora_runtime::embedding::EmbeddingHandle;
-use arbora_runtime::engine::EngineExit;
-use arbora_runtime::engine::EngineHandle;
 use axum::Router;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -26,6 +23,7 @@ use crate::api::App;
 use crate::connection::{self, End, Settings};
 use crate::metrics::ConnectionMetrics;
 use crate::places::{Activity, Patience, Places, Room, Seat};
+use crate::registry::Model;
 use crate::route::router;
 
 /// What connections get to send their last bytes.
@@ -50,11 +48,7 @@ pub struct Server {
 
 impl Server {
     /// Serves until the engine is over: by itself, or because `stop` came and it drained.
-    pub async fn run(
-        self,
-        stop: impl Future<Output = ()>,
-        engine_over: impl Future<Output = EngineExit>,
-    ) -> EngineExit {
+    pub async fn run<T>(self, stop: impl Future<Output = ()>, engine_over: impl Future<Output = T>) -> T {
         let (close, closing) = watch::channel(());
         let house = House {
             app: Arc::clone(&self.app),
@@ -71,14 +65,12 @@ impl Server {
         let exit = tokio::select! {
             exit = &mut engine_over => exit,
             () = stop => {
-                let engines = || self.app.models.iter().map(|served| &served.engine);
-                let encoders = || self.app.models.encoders().map(|served| &served.engine);
-                let n_encoded: usize = encoders().map(EmbeddingHandle::n_in_flight).sum();
-                let n_in_flight = n_encoded + engines().map(EngineHandle::n_in_flight).sum::<usize>();
+                let models = self.app.models.loaded();
+                let n_in_flight: usize = models.iter().map(Model::n_in_flight).sum();
                 let seconds = self.drain_timeout.as_secs();
                 tracing::info!(n_in_flight, seconds, "stopping: finishing what is under way");
-                engines().for_each(|engine| engine.drain(self.drain_timeout));
-                encoders().for_each(|engine| engine.drain(self.drain_timeout));
+                drop(models);
+                self.app.models.close(self.drain_timeout);
                 engine_over.await
             }
         };

@@ -11,26 +11,20 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use arbora_runtime::embedding::EmbeddingHandle;
 use arbora_runtime::engine::EngineHandle;
 use arbora_runtime::inspect::{InFlightRequest, Inspected, Inspection, MAX_REQUESTS};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
+
+use crate::encoders::ServedEncoder;
+use crate::registry::{Model, Models};
 
 /// How long an engine may take to tell what runs; it answers between two steps.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// The engine that runs.
-#[derive(Clone, Debug)]
-pub enum Running {
-    /// Generates text.
-    Generator(EngineHandle),
-    /// Turns texts into vectors or scores.
-    Encoder(EmbeddingHandle),
-}
 
 /// The signals that ask for an end.
 #[derive(Debug)]
@@ -82,11 +76,11 @@ impl Stop {
     }
 }
 
-/// From now on HUP, USR1 and USR2 do nothing, and QUIT tells the log what `engine` does, once it is there.
+/// From now on HUP, USR1 and USR2 do nothing, and QUIT tells the log what the engines of `models` do.
 ///
 /// # Errors
 /// Where the system refuses.
-pub fn outlive(engine: watch::Receiver<Option<Running>>) -> io::Result<()> {
+pub fn outlive(models: Arc<Models>) -> io::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut quit = signal(SignalKind::quit())?;
     let mut users = [
@@ -100,7 +94,7 @@ pub fn outlive(engine: watch::Receiver<Option<Running>>) -> io::Result<()> {
                 _ = hangup.recv() => {
                     tracing::warn!("SIGHUP is ignored: nothing is read anew; SIGTERM stops the server");
                 }
-                _ = quit.recv() => tell(engine.borrow().as_ref()),
+                _ = quit.recv() => tell(&models),
                 _ = user1.recv() => tracing::debug!("SIGUSR1 is ignored"),
                 _ = user2.recv() => tracing::debug!("SIGUSR2 is ignored"),
             }
@@ -111,15 +105,25 @@ pub fn outlive(engine: watch::Receiver<Option<Running>>) -> io::Result<()> {
 
 /// Tells the log what runs: first what can be read without asking, as the engine may be stuck, then each
 /// request.
-fn tell(engine: Option<&Running>) {
-    let engine = match engine {
-        Some(Running::Generator(engine)) => engine,
-        Some(Running::Encoder(engine)) => return tell_encoder(engine),
-        None => return tracing::warn!("SIGQUIT: the model is not loaded yet"),
-    };
+fn tell(models: &Models) {
+    for slot in models.slots() {
+        match slot.model() {
+            Some(Model::Generator(served)) => tell_generator(&served.name, &served.engine),
+            Some(Model::Encoder(served)) => tell_encoder(&served),
+            None => tracing::warn!(
+                model = slot.name(),
+                "SIGQUIT: the model is {}",
+                slot.state().word()
+            ),
+        }
+    }
+}
+
+fn tell_generator(model: &str, engine: &EngineHandle) {
     let now = engine.metrics().gauges();
     let stalled = engine.stalled_for(Instant::now());
     tracing::warn!(
+        model,
         in_flight = engine.n_in_flight(),
         running = now.running,
         waiting = now.waiting,
@@ -165,9 +169,11 @@ fn tell_request(request: &InFlightRequest) {
     );
 }
 
-fn tell_encoder(engine: &EmbeddingHandle) {
+fn tell_encoder(served: &ServedEncoder) {
+    let engine = &served.engine;
     let stalled = engine.stalled_for(Instant::now());
     tracing::warn!(
+        model = served.name,
         in_flight = engine.n_in_flight(),
         tokens = engine.n_tokens_in_flight(),
         since_last_batch_ms = stalled.map_or(0, |time| time.as_millis() as u64),

@@ -231,12 +231,14 @@ impl<B: Backend> Engine<B> {
         }
         self.poll_inbox(clock);
         if self.scheduler.sequences.is_empty() {
+            self.runner.rest();
             self.publish();
             return match self.is_draining {
                 true => self.shut_down(EngineExit::Drained),
                 false => Turn::Idle,
             };
         }
+        self.runner.begin_step();
         let started = clock();
         let stepped = catch_unwind(AssertUnwindSafe(|| self.step(clock)));
         let now = clock();

@@ -68,6 +68,16 @@ impl<B: Backend> Runner<B> {
         })
     }
 
+    /// Waits until this engine's next step may be computed, where several engines share the device.
+    pub(crate) fn begin_step(&mut self) {
+        self.backend.begin_step();
+    }
+
+    /// Lets other engines compute until the next step begins.
+    pub(crate) fn rest(&mut self) {
+        self.backend.rest();
+    }
+
     /// Starts the forward pass of `batch`.
     pub(crate) fn launch(&mut self, batch: &ForwardBatch) -> InFlight {
         self.backend.upload_batch(&batch.step_rows(), &mut self.batch);

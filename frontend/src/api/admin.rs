@@ -21,6 +21,7 @@ use crate::encoders::ServedEncoder;
 use crate::metrics::{self, ServerMetrics};
 use crate::origins::OwnPage;
 use crate::otlp::Traces;
+use crate::registry::Model;
 use crate::served::Served;
 use crate::wire::error::ApiError;
 
@@ -36,11 +37,8 @@ const LOOK: Duration = Duration::from_millis(10);
 /// `GET /health`: 200 while every engine moves, or has nothing to do.
 pub async fn health(State(app): State<Arc<App>>) -> Response {
     let now = Instant::now();
-    let is_stuck = |served: &Arc<Served>| served.engine.stalled_for(now).is_some_and(|time| time > STUCK);
-    let is_stuck_encoder =
-        |served: &Arc<ServedEncoder>| served.engine.stalled_for(now).is_some_and(|time| time > STUCK);
-    let any = app.models.iter().any(is_stuck) || app.models.encoders().any(is_stuck_encoder);
-    let (status, word) = match any {
+    let is_stuck = |model: &Model| model.stalled_for(now).is_some_and(|time| time > STUCK);
+    let (status, word) = match app.models.loaded().iter().any(is_stuck) {
         true => (StatusCode::SERVICE_UNAVAILABLE, "stuck"),
         false => (StatusCode::OK, "ok"),
     };
@@ -54,11 +52,12 @@ pub async fn health_generate(_: OwnPage, State(app): State<Arc<App>>) -> Respons
     let (status, word) = if !is_accepting(&app) {
         (unavailable, "draining")
     } else {
-        let all = app.models.iter().map(|served| gives_tokens(served));
-        let encoders = app.models.encoders().map(|served| gives_vectors(served));
+        let models = app.models.loaded();
         let all = async {
-            let (generators, encoders) = tokio::join!(join_all(all), join_all(encoders));
-            generators.into_iter().chain(encoders).all(|gives| gives)
+            join_all(models.iter().map(gives))
+                .await
+                .into_iter()
+                .all(|gives| gives)
         };
         match tokio::time::timeout(PATIENCE, all).await {
             Ok(true) => (StatusCode::OK, "ok"),
@@ -70,8 +69,15 @@ pub async fn health_generate(_: OwnPage, State(app): State<Arc<App>>) -> Respons
 }
 
 fn is_accepting(app: &App) -> bool {
-    let generators = app.models.iter().all(|served| served.engine.is_accepting());
-    generators && app.models.encoders().all(|served| served.engine.is_accepting())
+    !*app.models.closing().borrow() && app.models.loaded().iter().all(Model::is_accepting)
+}
+
+/// Whether the engine of a model does what it is for.
+async fn gives(model: &Model) -> bool {
+    match model {
+        Model::Generator(served) => gives_tokens(served).await,
+        Model::Encoder(served) => gives_vectors(served).await,
+    }
 }
 
 async fn gives_tokens(served: &Served) -> bool {
@@ -138,8 +144,8 @@ pub async fn version() -> Json<Value> {
 
 /// `GET /metrics`: Prometheus text.
 pub async fn prometheus(State(app): State<Arc<App>>) -> Response {
-    let metrics = app
-        .models
+    let generators = app.models.generators();
+    let metrics = generators
         .iter()
         .map(|served| (served.name.as_str(), served.engine.metrics()));
     let engines: Vec<_> = metrics.collect();
@@ -150,12 +156,13 @@ pub async fn prometheus(State(app): State<Arc<App>>) -> Response {
         body_bytes: app.intake.n_received(),
         traces: app.traces.as_ref().map(Traces::metrics),
     };
-    let encoders = app
-        .models
-        .encoders()
+    let encoders = app.models.encoders();
+    let encoders = encoders
+        .iter()
         .map(|served| (served.name.as_str(), &served.engine));
     let mut text = metrics::prometheus(&engines, server);
     text.push_str(&metrics::embedding::prometheus(encoders));
+    text.push_str(&metrics::models::prometheus(&app.models.slots()));
     if app.metrics_compat == MetricsCompat::Vllm {
         text.push_str(&metrics::vllm::prometheus(&engines));
     }
@@ -168,7 +175,7 @@ pub async fn prometheus(State(app): State<Arc<App>>) -> Response {
 
 /// `GET /flush_cache`, `POST /flush_cache`: forgets every prefix that no running request uses.
 pub async fn flush_cache(_: OwnPage, State(app): State<Arc<App>>, _: NoBody) -> Json<Value> {
-    for served in app.models.iter() {
+    for served in app.models.generators() {
         served.engine.flush_cache();
     }
     Json(json!({"status": "flushing"}))

@@ -179,7 +179,7 @@ pub async fn tree(
         None => DEFAULT_NODES,
         Some(text) => limit(text)?,
     };
-    let served = app.models.find(query.model.as_deref())?;
+    let served = &app.models.find(query.model.as_deref()).await?;
     let mut picture = app.cache.picture.lock().await;
     let is_same = |old: &Picture| old.limit == limit && old.model == served.name;
     let is_fresh = |old: &&Picture| is_same(old) && old.taken.elapsed() < PICTURE_LIFETIME;
@@ -252,7 +252,7 @@ pub async fn explain_prompt(
         ExplainedPrompt::Chat(chat) => (true, &chat.options),
         ExplainedPrompt::Text(text) => (false, &text.options),
     };
-    let served = app.models.find(options.model.as_deref())?;
+    let served = &app.models.find(options.model.as_deref()).await?;
     let salt = options.salt;
     let tokens = match request {
         ExplainedPrompt::Chat(chat) => {
@@ -294,7 +294,7 @@ async fn latest(app: &App, owner: Option<usize>) -> Result<Json<Value>, ApiError
 
 /// What `answered` found in the cache.
 async fn explained(app: &App, answered: &Answered) -> Result<Value, ApiError> {
-    let served = app.models.find(Some(&answered.model))?;
+    let served = &app.models.find(Some(&answered.model)).await?;
     let _one_at_a_time = app.cache.picture.lock().await;
     let requests = answered.requests.clone();
     let Inspected::Requests(found) = ask(served, &Inspection::Requests(requests)).await? else {

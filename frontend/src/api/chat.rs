@@ -33,7 +33,7 @@ pub async fn chat_completions(
 ) -> Result<Response, ApiError> {
     let (mut request, admitted) = body.parse(&app, ChatRequest::parse).await?;
     request.options.deadlines = Deadlines::read(&headers)?;
-    let served = app.models.find(request.options.model.as_deref())?;
+    let served = &app.models.find(request.options.model.as_deref()).await?;
     let owner = app.owner(&headers);
     let chat = (request, OutputRoom::AsAsked);
     let running = conversation::begin((&app, served), chat, owner, admitted).await?;

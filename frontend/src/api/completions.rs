@@ -41,7 +41,7 @@ pub async fn completions(
         mut options,
     } = request;
     options.deadlines = Deadlines::read(&headers)?;
-    let served = app.models.find(options.model.as_deref())?;
+    let served = &app.models.find(options.model.as_deref()).await?;
     let owner = app.owner(&headers);
     let grammar = served.grammar(&options, App::tenant(owner)).await?;
     let mut prepared = Vec::with_capacity(prompts.len());

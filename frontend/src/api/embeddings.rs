@@ -24,7 +24,7 @@ pub async fn embeddings(
     body: RequestBody,
 ) -> Result<Response, ApiError> {
     let (request, admitted) = body.parse(&app, EmbeddingsRequest::parse).await?;
-    let served = app.models.find_encoder(request.model.as_deref())?;
+    let served = &app.models.find_encoder(request.model.as_deref()).await?;
     served.expect_embeddings()?;
     let EmbeddingsRequest {
         mut inputs,

@@ -45,7 +45,7 @@ pub async fn generate(
     let arrived = Instant::now();
     let (request, admitted) = body.parse(&app, GenerateRequest::parse).await?;
     // The API has no name for one.
-    let served = app.models.first()?;
+    let served = &app.models.find(None).await?;
     let (deadlines, owner) = (Deadlines::read(&headers)?, app.owner(&headers));
     let mut prompts = Vec::with_capacity(request.prompts.len());
     for mut asked in request.prompts {

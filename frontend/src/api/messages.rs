@@ -30,7 +30,7 @@ pub async fn messages(
     let (request, admitted) = body.parse(&app, MessagesRequest::parse).await?;
     let MessagesRequest { mut chat, has_marks } = request;
     chat.options.deadlines = Deadlines::read(&headers)?;
-    let served = app.models.find(chat.options.model.as_deref())?;
+    let served = &app.models.find(chat.options.model.as_deref()).await?;
     if !served.encoder.knows_thinking() {
         // A model without thoughts keeps to every limit of them, and clients ask any model for some.
         chat.thinking_budget = None;
@@ -58,7 +58,7 @@ pub async fn count_tokens(
     body: RequestBody,
 ) -> Result<Json<TokenCount>, ApiError> {
     let (request, admitted) = body.parse(&app, CountRequest::parse).await?;
-    let served = app.models.find(request.model.as_deref())?;
+    let served = &app.models.find(request.model.as_deref()).await?;
     let prompt = conversation::prompt((&app, served), &admitted, request.conversation).await?;
     Ok(Json(TokenCount {
         input_tokens: prompt.tokens.len(),

@@ -39,7 +39,8 @@ use crate::origins::AllowedOrigins;
 use crate::otlp::Traces;
 use crate::otlp::exchange::Exchange;
 use crate::prompt::{PromptEncoder, PromptError};
-use crate::served::{Models, Served};
+use crate::registry::Models;
+use crate::served::Served;
 use crate::stream::{Choice, Generation, Opening, Submission};
 use crate::wire::error::ApiError;
 use crate::wire::options::{ControlTokens, Options};
@@ -48,7 +49,7 @@ use crate::wire::options::{ControlTokens, Options};
 #[derive(Debug)]
 pub struct App {
     /// What is served.
-    pub models: Models,
+    pub models: Arc<Models>,
     /// When the server started, in seconds since 1970.
     pub started: u64,
     /// Who may ask.

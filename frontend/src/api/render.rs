@@ -26,7 +26,7 @@ pub async fn chat_completions(
     body: RequestBody,
 ) -> Result<Json<Rendered>, ApiError> {
     let (request, admitted) = body.parse(&app, ChatRequest::parse).await?;
-    let served = app.models.find(request.options.model.as_deref())?;
+    let served = &app.models.find(request.options.model.as_deref()).await?;
     let prompt = conversation::prompt((&app, served), &admitted, request.conversation).await?;
     let rendered = rendered(served, "chatcmpl", prompt.tokens, &request.options);
     Ok(Json(rendered.map_err(|error| error.of_prompt_in("messages"))?))
@@ -38,7 +38,7 @@ pub async fn completions(
     body: RequestBody,
 ) -> Result<Json<Vec<Rendered>>, ApiError> {
     let (request, admitted) = body.parse(&app, CompletionRequest::parse).await?;
-    let served = app.models.find(request.options.model.as_deref())?;
+    let served = &app.models.find(request.options.model.as_deref()).await?;
     let mut list = Vec::with_capacity(request.prompts.len());
     for prompt in request.prompts {
         let tokens = prepare((&app, served), &admitted, prompt, Echo::Output)

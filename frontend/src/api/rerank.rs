@@ -22,7 +22,7 @@ pub async fn rerank(
     body: RequestBody,
 ) -> Result<Json<RerankResponse>, ApiError> {
     let (request, admitted) = body.parse(&app, RerankRequest::parse).await?;
-    let served = app.models.find_encoder(request.model.as_deref())?;
+    let served = &app.models.find_encoder(request.model.as_deref()).await?;
     let tenant = App::tenant(app.owner(&headers));
     let pair = |document: &String| (Arc::clone(&request.query), document.clone());
     let pairs = request.documents.iter().map(pair).collect();
@@ -58,7 +58,7 @@ pub async fn score(
     body: RequestBody,
 ) -> Result<Json<ScoreResponse>, ApiError> {
     let (request, admitted) = body.parse(&app, ScoreRequest::parse).await?;
-    let served = app.models.find_encoder(request.model.as_deref())?;
+    let served = &app.models.find_encoder(request.model.as_deref()).await?;
     let context = (&*app, admitted, App::tenant(app.owner(&headers)));
     let (scores, n_tokens) = served
         .compare(context, ("text_2", request.pairs), request.encoding)

@@ -84,7 +84,7 @@ pub async fn create(
         let message = "'background' is not available when 'stream' is true.";
         return Err(ApiError::invalid("background", message));
     }
-    let served = app.models.find(chat.options.model.as_deref())?;
+    let served = &app.models.find(chat.options.model.as_deref()).await?;
     let sampling = chat.options.sampling.with_defaults(&served.sampling)?;
     let chat = (chat, OutputRoom::AsAsked);
     let running = conversation::begin((&app, served), chat, owner, admitted).await;
@@ -143,7 +143,7 @@ pub async fn input_tokens(
     let shared = Arc::clone(&app);
     let parse = move |body: &[u8]| read(&shared.responses, owner, body);
     let ((job, _), admitted) = body.parse(&app, parse).await?;
-    let served = app.models.find(job.chat.options.model.as_deref())?;
+    let served = &app.models.find(job.chat.options.model.as_deref()).await?;
     let prompt = conversation::prompt((&app, served), &admitted, job.chat.conversation).await;
     let prompt = prompt.map_err(|error| error.of_prompt_in("input"))?;
     Ok(Json(InputTokens {

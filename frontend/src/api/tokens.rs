@@ -20,7 +20,7 @@ pub async fn tokenize(
     body: RequestBody,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
     let (request, admitted) = body.parse(&app, TokenizeRequest::parse).await?;
-    let served = app.models.find(request.model.as_deref())?;
+    let served = &app.models.find(request.model.as_deref()).await?;
     let tokens = match request.text {
         Text::Plain { text, bos } => {
             // How long a text is may be asked of any.
@@ -49,7 +49,7 @@ pub async fn detokenize(
     body: RequestBody,
 ) -> Result<Json<DetokenizeResponse>, ApiError> {
     let (request, _admitted) = body.parse(&app, DetokenizeRequest::parse).await?;
-    let served = app.models.find(request.model.as_deref())?;
+    let served = &app.models.find(request.model.as_deref()).await?;
     let tokenizer = served.encoder.tokenizer();
     if let Some((position, token)) = unknown(&request.tokens, tokenizer) {
         let n_vocab = tokenizer.n_vocab();
@@ -70,7 +70,7 @@ pub async fn detokenize(
 /// What a client without the model's files has to know of its tokenizer, by the names that they have in a
 /// `tokenizer_config.json`; besides, the ids of the tokens.
 pub async fn tokenizer_info(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    let served = app.models.first()?;
+    let served = &app.models.find(None).await?;
     let tokenizer = served.encoder.tokenizer();
     let name = |id: Option<u32>| id.map(|id| String::from_utf8_lossy(tokenizer.token_bytes(id)));
     let (bos, eos, pad) = (tokenizer.bos(), tokenizer.eos(), tokenizer.pad());

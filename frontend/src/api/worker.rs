@@ -10,29 +10,24 @@ use serde_json::{Value, json};
 
 use super::{App, unix_seconds};
 use crate::calendar::civil_date;
+use crate::registry::Model;
 use crate::wire::error::ApiError;
 
 /// `GET /model_info`: what is served.
-pub async fn model_info(State(app): State<Arc<App>>) -> Json<Value> {
-    let (name, is_generation, max_model_len) = match (app.models.first(), app.models.encoders().next()) {
-        (Err(_), Some(encoder)) => (&encoder.name, false, encoder.engine.max_tokens()),
-        (first, _) => {
-            let served = first.expect("a server has a model");
-            (&served.name, true, served.engine.context())
-        }
-    };
-    Json(json!({
-        "model_path": name,
-        "tokenizer_path": name,
-        "is_generation": is_generation,
+pub async fn model_info(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    let model = app.models.first().await?;
+    Ok(Json(json!({
+        "model_path": model.name(),
+        "tokenizer_path": model.name(),
+        "is_generation": matches!(model, Model::Generator(_)),
         "preferred_sampling_params": null,
-        "max_model_len": max_model_len,
-    }))
+        "max_model_len": model.context(),
+    })))
 }
 
 /// `GET /server_info`: limits and the load.
 pub async fn server_info(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    let served = app.models.first()?;
+    let served = &app.models.find(None).await?;
     let engine = &served.engine;
     Ok(Json(json!({
         "model_path": served.name,
@@ -66,7 +61,7 @@ fn internal_state(engine: &EngineHandle) -> Value {
 
 /// `GET /get_load`.
 pub async fn get_load(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    let engine = &app.models.first()?.engine;
+    let engine = &app.models.find(None).await?.engine;
     let now = engine.metrics().gauges();
     Ok(Json(json!([{
         "dp_rank": 0,
@@ -78,7 +73,7 @@ pub async fn get_load(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiErr
 
 /// `GET /v1/loads`, which gateways also call `/loads`.
 pub async fn loads(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    let engine = &app.models.first()?.engine;
+    let engine = &app.models.find(None).await?.engine;
     Ok(Json(json!({
         "timestamp": iso_8601(unix_seconds()),
         "version": env!("CARGO_PKG_VERSION"),
@@ -89,9 +84,7 @@ pub async fn loads(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError>
 
 /// `GET /load`, in vLLM's words.
 pub async fn server_load(State(app): State<Arc<App>>) -> Json<Value> {
-    let generators = app.models.iter().map(|served| served.engine.n_in_flight());
-    let encoders = app.models.encoders().map(|served| served.engine.n_in_flight());
-    let n_in_flight: usize = generators.chain(encoders).sum();
+    let n_in_flight: usize = app.models.loaded().iter().map(Model::n_in_flight).sum();
     Json(json!({"server_load": n_in_flight}))
 }
 

@@ -80,7 +80,7 @@ pub struct EncoderOptions {
 impl From<EncoderOptions> for Options {
     fn from(options: EncoderOptions) -> Self {
         Options {
-            model: Some(options.model.unwrap_or_else(|| EMBEDDING_MODEL.to_owned())),
+            model: vec![options.model.unwrap_or_else(|| EMBEDDING_MODEL.to_owned())],
             hub: options.hub,
             context: options.context,
             threads: options.threads,
@@ -150,7 +150,7 @@ pub struct ChatOptions {
 impl From<ModelOptions> for Options {
     fn from(options: ModelOptions) -> Self {
         Options {
-            model: options.model,
+            model: options.model.into_iter().collect(),
             hub: options.hub,
             quantize: options.quantize,
             context: options.context,

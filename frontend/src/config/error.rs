@@ -59,4 +59,21 @@ pub enum ConfigError {
     /// Two ways to say how large the KV pool is.
     #[error("--kv-memory and --kv-pages exclude each other")]
     KvTwice,
+    /// Two ways to say which models there are.
+    #[error("'model' and '[[models]]' in one file exclude each other")]
+    ModelsTwice,
+    /// One name for several models.
+    #[error(
+        "--served-model-name is the name of one model, and there are {n_models} models: name each in [[models]]"
+    )]
+    OneNameForSeveral {
+        /// How many there are.
+        n_models: usize,
+    },
+    /// Two models want the same name.
+    #[error("two models are called '{name}': give one of them another name in [[models]]")]
+    SameName {
+        /// The name, or alias.
+        name: String,
+    },
 }

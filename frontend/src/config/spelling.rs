@@ -10,7 +10,8 @@ pub(super) fn hint(text: &str) -> String {
         return String::new();
     };
     let command = Options::augment_args(clap::Command::new("serve"));
-    let names: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
+    let options = command.get_arguments().filter_map(clap::Arg::get_long);
+    let names: Vec<&str> = options.chain(["models"]).collect();
     let unknown = table.keys().find(|key| !names.contains(&key.as_str()));
     let Some(unknown) = unknown else {
         return String::new();

@@ -9,9 +9,8 @@ use arbora_runtime::engine::EngineExit;
 use arbora_runtime::model::encoder::EncoderFile;
 
 use super::{StartError, check_memory};
-use crate::config::Config;
+use crate::config::{Config, ModelConfig};
 use crate::encoders::ServedEncoder;
-use crate::models;
 use crate::workers::NoThread;
 
 /// An encoder that can be asked.
@@ -30,9 +29,9 @@ pub struct StartedEncoder {
 pub fn start_encoder<B: EncoderBackend>(
     mut backend: B,
     mut file: EncoderFile,
-    config: &Config,
+    (config, model): (&Config, &ModelConfig),
 ) -> Result<StartedEncoder, StartError> {
-    if let Some(context) = config.context {
+    if let Some(context) = model.context {
         file.set_max_tokens(context)?;
     }
     check_memory(file.config().weight_bytes(), 0)?;
@@ -51,10 +50,10 @@ pub fn start_encoder<B: EncoderBackend>(
         name: "engine".to_owned(),
         source,
     })?;
-    let name = config.served_model_name.clone();
     let (prompts, default_prompt) = file.prompts();
     let served = ServedEncoder {
-        name: name.unwrap_or_else(|| models::served_name(&config.model)),
+        name: model.name.clone(),
+        aliases: model.aliases.clone(),
         engine,
         tokenizer,
         purpose: file.config().purpose,

@@ -58,6 +58,22 @@ pub enum ApiError {
         /// What was asked for.
         model: String,
     },
+    /// A model that is not there, and could not be loaded.
+    #[error("The model '{model}' could not be loaded; the log of the server says why.")]
+    ModelNotLoaded {
+        /// Its name.
+        model: String,
+    },
+    /// An operator's order about a model that was not obeyed.
+    #[error("The model '{model}' {what}: {reason}.")]
+    ModelUnchanged {
+        /// Its name.
+        model: String,
+        /// What was not done.
+        what: &'static str,
+        /// Why.
+        reason: String,
+    },
     /// No such request, or another key's.
     #[error("No request of yours with this id is among the latest {n_kept}.")]
     RequestNotFound {
@@ -180,6 +196,10 @@ impl ApiError {
             ApiError::HostNotAllowed { .. } => (StatusCode::FORBIDDEN, REQUEST, Some("host_not_allowed")),
             ApiError::OriginNotAllowed { .. } => (StatusCode::FORBIDDEN, REQUEST, Some("origin_not_allowed")),
             ApiError::ModelNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("model_not_found")),
+            ApiError::ModelNotLoaded { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("model_not_loaded"))
+            }
+            ApiError::ModelUnchanged { .. } => (StatusCode::CONFLICT, REQUEST, Some("model_unchanged")),
             ApiError::RequestNotFound { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("request_not_found")),
             ApiError::NotKept { param, .. } if param == "previous_response_id" => (
                 StatusCode::NOT_FOUND,
@@ -241,7 +261,9 @@ impl ApiError {
         let param = match self {
             ApiError::Invalid { param, .. } => param.as_deref(),
             ApiError::ContextExceeded { param, .. } | ApiError::NotKept { param, .. } => Some(param.as_str()),
-            ApiError::ModelNotFound { .. } => Some("model"),
+            ApiError::ModelNotFound { .. }
+            | ApiError::ModelNotLoaded { .. }
+            | ApiError::ModelUnchanged { .. } => Some("model"),
             ApiError::RequestNotFound { .. } => Some("id"),
             _ => None,
         };
@@ -254,6 +276,7 @@ impl ApiError {
                 Some(*retry_after)
             }
             ApiError::NoWorker(_) => Some(Duration::from_secs(1)),
+            ApiError::ModelNotLoaded { .. } => Some(Duration::from_secs(10)),
             ApiError::QueueTimeout | ApiError::TooManyConnections { .. } | ApiError::ShuttingDown => {
                 Some(Duration::from_secs(5))
             }

@@ -15,6 +15,7 @@ pub mod error;
 pub mod fields;
 pub mod generate;
 pub mod message;
+pub mod models;
 pub mod options;
 pub mod render;
 pub mod rerank;

@@ -347,8 +347,18 @@ pub struct ModelCard {
     pub created: u64,
     /// Always `arbora`.
     pub owned_by: &'static str,
-    /// Most tokens of prompt and output together.
-    pub max_model_len: usize,
+    /// Most tokens of prompt and output together; absent where the model is not loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_model_len: Option<usize>,
+    /// Whether it is loaded.
+    pub status: ModelStatus,
+}
+
+/// Whether a model is loaded.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ModelStatus {
+    /// `loaded`, `loading`, `unloading`, `unloaded` or `failed`.
+    pub value: &'static str,
 }
 
 /// `GET /v1/models`.

@@ -23,6 +23,14 @@ impl Backend for CpuBackend {
     type Batch = CpuBatch;
     type Pending = Answers;
 
+    fn begin_step(&mut self) {
+        self.claim.begin_step();
+    }
+
+    fn rest(&mut self) {
+        self.claim.rest();
+    }
+
     fn tensor(&mut self, capacity: usize, width: usize) -> Result<CpuTensor, BackendError> {
         self.quantized.expect_tensor(capacity, width)?;
         CpuTensor::new(capacity, width)
@@ -43,7 +51,7 @@ impl Backend for CpuBackend {
         parts: &[MatrixSource<'_>],
         bias: Option<&[f32]>,
     ) -> Result<CpuLinear, BackendError> {
-        let linear = CpuLinear::new(parts, bias, &mut self.pool)?;
+        let linear = CpuLinear::new(parts, bias, &mut self.claim.pool())?;
         if linear.has_quantized_part() {
             self.quantized.expect_layer(linear.n_in())?;
         }
@@ -58,7 +66,7 @@ impl Backend for CpuBackend {
 
     fn routes(&mut self, shape: RoutesShape) -> Result<CpuRoutes, BackendError> {
         self.experts.expect_routes(shape, &mut self.quantized)?;
-        Ok(CpuRoutes::new(shape, self.pool.n_threads()))
+        Ok(CpuRoutes::new(shape, self.claim.n_threads()))
     }
 
     fn linear_in_order(
@@ -91,15 +99,15 @@ impl Backend for CpuBackend {
     }
 
     fn upload_batch(&mut self, rows: &StepRows<'_>, batch: &mut CpuBatch) {
-        batch.fill(rows, self.pool.n_threads());
+        batch.fill(rows, self.claim.n_threads());
     }
 
     fn embed(&mut self, table: &CpuLinear, batch: &CpuBatch, out: &mut CpuTensor) {
-        table.embed(&mut self.pool, &batch.ids, out);
+        table.embed(&mut self.claim.pool(), &batch.ids, out);
     }
 
     fn norm(&mut self, x: &CpuTensor, norm: &Norm<'_, CpuTensor>, out: &mut CpuTensor) {
-        self.row_kernels.norm(&mut self.pool, x, norm, out);
+        self.row_kernels.norm(&mut self.claim.pool(), x, norm, out);
     }
 
     fn add_norm(
@@ -110,23 +118,29 @@ impl Backend for CpuBackend {
         out: &mut CpuTensor,
     ) {
         self.row_kernels
-            .add_norm(&mut self.pool, residual, delta, norm, out);
+            .add_norm(&mut self.claim.pool(), residual, delta, norm, out);
     }
 
     fn add(&mut self, residual: &mut CpuTensor, delta: &CpuTensor) {
-        self.row_kernels.add(&mut self.pool, residual, delta);
+        self.row_kernels.add(&mut self.claim.pool(), residual, delta);
     }
 
     fn elementwise(&mut self, x: &mut CpuTensor, function: Elementwise) {
-        self.row_kernels.elementwise(&mut self.pool, x, function);
+        self.row_kernels.elementwise(&mut self.claim.pool(), x, function);
     }
 
     fn matmul(&mut self, w: &CpuLinear, x: &CpuTensor, out: &mut CpuTensor) {
-        w.multiply(&mut self.pool, self.linear_kernels, &mut self.quantized, x, out);
+        w.multiply(
+            &mut self.claim.pool(),
+            self.linear_kernels,
+            &mut self.quantized,
+            x,
+            out,
+        );
     }
 
     fn route(&mut self, logits: &CpuTensor, routing: &Routing<'_, CpuTensor>, routes: &mut CpuRoutes) {
-        routes.choose(&mut self.pool, logits, routing);
+        routes.choose(&mut self.claim.pool(), logits, routing);
     }
 
     fn expert_matmul(
@@ -142,8 +156,12 @@ impl Backend for CpuBackend {
             routes,
             out,
         };
-        self.experts
-            .multiply(&mut self.pool, self.linear_kernels, &mut self.quantized, call);
+        self.experts.multiply(
+            &mut self.claim.pool(),
+            self.linear_kernels,
+            &mut self.quantized,
+            call,
+        );
     }
 
     fn combine(
@@ -153,7 +171,8 @@ impl Backend for CpuBackend {
         shared: Option<SharedExpert<'_, CpuTensor>>,
         out: &mut CpuTensor,
     ) {
-        self.row_kernels.combine(&mut self.pool, (x, routes), shared, out);
+        self.row_kernels
+            .combine(&mut self.claim.pool(), (x, routes), shared, out);
     }
 
     fn rope_store(
@@ -165,7 +184,7 @@ impl Backend for CpuBackend {
         kv: &mut CpuKv,
     ) {
         self.row_kernels
-            .rope_store(&mut self.pool, qkv, (rope, store), batch, kv);
+            .rope_store(&mut self.claim.pool(), qkv, (rope, store), batch, kv);
     }
 
     fn attention(
@@ -194,11 +213,11 @@ impl Backend for CpuBackend {
             qkv: qkv.values(),
             out: out.output(plan.n_rows(), heads.n_heads * heads.head_dim),
         };
-        attention::attend(&mut self.pool, &mut self.attention, &mut call);
+        attention::attend(&mut self.claim.pool(), &mut self.attention, &mut call);
     }
 
     fn gated(&mut self, x: &CpuTensor, activation: Activation, out: &mut CpuTensor) {
-        self.row_kernels.gated(&mut self.pool, x, activation, out);
+        self.row_kernels.gated(&mut self.claim.pool(), x, activation, out);
     }
 
     fn gather(&mut self, x: &CpuTensor, batch: &CpuBatch, out: &mut CpuTensor) {
@@ -214,7 +233,7 @@ impl Backend for CpuBackend {
     ) {
         let spaces = &mut self.sample_spaces;
         self.row_kernels
-            .sample(&mut self.pool, logits, (rows, wanted), (spaces, pending));
+            .sample(&mut self.claim.pool(), logits, (rows, wanted), (spaces, pending));
     }
 
     fn collect(&mut self, pending: &mut Answers, answers: &mut Answers) {

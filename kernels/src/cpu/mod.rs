@@ -10,6 +10,7 @@ mod attention_kernel;
 mod attention_plan;
 mod backend;
 mod batch;
+pub mod cores;
 mod encoder;
 mod experts;
 mod exponential;
@@ -46,6 +47,7 @@ use std::sync::Arc;
 use activations::QuantizedRows;
 use attention::AttentionSpace;
 use attention_kernel::AttentionKernel;
+use cores::{Claim, Cores};
 use encoder::EncoderSpace;
 use experts::ExpertSpace;
 use rows::RowKernels;
@@ -67,7 +69,7 @@ pub struct CpuConfig {
 
 /// Computes on the cores of this machine.
 pub struct CpuBackend {
-    pool: ThreadPool,
+    claim: Claim,
     isa: Isa,
     linear_kernels: &'static LinearKernels,
     quantized: QuantizedRows,
@@ -80,35 +82,49 @@ pub struct CpuBackend {
 
 impl CpuBackend {
     /// Starts the threads and chooses the kernels.
+    ///
+    /// # Errors
+    /// Where there are no such threads or no such instruction set.
     pub fn new(config: CpuConfig) -> Result<Self, BackendError> {
-        let isa = match config.isa {
+        let cores = Cores::new(config.n_threads, config.pinning).map_err(|source| BackendError::Threads {
+            n_threads: config.n_threads,
+            source,
+        })?;
+        CpuBackend::on(&cores, config.isa, 1)
+    }
+
+    /// One that shares `cores` with others, in the ratio of their weights. Chooses the kernels.
+    ///
+    /// # Errors
+    /// Where the machine lacks the instruction set.
+    ///
+    /// # Panics
+    /// When the weight is 0.
+    pub fn on(cores: &Cores, isa: Option<Isa>, weight: u32) -> Result<Self, BackendError> {
+        let isa = match isa {
             None => Isa::best(),
             Some(isa) if isa.is_available() => isa,
             Some(isa) => return Err(BackendError::UnavailableIsa { isa: isa.name() }),
         };
-        let pool =
-            ThreadPool::new(config.n_threads, config.pinning).map_err(|source| BackendError::Threads {
-                n_threads: config.n_threads,
-                source,
-            })?;
+        let n_threads = cores.n_threads();
         Ok(CpuBackend {
-            pool,
+            claim: cores.claim(weight),
             isa,
             linear_kernels: LinearKernels::of(isa),
             quantized: QuantizedRows::new()?,
             experts: ExpertSpace::new()?,
             row_kernels: RowKernels::of(isa),
-            attention: AttentionSpace::new(config.n_threads),
+            attention: AttentionSpace::new(n_threads),
             sample_spaces: std::iter::repeat_with(SampleSpace::default)
-                .take(config.n_threads)
+                .take(n_threads)
                 .collect(),
-            encoder: EncoderSpace::new(isa, config.n_threads),
+            encoder: EncoderSpace::new(isa, n_threads),
         })
     }
 
     /// What became of the threads.
     pub fn pool_metrics(&self) -> Arc<PoolMetrics> {
-        self.pool.metrics()
+        self.claim.metrics()
     }
 
     /// The instruction set of the linear layers.

@@ -126,6 +126,7 @@ impl<B: EncoderBackend> Engine<B> {
             }
             self.queue.fill(self.encoder.limits().max_rows, &mut self.batch);
             if self.batch.is_empty() {
+                self.backend.rest();
                 self.shared.moved(Instant::now());
                 let is_over = !has_handles || deadline.is_some() && self.shared.n_in_flight() == 0;
                 if is_over {
@@ -134,6 +135,7 @@ impl<B: EncoderBackend> Engine<B> {
                 self.wait(deadline.is_some());
                 continue;
             }
+            self.backend.begin_step();
             match catch_unwind(AssertUnwindSafe(|| self.encode())) {
                 Ok(()) => n_panics = 0,
                 Err(_) => n_panics += 1,

@@ -18,7 +18,8 @@ use arbora::origins::AllowedOrigins;
 use arbora::otlp::Traces;
 use arbora::places::{Patience, Room};
 use arbora::prompt::PromptEncoder;
-use arbora::served::{Models, Served};
+use arbora::registry::Models;
+use arbora::served::Served;
 use arbora::server::Server;
 use arbora::template::{ChatTemplate, TemplateTokens};
 use arbora::workers::Workers;
@@ -187,7 +188,7 @@ impl Setup {
         let generators = std::iter::once(first.served).chain(second).collect();
         let models = Models::of(generators, encoders).expect("names differ");
         let app = Arc::new(App {
-            models,
+            models: Arc::new(models),
             started: 7,
             api_keys: ApiKeys::new(&self.api_keys, self.cache_sharing, self.operators),
             hosts: self.hosts,
@@ -255,6 +256,7 @@ fn start_encoder(
     let (prompts, default_prompt) = file.prompts();
     let served = ServedEncoder {
         name: name.to_owned(),
+        aliases: Vec::new(),
         engine,
         tokenizer: Arc::new(file.tokenizer().expect("a good tokenizer")),
         purpose: file.config().purpose,

@@ -151,9 +151,9 @@ pub struct ModelInfo {
     /// Always `active`.
     pub lifecycle: &'static str,
     /// Most tokens of a prompt.
-    pub max_input_tokens: usize,
+    pub max_input_tokens: Option<usize>,
     /// Most tokens of an output.
-    pub max_tokens: usize,
+    pub max_tokens: Option<usize>,
 }
 
 /// `GET /v1/models`.

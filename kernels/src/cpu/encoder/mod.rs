@@ -47,7 +47,7 @@ impl EncoderBackend for CpuBackend {
     }
 
     fn dense(&mut self, parts: &[MatrixSource<'_>], bias: Option<&[f32]>) -> Result<CpuDense, BackendError> {
-        CpuDense::new(parts, bias, &mut self.pool)
+        CpuDense::new(parts, bias, &mut self.claim.pool())
     }
 
     fn reserve_texts(&mut self, limits: TextLimits) -> Result<(), BackendError> {
@@ -67,7 +67,7 @@ impl EncoderBackend for CpuBackend {
         let (n_rows, width) = (tables[0].ids.len(), out.width());
         let output = SharedSlice::new(out.output(n_rows, width));
         let grain = (16 * 1024 / width).max(1);
-        self.pool.run(n_rows, grain, |_, rows| {
+        self.claim.pool().run(n_rows, grain, |_, rows| {
             for row in rows {
                 // SAFETY: each row is claimed once, and rows do not overlap.
                 let target = unsafe { output.range(row * width..(row + 1) * width) };
@@ -92,7 +92,7 @@ impl EncoderBackend for CpuBackend {
     ) {
         let space = &mut self.encoder;
         w.multiply(
-            &mut self.pool,
+            &mut self.claim.pool(),
             &space.kernels,
             &mut space.inputs,
             (x, activation),
@@ -102,13 +102,13 @@ impl EncoderBackend for CpuBackend {
 
     fn rotate_texts(&mut self, qkv: &mut CpuTensor, heads: HeadLayout, rope: &RopeTable, positions: &[u32]) {
         self.row_kernels
-            .rotate_rows(&mut self.pool, qkv, (heads, rope), positions);
+            .rotate_rows(&mut self.claim.pool(), qkv, (heads, rope), positions);
     }
 
     fn attend_texts(&mut self, qkv: &CpuTensor, texts: &TextAttention<'_>, out: &mut CpuTensor) {
         let kernel = attention::kernel(self.isa);
         self.encoder
             .attention
-            .attend(&mut self.pool, kernel, (qkv, texts), out);
+            .attend(&mut self.claim.pool(), kernel, (qkv, texts), out);
     }
 }
