@@ -140,7 +140,7 @@ mod tests {
                 .get_arguments()
                 .filter(|a| a.get_id() != "help")
                 .count();
-            assert!(n <= 39, "{name} has {n} options");
+            assert!(n <= 43, "{name} has {n} options");
             let in_order = subcommand
                 .get_arguments()
                 .filter(|a| a.get_long() != Some("help"));

@@ -49,6 +49,19 @@ pub enum EmbedCommandError {
     Failed,
 }
 
+impl EmbedCommandError {
+    /// Whether the model or what was asked of it is at fault: to try the same again does not help.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            EmbedCommandError::NoText
+            | EmbedCommandError::Invalid(_)
+            | EmbedCommandError::Text { .. }
+            | EmbedCommandError::Dimensions { .. } => true,
+            EmbedCommandError::Refused(_) | EmbedCommandError::Io(_) | EmbedCommandError::Failed => false,
+        }
+    }
+}
+
 /// Writes a line of JSON for each text to `out`, in their order.
 pub async fn embed(
     options: &EmbedOptions,

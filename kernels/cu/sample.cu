@@ -41,17 +41,17 @@ struct Row {
   float largest, temperature;
   double* scratch;
 
-  __device__ double weight(float logit) const { return exp(((double)logit - (double)largest) / (double)temperature); }
+  __device__ __forceinline__ double weight(float logit) const { return exp(((double)logit - (double)largest) / (double)temperature); }
 
   // Sum of the weights of the tokens with from <= key.
-  __device__ double sum_from(u64 from) const {
+  __device__ __forceinline__ double sum_from(u64 from) const {
     double sum = 0.0;
     for (u32 id = threadIdx.x; id < n; id += blockDim.x)
       if (is_finite(logits[id]) && key_of(logits[id], id) >= from) sum += weight(logits[id]);
     return block_sum(sum, scratch);
   }
 
-  __device__ double count_from(u64 from) const {
+  __device__ __forceinline__ double count_from(u64 from) const {
     double count = 0.0;
     for (u32 id = threadIdx.x; id < n; id += blockDim.x)
       if (is_finite(logits[id]) && key_of(logits[id], id) >= from) count += 1.0;

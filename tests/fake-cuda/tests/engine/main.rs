@@ -186,11 +186,21 @@ fn tokens_are_those_of_the_cpu_however_they_are_batched() {
 #[test]
 fn a_lost_device_ends_every_request_once_and_the_engine_with_it() {
     let file = model("llama2");
-    for n_launches in [3, 60, 200] {
-        let Some(device) = Emulated::new(4) else { return };
-        let backend = device.backend().unwrap_or_else(|error| panic!("{error}"));
+    // Without graphs, so that each kernel is a launch.
+    let start = || {
+        let device = Emulated::new(4)?;
+        let backend = device.backend_with(0).unwrap_or_else(|error| panic!("{error}"));
         let mut clients = Clients::new(backend, &file, config(16, 64));
         asks().iter().for_each(|ask| clients.submit(ask));
+        Some((device, clients))
+    };
+    let Some((device, mut clients)) = start() else { return };
+    let n_before = device.driver.counts().n_launches;
+    assert_eq!(clients.run(), Turn::Idle);
+    let n_all = u32::try_from(device.driver.counts().n_launches - n_before).expect("a count");
+    drop(clients);
+    for n_launches in [3, n_all / 4, n_all / 2] {
+        let Some((device, mut clients)) = start() else { return };
         device
             .driver
             .fail("cuLaunchKernel", n_launches, ILLEGAL_ADDRESS, Failure::Sticky);
