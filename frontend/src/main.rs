@@ -16,6 +16,7 @@ use arbora::chat::{Console, End, Style};
 use arbora::checked::Integrity;
 use arbora::cli::{Cli, Command, EmbedOptions, GenerateOptions, ModelOption, PullOptions};
 use arbora::config::{ChatOptions, Config, ConfigError, KvSize, Options, QuantizeOptions};
+use arbora::embed::EmbedCommandError;
 use arbora::hub::HubKind;
 use arbora::inspect::InspectError;
 use arbora::intake::Intake;
@@ -102,6 +103,8 @@ fn is_refusal(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
         || error.is::<InspectError>()
         || error.downcast_ref().is_some_and(of_start)
         || error.downcast_ref().is_some_and(of_models)
+        || error.downcast_ref().is_some_and(EmbedCommandError::is_refusal)
+        || error.is::<WrongKind>()
 }
 
 fn run(command: Command, log: &LogWriter) -> Result<ExitCode, Failure> {
@@ -318,6 +321,15 @@ fn farewell(ended: &Ended) -> ExitCode {
     }
 }
 
+/// A model that is not for the command.
+#[derive(Debug, thiserror::Error)]
+#[error("model '{model}' {does}: it is for {commands}")]
+struct WrongKind {
+    model: String,
+    does: &'static str,
+    commands: &'static str,
+}
+
 async fn answer(options: &GenerateOptions, log: &LogWriter) -> Result<ExitCode, Failure> {
     let mut config = Options::from(options.model.clone()).resolve()?;
     start_log(&config, log)?;
@@ -336,13 +348,12 @@ async fn answer(options: &GenerateOptions, log: &LogWriter) -> Result<ExitCode, 
             generate::generate(options, &served, &mut std::io::stdout()).await?;
             Ok(ExitCode::SUCCESS)
         }
-        Model::Encoder(served) => {
-            let name = &served.name;
-            Err(
-                format!("model '{name}' generates no text: it is for 'arbora embed' and 'arbora serve'")
-                    .into(),
-            )
+        Model::Encoder(served) => Err(WrongKind {
+            model: served.name.clone(),
+            does: "generates no text",
+            commands: "'arbora embed' and 'arbora serve'",
         }
+        .into()),
     }
 }
 
@@ -356,8 +367,12 @@ async fn embed_texts(options: &EmbedOptions, log: &LogWriter) -> Result<ExitCode
         exit_now();
     }));
     let Model::Encoder(served) = started else {
-        let model = started.name();
-        return Err(format!("model '{model}' makes no embeddings: it is for 'arbora generate'").into());
+        return Err(WrongKind {
+            model: started.name().to_owned(),
+            does: "makes no embeddings",
+            commands: "'arbora generate' and 'arbora serve'",
+        }
+        .into());
     };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     embed::embed(options, &served, &mut out).await?;

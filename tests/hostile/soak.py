@@ -7,7 +7,8 @@ request that is not abandoned ends, that a repeated request has the same output 
 left behind, and that memory does not grow. With `--memory` the process may map no more than so many MiB
 beside its files: then requests may be refused with a clear error, but the server goes on. With
 `--clock LIBRARY` (libfaketime.so.1 of Debian's `faketime`) the wall clock jumps back by a day after a quarter
-of the time and forward by two after three quarters.
+of the time and forward by two after three quarters. After three fifths of the time the model is loaded anew
+beside the old one and takes its place.
 """
 
 import argparse
@@ -24,13 +25,15 @@ import tempfile
 import threading
 import time
 
-from serving import Server
+from serving import Server, post
 
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "golden"))
 import outputs  # noqa: E402
 
 # So many different requests, asked again and again.
 N_REQUESTS = 160
+# What must have happened.
+SEEN = ("preemptions_total", "evicted_pages_total", "log_lines_dropped_total")
 # Statuses of a request that is refused and may be tried again.
 REFUSED = (429, 503)
 
@@ -183,12 +186,17 @@ def main():
         for thread in soak.threads:
             thread.start()
         total, figures = 60 * arguments.minutes, []
+        is_reloaded, seen = False, {}
         start = time.monotonic()
         while time.monotonic() - start < total:
             elapsed = time.monotonic() - start
             # Unread for a minute in the middle.
             reads.clear() if abs(elapsed - total / 2) < 30 else reads.set()
             clock.set(0 if elapsed < total / 4 else -1 if elapsed < 3 * total / 4 else 1)
+            if elapsed > total * 3 / 5 and not is_reloaded:
+                # Its engine counts from the beginning.
+                seen, is_reloaded = {name: metric(server, f"arbora_{name}") for name in SEEN}, True
+                reload(server, arguments.model)
             time.sleep(total / 20)
             figures.append(rss(server))
             print(f"{elapsed:5.0f} s  {soak.counts}  RSS {figures[-1]:.0f} MiB", flush=True)
@@ -200,8 +208,7 @@ def main():
             time.sleep(0.1)
         left = {name: metric(server, f"arbora_{name}") for name in
                 ["running", "waiting", "pages_owned", "panics_total"]}
-        seen = {name: metric(server, f"arbora_{name}") for name in
-                ["preemptions_total", "evicted_pages_total", "log_lines_dropped_total"]}
+        seen = {name: max(seen.get(name, 0), metric(server, f"arbora_{name}")) for name in SEEN}
     print(f"slowest /health {soak.slowest_probe:.2f} s\nleft {left}\nseen {seen}\nRSS {figures[1]:.0f} to {figures[-1]:.0f} MiB, most {max(figures):.0f}")
     for failure in soak.failures[:10]:
         print(failure)
@@ -210,6 +217,14 @@ def main():
     bad += ["RSS grew"] if max(figures[len(figures) // 2:]) > 1.2 * max(figures[:len(figures) // 2]) + 16 else []
     if bad or any(thread.is_alive() for thread in soak.threads):
         raise SystemExit(f"failed: {bad}")
+
+
+def reload(server, source):
+    models = json.loads(server.get("/v1/models")[1])["data"]
+    status, answer = post(server, "/models/load", {"model": models[0]["id"], "source": source})
+    print(f"loaded anew: {status} {answer.decode()}", flush=True)
+    if status != 200:
+        raise SystemExit("failed: the model could not be loaded anew")
 
 
 def read_log(server, reads):

@@ -293,7 +293,7 @@ impl ModelFile {
     pub(super) fn format_in_memory(&self, tensor: &TensorInfo) -> Option<Format> {
         let quantization = self.quantization.as_ref();
         let target = quantization.and_then(|quantization| quantization.target(&self.config, tensor));
-        target.or(tensor.kind.format())
+        target.or(tensor.weights().map(|(format, _)| format))
     }
 
     /// Where it is.
@@ -431,7 +431,8 @@ impl ModelFile {
 
     fn bytes_in_memory(&self, tensor: &TensorInfo) -> Option<u64> {
         let format = self.format_in_memory(tensor)?;
-        let n_blocks = tensor.n_elements() / format.block_len() as u64;
+        let (_, n_weights) = tensor.weights()?;
+        let n_blocks = n_weights / format.block_len() as u64;
         Some(n_blocks.saturating_mul(packed_block_bytes(format) as u64))
     }
 
