@@ -317,6 +317,15 @@ pub struct Config {
     pub log: String,
 }
 
+impl Config {
+    /// The names of each model, the one that clients see first.
+    pub fn model_names(&self) -> impl Iterator<Item = Vec<String>> {
+        self.models
+            .iter()
+            .map(|model| model.names().map(str::to_owned).collect())
+    }
+}
+
 /// Additional metric naming scheme.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MetricsCompat {

@@ -180,11 +180,7 @@ async fn serve(options: Options, log: &LogWriter) -> Result<ExitCode, Failure> {
     start_log(&config, log)?;
     let mut stop = Stop::of_server()?;
     let (orders, received) = sync_channel(MAX_ORDERS);
-    let names = config
-        .models
-        .iter()
-        .map(|model| model.names().map(str::to_owned).collect());
-    let models = Arc::new(Models::unloaded(names, orders)?);
+    let models = Arc::new(Models::unloaded(config.model_names(), orders)?);
     signals::outlive(Arc::clone(&models))?;
     // Bound before the model is loaded: a port that is taken should not cost a minute to find out. Nobody is
     // let in before there is a model.

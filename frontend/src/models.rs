@@ -256,6 +256,8 @@ pub fn served_name(model: &str) -> String {
         Ok(Named::Known(known)) => known.alias.to_owned(),
         Ok(Named::Hub(model)) => model.id,
         Ok(Named::Path(path)) => path_name(&path),
+        // It may be there later.
+        Err(ModelsError::NoSuchFile { path }) => path_name(&path),
         Err(_) => model.to_owned(),
     }
 }

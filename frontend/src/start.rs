@@ -1,4 +1,5 @@
-//! What a process starts with: a device, and on it the engine of a model that generates text or of an encoder.
+//! What a process starts with: a device, and on it the engine of a model that generates text or of an
+//! encoder.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -5,6 +5,7 @@
 
 mod support;
 
+use arbora_kernels::cpu::cores::Cores;
 use arbora_kernels::cpu::{CpuBackend, CpuConfig, Isa, Pinning};
 use arbora_kernels::quant::Format;
 use arbora_kernels::reference::ReferenceBackend;
@@ -885,6 +886,40 @@ fn logprobs_agree_with_the_reference() {
             }
         }
     }
+}
+
+#[test]
+fn backends_that_share_the_cores_take_turns_and_compute_what_one_alone_does() {
+    let mut random = Random(21);
+    let (format, n_out, n_in) = (Format::Q4_0, 96, 64);
+    let bytes = random_matrix(format, n_out, n_in, &mut random);
+    let source = MatrixSource {
+        format,
+        n_out,
+        n_in,
+        bytes: &bytes,
+    };
+    let x = random_rows(5, n_in, &mut random);
+    let compute = |backend: &mut CpuBackend| matmul(backend, &[source], None, &x);
+    let cores = || Cores::new(3, Pinning::Auto).expect("threads can be started");
+    let alone = compute(&mut CpuBackend::on(&cores(), None, 1).expect("an instruction set"));
+    let cores = cores();
+    std::thread::scope(|scope| {
+        for weight in [1, 1, 5] {
+            let mut backend = CpuBackend::on(&cores, None, weight).expect("an instruction set");
+            let (compute, alone) = (&compute, &alone);
+            scope.spawn(move || {
+                for round in 0..50 {
+                    backend.begin_step();
+                    assert_eq!(&compute(&mut backend), alone, "in a step");
+                    if round % 7 == 0 {
+                        backend.rest();
+                        assert_eq!(&compute(&mut backend), alone, "between steps");
+                    }
+                }
+            });
+        }
+    });
 }
 
 #[test]

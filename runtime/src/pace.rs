@@ -21,8 +21,8 @@ const STRETCH: f64 = 3.0;
 /// Decode steps of up to this many rows are as good as one another: an output beside so many is not slow.
 const USUAL_ROWS: usize = 8;
 
-/// Fewest rows of the first prompt in a step that has time for any. What follows it in the same step gets what
-/// is left of the time: with a least chunk each, a crowd of prompts would take as often as long.
+/// Fewest rows of the first prompt in a step that has time for any. What follows it in the same step gets
+/// what is left of the time: with a least chunk each, a crowd of prompts would take as often as long.
 pub(crate) const MIN_CHUNK: usize = 8;
 
 /// What a step with rows of several tenants may take, in steps of the one with the fewest; or as often as
@@ -102,8 +102,8 @@ impl Pace {
         Some(limit - self.rows.seconds(n_decode)?)
     }
 
-    /// Rows of a prompt from `position` on that take at most `seconds`; `n_least` at least, where there is any
-    /// time.
+    /// Rows of a prompt from `position` on that take at most `seconds`; `n_least` at least, where there is
+    /// any time.
     pub(crate) fn rows_within(&self, position: usize, seconds: f64, n_least: usize) -> usize {
         if seconds <= 0.0 {
             return 0;

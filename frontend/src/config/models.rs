@@ -206,8 +206,8 @@ mod tests {
             models.into_iter().map(|model| model.name).collect()
         };
         assert_eq!(names(""), ["smollm2:135m"]);
-        assert_eq!(names("model = 'a/b.gguf'"), ["b"]);
-        assert_eq!(names("model = ['a/b.gguf', 'c']"), ["b", "c"]);
+        assert_eq!(names("model = './a/b.gguf'"), ["b"]);
+        assert_eq!(names("model = ['./a/b.gguf', 'c']"), ["b", "c"]);
         assert_eq!(
             names("[[models]]\nmodel = 'a.gguf'\nname = 'x'\n[[models]]\nmodel = 'c'"),
             ["x", "c"]
@@ -241,7 +241,7 @@ mod tests {
         assert!(both.contains("'model' and '[[models]]'"), "{both}");
         let named = refused("model = ['a', 'b']\nserved-model-name = 'x'");
         assert!(named.contains("2 models"), "{named}");
-        let same = refused("model = ['a/m.gguf', 'b/m.gguf']");
+        let same = refused("model = ['./a/m.gguf', './b/m.gguf']");
         assert!(same.contains("'m'"), "{same}");
         let alias = refused("[[models]]\nmodel = 'a'\naliases = ['b']\n[[models]]\nmodel = 'b'");
         assert!(alias.contains("'b'"), "{alias}");

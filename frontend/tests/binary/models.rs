@@ -171,7 +171,8 @@ fn a_model_that_cannot_be_loaded_is_a_503_and_disturbs_nobody() {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let path = folder.path().join("late.gguf");
     let server = start(&format!(
-        "[[models]]\nmodel = '{FAMILIES}/qwen2.gguf'\n[[models]]\nmodel = '{}'\non-demand = true\n",
+        "[[models]]\nmodel = '{FAMILIES}/qwen2.gguf'\n[[models]]\nmodel = '{}'\nname = 'late'\n\
+         on-demand = true\n",
         path.display()
     ));
     let error = complete(&server, "late", "a").expect_err("no such file");

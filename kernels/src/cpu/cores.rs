@@ -158,7 +158,6 @@ impl Claim {
                 let is_behind = state.next().is_some_and(|next| next.behind < self.behind);
                 drop(state);
                 if is_behind {
-                    self.rest();
                     self.acquire();
                 }
             }
@@ -196,7 +195,9 @@ impl Claim {
         }
     }
 
+    /// Waits for the pool; where it is here, it goes to who is next first, and nobody finds it unclaimed.
     fn acquire(&mut self) {
+        let held = self.held.take();
         let mut state = self.cores.state();
         self.behind = self.behind.max(state.clock);
         let ticket = state.n_tickets;
@@ -206,6 +207,10 @@ impl Claim {
             behind: self.behind,
         });
         self.cores.shared.n_waiting.fetch_add(1, Ordering::Release);
+        if let Some(held) = held {
+            state.pool = Some(held.pool);
+            self.cores.shared.given.notify_all();
+        }
         loop {
             let is_next = state.next().is_some_and(|next| next.ticket == ticket);
             if is_next && let Some(pool) = state.pool.take() {

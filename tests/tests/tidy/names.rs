@@ -6,9 +6,12 @@ use super::{File, root};
 fn option_differences(config: &str, readme: &str) -> Vec<String> {
     let body = config.split("pub struct Options {").nth(1).unwrap_or_default();
     let body = body.split("\n}").next().unwrap_or_default();
-    let fields = body
-        .lines()
-        .filter_map(|line| line.strip_prefix("    pub ")?.split(':').next());
+    let lines: Vec<&str> = body.lines().collect();
+    // What no flag sets is a key of the file only.
+    let is_flag = |idx: &usize| *idx == 0 || lines[*idx - 1].trim() != "#[arg(skip)]";
+    let fields = (0..lines.len())
+        .filter(is_flag)
+        .filter_map(|idx| lines[idx].strip_prefix("    pub ")?.split(':').next());
     let flags: Vec<String> = fields
         .map(|field| format!("`--{}`", field.replace('_', "-")))
         .collect();

@@ -71,7 +71,8 @@ impl WeightSource<'_> {
         self.quantized(tensor, format, (buffer, start))
     }
 
-    /// Checks the rows of a tensor that `buffer` has from `start` on, and quantizes them where they are to be.
+    /// Checks the rows of a tensor that `buffer` has from `start` on, and quantizes them where they are to
+    /// be.
     pub(super) fn quantized(
         &self,
         tensor: &TensorInfo,
