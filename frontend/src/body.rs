@@ -6,14 +6,15 @@
 //! ```
 //!
 //! The content type is what keeps pages of other origins out ([`crate::origins`]): a page may POST anything
-//! that is not declared to be JSON without asking first, and with no content type at all.
+//! that is not declared to be JSON without asking first, and with no content type at all. Where clients of an
+//! API declare nothing, pages are told by their origin ([`UndeclaredBody`]).
 
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::{HeaderMap, Method, header};
 use flate2::read::MultiGzDecoder;
 use http_body_util::BodyExt;
@@ -22,6 +23,7 @@ use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 
 use crate::api::App;
 use crate::intake::{Admitted, Arrival};
+use crate::origins::OwnPage;
 use crate::wire::error::ApiError;
 
 /// A body that takes longer than this to arrive is given up.
@@ -57,6 +59,13 @@ impl FromRequest<Arc<App>> for RequestBody {
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
         require_json(request.headers())?;
+        RequestBody::receive(request, app).await
+    }
+}
+
+impl RequestBody {
+    /// Reads the body of `request`, whatever it is declared to be.
+    async fn receive(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
         let coding = Coding::of(request.headers())?;
         let tenant = App::tenant(app.owner(request.headers()));
         let limit = app.intake.body_limit();
@@ -71,6 +80,22 @@ impl FromRequest<Arc<App>> for RequestBody {
         }
         let admitted = app.intake.admit(arrival).await?;
         Ok(RequestBody { bytes, admitted })
+    }
+}
+
+/// A body that need not be declared to be JSON, of APIs whose clients do not declare it. No page of a foreign
+/// origin can send one.
+#[derive(Debug)]
+pub struct UndeclaredBody(pub RequestBody);
+
+impl FromRequest<Arc<App>> for UndeclaredBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        let (mut parts, body) = request.into_parts();
+        OwnPage::from_request_parts(&mut parts, app).await?;
+        let request = Request::from_parts(parts, body);
+        Ok(UndeclaredBody(RequestBody::receive(request, app).await?))
     }
 }
 

@@ -6,6 +6,7 @@
 //!                                                           └◄─ pipeline ◄─ stream ◄─ events
 //! ```
 
+mod absent;
 pub mod api;
 pub mod auth;
 mod blocks;

@@ -43,8 +43,10 @@ mod tests {
     use crate::wire::embeddings::EmbeddingsRequest;
     use crate::wire::error::ApiError;
     use crate::wire::generate::{GenerateRequest, RENAMED};
+    use crate::wire::ollama::request::{OllamaEmbed, OllamaModel, OllamaRequest};
     use crate::wire::rerank::{RerankRequest, ScoreRequest};
     use crate::wire::responses::request::ResponsesRequest;
+    use crate::wire::tgi::request::{TgiRequest, TgiTokenize};
     use crate::wire::tokens::{DetokenizeRequest, TokenizeRequest};
 
     #[test]
@@ -199,6 +201,8 @@ mod tests {
         let kind = |schema, read, bodies| Kind { schema, read, bodies };
         let mut kinds = anthropic_kinds().to_vec();
         kinds.push(responses_kind());
+        kinds.extend(ollama_kinds());
+        kinds.extend(tgi_kinds());
         kinds.extend([
             kind("ChatRequest", read_chat, chats),
             kind("CompletionRequest", read_text, texts),
@@ -250,6 +254,102 @@ mod tests {
             ),
         ]);
         kinds
+    }
+
+    fn tgi_kinds() -> [Kind; 2] {
+        let parameters = json!({"max_new_tokens": 9, "do_sample": true, "temperature": 0.5, "top_k": 5, "top_p": 0.5,
+            "min_p": 0.5, "repetition_penalty": 1.5, "presence_penalty": 1, "frequency_penalty": -1,
+            "repeat_last_n": -1, "seed": -1, "stop": ["x"], "best_of": 2, "truncate": 5, "return_full_text": true,
+            "details": true, "decoder_input_details": true, "top_n_tokens": 2, "typical_p": 1,
+            "grammar": {"type": "json", "value": {}}});
+        let grammar = |grammar| json!({"inputs": "x", "parameters": {"grammar": grammar}});
+        let bodies = vec![
+            json!({"inputs": "x", "parameters": parameters, "stream": false, "model": "m", "cache_salt": "x",
+                "extra_key": "x", "priority": 1, "text": null}),
+            grammar(json!({"type": "regex", "value": "x"})),
+            grammar(json!({"type": "json_schema", "value": {"name": "x", "schema": {}}})),
+            json!({"inputs": "x", "stream": true}),
+        ];
+        [
+            Kind {
+                schema: "TgiRequest",
+                read: |body| TgiRequest::parse(body).map(drop),
+                bodies,
+            },
+            Kind {
+                schema: "TgiTokenize",
+                read: |body| TgiTokenize::parse(body).map(drop),
+                bodies: vec![json!({"inputs": "x", "model": "m"})],
+            },
+        ]
+    }
+
+    fn ollama_kinds() -> [Kind; 5] {
+        let options = json!({"num_predict": 9, "num_ctx": 9, "temperature": 0.5, "top_k": 5, "top_p": 0.5,
+            "min_p": 0.5, "repeat_penalty": 1.5, "presence_penalty": 1, "frequency_penalty": -1,
+            "repeat_last_n": -1, "seed": -1, "stop": ["x"], "num_gpu": 1, "numa": true, "penalize_newline": true});
+        let tool = json!({"type": "function", "function": {
+            "name": "f", "description": "x", "strict": false, "parameters": {}}});
+        let chat = json!({
+            "model": "m", "stream": false, "format": {}, "think": "low", "keep_alive": "5m", "logprobs": true,
+            "top_logprobs": 2, "options": &options, "cache_salt": "x", "extra_key": "x", "priority": 1,
+            "tools": [&tool], "tool_choice": {"type": "function", "function": {"name": "f"}},
+            "parallel_tool_calls": true,
+            "messages": [
+                {"role": "user", "content": "x", "images": []},
+                {"role": "assistant", "thinking": "x",
+                    "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+                {"role": "tool", "content": [{"type": "text", "text": "x"}], "tool_name": "f", "tool_call_id": "x"},
+                {"role": "assistant", "refusal": "x", "reasoning": "x", "function_call": {"name": "f"},
+                    "content": [{"type": "refusal", "refusal": "x"}]}
+            ]
+        });
+        let kind = |schema, read, bodies| Kind { schema, read, bodies };
+        let named = json!({"tools": [&tool], "tool_choice": {"name": "f"}});
+        let allowed = json!({"tools": [&tool], "tool_choice": {"type": "allowed_tools", "allowed_tools": {
+            "mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]}}});
+        [
+            kind(
+                "OllamaChat",
+                |body| OllamaRequest::parse_chat(body).map(drop),
+                vec![
+                    chat,
+                    named,
+                    allowed,
+                    json!({"format": "json", "keep_alive": 5, "options": {"stop": "x"}}),
+                ],
+            ),
+            kind(
+                "OllamaGenerate",
+                |body| OllamaRequest::parse_generate(body).map(drop),
+                vec![
+                    json!({"model": "m", "prompt": "x", "raw": true, "format": "", "think": true}),
+                    json!({"prompt": "x", "system": "x", "context": [1, 2], "stream": true}),
+                ],
+            ),
+            kind(
+                "OllamaEmbed",
+                |body| OllamaEmbed::parse(body).map(drop),
+                vec![
+                    json!({"model": "m", "input": ["x", "y"], "truncate": false, "dimensions": 3,
+                        "options": &options, "keep_alive": "5m"}),
+                    json!({"input": "x"}),
+                ],
+            ),
+            kind(
+                "OllamaEmbeddings",
+                |body| OllamaEmbed::parse_older(body).map(drop),
+                vec![json!({"model": "m", "prompt": "x", "options": &options, "keep_alive": 1})],
+            ),
+            kind(
+                "OllamaModel",
+                |body| OllamaModel::parse(body).map(drop),
+                vec![
+                    json!({"model": "m", "stream": true, "verbose": true, "insecure": true}),
+                    json!({"name": "m"}),
+                ],
+            ),
+        ]
     }
 
     fn responses_kind() -> Kind {
@@ -455,8 +555,9 @@ mod tests {
     }
 
     /// Rules between fields, which the document only puts into words.
-    const BETWEEN_FIELDS: [&str; 19] = [
+    const BETWEEN_FIELDS: [&str; 20] = [
         "needs 'store'",
+        "it must be 1 where",
         "is only allowed when",
         "is not available",
         "cannot both be true",

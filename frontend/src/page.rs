@@ -13,6 +13,9 @@ use sha2::{Digest, Sha256};
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+/// Where the page is.
+pub const PATH: &str = "/";
+
 struct File {
     path: &'static str,
     kind: &'static str,
@@ -21,7 +24,7 @@ struct File {
 
 const FILES: [File; 3] = [
     File {
-        path: "/",
+        path: PATH,
         kind: "text/html; charset=utf-8",
         content: include_str!("page/index.html"),
     },

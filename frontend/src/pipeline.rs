@@ -4,6 +4,7 @@
 //! engine events -> Generation (crate::stream) -> pieces -> Dialect -> one JSON body
 //!                                                                  -> events, and a comment when nothing
 //!                                                                     came for a while
+//!                                                                  -> lines of JSON
 //! ```
 //!
 //! A [`Dialect`] is what one API's objects look like; it decides nothing else. It lives with the handler of
@@ -26,6 +27,9 @@ pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// The objects of one API. For a whole answer it collects pieces; for a stream each becomes events.
 pub(crate) trait Dialect: Send + 'static {
+    /// What a stream is made of.
+    const FRAMING: Framing = Framing::ServerSentEvents;
+
     /// Takes in the next piece of an answer that is sent as one.
     ///
     /// # Errors
@@ -66,37 +70,74 @@ pub(crate) trait Dialect: Send + 'static {
     }
 }
 
-/// Server-sent events on their way out.
-#[derive(Debug, Default)]
-pub(crate) struct Events(Vec<u8>);
+/// How the objects of a stream are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// Each is the data of an event.
+    ServerSentEvents,
+    /// Each is a line (NDJSON).
+    Lines,
+}
+
+impl Framing {
+    fn content_type(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Framing::ServerSentEvents => "text/event-stream; charset=utf-8",
+            Framing::Lines => "application/x-ndjson",
+        })
+    }
+}
+
+/// The objects of a stream on their way out.
+#[derive(Debug)]
+pub(crate) struct Events {
+    bytes: Vec<u8>,
+    framing: Framing,
+}
 
 impl Events {
+    fn new(framing: Framing) -> Self {
+        let bytes = Vec::new();
+        Events { bytes, framing }
+    }
+
     /// Appends an event, which may have a name. JSON holds no raw line breaks, so one `data` line is enough.
     pub(crate) fn send(&mut self, name: Option<&'static str>, data: &impl Serialize) {
         if let Some(name) = name {
-            self.0.extend_from_slice(b"event: ");
-            self.0.extend_from_slice(name.as_bytes());
-            self.0.push(b'\n');
+            self.put(&[b"event: ", name.as_bytes(), b"\n"]);
         }
-        self.0.extend_from_slice(b"data: ");
-        serde_json::to_writer(&mut self.0, data)
+        if self.framing == Framing::ServerSentEvents {
+            self.put(&[b"data: "]);
+        }
+        serde_json::to_writer(&mut self.bytes, data)
             .expect("plain structs serialize and a vector takes any bytes");
-        self.0.extend_from_slice(b"\n\n");
+        self.put(match self.framing {
+            Framing::ServerSentEvents => &[b"\n\n"],
+            Framing::Lines => &[b"\n"],
+        });
     }
 
     /// Appends the mark that OpenAI's streams end with.
     pub(crate) fn done(&mut self) {
-        self.0.extend_from_slice(b"data: [DONE]\n\n");
+        self.put(&[b"data: [DONE]\n\n"]);
     }
 
     /// Bytes so far.
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.bytes.len()
     }
 
-    /// Appends a comment, which clients skip.
+    /// Appends a comment, which clients skip. Lines of JSON have none.
     fn comment(&mut self, text: &str) {
-        self.0.extend_from_slice(format!(": {text}\n\n").as_bytes());
+        if self.framing == Framing::ServerSentEvents {
+            self.put(&[b": ", text.as_bytes(), b"\n\n"]);
+        }
+    }
+
+    fn put(&mut self, parts: &[&[u8]]) {
+        for part in parts {
+            self.bytes.extend_from_slice(part);
+        }
     }
 }
 
@@ -115,7 +156,7 @@ pub(crate) async fn whole(
 }
 
 /// Answers with events as pieces come, and a comment whenever nothing came for `keep_alive`.
-pub(crate) fn stream(generation: Generation, dialect: impl Dialect, keep_alive: Duration) -> Response {
+pub(crate) fn stream<D: Dialect>(generation: Generation, dialect: D, keep_alive: Duration) -> Response {
     let stream = EventStream {
         generation,
         dialect,
@@ -128,8 +169,7 @@ pub(crate) fn stream(generation: Generation, dialect: impl Dialect, keep_alive: 
     });
     let mut response = Body::from_stream(chunks).into_response();
     let headers = response.headers_mut();
-    let event_stream = HeaderValue::from_static("text/event-stream; charset=utf-8");
-    headers.insert(header::CONTENT_TYPE, event_stream);
+    headers.insert(header::CONTENT_TYPE, D::FRAMING.content_type());
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // Proxies that collect an answer before they pass it on would undo the streaming.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
@@ -154,7 +194,7 @@ struct EventStream<D> {
 impl<D: Dialect> EventStream<D> {
     /// The next bytes to send: at least one whole event or comment.
     async fn next(&mut self) -> Option<Bytes> {
-        let mut events = Events::default();
+        let mut events = Events::new(D::FRAMING);
         if self.phase == Phase::Opening {
             self.phase = Phase::Running;
             self.dialect.open(&mut self.generation, &mut events);
@@ -175,7 +215,7 @@ impl<D: Dialect> EventStream<D> {
                 }
             }
         }
-        (events.len() > 0).then(|| events.0.into())
+        (events.len() > 0).then(|| events.bytes.into())
     }
 }
 

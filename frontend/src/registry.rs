@@ -403,6 +403,14 @@ impl Models {
         }
     }
 
+    /// The model called `name`, of either kind. Waits until it is loaded.
+    ///
+    /// # Errors
+    /// Where no model is called so, or it cannot be loaded.
+    pub(crate) async fn named(&self, name: &str) -> Result<Model, ApiError> {
+        self.load(&self.known(name)?).await
+    }
+
     /// The model that generates text where none is named; an encoder where there is no such. Waits until it
     /// is loaded.
     ///
@@ -423,7 +431,7 @@ impl Models {
     /// The model called `asked`, or the first of its kind.
     async fn get(&self, asked: Option<&str>, kind: Kind) -> Result<Model, ApiError> {
         if let Some(name) = asked {
-            return self.load(&self.known(name)?).await;
+            return self.named(name).await;
         }
         let slots = self.slots();
         let mut other = None;

@@ -11,15 +11,16 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use futures_util::FutureExt;
 
+use crate::absent;
 use crate::api::{
-    App, admin, cache, chat, completions, embeddings, generate, messages, models, render, rerank, responses,
-    tokens, worker,
+    App, admin, cache, chat, completions, embeddings, generate, messages, models, ollama, render, rerank,
+    responses, tgi, tokens, worker,
 };
 use crate::auth::{self, require_key, require_metrics_key, require_operator};
 use crate::hosts::{require_host, require_named_host};
@@ -29,7 +30,8 @@ use crate::page;
 use crate::places::require_seat;
 use crate::random::random_id;
 use crate::wire::anthropic;
-use crate::wire::error::ApiError;
+use crate::wire::error::{self, ApiError};
+use crate::wire::tgi::response::error as tgi_error;
 
 /// Longer ids of clients are replaced.
 const MAX_REQUEST_ID: usize = 128;
@@ -63,6 +65,10 @@ struct Route {
 enum ErrorShape {
     OpenAi,
     Anthropic,
+    /// A text alone: Ollama's and KServe's.
+    Plain,
+    /// A text and a kind: TGI's.
+    Tgi,
 }
 
 impl Route {
@@ -86,13 +92,23 @@ impl Route {
         self
     }
 
+    const fn with_plain_errors(mut self) -> Self {
+        self.errors = ErrorShape::Plain;
+        self
+    }
+
+    const fn of_tgi(mut self) -> Self {
+        self.errors = ErrorShape::Tgi;
+        self
+    }
+
     const fn only(mut self, access: Access) -> Self {
         self.access = access;
         self
     }
 }
 
-/// Every route of the server, but for the page at `/`.
+/// Every route of the server, but for the page's: that at `/` is a POST, and the page a GET.
 const ROUTES: &[Route] = &[
     Route::new("/v1/chat/completions", || post(chat::chat_completions)).generates("chat"),
     Route::new("/v1/chat/completions/render", || post(render::chat_completions)),
@@ -109,6 +125,19 @@ const ROUTES: &[Route] = &[
     }),
     Route::new("/v1/responses/{id}/cancel", || post(responses::cancel)),
     Route::new("/v1/responses/{id}/input_items", || get(responses::input_items)),
+    Route::new("/api/chat", || post(ollama::chat))
+        .generates("chat")
+        .with_plain_errors(),
+    Route::new("/api/generate", || post(ollama::generate))
+        .generates("text_completion")
+        .with_plain_errors(),
+    Route::new("/api/embed", || post(ollama::embed)).with_plain_errors(),
+    Route::new("/api/embeddings", || post(ollama::older_embeddings)).with_plain_errors(),
+    Route::new("/api/tags", || get(ollama::tags)).with_plain_errors(),
+    Route::new("/api/ps", || get(ollama::ps)).with_plain_errors(),
+    Route::new("/api/show", || post(ollama::show)).with_plain_errors(),
+    Route::new("/api/pull", || post(ollama::pull)).with_plain_errors(),
+    Route::new("/api/version", || get(ollama::version)).with_plain_errors(),
     Route::new("/v1/embeddings", || post(embeddings::embeddings)),
     Route::new("/v1/rerank", || post(rerank::rerank)),
     Route::new("/v2/rerank", || post(rerank::rerank)),
@@ -123,6 +152,14 @@ const ROUTES: &[Route] = &[
     Route::new("/detokenize", || post(tokens::detokenize)),
     Route::new("/tokenizer_info", || get(tokens::tokenizer_info)),
     Route::new("/generate", || post(generate::generate)).generates("text_completion"),
+    Route::new("/", || post(tgi::root))
+        .generates("text_completion")
+        .of_tgi(),
+    Route::new("/generate_stream", || post(tgi::stream))
+        .generates("text_completion")
+        .of_tgi(),
+    Route::new("/info", || get(tgi::info)).of_tgi(),
+    Route::new("/chat_tokenize", || post(tgi::chat_tokenize)).of_tgi(),
     Route::new("/model_info", || get(worker::model_info)),
     Route::new("/get_model_info", || get(worker::model_info)),
     Route::new("/health", || get(admin::health)),
@@ -150,21 +187,28 @@ const ROUTES: &[Route] = &[
 /// All routes of the server.
 pub fn router(app: Arc<App>) -> Router {
     let no_method = async || ApiError::MethodNotAllowed;
-    let routes = |access| {
-        let all = ROUTES.iter().filter(|route| route.access == access);
+    let of = |is_wanted: &dyn Fn(&Route) -> bool| {
+        let all = ROUTES.iter().filter(|route| is_wanted(route));
         all.fold(Router::new(), |router, route| {
             router.route(route.path, (route.handlers)())
         })
     };
+    let routes = |access| of(&|route| route.access == access && route.path != page::PATH);
+    let beside_page = of(&|route| route.path == page::PATH);
+    let beside_page = beside_page.layer(from_fn_with_state(Arc::clone(&app), require_key));
     let operators = routes(Access::Operator).method_not_allowed_fallback(no_method);
     let metrics = routes(Access::Metrics).method_not_allowed_fallback(no_method);
     let router = routes(Access::Client)
-        .fallback(async || ApiError::NotFound)
+        .fallback(async |uri: Uri| absent::error(uri.path()))
         .method_not_allowed_fallback(no_method)
         .layer(from_fn_with_state(Arc::clone(&app), require_key))
         .merge(operators.layer(from_fn_with_state(Arc::clone(&app), require_operator)))
         .merge(metrics.layer(from_fn_with_state(Arc::clone(&app), require_metrics_key)))
-        .merge(page::routes().method_not_allowed_fallback(no_method))
+        .merge(
+            page::routes()
+                .merge(beside_page)
+                .method_not_allowed_fallback(no_method),
+        )
         .layer(from_fn_with_state(Arc::clone(&app), require_host))
         .layer(from_fn_with_state(Arc::clone(&app), require_length))
         .layer(from_fn(require_seat))
@@ -239,10 +283,12 @@ async fn require_length(State(app): State<Arc<App>>, request: Request, next: Nex
 /// In whose shape the errors of a request's answer are: its route's, and Anthropic's where a client of theirs
 /// asks for anything.
 fn error_shape(route: Option<usize>, request: &Request) -> ErrorShape {
-    match route {
-        Some(place) if ROUTES[place].errors == ErrorShape::Anthropic => ErrorShape::Anthropic,
-        _ if anthropic::is_spoken(request.headers()) => ErrorShape::Anthropic,
-        _ => ErrorShape::OpenAi,
+    let path = request.uri().path();
+    match route.map(|place| ROUTES[place].errors) {
+        Some(ErrorShape::OpenAi) | None if anthropic::is_spoken(request.headers()) => ErrorShape::Anthropic,
+        Some(shape) => shape,
+        None if path.starts_with("/api/") => ErrorShape::Plain,
+        None => ErrorShape::OpenAi,
     }
 }
 
@@ -254,7 +300,8 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
         None => HeaderValue::from_str(&random_id()).expect("hexadecimal digits"),
     };
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let route = place_of(&path);
+    // What is no POST there is for the page.
+    let route = place_of(&path).filter(|_| path != page::PATH || method == Method::POST);
     let span = app.traces.as_ref().zip(traced(route, &request));
     let span = span.and_then(|(traces, route)| traces.begin(route, &request, &id));
     if let Some(span) = &span {
@@ -264,9 +311,12 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
     auth::accept_plain_key(request.headers_mut());
     let shape = error_shape(route, &request);
     let mut response = next.run(request).await;
-    if shape == ErrorShape::Anthropic {
-        response = anthropic::error::retold(response, &id);
-    }
+    response = match shape {
+        ErrorShape::OpenAi => response,
+        ErrorShape::Anthropic => anthropic::error::retold(response, &id),
+        ErrorShape::Plain => error::retold(response, error::plain),
+        ErrorShape::Tgi => error::retold(response, tgi_error),
+    };
     let status = response.status().as_u16();
     app.http.count(route, status);
     tracing::debug!(%method, path, status, id = id.to_str().unwrap_or_default(), "answered");
@@ -293,7 +343,8 @@ mod tests {
             ("/v1/responses/resp_1", Some("/v1/responses/{id}")),
             ("/v1/responses/resp_1/cancel", Some("/v1/responses/{id}/cancel")),
             ("/v1/responses/resp_1/none", None),
-            ("/", None),
+            ("/", Some("/")),
+            ("/page.js", None),
         ] {
             assert_eq!(of(path), expected, "{path}");
         }

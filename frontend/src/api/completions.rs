@@ -60,6 +60,7 @@ pub async fn completions(
     let running = Running {
         generation,
         requests,
+        prompt: prepared.pop().map(|prompt| prompt.tokens).unwrap_or_default(),
         options,
     };
     let dialect = |envelope| TextAnswer::new(envelope, n_choices);

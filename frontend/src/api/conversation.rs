@@ -37,11 +37,22 @@ pub(super) enum OutputRoom {
     UpToContext,
 }
 
+impl OutputRoom {
+    fn bound(self, (served, prompt): (&Served, &PreparedPrompt), options: &mut Options) {
+        if self == OutputRoom::UpToContext {
+            let n_left = served.engine.context().saturating_sub(prompt.tokens.len()).max(1);
+            options.max_tokens = options.max_tokens.map(|asked| asked.min(n_left));
+        }
+    }
+}
+
 /// Completions on their way.
 pub(super) struct Running {
     pub(super) generation: Generation,
     /// The first of each prompt.
     pub(super) requests: Vec<RequestId>,
+    /// Tokens of the prompt; of the last one, where there are several.
+    pub(super) prompt: Vec<u32>,
     /// What was asked for, with the limits that hold.
     pub(super) options: Options,
 }
@@ -65,11 +76,8 @@ pub(super) async fn begin(
     } = request;
     let tenant = App::tenant(owner);
     let prompt = prompt((app, served), &admitted, conversation).await?;
-    if room == OutputRoom::UpToContext {
-        let n_left = served.engine.context().saturating_sub(prompt.tokens.len()).max(1);
-        options.max_tokens = options.max_tokens.map(|asked| asked.min(n_left));
-    }
-    let mut thinking = prompt.thinking;
+    let (prompt, mut thinking) = (PreparedPrompt::new(prompt.tokens, None), prompt.thinking);
+    room.bound((served, &prompt), &mut options);
     if let (Thinking::Optional, Some(constraint)) = (thinking, &options.constraint)
         && served
             .grammars
@@ -89,7 +97,6 @@ pub(super) async fn begin(
         None => None,
     };
     options.constraint = options.constraint.map(|constraint| constraint.after(thinking));
-    let prompt = PreparedPrompt::new(prompt.tokens, None);
     let grammar = served.grammar(&options, tenant).await?;
     let thought_limit = match thinking_budget {
         Some(budget) => thought_limit(served, thinking, budget)?,
@@ -113,6 +120,35 @@ pub(super) async fn begin(
     Ok(Running {
         generation,
         requests,
+        prompt: prompt.tokens,
+        options,
+    })
+}
+
+/// Submits the completions of one text.
+///
+/// # Errors
+/// Where it does not fit, or asks for an output that cannot be enforced.
+pub(super) async fn begin_text(
+    (app, served): (&App, &Served),
+    (prompt, mut options, room): (PreparedPrompt, Options, OutputRoom),
+    owner: Option<usize>,
+    admitted: Admitted,
+) -> Result<Running, ApiError> {
+    let grammar = served.grammar(&options, App::tenant(owner)).await?;
+    room.bound((served, &prompt), &mut options);
+    let job = Job {
+        prompt: &prompt,
+        options: &options,
+        grammar: grammar.as_ref(),
+        thoughts: None,
+    };
+    let (generation, requests) = app.generate(served, vec![job], owner)?;
+    drop(admitted);
+    Ok(Running {
+        generation,
+        requests,
+        prompt: prompt.tokens,
         options,
     })
 }
@@ -182,6 +218,7 @@ pub(super) async fn prompt(
         tools,
         ending,
         template_values,
+        before,
     } = conversation;
     let limit = served.prompt_limit();
     let prompt = app.encode(served, admitted, move |encoder| {
@@ -198,7 +235,13 @@ pub(super) async fn prompt(
         };
         encoder.chat(&chat, limit)
     });
-    prompt.await.map_err(|error| error.of_prompt_in("messages"))
+    let mut prompt = prompt.await.map_err(|error| error.of_prompt_in("messages"))?;
+    if !before.is_empty() {
+        let first = served.encoder.tokenizer().bos();
+        let begins = usize::from(first.is_some() && first == prompt.tokens.first().copied());
+        prompt.tokens.splice(..begins, before);
+    }
+    Ok(prompt)
 }
 
 /// Makes the calls of `tools` what the output must look like, besides what it must look like already; returns

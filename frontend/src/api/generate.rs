@@ -1,4 +1,4 @@
-//! `POST /generate`, in SGLang's words.
+//! `POST /generate`, in SGLang's words; a body with `inputs` is TGI's ([`super::tgi`]).
 
 mod answer;
 
@@ -12,7 +12,7 @@ use axum::response::Response;
 
 use self::answer::{GenerateAnswer, Output, PromptTold, Told};
 use super::completions::prepare;
-use super::{App, Job, PreparedPrompt, Traced, cache};
+use super::{App, Job, PreparedPrompt, Traced, cache, tgi};
 use crate::body::RequestBody;
 use crate::grammars::Begun;
 use crate::intake::Admitted;
@@ -22,8 +22,9 @@ use crate::served::Served;
 use crate::wire::completion::{Echo, Prompt};
 use crate::wire::deadlines::Deadlines;
 use crate::wire::error::ApiError;
-use crate::wire::generate::{GeneratePrompt, GenerateRequest};
+use crate::wire::generate::GeneratePrompt;
 use crate::wire::options::Options;
+use crate::wire::tgi::request::GenerateBody;
 
 /// What an event of a stream holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,7 +44,13 @@ pub async fn generate(
     body: RequestBody,
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
-    let (request, admitted) = body.parse(&app, GenerateRequest::parse).await?;
+    let (body, admitted) = body.parse(&app, GenerateBody::parse).await?;
+    let request = match body {
+        GenerateBody::SgLang(request) => request,
+        GenerateBody::Tgi(request) => {
+            return Ok(tgi::answer(&app, (request, admitted), (&headers, exchange)).await);
+        }
+    };
     // The API has no name for one.
     let served = &app.models.find(None).await?;
     let (deadlines, owner) = (Deadlines::read(&headers)?, app.owner(&headers));

@@ -9,10 +9,12 @@ pub mod embeddings;
 pub mod generate;
 pub mod messages;
 pub mod models;
+pub mod ollama;
 mod openai;
 pub mod render;
 pub mod rerank;
 pub mod responses;
+pub mod tgi;
 pub mod tokens;
 pub mod worker;
 

@@ -1,25 +1,29 @@
-//! `POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`, in vLLM's shape.
+//! `POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`, in vLLM's shape; the first in TGI's too.
 
 use std::sync::Arc;
 
 use arbora_runtime::tokenizer::Tokenizer;
 use axum::Json;
 use axum::extract::State;
+use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::App;
-use super::conversation;
+use super::{App, conversation, tgi};
 use crate::body::RequestBody;
 use crate::prompt::PromptEncoder;
 use crate::wire::error::ApiError;
-use crate::wire::tokens::{DetokenizeRequest, DetokenizeResponse, Text, TokenizeRequest, TokenizeResponse};
+use crate::wire::tokens::{DetokenizeRequest, DetokenizeResponse, Text, TokenizeBody, TokenizeResponse};
 
-/// The tokens of a text or of a rendered chat.
-pub async fn tokenize(
-    State(app): State<Arc<App>>,
-    body: RequestBody,
-) -> Result<Json<TokenizeResponse>, ApiError> {
-    let (request, admitted) = body.parse(&app, TokenizeRequest::parse).await?;
+/// The tokens of a text or of a rendered chat; of a body with `inputs` in TGI's words.
+pub async fn tokenize(State(app): State<Arc<App>>, body: RequestBody) -> Result<Response, ApiError> {
+    let (request, admitted) = body.parse(&app, TokenizeBody::parse).await?;
+    let request = match request {
+        TokenizeBody::Vllm(request) => request,
+        TokenizeBody::Tgi(request) => {
+            let tokens = tgi::tokenize(&app, &admitted, request).await?;
+            return Ok(Json(tokens).into_response());
+        }
+    };
     let served = &app.models.find(request.model.as_deref()).await?;
     let tokens = match request.text {
         Text::Plain { text, bos } => {
@@ -35,12 +39,13 @@ pub async fn tokenize(
     };
     let spelled =
         |id: &u32| String::from_utf8_lossy(served.encoder.tokenizer().token_bytes(*id)).into_owned();
-    Ok(Json(TokenizeResponse {
+    let answer = TokenizeResponse {
         count: tokens.len(),
         max_model_len: served.engine.context(),
         token_strs: request.with_strings.then(|| tokens.iter().map(spelled).collect()),
         tokens,
-    }))
+    };
+    Ok(Json(answer).into_response())
 }
 
 /// The text of tokens, control tokens spelled out.

@@ -205,6 +205,7 @@ fn outcome(source: &str, request: &Json, values: &serde_json::Map<String, Json>)
         tools,
         ending,
         mut template_values,
+        ..
     } = request.conversation;
     template_values.extend(values.clone());
     let tokens = TemplateTokens {

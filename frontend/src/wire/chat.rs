@@ -42,6 +42,8 @@ pub struct Conversation {
     pub ending: PromptEnding,
     /// Values for the template, from a short list of names.
     pub template_values: Map<String, Value>,
+    /// Tokens that come before what the template makes of all this.
+    pub before: Vec<u32>,
 }
 
 /// How a prompt ends.
@@ -100,6 +102,7 @@ impl Conversation {
             tools: tools.map_or_else(Vec::new, |tools| std::mem::take(&mut tools.listed)),
             ending,
             template_values: template_values(f)?,
+            before: Vec::new(),
         })
     }
 }
@@ -135,7 +138,7 @@ fn ending(f: &mut Fields) -> Result<PromptEnding, ApiError> {
 }
 
 /// `logprobs: true` and how many to list.
-fn output_logprobs(f: &mut Fields) -> Result<Option<usize>, ApiError> {
+pub(super) fn output_logprobs(f: &mut Fields) -> Result<Option<usize>, ApiError> {
     let is_wanted = f.optional::<bool>("logprobs")?.unwrap_or(false);
     let n_top = in_range(f, "top_logprobs", 0, MAX_LOGPROBS)?.unwrap_or(0);
     if !is_wanted && n_top > 0 {

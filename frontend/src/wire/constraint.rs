@@ -156,6 +156,11 @@ impl Constraint {
         }
     }
 
+    /// What TGI's clients ask for in the field `name` of `f`: `{type: json | regex | json_schema, value}`.
+    pub(super) fn of_format(f: &mut Fields, name: &str) -> Result<Option<Self>, ApiError> {
+        format_in(f, name, Whitespace::Any)
+    }
+
     /// Any JSON object, as the field `param` asks.
     pub(super) fn any_object(param: String) -> Self {
         Constraint {
@@ -314,8 +319,13 @@ const TOP_LEVEL: [(&str, Read); 11] = [
 ];
 
 fn response_format(f: &mut Fields, whitespace: Whitespace) -> Result<Option<Constraint>, ApiError> {
-    let param = f.path_of("response_format");
-    let Some(mut format) = f.object("response_format")? else {
+    format_in(f, "response_format", whitespace)
+}
+
+/// What the format in the field `name` of `f` constrains to.
+fn format_in(f: &mut Fields, name: &str, whitespace: Whitespace) -> Result<Option<Constraint>, ApiError> {
+    let param = f.path_of(name);
+    let Some(mut format) = f.object(name)? else {
         return Ok(None);
     };
     if format.is_empty() {
@@ -388,10 +398,12 @@ fn json_format(
     }
 }
 
-/// `{type: json_schema}`: OpenAI's wrapped schema, or llama.cpp's bare one.
+/// `{type: json_schema}`: a wrapped schema, OpenAI's or in TGI's `value`, or llama.cpp's bare one.
 fn schema_format(format: &mut Fields, whitespace: Whitespace) -> Result<Constraint, ApiError> {
-    if let Some(wrapped) = format.object("json_schema")? {
-        return wrapped_schema(wrapped, whitespace);
+    for name in ["json_schema", "value"] {
+        if let Some(wrapped) = format.object(name)? {
+            return wrapped_schema(wrapped, whitespace);
+        }
     }
     let param = format.path_of("schema");
     match format.raw("schema") {

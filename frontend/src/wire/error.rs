@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use arbora_runtime::fair_limit::NoRoom;
 use arbora_runtime::request::{FinishReason, RequestError, SubmitError};
+use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -93,6 +94,12 @@ pub enum ApiError {
     /// No such route.
     #[error("There is nothing at this URL.")]
     NotFound,
+    /// A route that clients of other servers know.
+    #[error("{what}")]
+    NotOffered {
+        /// What is missing, and what there is instead.
+        what: &'static str,
+    },
     /// The route exists, for other methods.
     #[error("This URL does not take this method.")]
     MethodNotAllowed,
@@ -208,6 +215,7 @@ impl ApiError {
             ),
             ApiError::NotKept { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("not_kept")),
             ApiError::NotFound => (StatusCode::NOT_FOUND, REQUEST, Some("unknown_url")),
+            ApiError::NotOffered { .. } => (StatusCode::NOT_FOUND, REQUEST, Some("not_supported")),
             ApiError::MethodNotAllowed => (
                 StatusCode::METHOD_NOT_ALLOWED,
                 REQUEST,
@@ -317,6 +325,25 @@ impl IntoResponse for ApiError {
         response.extensions_mut().insert(self);
         response
     }
+}
+
+/// The same answer; where it is an error, with the status and the body that `tell` gives it.
+pub(crate) fn retold(
+    mut response: Response,
+    tell: impl FnOnce(&ApiError) -> (StatusCode, Value),
+) -> Response {
+    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        let (status, body) = tell(&error);
+        *response.status_mut() = status;
+        *response.body_mut() = Body::from(body.to_string());
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+    }
+    response
+}
+
+/// An error that is a text alone, as Ollama's and KServe's clients know it: `{error}`.
+pub(crate) fn plain(error: &ApiError) -> (StatusCode, Value) {
+    (error.status(), json!({"error": error.to_string()}))
 }
 
 /// The field that holds the prompt where nothing else is said.

@@ -86,6 +86,16 @@ impl Fields {
         self.map.shift_remove(name).filter(|v| !v.is_null())
     }
 
+    /// Whether a field is there and not `null`. It is still to be read.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.peek(name).is_some()
+    }
+
+    /// A field that is still to be read; `null` counts as missing.
+    pub(super) fn peek(&self, name: &str) -> Option<&Value> {
+        self.map.get(name).filter(|value| !value.is_null())
+    }
+
     /// Sets a field that has not been read.
     pub(super) fn put(&mut self, name: &str, value: Option<Value>) {
         if let Some(value) = value {

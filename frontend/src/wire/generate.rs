@@ -64,7 +64,10 @@ pub struct LogprobShape {
 impl GenerateRequest {
     /// Reads a request body.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let mut f = Fields::parse(body)?;
+        GenerateRequest::read(Fields::parse(body)?)
+    }
+
+    pub(super) fn read(mut f: Fields) -> Result<Self, ApiError> {
         let (prompts, is_list) = prompts(&mut f)?;
         unsupported::refuse(&mut f, &[&ANYWHERE, &GENERATE, &BESIDE_SAMPLING_PARAMS])?;
         let stream = f.optional("stream")?.unwrap_or(false);

@@ -76,6 +76,11 @@ pub struct SamplingAsked {
 
 impl SamplingAsked {
     pub(super) fn read(f: &mut Fields) -> Result<Self, ApiError> {
+        SamplingAsked::read_named(f, "repetition_penalty")
+    }
+
+    /// The same of an API that calls the repetition penalty `repetition`.
+    pub(super) fn read_named(f: &mut Fields, repetition: &str) -> Result<Self, ApiError> {
         let asked = SamplingAsked {
             temperature: f.optional("temperature")?,
             // -1 is how vLLM's clients say "all".
@@ -85,7 +90,7 @@ impl SamplingAsked {
             },
             top_p: f.optional("top_p")?,
             min_p: f.optional("min_p")?,
-            repetition_penalty: f.optional("repetition_penalty")?,
+            repetition_penalty: f.optional(repetition)?,
             presence_penalty: f.optional("presence_penalty")?,
             frequency_penalty: f.optional("frequency_penalty")?,
             seed: f
@@ -94,8 +99,26 @@ impl SamplingAsked {
             no_penalties: unsupported::refuse(f, &[&PENALTIES]).err(),
         };
         // What is out of range is so for every model.
-        asked.with_defaults(&SamplingParams::default())?;
+        let plain = asked.over(&SamplingParams::default());
+        plain.validate().map_err(|bad| {
+            let name = match bad.param {
+                "repetition_penalty" => repetition,
+                other => other,
+            };
+            let path = f.path_of(name);
+            let message = format!("'{path}' must be {}, got {}.", bad.expected, bad.value);
+            ApiError::invalid(path, message)
+        })?;
+        asked.check_penalties(&plain)?;
         Ok(asked)
+    }
+
+    /// The same with the likeliest token always.
+    pub(super) fn greedy(self) -> Self {
+        SamplingAsked {
+            temperature: Some(0.0),
+            ..self
+        }
     }
 
     /// Same seed, same request: same tokens.
@@ -108,7 +131,16 @@ impl SamplingAsked {
     /// # Errors
     /// Where something asked for is out of range, or does not go with the model's penalties.
     pub fn with_defaults(&self, defaults: &SamplingParams) -> Result<SamplingParams, ApiError> {
-        let sampling = SamplingParams {
+        let sampling = self.over(defaults);
+        sampling
+            .validate()
+            .map_err(|bad| ApiError::invalid(bad.param, format!("{bad}.")))?;
+        self.check_penalties(&sampling)?;
+        Ok(sampling)
+    }
+
+    fn over(&self, defaults: &SamplingParams) -> SamplingParams {
+        SamplingParams {
             temperature: self.temperature.unwrap_or(defaults.temperature),
             top_k: self.top_k.unwrap_or(defaults.top_k),
             top_p: self.top_p.unwrap_or(defaults.top_p),
@@ -117,10 +149,10 @@ impl SamplingAsked {
             presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
             seed: self.seed,
-        };
-        sampling
-            .validate()
-            .map_err(|bad| ApiError::invalid(bad.param, format!("{bad}.")))?;
+        }
+    }
+
+    fn check_penalties(&self, sampling: &SamplingParams) -> Result<(), ApiError> {
         let penalties = (
             sampling.presence_penalty,
             sampling.frequency_penalty,
@@ -128,7 +160,7 @@ impl SamplingAsked {
         );
         match &self.no_penalties {
             Some(error) if penalties != (0.0, 0.0, 1.0) => Err(error.clone()),
-            _ => Ok(sampling),
+            _ => Ok(()),
         }
     }
 }
@@ -225,17 +257,20 @@ pub(super) struct OneOutput {
     pub(super) stops: Vec<String>,
     /// What it must look like.
     pub(super) constraint: Option<Constraint>,
+    /// How its tokens are drawn.
+    pub(super) sampling: SamplingAsked,
+    /// How the answer travels.
+    pub(super) delivery: Delivery,
 }
 
 impl Options {
     /// Those of an API with fields of its own, which `output` holds, and some that all have.
     pub(super) fn of_one(f: &mut Fields, output: OneOutput) -> Result<Self, ApiError> {
-        let is_stream = f.optional::<bool>("stream")?.unwrap_or(false);
         Ok(Options {
             model: f.optional("model")?,
             max_tokens: output.max_tokens,
             n: 1,
-            sampling: SamplingAsked::read(f)?,
+            sampling: output.sampling,
             stop: StopConditions {
                 strings: output.stops,
                 ..StopConditions::default()
@@ -245,13 +280,20 @@ impl Options {
             constraint: output.constraint,
             whitespace: Whitespace::Any,
             control_tokens: ControlTokens::LeftOut,
-            delivery: match is_stream {
-                true => Delivery::Stream(StreamUsage::default()),
-                false => Delivery::Whole,
-            },
+            delivery: output.delivery,
             salt: salt(f)?,
             priority: f.optional("priority")?.unwrap_or(0),
             deadlines: Deadlines::default(),
+        })
+    }
+}
+
+impl Delivery {
+    /// What the field `stream` says.
+    pub(super) fn read(f: &mut Fields) -> Result<Self, ApiError> {
+        Ok(match f.optional("stream")? {
+            Some(true) => Delivery::Stream(StreamUsage::default()),
+            _ => Delivery::Whole,
         })
     }
 }

@@ -6,6 +6,7 @@ use super::chat::Conversation;
 use super::completion::{Bos, bos, tokens};
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
+use super::tgi::request::TgiTokenize;
 use super::tools::Tools;
 
 /// What is to become tokens.
@@ -33,10 +34,36 @@ pub struct TokenizeRequest {
     pub with_strings: bool,
 }
 
+/// Which of two servers' requests a body of `/tokenize` is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TokenizeBody {
+    /// vLLM's.
+    Vllm(TokenizeRequest),
+    /// TGI's, which has `inputs`.
+    Tgi(TgiTokenize),
+}
+
+impl TokenizeBody {
+    /// Reads a request body.
+    ///
+    /// # Errors
+    /// Where it is malformed, or has the texts of both.
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let f = Fields::parse(body)?;
+        match f.has("inputs") {
+            true => TgiTokenize::read(f).map(TokenizeBody::Tgi),
+            false => TokenizeRequest::read(f).map(TokenizeBody::Vllm),
+        }
+    }
+}
+
 impl TokenizeRequest {
     /// Reads a request body.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let mut f = Fields::parse(body)?;
+        TokenizeRequest::read(Fields::parse(body)?)
+    }
+
+    fn read(mut f: Fields) -> Result<Self, ApiError> {
         let model = f.optional("model")?;
         let with_strings = f.optional("return_token_strs")?.unwrap_or(false);
         let text = match f.optional::<String>("prompt")? {

@@ -128,7 +128,7 @@ pub(crate) fn schemas() -> impl Iterator<Item = (&'static str, Value)> {
     })
 }
 
-const LISTS: [(&str, &[Unsupported]); 14] = [
+const LISTS: [(&str, &[Unsupported]); 20] = [
     ("UnsupportedAnywhere", &ANYWHERE),
     ("UnsupportedSampling", &SAMPLING),
     ("UnsupportedInPenalties", &PENALTIES),
@@ -143,6 +143,12 @@ const LISTS: [(&str, &[Unsupported]); 14] = [
     ("UnsupportedInAnthropicTools", &ANTHROPIC_TOOL),
     ("UnsupportedInOutputConfig", &OUTPUT_CONFIG),
     ("UnsupportedInResponses", &RESPONSES),
+    ("UnsupportedInTgi", &TGI),
+    ("UnsupportedInTgiParameters", &TGI_PARAMETERS),
+    ("UnsupportedBesideInputs", &TGI_TOKENIZE),
+    ("UnsupportedInOllama", &OLLAMA),
+    ("UnsupportedInOllamaOptions", &OLLAMA_OPTIONS),
+    ("UnsupportedInOllamaMessages", &OLLAMA_MESSAGE),
 ];
 
 use Neutral::{AtMost, ListOf, Nothing, Number, True, Words};
@@ -374,6 +380,88 @@ pub(super) const RESPONSES: [Unsupported; 14] = [
     Unsupported::new("n", Number(1.0)),
 ];
 
+/// Of TGI's requests, beside their parameters.
+pub(super) const TGI: [Unsupported; 9] = [
+    // SGLang's, on the same route.
+    Unsupported::new("text", Nothing).instead("inputs"),
+    Unsupported::new("input_ids", Nothing).instead("inputs"),
+    Unsupported::new("sampling_params", Nothing).instead("parameters"),
+    // What would do nothing here.
+    Unsupported::new("max_new_tokens", Nothing).instead("parameters.max_new_tokens"),
+    Unsupported::new("max_tokens", Nothing).instead("parameters.max_new_tokens"),
+    Unsupported::new("temperature", Nothing).instead("parameters.temperature"),
+    Unsupported::new("top_p", Nothing).instead("parameters.top_p"),
+    Unsupported::new("top_k", Nothing).instead("parameters.top_k"),
+    Unsupported::new("stop", Nothing).instead("parameters.stop"),
+];
+
+/// Of TGI's requests for tokens: what others have for texts.
+pub(super) const TGI_TOKENIZE: [Unsupported; 2] = [
+    Unsupported::new("prompt", Nothing).instead("inputs"),
+    Unsupported::new("messages", Nothing).instead("inputs"),
+];
+
+/// Of `parameters` in TGI's requests.
+pub(super) const TGI_PARAMETERS: [Unsupported; 13] = [
+    Unsupported::new("watermark", Nothing),
+    Unsupported::new("adapter_id", Nothing),
+    Unsupported::new("typical_p", Number(1.0)),
+    // Those of pipelines in Hugging Face's library.
+    Unsupported::new("max_length", Nothing).instead("parameters.max_new_tokens"),
+    Unsupported::new("max_tokens", Nothing).instead("parameters.max_new_tokens"),
+    Unsupported::new("min_length", Number(0.0)),
+    Unsupported::new("min_new_tokens", Number(0.0)),
+    Unsupported::new("stop_sequences", Nothing).instead("parameters.stop"),
+    Unsupported::new("num_beams", Number(1.0)),
+    Unsupported::new("num_return_sequences", Number(1.0)),
+    Unsupported::new("no_repeat_ngram_size", Number(0.0)),
+    Unsupported::new("return_tensors", Nothing),
+    Unsupported::new("max_time", Nothing),
+];
+
+/// Of Ollama's requests that generate.
+pub(super) const OLLAMA: [Unsupported; 21] = [
+    Unsupported::new("suffix", Nothing),
+    Unsupported::new("template", Nothing),
+    Unsupported::new("images", Nothing),
+    Unsupported::new("width", Number(0.0)),
+    Unsupported::new("height", Number(0.0)),
+    Unsupported::new("steps", Number(0.0)),
+    // Prompts are never cut, and what was written is never forgotten.
+    Unsupported::new("truncate", Nothing),
+    Unsupported::new("shift", Nothing),
+    Unsupported::new("_debug_render_only", Nothing),
+    // What other APIs have beside the prompt.
+    Unsupported::new("n", Number(1.0)),
+    Unsupported::new("max_tokens", Nothing).instead("options.num_predict"),
+    Unsupported::new("temperature", Nothing).instead("options.temperature"),
+    Unsupported::new("top_k", Nothing).instead("options.top_k"),
+    Unsupported::new("top_p", Nothing).instead("options.top_p"),
+    Unsupported::new("min_p", Nothing).instead("options.min_p"),
+    Unsupported::new("seed", Nothing).instead("options.seed"),
+    Unsupported::new("stop", Nothing).instead("options.stop"),
+    Unsupported::new("presence_penalty", Number(0.0)).instead("options.presence_penalty"),
+    Unsupported::new("frequency_penalty", Number(0.0)).instead("options.frequency_penalty"),
+    Unsupported::new("repeat_penalty", Number(1.0)).instead("options.repeat_penalty"),
+    Unsupported::new("response_format", Nothing).instead("format"),
+];
+
+/// Of a message of Ollama's chats.
+pub(super) const OLLAMA_MESSAGE: [Unsupported; 1] = [Unsupported::new("images", Nothing)];
+
+/// Of `options` in Ollama's requests.
+pub(super) const OLLAMA_OPTIONS: [Unsupported; 9] = [
+    Unsupported::new("typical_p", Number(1.0)),
+    Unsupported::new("tfs_z", Number(1.0)),
+    Unsupported::new("mirostat", Number(0.0)),
+    Unsupported::new("penalize_newline", True),
+    Unsupported::new("logits_all", Nothing),
+    Unsupported::new("vocab_only", Nothing),
+    Unsupported::new("embedding_only", Nothing),
+    Unsupported::new("max_tokens", Nothing).instead("options.num_predict"),
+    Unsupported::new("repetition_penalty", Number(1.0)).instead("options.repeat_penalty"),
+];
+
 /// Of `structured_outputs`.
 pub(super) const STRUCTURED_OUTPUTS: [Unsupported; 2] = [
     Unsupported::new("whitespace_pattern", Nothing),
@@ -453,6 +541,10 @@ mod tests {
             [&ANYWHERE, &SAMPLING, &OTHER_NAMES, &TEXT, &[]],
             [&MESSAGES, &ANTHROPIC_TOOL, &OUTPUT_CONFIG, &[], &[]],
             [&RESPONSES, &[], &[], &[], &[]],
+            [&TGI, &[], &[], &[], &[]],
+            [&TGI_PARAMETERS, &PENALTIES, &[], &[], &[]],
+            [&OLLAMA, &[], &[], &[], &[]],
+            [&OLLAMA_OPTIONS, &PENALTIES, &[], &[], &[]],
         ] {
             let mut names: Vec<_> = lists.concat().iter().map(|one| one.name).collect();
             names.sort_unstable();

@@ -4,12 +4,11 @@
 //! {type: error, error: {type, message}, request_id}
 //! ```
 
-use axum::body::Body;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use crate::wire::error::ApiError;
+use crate::wire::error::{self, ApiError};
 
 /// Overloaded, which HTTP has no status of its own for.
 const OVERLOADED: u16 = 529;
@@ -48,20 +47,19 @@ pub(crate) fn body(error: &ApiError) -> Value {
 
 /// An answer of any handler or check as Anthropic's clients expect it: an error gets its shape, and every
 /// answer the header with the exchange's `id`.
-pub(crate) fn retold(mut response: Response, id: &HeaderValue) -> Response {
-    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
-        let mut body = body(&error);
+pub(crate) fn retold(response: Response, id: &HeaderValue) -> Response {
+    let mut response = error::retold(response, |error| {
+        let mut body = body(error);
         body["request_id"] = String::from_utf8_lossy(id.as_bytes()).into();
-        *response.status_mut() = kind(&error).0;
-        *response.body_mut() = Body::from(body.to_string());
-        response.headers_mut().remove(header::CONTENT_LENGTH);
-    }
+        (kind(error).0, body)
+    });
     response.headers_mut().insert(REQUEST_ID, id.clone());
     response
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::http::header;
     use axum::response::IntoResponse;
 
     use super::*;

@@ -12,7 +12,7 @@ use crate::wire::constraint::{Constraint, WhichTool};
 use crate::wire::error::ApiError;
 use crate::wire::fields::{Fields, wrong_type};
 use crate::wire::message::{Message, Role};
-use crate::wire::options::{self, OneOutput, Options, in_range};
+use crate::wire::options::{self, Delivery, OneOutput, Options, SamplingAsked, in_range};
 use crate::wire::tools::{self, Choice, MAX_TOOLS, StrictRules, Tools};
 use crate::wire::unsupported::{self, ANTHROPIC_TOOL, MESSAGES, OUTPUT_CONFIG};
 
@@ -66,6 +66,8 @@ impl MessagesRequest {
             max_tokens: Some(max_tokens),
             stops,
             constraint: asked.constraint,
+            sampling: SamplingAsked::read(&mut f)?,
+            delivery: Delivery::read(&mut f)?,
         };
         let options = Options::of_one(&mut f, output)?;
         if let Some(mut metadata) = f.object("metadata")? {
@@ -138,6 +140,7 @@ impl Asked {
                     .map_or_else(Vec::new, |tools| std::mem::take(&mut tools.listed)),
                 ending,
                 template_values,
+                before: Vec::new(),
             },
             tools,
             thoughts,

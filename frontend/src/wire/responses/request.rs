@@ -17,7 +17,7 @@ use crate::wire::chat::{ChatRequest, Conversation, MAX_MESSAGES, PromptEnding};
 use crate::wire::constraint::{Constraint, WhichTool};
 use crate::wire::error::ApiError;
 use crate::wire::fields::{Fields, wrong_type};
-use crate::wire::options::{OneOutput, Options, in_range};
+use crate::wire::options::{Delivery, OneOutput, Options, SamplingAsked, in_range};
 use crate::wire::strict;
 use crate::wire::tools::{self, Choice, Described, MAX_TOOLS, StrictRules, Tools};
 use crate::wire::unsupported::{self, RESPONSES};
@@ -111,6 +111,8 @@ impl ResponsesRequest {
             max_tokens,
             stops: Vec::new(),
             constraint,
+            sampling: SamplingAsked::read(&mut f)?,
+            delivery: Delivery::read(&mut f)?,
         };
         let options = Options::of_one(&mut f, output)?;
         if let Some(mut stream) = f.object("stream_options")? {
@@ -169,6 +171,7 @@ impl ResponsesRequest {
                         .map_or_else(Vec::new, |tools| std::mem::take(&mut tools.listed)),
                     ending: PromptEnding::Answer,
                     template_values: self.template_values,
+                    before: Vec::new(),
                 },
                 tools,
                 thoughts: Thoughts::Apart,
