@@ -88,15 +88,17 @@ fn first_turns(conversation: &Value) -> Option<(&str, &str)> {
 
 /// A request of a trace.
 #[derive(Debug, PartialEq)]
-struct Line {
-    at: Duration,
-    input_len: u32,
-    output_len: u32,
-    hash_ids: Vec<u64>,
+pub(crate) struct Line {
+    pub(crate) at: Duration,
+    /// Tokens, at least one; so is the next.
+    pub(crate) input_len: u32,
+    pub(crate) output_len: u32,
+    /// One for each block of the prompt, or none at all.
+    pub(crate) hash_ids: Vec<u64>,
 }
 
 impl Line {
-    fn parse(text: &str, block_len: u32) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str, block_len: u32) -> Result<Self, String> {
         let fields: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let len = |name: &str| -> Result<u32, String> {
             let value = fields[name].as_u64().and_then(|n| u32::try_from(n).ok());

@@ -56,6 +56,8 @@ use serde_json::Value;
 pub(crate) use self::arguments::Arguments;
 use self::arguments::Backend;
 use self::breakdown::Breakdown;
+pub(crate) use self::datasets::by_popularity;
+pub(crate) use self::files::Line as TraceLine;
 use self::load::Run;
 use self::metrics::Metrics;
 use self::report::Measured;
