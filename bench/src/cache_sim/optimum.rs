@@ -2,11 +2,11 @@
 //!
 //! Both figures are in tokens, without pages, so that no page size does better:
 //!
-//! * [`Trie::bound`]: every distinct token is computed once. No order, no cache and no knowledge of the future
-//!   saves more; a small cache in an order that cannot wait for all requests reaches less.
-//! * [`Trie::clairvoyant`]: requests start and end as they did in a simulated run, and whenever room is short,
-//!   that goes first which is wanted last (Belady 1966). The best of it over the orders of all policies is the
-//!   best that is known to be possible.
+//! * [`Trie::bound`]: every distinct token is computed once. No order, no cache and no knowledge of the
+//!   future saves more; a small cache in an order that cannot wait for all requests reaches less.
+//! * [`Trie::clairvoyant`]: requests start and end as they did in a simulated run, and whenever room is
+//!   short, that goes first which is wanted last (Belady 1966). The best of it over the orders of all
+//!   policies is the best that is known to be possible.
 //!
 //! All tokens of a run of the trie are used by the same requests, so runs are weighed as wholes.
 

@@ -35,7 +35,7 @@ pub(super) enum Policy {
     Fcfs,
     /// Longest cached prefix first, with aging.
     Prefix,
-    /// In the order of the tree of what waits: on from the latest start, and from the beginning after the end.
+    /// In the order of the tree of what waits: on from the latest start, after the end from the beginning.
     Dfs,
 }
 

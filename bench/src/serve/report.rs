@@ -175,7 +175,6 @@ fn summaries(measured: &Measured) -> Vec<(&'static str, Option<Summary>)> {
 /// All figures; with `asks` those of every request too.
 pub(super) fn line(header: &Header<'_>, measured: &Measured, asks: Option<&[Ask]>) -> Value {
     let arguments = header.arguments;
-    let (metrics, breakdown) = (&measured.metrics, &measured.breakdown);
     let rate = arguments.request_rate;
     let mut line = json!({
         "backend": name(&arguments.backend),
@@ -184,7 +183,7 @@ pub(super) fn line(header: &Header<'_>, measured: &Measured, asks: Option<&[Ask]
         "machine": header.machine,
         "date": header.date,
         "dataset_name": name(&arguments.dataset_name),
-        "num_prompts": breakdown.n_requests,
+        "num_prompts": measured.breakdown.n_requests,
         // JSON has no infinity.
         "request_rate": if rate.is_finite() { json!(rate) } else { json!("inf") },
         "max_concurrency": arguments.max_concurrency,
@@ -202,7 +201,31 @@ pub(super) fn line(header: &Header<'_>, measured: &Measured, asks: Option<&[Ask]
         "extra_request_body": arguments.extra_request_body.0,
         "server_info": header.server_info,
     });
-    let figures = json!({
+    let object = line.as_object_mut().expect("an object was made");
+    if let Value::Object(figures) = figures(measured) {
+        object.extend(figures);
+    }
+    for (label, summary) in summaries(measured) {
+        let what = match label {
+            "E2E" => "e2e_latency".to_owned(),
+            "TTFT 2+" => "later_ttft".to_owned(),
+            _ => label.to_lowercase(),
+        };
+        for (i, name) in Summary::NAMES.into_iter().enumerate() {
+            let value = summary.map(|summary| summary.values()[i]);
+            object.insert(format!("{name}_{what}_ms"), json!(value));
+        }
+    }
+    if let Some(asks) = asks {
+        object.extend(details(measured, asks));
+    }
+    line
+}
+
+/// The sums and rates of a run.
+fn figures(measured: &Measured) -> Value {
+    let (metrics, breakdown) = (&measured.metrics, &measured.breakdown);
+    json!({
         "duration": metrics.duration,
         "completed": metrics.completed,
         "failed": metrics.failed(),
@@ -223,26 +246,7 @@ pub(super) fn line(header: &Header<'_>, measured: &Measured, asks: Option<&[Ask]
         "request_goodput": breakdown.n_good.map(|n| metrics.rate(n as u64)),
         "good_share": breakdown.good_share(),
         "valid_objects": breakdown.valid_objects.map(|(n_valid, _)| n_valid),
-    });
-    let object = line.as_object_mut().expect("an object was made");
-    if let Value::Object(figures) = figures {
-        object.extend(figures);
-    }
-    for (label, summary) in summaries(measured) {
-        let what = match label {
-            "E2E" => "e2e_latency".to_owned(),
-            "TTFT 2+" => "later_ttft".to_owned(),
-            _ => label.to_lowercase(),
-        };
-        for (i, name) in Summary::NAMES.into_iter().enumerate() {
-            let value = summary.map(|summary| summary.values()[i]);
-            object.insert(format!("{name}_{what}_ms"), json!(value));
-        }
-    }
-    if let Some(asks) = asks {
-        object.extend(details(measured, asks));
-    }
-    line
+    })
 }
 
 /// The flags of the dataset that have no name in SGLang's line.
