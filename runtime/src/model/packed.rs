@@ -1,5 +1,5 @@
 //! Quantized matrices that a safetensors checkpoint stores as several tensors: GPTQ, AWQ, compressed-tensors
-//! and fp8. Which they are says `quantization_config` ([`Scheme`]); what belongs to one matrix becomes one
+//! and fp8. Which they are says `quantization_config` (`packed/scheme.rs`); what belongs to one matrix becomes one
 //! tensor of the table, in a format that the kernels multiply with.
 //!
 //! ```text
