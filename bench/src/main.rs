@@ -1,10 +1,11 @@
 //! `arbora-bench`: figures of a running server over HTTP, a load generator for any such server, a soak that
-//! watches memory, and kernel benches.
+//! watches memory, a simulation of the prefix cache, and kernel benches.
 //!
 //! Every report names the machine and the date, and quotes ratios beside absolute figures: on shared machines
 //! the latter move by tens of percent from one run to the next.
 
 mod attention;
+mod cache_sim;
 mod completion;
 mod encoder;
 mod experts;
@@ -37,6 +38,8 @@ struct Arguments {
 enum Command {
     /// Paged attention against the machine's bf16 peak and read bandwidth.
     Attention(attention::Arguments),
+    /// Hits and waits of each scheduling policy on traces of requests, without a model.
+    CacheSim(cache_sim::Arguments),
     /// Mixtures of experts: weights read and time per call, beside a call that reads all of them.
     Experts(experts::Arguments),
     /// Forward pass of a small encoder (embeddings), dense layers beside the same in f32.
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
     let mut out = io::stdout().lock();
     let outcome = match &arguments.command {
         Command::Attention(arguments) => attention::run(arguments, &mut out),
+        Command::CacheSim(arguments) => cache_sim::run(arguments, &mut out),
         Command::Experts(arguments) => experts::run(arguments, &mut out),
         Command::Encoder(arguments) => encoder::run(arguments, &mut out),
         Command::Figures(arguments) => figures::run(arguments, &mut out),

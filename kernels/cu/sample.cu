@@ -100,7 +100,7 @@ __device__ __forceinline__ void adjust(const float* logits, float* adjusted, u32
 }
 
 // Grid: rows. `adjusted` has a row of n floats for each.
-extern "C" __global__ void __launch_bounds__(512) sample(const float* __restrict__ logits, float* adjusted, u32 n,
+extern "C" __global__ void __launch_bounds__(512, 2) sample(const float* __restrict__ logits, float* adjusted, u32 n,
     const SampleRow* __restrict__ rows, const u32* __restrict__ ids, const u64* __restrict__ bits,
     const Adjustment* __restrict__ adjustments, u32* __restrict__ tokens) {
   __shared__ double scratch[MAX_WARPS];

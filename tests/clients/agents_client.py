@@ -22,9 +22,14 @@ class Colour(pydantic.BaseModel):
     warm: bool
 
 
-@agents.function_tool
+calls = []
+
+
+# Once: a small model that may call goes on calling.
+@agents.function_tool(is_enabled=lambda context, agent: not calls)
 def favourite(of: typing.Literal["Ann", "Bob"]) -> str:
     """Tells somebody's favourite colour."""
+    calls.append(of)
     return f"{of} likes blue."
 
 

@@ -8,6 +8,7 @@ models, errors.
 
 import argparse
 import json
+import typing
 import uuid
 
 import anthropic
@@ -24,6 +25,12 @@ WEATHER = {
 
 class Colour(pydantic.BaseModel):
     name: str = pydantic.Field(max_length=12)
+    warm: bool
+
+
+# The client tells the model of lengths in words only.
+class Named(pydantic.BaseModel):
+    name: typing.Literal["red", "blue", "green"]
     warm: bool
 
 
@@ -88,8 +95,8 @@ def formats(client):
         model=MODEL, max_tokens=60, messages=ASK,
         output_config={"format": {"type": "json_schema", "schema": Colour.model_json_schema()}})
     Colour.model_validate(json.loads(answer.content[0].text))
-    parsed = client.messages.parse(model=MODEL, max_tokens=60, messages=ASK, output_format=Colour)
-    assert isinstance(parsed.parsed_output, Colour)
+    parsed = client.messages.parse(model=MODEL, max_tokens=60, messages=ASK, output_format=Named)
+    assert isinstance(parsed.parsed_output, Named)
     counting = [{"role": "user", "content": "Count: one, two, three, four, five"}]
     stopped = client.messages.create(model=MODEL, max_tokens=60, messages=counting, stop_sequences=[" ", "e"])
     assert stopped.stop_reason == "stop_sequence" and stopped.stop_sequence in (" ", "e"), stopped

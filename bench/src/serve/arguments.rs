@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::http::BenchError;
 
 /// Every request in flight has a thread of its own.
-const MAX_WORKERS: u32 = 4096;
+const MAX_WORKERS: usize = 4096;
 
 #[derive(Debug, clap::Args)]
 #[command(rename_all = "kebab-case")]
@@ -33,7 +33,8 @@ pub(crate) struct Arguments {
     /// A `tokenizer.json`, for prompts of exact lengths. Without one a word stands for a token.
     #[arg(long)]
     pub(super) tokenizer: Option<PathBuf>,
-    /// Requests of `random`. `generated-shared-prefix` sends groups times prompts per group.
+    /// Requests; the most that are taken of a file. `generated-shared-prefix` sends groups times prompts per
+    /// group, `multi-turn` chats times turns.
     #[arg(long, alias = "num-prompt", default_value_t = 1000, value_parser = positive())]
     pub(super) num_prompts: u32,
     #[arg(long, alias = "random-input", default_value_t = 1024, value_parser = positive())]
@@ -53,6 +54,8 @@ pub(crate) struct Arguments {
     pub(super) gsp_question_len: u32,
     #[arg(long, default_value_t = 256, value_parser = positive())]
     pub(super) gsp_output_len: u32,
+    #[command(flatten)]
+    pub(super) data: DataArguments,
     /// Arrivals per second, a Poisson process; `inf` sends everything at once.
     #[arg(long, default_value = "inf", value_parser = rate)]
     pub(super) request_rate: f64,
@@ -86,6 +89,75 @@ pub(crate) struct Arguments {
     /// Sent as a bearer token.
     #[arg(long)]
     pub(super) api_key: Option<String>,
+    /// What a good answer keeps to, in milliseconds: `ttft:500 tpot:50 e2el:2000`, any of them.
+    #[arg(long, num_args = 1.., value_parser = goal)]
+    pub(super) goodput: Vec<Goal>,
+}
+
+/// The flags of the datasets that SGLang's client does not have, or has by other names.
+#[derive(Debug, clap::Args)]
+#[command(rename_all = "kebab-case")]
+pub(super) struct DataArguments {
+    /// The file of `sharegpt` and of `trace`.
+    #[arg(long)]
+    pub(super) dataset_path: Option<PathBuf>,
+    /// Output tokens of every `sharegpt` request, instead of those of the reply in the file.
+    #[arg(long, value_parser = positive())]
+    pub(super) sharegpt_output_len: Option<u32>,
+    /// Most tokens of prompt and output of a `sharegpt` request. Unless set, prompts above 1024 tokens and
+    /// requests above 2048 are left out.
+    #[arg(long, value_parser = positive())]
+    pub(super) sharegpt_context_len: Option<u32>,
+    /// Arrivals of `trace` come so many times as fast.
+    #[arg(long, default_value_t = 1.0, value_parser = rate)]
+    pub(super) trace_speedup: f64,
+    /// Tokens that one of `hash_ids` stands for.
+    #[arg(long, default_value_t = 512, value_parser = positive())]
+    pub(super) trace_block_len: u32,
+    /// Documents that `rag` draws from.
+    #[arg(long, default_value_t = 4, value_parser = positive())]
+    pub(super) rag_documents: u32,
+    #[arg(long, default_value_t = 1500, value_parser = positive())]
+    pub(super) rag_document_len: u32,
+    #[arg(long, default_value_t = 1, value_parser = positive())]
+    pub(super) rag_documents_per_request: u32,
+    #[arg(long, default_value_t = 32, value_parser = positive())]
+    pub(super) rag_question_len: u32,
+    #[arg(long, default_value_t = 64, value_parser = positive())]
+    pub(super) rag_output_len: u32,
+    /// The document of rank r is wanted in proportion to 1 / r^s; 0 wants all alike.
+    #[arg(long, default_value_t = 0.0, value_parser = exponent)]
+    pub(super) rag_zipf: f64,
+    /// Chats of `multi-turn`; each has one request in flight.
+    #[arg(long, default_value_t = 8, value_parser = positive())]
+    pub(super) multi_turn_chats: u32,
+    #[arg(long, default_value_t = 6, value_parser = positive())]
+    pub(super) multi_turn_turns: u32,
+    /// Tokens of the text with which every chat begins.
+    #[arg(long, default_value_t = 256, value_parser = positive())]
+    pub(super) multi_turn_system_len: u32,
+    #[arg(long, default_value_t = 32, value_parser = positive())]
+    pub(super) multi_turn_question_len: u32,
+    #[arg(long, default_value_t = 64, value_parser = positive())]
+    pub(super) multi_turn_output_len: u32,
+    /// Different schemas of `json-schema`, taken in turn.
+    #[arg(long, default_value_t = 8, value_parser = positive())]
+    pub(super) json_schemas: u32,
+}
+
+/// A bound that a good answer keeps to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Goal {
+    pub(super) of: Figure,
+    pub(super) limit_ms: f64,
+}
+
+/// What a goal bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Figure {
+    Ttft,
+    Tpot,
+    Latency,
 }
 
 /// A server, by the route the load takes.
@@ -128,6 +200,19 @@ pub(super) enum Dataset {
     Random,
     /// Groups of prompts with one long beginning each.
     GeneratedSharedPrefix,
+    /// Questions about documents that requests have in common.
+    Rag,
+    /// Chats whose next turn follows the answer and repeats all that was said.
+    MultiTurn,
+    /// Answers in the form of a JSON Schema (`response_format`); for the `-chat` backends. Lengths are those
+    /// of `random`.
+    JsonSchema,
+    /// First question and first reply of each conversation of a file in ShareGPT's format.
+    Sharegpt,
+    /// Arrival times, lengths and shared blocks of a file: lines of JSON, as Mooncake publishes them.
+    Trace,
+    /// Texts to `/v1/embeddings`, of the lengths of `random`.
+    Embeddings,
 }
 
 /// Fields of a JSON object.
@@ -143,25 +228,15 @@ impl Arguments {
             .unwrap_or_else(|| format!("http://{host}:{port}"))
     }
 
-    pub(super) fn n_requests(&self) -> u64 {
-        match self.dataset_name {
-            Dataset::Random => self.num_prompts.into(),
-            Dataset::GeneratedSharedPrefix => {
-                u64::from(self.gsp_num_groups) * u64::from(self.gsp_prompts_per_group)
-            }
-        }
-    }
-
-    /// How many requests can be in flight at once.
-    pub(super) fn n_workers(&self) -> Result<usize, BenchError> {
-        let n_requests = self.n_requests();
-        let n = n_requests.min(self.max_concurrency.map_or(u64::MAX, u64::from));
-        if n > MAX_WORKERS.into() {
+    /// How many of `n` requests or chats can be in flight at once.
+    pub(super) fn n_workers(&self, n: usize) -> Result<usize, BenchError> {
+        let n = n.min(self.max_concurrency.map_or(usize::MAX, |limit| limit as usize));
+        if n > MAX_WORKERS {
             return Err(BenchError::Check(format!(
                 "{n} requests at once, the limit is {MAX_WORKERS}: set --max-concurrency"
             )));
         }
-        Ok(usize::try_from(n).expect("a few thousand fit"))
+        Ok(n)
     }
 }
 
@@ -182,6 +257,29 @@ fn rate(text: &str) -> Result<f64, String> {
     (value > 0.0)
         .then_some(value)
         .ok_or_else(|| "not above 0".to_owned())
+}
+
+fn exponent(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    (0.0..=10.0)
+        .contains(&value)
+        .then_some(value)
+        .ok_or_else(|| "not from 0 to 10".to_owned())
+}
+
+/// In the spelling of vLLM's client.
+fn goal(text: &str) -> Result<Goal, String> {
+    let (name, limit) = text
+        .split_once(':')
+        .ok_or("not NAME:MILLISECONDS, as in ttft:500")?;
+    let of = match name {
+        "ttft" => Figure::Ttft,
+        "tpot" => Figure::Tpot,
+        "e2el" => Figure::Latency,
+        _ => return Err(format!("{name} is none of ttft, tpot, e2el")),
+    };
+    let limit_ms = rate(limit)?;
+    Ok(Goal { of, limit_ms })
 }
 
 fn object(text: &str) -> Result<JsonObject, String> {
@@ -220,7 +318,7 @@ pub(super) mod tests {
             (arguments.random_input_len, arguments.random_output_len),
             (512, 128)
         );
-        assert_eq!(arguments.n_workers().expect("below the limit"), 480);
+        assert_eq!(arguments.n_workers(480).expect("below the limit"), 480);
     }
 
     #[test]
@@ -233,15 +331,20 @@ pub(super) mod tests {
             ["--extra-request-body", "[1]"],
             ["--num-prompts", "0"],
             ["--max-concurrency", "0"],
-            ["--dataset-name", "sharegpt"],
+            ["--dataset-name", "sonnet"],
+            ["--goodput", "ttft"],
+            ["--goodput", "itl:5"],
+            ["--goodput", "tpot:0"],
+            ["--rag-zipf", "-1"],
+            ["--trace-speedup", "0"],
         ] {
             assert!(parse(&words).is_err(), "{words:?}");
         }
         assert!(parse(&["--output-details"]).is_err());
         let many = parse(&["--num-prompts", "5000"]).expect("valid");
-        let error = many.n_workers().expect_err("above the limit").to_string();
+        let error = many.n_workers(5000).expect_err("above the limit").to_string();
         assert!(error.contains("5000") && error.contains("4096"), "{error}");
         let bounded = parse(&["--num-prompts", "5000", "--max-concurrency", "16"]).expect("valid");
-        assert_eq!(bounded.n_workers().expect("below the limit"), 16);
+        assert_eq!(bounded.n_workers(5000).expect("below the limit"), 16);
     }
 }

@@ -38,7 +38,7 @@ impl Summary {
     }
 
     /// `None` of no values at all.
-    fn of(mut seconds: Vec<f64>) -> Option<Self> {
+    pub(super) fn of(mut seconds: Vec<f64>) -> Option<Self> {
         if seconds.is_empty() {
             return None;
         }
@@ -144,7 +144,7 @@ impl Metrics {
             itl: Summary::of(itls.iter().flatten().copied().collect()),
             itls,
             pieces,
-            n_without_text: all().filter(|answer| answer.pieces.is_empty()).count(),
+            n_without_text: all().filter(|answer| is_without_text(answer)).count(),
         }
     }
 
@@ -162,12 +162,17 @@ impl Metrics {
     }
 }
 
+/// A vector is no text that is missing.
+fn is_without_text(answer: &Answer) -> bool {
+    answer.pieces.is_empty() && answer.usage.completion_tokens > 0
+}
+
 pub(super) fn ttft(answer: &Answer) -> Option<f64> {
     answer.pieces.first().map(|piece| piece.at.as_secs_f64())
 }
 
 /// None of an answer that came in one piece with its end: its time per token cannot be told from its first.
-fn tpot(answer: &Answer) -> Option<f64> {
+pub(super) fn tpot(answer: &Answer) -> Option<f64> {
     let n_more = answer.usage.completion_tokens.saturating_sub(1);
     let took = answer.latency.as_secs_f64() - ttft(answer)?;
     (n_more > 0 && took > 0.0).then(|| took / n_more as f64)
@@ -307,6 +312,7 @@ mod tests {
         };
         let b = usage(20, 2);
         let outcome = |sent_ms, answer| Outcome {
+            turn: 0,
             sent: Duration::from_millis(sent_ms),
             answer,
         };
@@ -383,6 +389,7 @@ mod tests {
         let run = Run {
             duration: Duration::from_secs(1),
             outcomes: vec![Outcome {
+                turn: 0,
                 sent: Duration::ZERO,
                 answer: Ok(answer(&[500], 500, usage(3, 9))),
             }],

@@ -15,7 +15,14 @@
 //! concurrency         sum of latencies / duration: how many requests were open on average
 //! accept_length       tokens per decoding step where the server drafts: its own `avg_spec_accept_length`, or
 //!                     output tokens / (output tokens - accepted drafts) from `usage`
-//! cache_hit_rate      cached prompt tokens / prompt tokens, over the requests whose usage tells
+//! cache_hit_rate      cached prompt tokens / prompt tokens, over the requests whose usage tells; of
+//!                     `multi-turn` by turns too (cache_hit_rate_by_turn)
+//! hit_requests        completed requests of which any prompt token was cached
+//! later_ttft          TTFT of the turns after the first
+//! request_goodput     requests that keep to every bound of --goodput / duration; good_share is their part of
+//!                     all requests, failed ones included. vLLM's definition: an output of one token has no
+//!                     TPOT and keeps to any
+//! valid_objects       answers to `json-schema` that are objects with exactly the names wanted
 //! max_output_tokens_per_s, max_concurrent_requests
 //!                     the fullest of the whole seconds since the first request
 //! ```
@@ -32,6 +39,9 @@
 //! `--flush-cache` empties it.
 
 mod arguments;
+mod breakdown;
+mod datasets;
+mod files;
 mod load;
 mod metrics;
 mod report;
@@ -45,9 +55,14 @@ use serde_json::Value;
 
 pub(crate) use self::arguments::Arguments;
 use self::arguments::Backend;
+use self::breakdown::Breakdown;
+pub(crate) use self::datasets::by_popularity;
+pub(crate) use self::files::Line as TraceLine;
+use self::load::Run;
 use self::metrics::Metrics;
+use self::report::Measured;
 use self::wire::{Api, Client};
-use self::workload::Prompts;
+use self::workload::{Ask, Load, Prompts};
 use crate::http::{self, BenchError, Target};
 use crate::machine;
 use crate::random::Random;
@@ -59,7 +74,6 @@ const WARMUP_OUTPUT_LEN: u32 = 32;
 
 /// Sends the load and prints the report to `out`. Fails when no request completed.
 pub(crate) fn run(arguments: &Arguments, out: &mut impl Write) -> Result<(), BenchError> {
-    let n_workers = arguments.n_workers()?;
     let url = arguments.url();
     let target = Target {
         authority: http::authority(&url)?,
@@ -69,21 +83,21 @@ pub(crate) fn run(arguments: &Arguments, out: &mut impl Write) -> Result<(), Ben
     let (model, date) = model(arguments, target)?;
     let client = Client {
         target,
-        api: Api::of(arguments.backend),
+        api: Api::of(arguments.backend, arguments.dataset_name),
         model: &model,
         options: arguments,
     };
     let mut random = Random(arguments.seed);
     let prompts = Prompts::load(arguments.tokenizer.as_deref())?;
-    let asks = workload::asks(arguments, &prompts, &mut random)?;
-    let arrivals = workload::arrivals(asks.len(), arguments.request_rate, &mut random);
-    warm_up(&client, &asks[0])?;
-    if arguments.flush_cache {
-        http::fetch(target, "/flush_cache", Some(""))?;
-    }
-    let run = load::run(&client, &asks, &arrivals, n_workers)?;
+    let load = workload::load(arguments, &prompts, &mut random)?;
+    let asks: Vec<Ask> = load.chats.concat();
+    let run = send(&client, &load, &mut random)?;
     let server_info = server_info(arguments.backend, target)?;
-    let metrics = Metrics::of(&run, &prompts, server_info.as_ref());
+    let measured = Measured {
+        metrics: Metrics::of(&run, &prompts, server_info.as_ref()),
+        breakdown: Breakdown::of(&run, &asks, &arguments.goodput),
+        run,
+    };
     let header = report::Header {
         arguments,
         url: &url,
@@ -92,17 +106,33 @@ pub(crate) fn run(arguments: &Arguments, out: &mut impl Write) -> Result<(), Ben
         date,
         server_info,
     };
-    report::print(&header, &metrics, out)?;
+    report::print(&header, &measured, out)?;
     if let Some(path) = &arguments.output_file {
-        report::append(path, &report::line(&header, &metrics, &run, &asks))?;
+        let asks = arguments.output_details.then_some(asks.as_slice());
+        report::append(path, &report::line(&header, &measured, asks))?;
     }
+    let metrics = &measured.metrics;
     match metrics.first_error() {
         Some(error) if metrics.completed == 0 => {
-            let n = asks.len();
+            let n = metrics.failed();
             Err(BenchError::Check(format!("all {n} requests failed: {error}")))
         }
         _ => Ok(()),
     }
+}
+
+/// Warms the server up and sends everything.
+fn send(client: &Client<'_>, load: &Load, random: &mut Random) -> Result<Run, BenchError> {
+    let arguments = client.options;
+    let n = load.chats.len();
+    let n_workers = arguments.n_workers(n)?;
+    let arrivals = load.arrivals.clone();
+    let arrivals = arrivals.unwrap_or_else(|| workload::arrivals(n, arguments.request_rate, random));
+    warm_up(client, &load.chats[0][0])?;
+    if arguments.flush_cache {
+        http::fetch(client.target, "/flush_cache", Some(""))?;
+    }
+    load::run(client, &load.chats, &arrivals, n_workers)
 }
 
 /// `--model`, or the first one the server lists; and the date of its answer.
@@ -124,13 +154,13 @@ fn model(arguments: &Arguments, target: Target<'_>) -> Result<(String, Option<St
 }
 
 /// One after the other, with the first prompt, which is in the server's cache from then on.
-fn warm_up(client: &Client<'_>, first: &workload::Ask) -> Result<(), BenchError> {
-    let ask = workload::Ask {
+fn warm_up(client: &Client<'_>, first: &Ask) -> Result<(), BenchError> {
+    let ask = Ask {
         output_len: first.output_len.min(WARMUP_OUTPUT_LEN),
         ..first.clone()
     };
     let n = client.options.warmup_requests;
-    let failed: Vec<BenchError> = (0..n).filter_map(|_| client.complete(&ask).err()).collect();
+    let failed: Vec<BenchError> = (0..n).filter_map(|_| client.complete(&[], &ask).err()).collect();
     match failed.first() {
         Some(error) if failed.len() == n as usize => {
             Err(BenchError::Check(format!("the warm-up failed: {error}")))
@@ -440,18 +470,134 @@ mod tests {
             model: "a-model",
             options: &options,
         };
-        let ask = |i: usize| workload::Ask {
+        let ask = |i: usize| Ask {
             prompt: i.to_string(),
-            input_len: None,
             output_len: 1,
+            ..Ask::default()
         };
-        let asks: Vec<workload::Ask> = (0..n).map(ask).collect();
-        let run = load::run(&client, &asks, &vec![Duration::ZERO; n], n).expect("threads start");
+        let asks: Vec<Ask> = (0..n).map(ask).collect();
+        let chats: Vec<Vec<Ask>> = asks.iter().map(|ask| vec![ask.clone()]).collect();
+        let run = load::run(&client, &chats, &vec![Duration::ZERO; n], n).expect("threads start");
         served.join().expect("the script was played");
         for (ask, outcome) in asks.iter().zip(&run.outcomes) {
             let answer = outcome.answer.as_ref().expect("it completes");
             assert_eq!(answer.pieces[0].text, ask.prompt);
             assert!(outcome.sent + answer.latency <= run.duration);
         }
+    }
+
+    fn body(request: &str) -> Value {
+        let (_, body) = request.split_once("\r\n\r\n").expect("a body");
+        serde_json::from_str(body).expect("JSON")
+    }
+
+    #[test]
+    fn a_turn_repeats_what_was_said_and_none_follows_a_failure() {
+        for (backend, path) in [("vllm", "completions"), ("vllm-chat", "chat/completions")] {
+            let event = |word: &str| {
+                json!({ "choices": [{ "text": word, "delta": { "content": word } }] }).to_string()
+            };
+            let complete = |word: &str| stream(&[event(word), usage(9, 1, 4), done()]);
+            let (url, served) = scripted(vec![
+                models(),
+                complete("one"),
+                complete("two"),
+                plain("503 Busy", "{}"),
+            ]);
+            let file = format!("{}.{backend}", tempfile());
+            let (outcome, table) = bench(
+                &url,
+                &format!(
+                    "--backend {backend} --dataset-name multi-turn --multi-turn-chats 1 --multi-turn-turns 4 \
+                     --multi-turn-system-len 3 --multi-turn-question-len 2 --goodput e2el:60000 ttft:60000 \
+                     --output-file {file} --output-details"
+                ),
+            );
+            outcome.expect("two turns completed");
+            let requests = served.join().expect("the script was played");
+            assert!(
+                requests[3].starts_with(&format!("POST /v1/{path} ")),
+                "{}",
+                requests[3]
+            );
+            let (first, third) = (body(&requests[1]), body(&requests[3]));
+            match backend {
+                "vllm" => {
+                    let begun = first["prompt"].as_str().expect("a text").to_owned() + "one\n\n";
+                    let whole = third["prompt"].as_str().expect("a text");
+                    assert!(whole.starts_with(&begun) && whole.contains("two\n\n"), "{whole}");
+                }
+                _ => {
+                    let messages = third["messages"].as_array().expect("a list");
+                    let said: Vec<&Value> = messages.iter().map(|message| &message["role"]).collect();
+                    assert_eq!(said, ["user", "assistant", "user", "assistant", "user"]);
+                    assert_eq!(messages[0], first["messages"][0]);
+                    assert_eq!(
+                        (&messages[1]["content"], &messages[3]["content"]),
+                        (&json!("one"), &json!("two"))
+                    );
+                }
+            }
+            for row in [
+                "Good requests",
+                "50.0 %",
+                "Cache hit rate of turn 2",
+                "44.4 %",
+                "TTFT 2+",
+            ] {
+                assert!(table.contains(row), "{table}");
+            }
+            let text = fs::read_to_string(&file).expect("a line was written");
+            fs::remove_file(&file).expect("it was there");
+            let line: Value = serde_json::from_str(&text).expect("one line of JSON");
+            assert_eq!((&line["completed"], &line["failed"]), (&json!(2), &json!(2)));
+            assert_eq!(
+                (&line["good_share"], &line["turns"]),
+                (&json!(0.5), &json!([0, 1, 2, 3]))
+            );
+            assert!(line["errors"][3].as_str().expect("a text").contains("not sent"));
+        }
+    }
+
+    #[test]
+    fn vectors_are_asked_for_and_counted() {
+        let answer = |data: &str| {
+            plain(
+                "200 OK",
+                &format!("{{\"data\": {data}, \"usage\": {{\"prompt_tokens\": 6, \"total_tokens\": 6}}}}"),
+            )
+        };
+        let (url, served) = scripted(vec![
+            models(),
+            answer("[{\"embedding\": [0.5, 0.5]}]"),
+            answer("[]"),
+        ]);
+        let (outcome, table) = bench(&url, "--backend vllm --dataset-name embeddings --num-prompts 2");
+        outcome.expect("one completed");
+        let requests = served.join().expect("the script was played");
+        assert!(requests[1].starts_with("POST /v1/embeddings "), "{}", requests[1]);
+        let sent = body(&requests[1]);
+        assert!(sent["input"].is_string() && sent["stream"].is_null() && sent["ignore_eos"].is_null());
+        assert!(table.contains("no data[0].embedding"), "{table}");
+        assert!(!table.contains("had no text"), "{table}");
+    }
+
+    #[test]
+    fn objects_are_asked_for_by_their_schema() {
+        let answer = json!({
+            "choices": [{ "message": { "content": "{}" } }],
+            "usage": { "prompt_tokens": 5, "completion_tokens": 2 },
+        });
+        let (url, served) = scripted(vec![models(), plain("200 OK", &answer.to_string())]);
+        let line = "--backend vllm-chat --dataset-name json-schema --num-prompts 1 --disable-stream";
+        let (outcome, table) = bench(&url, line);
+        outcome.expect("it completes");
+        let sent = body(&served.join().expect("the script was played")[1]);
+        let schema = &sent["response_format"]["json_schema"]["schema"];
+        assert_eq!(
+            (&schema["type"], &sent["ignore_eos"]),
+            (&json!("object"), &json!(false))
+        );
+        assert!(table.contains("0 of 1"), "{table}");
     }
 }

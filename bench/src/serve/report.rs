@@ -7,9 +7,11 @@ use std::path::Path;
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
-use super::arguments::Arguments;
+use super::arguments::{Arguments, Dataset};
+use super::breakdown::Breakdown;
 use super::load::Run;
 use super::metrics::{Metrics, Pieces, Summary, ttft};
+use super::wire::Answer;
 use super::workload::Ask;
 use crate::http::BenchError;
 
@@ -28,7 +30,16 @@ pub(super) struct Header<'a> {
     pub(super) server_info: Option<Value>,
 }
 
-pub(super) fn print(header: &Header<'_>, metrics: &Metrics, out: &mut impl Write) -> io::Result<()> {
+/// All that was measured.
+#[derive(Debug)]
+pub(super) struct Measured {
+    pub(super) metrics: Metrics,
+    pub(super) breakdown: Breakdown,
+    pub(super) run: Run,
+}
+
+pub(super) fn print(header: &Header<'_>, measured: &Measured, out: &mut impl Write) -> io::Result<()> {
+    let metrics = &measured.metrics;
     let arguments = header.arguments;
     let (backend, dataset) = (name(&arguments.backend), name(&arguments.dataset_name));
     let date = header.date.as_deref().unwrap_or("no date in the answer");
@@ -69,17 +80,42 @@ pub(super) fn print(header: &Header<'_>, metrics: &Metrics, out: &mut impl Write
         .cache_hit_rate
         .map(|share| format!("{:.1} %", 100.0 * share));
     row("Cache hit rate", or_unknown(hits))?;
-    latencies(metrics, out)?;
+    by_request(metrics, &measured.breakdown, out)?;
+    latencies(measured, out)?;
     remarks(metrics, out)
 }
 
-fn latencies(metrics: &Metrics, out: &mut impl Write) -> io::Result<()> {
+/// Only those figures that the load has.
+fn by_request(metrics: &Metrics, breakdown: &Breakdown, out: &mut impl Write) -> io::Result<()> {
+    let mut row = |label: &str, value: String| writeln!(out, "{label:<36}{value:>14}");
+    if let Some(n_hits) = breakdown.n_hits {
+        row("Requests with cached tokens", n_hits.to_string())?;
+    }
+    for (turn, rate) in breakdown.hit_rate_by_turn.iter().enumerate() {
+        let rate = rate.map(|rate| format!("{:.1} %", 100.0 * rate));
+        let rate = rate.unwrap_or_else(|| "not told".to_owned());
+        row(&format!("Cache hit rate of turn {}", turn + 1), rate)?;
+    }
+    if let Some((n_good, share)) = breakdown.n_good.zip(breakdown.good_share()) {
+        row(
+            "Request goodput (req/s)",
+            format!("{:.2}", metrics.rate(n_good as u64)),
+        )?;
+        row("Good requests", format!("{:.1} %", 100.0 * share))?;
+    }
+    if let Some((n_valid, n)) = breakdown.valid_objects {
+        row("Objects as asked for", format!("{n_valid} of {n}"))?;
+    }
+    Ok(())
+}
+
+fn latencies(measured: &Measured, out: &mut impl Write) -> io::Result<()> {
     write!(out, "\n{:<9}", "ms")?;
     for name in Summary::NAMES {
         write!(out, "{name:>11}")?;
     }
     writeln!(out)?;
-    for (label, summary) in summaries(metrics) {
+    for (label, summary) in summaries(measured) {
         write!(out, "{label:<9}")?;
         match summary {
             Some(summary) => {
@@ -121,17 +157,23 @@ fn remarks(metrics: &Metrics, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-fn summaries(metrics: &Metrics) -> [(&'static str, Option<Summary>); 4] {
-    [
+/// The last one is there where requests follow others.
+fn summaries(measured: &Measured) -> Vec<(&'static str, Option<Summary>)> {
+    let metrics = &measured.metrics;
+    let mut summaries = vec![
         ("E2E", metrics.latency),
         ("TTFT", metrics.ttft),
         ("TPOT", metrics.tpot),
         ("ITL", metrics.itl),
-    ]
+    ];
+    if !measured.breakdown.hit_rate_by_turn.is_empty() {
+        summaries.push(("TTFT 2+", measured.breakdown.later_ttft));
+    }
+    summaries
 }
 
-/// All figures, and with `--output-details` those of every request.
-pub(super) fn line(header: &Header<'_>, metrics: &Metrics, run: &Run, asks: &[Ask]) -> Value {
+/// All figures; with `asks` those of every request too.
+pub(super) fn line(header: &Header<'_>, measured: &Measured, asks: Option<&[Ask]>) -> Value {
     let arguments = header.arguments;
     let rate = arguments.request_rate;
     let mut line = json!({
@@ -141,7 +183,7 @@ pub(super) fn line(header: &Header<'_>, metrics: &Metrics, run: &Run, asks: &[As
         "machine": header.machine,
         "date": header.date,
         "dataset_name": name(&arguments.dataset_name),
-        "num_prompts": asks.len(),
+        "num_prompts": measured.breakdown.n_requests,
         // JSON has no infinity.
         "request_rate": if rate.is_finite() { json!(rate) } else { json!("inf") },
         "max_concurrency": arguments.max_concurrency,
@@ -154,9 +196,36 @@ pub(super) fn line(header: &Header<'_>, metrics: &Metrics, run: &Run, asks: &[As
         "gsp_system_prompt_len": arguments.gsp_system_prompt_len,
         "gsp_question_len": arguments.gsp_question_len,
         "gsp_output_len": arguments.gsp_output_len,
+        "dataset": data(arguments),
         "stream": !arguments.disable_stream,
         "extra_request_body": arguments.extra_request_body.0,
         "server_info": header.server_info,
+    });
+    let object = line.as_object_mut().expect("an object was made");
+    if let Value::Object(figures) = figures(measured) {
+        object.extend(figures);
+    }
+    for (label, summary) in summaries(measured) {
+        let what = match label {
+            "E2E" => "e2e_latency".to_owned(),
+            "TTFT 2+" => "later_ttft".to_owned(),
+            _ => label.to_lowercase(),
+        };
+        for (i, name) in Summary::NAMES.into_iter().enumerate() {
+            let value = summary.map(|summary| summary.values()[i]);
+            object.insert(format!("{name}_{what}_ms"), json!(value));
+        }
+    }
+    if let Some(asks) = asks {
+        object.extend(details(measured, asks));
+    }
+    line
+}
+
+/// The sums and rates of a run.
+fn figures(measured: &Measured) -> Value {
+    let (metrics, breakdown) = (&measured.metrics, &measured.breakdown);
+    json!({
         "duration": metrics.duration,
         "completed": metrics.completed,
         "failed": metrics.failed(),
@@ -172,42 +241,65 @@ pub(super) fn line(header: &Header<'_>, metrics: &Metrics, run: &Run, asks: &[As
         "max_concurrent_requests": metrics.max_concurrent_requests,
         "concurrency": metrics.concurrency,
         "accept_length": metrics.accept_length,
-    });
-    let object = line.as_object_mut().expect("an object was made");
-    for (label, summary) in summaries(metrics) {
-        let what = if label == "E2E" {
-            "e2e_latency".to_owned()
-        } else {
-            label.to_lowercase()
-        };
-        for (i, name) in Summary::NAMES.into_iter().enumerate() {
-            let value = summary.map(|summary| summary.values()[i]);
-            object.insert(format!("{name}_{what}_ms"), json!(value));
-        }
+        "hit_requests": breakdown.n_hits,
+        "cache_hit_rate_by_turn": breakdown.hit_rate_by_turn,
+        "request_goodput": breakdown.n_good.map(|n| metrics.rate(n as u64)),
+        "good_share": breakdown.good_share(),
+        "valid_objects": breakdown.valid_objects.map(|(n_valid, _)| n_valid),
+    })
+}
+
+/// The flags of the dataset that have no name in SGLang's line.
+fn data(arguments: &Arguments) -> Value {
+    let data = &arguments.data;
+    match arguments.dataset_name {
+        Dataset::Rag => json!({
+            "documents": data.rag_documents,
+            "document_len": data.rag_document_len,
+            "documents_per_request": data.rag_documents_per_request,
+            "question_len": data.rag_question_len,
+            "output_len": data.rag_output_len,
+            "zipf": data.rag_zipf,
+        }),
+        Dataset::MultiTurn => json!({
+            "chats": data.multi_turn_chats,
+            "turns": data.multi_turn_turns,
+            "system_len": data.multi_turn_system_len,
+            "question_len": data.multi_turn_question_len,
+            "output_len": data.multi_turn_output_len,
+        }),
+        Dataset::JsonSchema => json!({ "schemas": data.json_schemas }),
+        Dataset::Sharegpt => json!({
+            "path": data.dataset_path,
+            "output_len": data.sharegpt_output_len,
+            "context_len": data.sharegpt_context_len,
+        }),
+        Dataset::Trace => json!({
+            "path": data.dataset_path,
+            "speedup": data.trace_speedup,
+            "block_len": data.trace_block_len,
+        }),
+        Dataset::Random | Dataset::GeneratedSharedPrefix | Dataset::Embeddings => Value::Null,
     }
-    if arguments.output_details {
-        object.extend(details(metrics, run, asks));
-    }
-    line
 }
 
 /// Lists with one value for each request, in the order of arrival. A failed one has an error and no lengths.
-fn details(metrics: &Metrics, run: &Run, asks: &[Ask]) -> Map<String, Value> {
-    let mut itls = metrics.itls.iter();
-    let requests = run.outcomes.iter().zip(asks).map(|(outcome, ask)| {
+fn details(measured: &Measured, asks: &[Ask]) -> Map<String, Value> {
+    let mut itls = measured.metrics.itls.iter();
+    let requests = measured.run.outcomes.iter().zip(asks).map(|(outcome, ask)| {
         let answer = outcome.answer.as_ref();
         let usage = answer.map(|answer| answer.usage).unwrap_or_default();
-        let texts = answer.iter().flat_map(|answer| &answer.pieces);
         json!({
             "input_lens": usage.prompt_tokens,
             "planned_input_lens": ask.input_len,
             "output_lens": usage.completion_tokens,
             "cached_lens": usage.cached_tokens,
+            "turns": outcome.turn,
             "start_times": outcome.sent.as_secs_f64(),
             "latencies": answer.ok().map(|answer| answer.latency.as_secs_f64()),
             "ttfts": answer.ok().and_then(ttft),
             "itls": answer.ok().and_then(|_| itls.next()).map_or(&[][..], Vec::as_slice),
-            "generated_texts": texts.map(|piece| piece.text.as_str()).collect::<String>(),
+            "generated_texts": answer.map(Answer::text).unwrap_or_default(),
             "errors": answer.err().map(ToString::to_string).unwrap_or_default(),
         })
     });

@@ -1,11 +1,11 @@
-//! One request in the words of three APIs, and what came back when.
+//! One request in the words of four APIs, and what came back when.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use super::arguments::{Arguments, Backend};
+use super::arguments::{Arguments, Backend, Dataset};
 use super::workload::Ask;
 use crate::completion::Events;
 use crate::http::{self, BenchError, Target};
@@ -17,6 +17,15 @@ pub(super) enum Api {
     Chat,
     /// SGLang's own: each event tells the text and the token counts so far.
     Generate,
+    /// A vector instead of a text.
+    Embeddings,
+}
+
+/// A question of a chat and what the server answered.
+#[derive(Clone, Debug)]
+pub(super) struct Said<'a> {
+    pub(super) prompt: &'a str,
+    pub(super) answer: String,
 }
 
 /// What all requests of a load have in common.
@@ -54,14 +63,21 @@ pub(super) struct Usage {
 pub(super) struct Answer {
     /// From sending to the last event.
     pub(super) latency: Duration,
-    /// Those with text; one, at the end, of an answer that was not streamed.
+    /// Those with text; one, at the end, of an answer that was not streamed; none of a vector.
     pub(super) pieces: Vec<Piece>,
     pub(super) usage: Usage,
 }
 
+impl Answer {
+    pub(super) fn text(&self) -> String {
+        self.pieces.iter().map(|piece| piece.text.as_str()).collect()
+    }
+}
+
 impl Api {
-    pub(super) fn of(backend: Backend) -> Self {
+    pub(super) fn of(backend: Backend, dataset: Dataset) -> Self {
         match backend {
+            _ if dataset == Dataset::Embeddings => Self::Embeddings,
             Backend::Sglang => Self::Generate,
             Backend::Arbora
             | Backend::LlamaServer
@@ -81,6 +97,7 @@ impl Api {
             Self::Completions => "/v1/completions",
             Self::Chat => "/v1/chat/completions",
             Self::Generate => "/generate",
+            Self::Embeddings => "/v1/embeddings",
         }
     }
 
@@ -95,6 +112,7 @@ impl Api {
             Self::Completions => [&choice["text"], &Value::Null],
             Self::Chat => [&message["content"], &message["reasoning_content"]],
             Self::Generate => [&event["text"], &Value::Null],
+            Self::Embeddings => return "",
         };
         let mut texts = texts.into_iter().filter_map(Value::as_str);
         texts.find(|text| !text.is_empty()).unwrap_or_default()
@@ -102,11 +120,13 @@ impl Api {
 
     fn usage(self, event: &Value) -> Option<Usage> {
         let usage = match self {
-            Self::Completions | Self::Chat => &event["usage"],
+            Self::Completions | Self::Chat | Self::Embeddings => &event["usage"],
             Self::Generate => &event["meta_info"],
         };
         let cached = match self {
-            Self::Completions | Self::Chat => &usage["prompt_tokens_details"]["cached_tokens"],
+            Self::Completions | Self::Chat | Self::Embeddings => {
+                &usage["prompt_tokens_details"]["cached_tokens"]
+            }
             Self::Generate => &usage["cached_tokens"],
         };
         let accepted = &usage["completion_tokens_details"]["accepted_prediction_tokens"];
@@ -114,7 +134,10 @@ impl Api {
         let timings = &event["timings"];
         Some(Usage {
             prompt_tokens: usage["prompt_tokens"].as_u64()?,
-            completion_tokens: usage["completion_tokens"].as_u64()?,
+            completion_tokens: match self {
+                Self::Embeddings => 0,
+                _ => usage["completion_tokens"].as_u64()?,
+            },
             cached_tokens: cached.as_u64().or(timings["cache_n"].as_u64()),
             accepted_tokens: accepted.as_u64().or(timings["draft_n_accepted"].as_u64()),
         })
@@ -122,13 +145,13 @@ impl Api {
 }
 
 impl Client<'_> {
-    /// Sends `ask` and reads all of its answer.
-    pub(super) fn complete(&self, ask: &Ask) -> Result<Answer, BenchError> {
-        let body = self.body(ask).to_string();
+    /// Sends `ask`, after all that was `said` in its chat, and reads all of its answer.
+    pub(super) fn complete(&self, said: &[Said<'_>], ask: &Ask) -> Result<Answer, BenchError> {
+        let body = self.body(said, ask).to_string();
         let path = self.api.path();
         let mut reading = Reading::new(self.api);
         let response = http::send(self.target, path, Some(&body))?;
-        if self.options.disable_stream || response.head.status != 200 {
+        if !self.streams() || response.head.status != 200 {
             let (_, text) = response.text(path)?;
             return reading.whole(&text);
         }
@@ -146,35 +169,53 @@ impl Client<'_> {
         }
     }
 
-    fn body(&self, ask: &Ask) -> Value {
+    fn streams(&self) -> bool {
+        !self.options.disable_stream && self.api != Api::Embeddings
+    }
+
+    fn body(&self, said: &[Said<'_>], ask: &Ask) -> Value {
         let (n, model) = (ask.output_len, self.model);
-        let stream = !self.options.disable_stream;
+        let stream = self.streams();
         let ignore_eos = !self.options.disable_ignore_eos;
         let mut body = match self.api {
-            Api::Completions => json!({ "model": model, "prompt": ask.prompt, "max_tokens": n }),
-            Api::Chat => {
-                let messages = json!([{ "role": "user", "content": ask.prompt }]);
-                json!({ "model": model, "messages": messages, "max_tokens": n })
-            }
+            Api::Embeddings => json!({ "model": model, "input": ask.prompt }),
+            Api::Completions => json!({ "model": model, "prompt": text(said, ask), "max_tokens": n }),
+            Api::Chat => json!({ "model": model, "messages": messages(said, ask), "max_tokens": n }),
             Api::Generate => json!({
-                "text": ask.prompt,
+                "text": text(said, ask),
                 "sampling_params": { "temperature": 0.0, "max_new_tokens": n, "ignore_eos": ignore_eos },
             }),
         };
-        if self.api != Api::Generate {
+        if matches!(self.api, Api::Completions | Api::Chat) {
             body["temperature"] = json!(0.0);
             body["ignore_eos"] = json!(ignore_eos);
+            if stream {
+                body["stream_options"] = json!({ "include_usage": true });
+            }
         }
-        if self.api != Api::Generate && stream {
-            body["stream_options"] = json!({ "include_usage": true });
+        if self.api != Api::Embeddings {
+            body["stream"] = json!(stream);
         }
-        body["stream"] = json!(stream);
         let fields: &Map<String, Value> = &self.options.extra_request_body.0;
-        for (name, value) in fields {
+        for (name, value) in ask.fields.iter().chain(fields) {
             body[name.as_str()] = value.clone();
         }
         body
     }
+}
+
+/// A chat as one text.
+fn text(said: &[Said<'_>], ask: &Ask) -> String {
+    let turn = |said: &Said<'_>| format!("{}{}\n\n", said.prompt, said.answer);
+    said.iter().map(turn).collect::<String>() + &ask.prompt
+}
+
+fn messages(said: &[Said<'_>], ask: &Ask) -> Value {
+    let message = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let turns = said
+        .iter()
+        .flat_map(|said| [message("user", said.prompt), message("assistant", &said.answer)]);
+    turns.chain([message("user", &ask.prompt)]).collect()
 }
 
 /// An answer on its way.
@@ -229,13 +270,20 @@ impl Reading {
                 "the stream reports an error: {payload}"
             )));
         }
+        let vector = &event["data"][0]["embedding"];
+        if self.api == Api::Embeddings && vector.as_array().is_none_or(Vec::is_empty) {
+            return Err(BenchError::Answer {
+                field: "data[0].embedding",
+                body: payload.to_owned(),
+            });
+        }
         let usage = self.api.usage(&event);
         self.usage = usage.or(self.usage);
         let text = self.api.text(&event);
         let text = match self.api {
             // Where the text so far is repeated, only what is new counts.
             Api::Generate => text.get(self.n_known..).unwrap_or_default(),
-            Api::Completions | Api::Chat => text,
+            Api::Completions | Api::Chat | Api::Embeddings => text,
         };
         if !text.is_empty() {
             self.n_known += text.len();

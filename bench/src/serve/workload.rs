@@ -3,17 +3,24 @@
 //! Draws are taken from one generator in this order:
 //!
 //! ```text
-//! random                   all input lengths, all output lengths, the prompts
+//! random, embeddings       all input lengths, all output lengths, the prompts
 //! generated-shared-prefix  the system prompts, the questions group by group, the order of all requests
-//! both, then               the gaps between arrivals, unless the rate is infinite
+//! json-schema              the schemas, then as `random`
+//! rag                      the documents, then for each request its documents and its question
+//! multi-turn               the system prompt, the questions chat by chat
+//! sharegpt                 the order of the conversations
+//! trace                    prompts without hash_ids; a block's text is drawn from the seed and its id
+//! all, then                the gaps between arrivals, unless the rate is infinite or the file tells them
 //! ```
 
 use std::path::Path;
 use std::time::Duration;
 
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use super::arguments::{Arguments, Dataset};
+use super::{datasets, files};
 use crate::http::BenchError;
 use crate::random::Random;
 
@@ -25,12 +32,24 @@ const MIN_WORDS: usize = 16;
 const MAX_ROUNDS: usize = 256;
 
 /// One request to send.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Ask {
+    /// Of a later turn of a chat, what it adds to all that was said.
     pub(super) prompt: String,
     /// Tokens of the prompt, the special ones a tokenizer adds included; `None` without `--tokenizer`.
     pub(super) input_len: Option<usize>,
     pub(super) output_len: u32,
+    /// Fields of the body besides the usual ones.
+    pub(super) fields: Map<String, Value>,
+}
+
+/// All that is sent.
+#[derive(Debug)]
+pub(super) struct Load {
+    /// Requests that follow each other, mostly a single one; in the order of their arrival.
+    pub(super) chats: Vec<Vec<Ask>>,
+    /// When each begins; `None` where the rate decides.
+    pub(super) arrivals: Option<Vec<Duration>>,
 }
 
 /// Makes texts of given lengths.
@@ -46,7 +65,7 @@ struct Vocabulary {
 
 /// Whether a text stands alone or is put together with others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Extent {
+pub(super) enum Extent {
     /// Its length includes the special tokens that the tokenizer adds.
     Whole,
     Part,
@@ -68,7 +87,8 @@ impl Prompts {
         Some(vocabulary.n_tokens(text, Extent::Part))
     }
 
-    fn draw(&self, len: u32, extent: Extent, random: &mut Random) -> Result<String, BenchError> {
+    /// A text of `len` tokens, or of as many words.
+    pub(super) fn draw(&self, len: u32, extent: Extent, random: &mut Random) -> Result<String, BenchError> {
         let len = len as usize;
         match &self.0 {
             None => Ok(random.text(len)),
@@ -76,13 +96,14 @@ impl Prompts {
         }
     }
 
-    fn ask(&self, prompt: String, output_len: u32) -> Ask {
+    pub(super) fn ask(&self, prompt: String, output_len: u32) -> Ask {
         let count = |vocabulary: &Vocabulary| vocabulary.n_tokens(&prompt, Extent::Whole);
         let input_len = self.0.as_ref().map(count);
         Ask {
             prompt,
             input_len,
             output_len,
+            fields: Map::new(),
         }
     }
 }
@@ -143,19 +164,35 @@ impl Vocabulary {
     }
 }
 
-/// All requests, in the order of their arrival.
-pub(super) fn asks(
+/// All requests.
+pub(super) fn load(
     arguments: &Arguments,
     prompts: &Prompts,
     random: &mut Random,
-) -> Result<Vec<Ask>, BenchError> {
-    match arguments.dataset_name {
-        Dataset::Random => random_asks(arguments, prompts, random),
-        Dataset::GeneratedSharedPrefix => shared_prefix_asks(arguments, prompts, random),
-    }
+) -> Result<Load, BenchError> {
+    let asks = match arguments.dataset_name {
+        Dataset::Random | Dataset::Embeddings => random_asks(arguments, prompts, random)?,
+        Dataset::GeneratedSharedPrefix => shared_prefix_asks(arguments, prompts, random)?,
+        Dataset::Rag => datasets::rag(arguments, prompts, random)?,
+        Dataset::JsonSchema => datasets::json_schema(arguments, prompts, random)?,
+        Dataset::Sharegpt => files::sharegpt(arguments, prompts, random)?,
+        Dataset::MultiTurn => {
+            let chats = datasets::multi_turn(arguments, prompts, random)?;
+            return Ok(Load {
+                chats,
+                arrivals: None,
+            });
+        }
+        Dataset::Trace => return files::trace(arguments, prompts, random),
+    };
+    let chats = asks.into_iter().map(|ask| vec![ask]).collect();
+    Ok(Load {
+        chats,
+        arrivals: None,
+    })
 }
 
-fn random_asks(
+pub(super) fn random_asks(
     arguments: &Arguments,
     prompts: &Prompts,
     random: &mut Random,
@@ -189,8 +226,9 @@ fn shared_prefix_asks(
     let mut draw = |n: u64, len: u32| -> Result<Vec<String>, BenchError> {
         (0..n).map(|_| prompts.draw(len, Extent::Part, random)).collect()
     };
+    let n_requests = u64::from(arguments.gsp_num_groups) * u64::from(arguments.gsp_prompts_per_group);
     let systems = draw(arguments.gsp_num_groups.into(), arguments.gsp_system_prompt_len)?;
-    let questions = draw(arguments.n_requests(), arguments.gsp_question_len)?;
+    let questions = draw(n_requests, arguments.gsp_question_len)?;
     let groups = questions.chunks(arguments.gsp_prompts_per_group as usize);
     let mut asks: Vec<Ask> = systems
         .iter()
@@ -229,7 +267,8 @@ mod tests {
     fn made(words: &str, prompts: &Prompts) -> Vec<Ask> {
         let words: Vec<&str> = words.split_whitespace().collect();
         let arguments = parse(&words).expect("valid");
-        asks(&arguments, prompts, &mut Random(arguments.seed)).expect("possible")
+        let load = load(&arguments, prompts, &mut Random(arguments.seed)).expect("possible");
+        load.chats.into_iter().flatten().collect()
     }
 
     /// Every word of `random.rs` is one token inside a text, only every other one at its beginning; letters

@@ -1,6 +1,6 @@
 //! Quantized matrices that a safetensors checkpoint stores as several tensors: GPTQ, AWQ, compressed-tensors
-//! and fp8. Which they are says `quantization_config` ([`Scheme`]); what belongs to one matrix becomes one
-//! tensor of the table, in a format that the kernels multiply with.
+//! and fp8. `packed/scheme.rs` reads which of them it is; what belongs to one matrix becomes one tensor of
+//! the table, in a format that the kernels multiply with.
 //!
 //! ```text
 //! scheme                                       tensors of a matrix                      weight
