@@ -222,8 +222,8 @@ pub async fn explain(
 
 /// The body of a completion that is not run.
 enum ExplainedPrompt {
-    Chat(ChatRequest),
-    Text(CompletionRequest),
+    Chat(Box<ChatRequest>),
+    Text(Box<CompletionRequest>),
 }
 
 impl ExplainedPrompt {
@@ -235,8 +235,8 @@ impl ExplainedPrompt {
         }
         let is_chat = serde_json::from_slice::<Kind>(body).is_ok_and(|kind| kind.messages.is_some());
         match is_chat {
-            true => ChatRequest::parse(body).map(ExplainedPrompt::Chat),
-            false => CompletionRequest::parse(body).map(ExplainedPrompt::Text),
+            true => ChatRequest::parse(body).map(|chat| ExplainedPrompt::Chat(Box::new(chat))),
+            false => CompletionRequest::parse(body).map(|text| ExplainedPrompt::Text(Box::new(text))),
         }
     }
 }
@@ -260,7 +260,7 @@ pub async fn explain_prompt(
                 .await?
                 .tokens
         }
-        ExplainedPrompt::Text(text) => completions::only_prompt((&app, served), &admitted, text).await?,
+        ExplainedPrompt::Text(text) => completions::only_prompt((&app, served), &admitted, *text).await?,
     };
     drop(admitted);
     // Refused as the engine would refuse it, were it asked for no output.

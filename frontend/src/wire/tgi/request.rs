@@ -151,7 +151,7 @@ fn shapes_drawing(p: &Fields) -> bool {
         .peek("temperature")
         .and_then(Value::as_f64)
         .is_some_and(|t| t != 1.0);
-    is_hot || ["top_k", "top_p", "min_p"].iter().any(|name| is_set(&name))
+    is_hot || ["top_k", "top_p", "min_p"].iter().any(is_set)
 }
 
 /// A text whose tokens are asked for.
