@@ -307,7 +307,7 @@ mod tests {
         let kind = |schema, read, bodies| Kind { schema, read, bodies };
         let named = json!({"tools": [&tool], "tool_choice": {"name": "f"}});
         let allowed = json!({"tools": [&tool], "tool_choice": {"type": "allowed_tools", "allowed_tools": {
-            "mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]}}});
+            "mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}, {"name": "f"}]}}});
         [
             kind(
                 "OllamaChat",

@@ -36,7 +36,8 @@ def chats(client):
     assert whole.done_reason in ("stop", "length") and whole.eval_count <= 16
     assert 0 < whole.prompt_eval_duration + whole.eval_duration <= whole.total_duration, whole
     parts = list(client.chat(MODEL, messages=ASK, options=SHORT, stream=True))
-    assert len(parts) > 2 and [part.done for part in parts].count(True) == 1
+    # What was written before may come in one piece.
+    assert len(parts) >= 2 and [bool(part.done) for part in parts].count(True) == 1, parts
     assert "".join(part.message.content for part in parts) == whole.message.content
     assert parts[-1].eval_count == whole.eval_count and parts[-1].prompt_eval_count == whole.prompt_eval_count
     scored = client.chat(MODEL, messages=ASK, options=SHORT, logprobs=True, top_logprobs=2)
@@ -57,7 +58,7 @@ def texts(client):
 
 
 def formats_and_tools(client):
-    answer = client.chat(MODEL, messages=ASK, format=Colour.model_json_schema(), options={"num_predict": 80})
+    answer = client.chat(MODEL, messages=ASK, format=Colour.model_json_schema(), options={"num_predict": 400})
     Colour.model_validate_json(answer.message.content)
     answer = client.generate(MODEL, prompt="A person as JSON:", format="json", options=SHORT)
     assert answer.response.lstrip().startswith("{"), answer.response
@@ -106,7 +107,7 @@ def langchain(url):
     assert whole.content and whole.response_metadata["done"], whole
     assert whole.usage_metadata["output_tokens"] <= 16
     assert "".join(part.content for part in model.stream("Name one colour.")) == whole.content
-    typed = ChatOllama(model=MODEL, base_url=url, num_predict=80).with_structured_output(Colour, method="json_schema")
+    typed = ChatOllama(model=MODEL, base_url=url, num_predict=400).with_structured_output(Colour, method="json_schema")
     assert isinstance(typed.invoke("Name one colour."), Colour)
 
 

@@ -166,7 +166,10 @@ fn a_body_that_is_declared_too_long_is_a_413_before_it_is_read() {
                 // Nothing of the body is sent, and the answer is there.
                 let answer = Answer::read(stream);
                 assert_eq!(answer.status, 413, "{path} {length} {more}: {}", answer.body);
-                assert_eq!(answer.json()["error"]["code"], "request_too_large");
+                // The last one's errors are in TGI's shape.
+                if path != "/" {
+                    assert_eq!(answer.json()["error"]["code"], "request_too_large");
+                }
                 assert!(answer.head.contains("connection: close"), "{}", answer.head);
             }
         }

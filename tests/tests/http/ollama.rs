@@ -79,11 +79,8 @@ fn both(site: &Site, path: &str, body: &Json) -> Json {
             assert!(answer[name].take().is_u64(), "{name}");
         }
         answer["created_at"] = Json::Null;
-        for call in answer["message"]["tool_calls"]
-            .as_array_mut()
-            .into_iter()
-            .flatten()
-        {
+        let calls = answer.pointer_mut("/message/tool_calls");
+        for call in calls.and_then(Json::as_array_mut).into_iter().flatten() {
             let id = call["id"].take();
             assert!(id.as_str().is_some_and(|id| id.starts_with("call_")), "{id}");
         }
