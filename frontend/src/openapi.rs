@@ -135,6 +135,8 @@ mod tests {
             json!({"response_format": {"type": "json_object", "json_schema": {"schema": {}}}}),
             json!({"response_format": {"type": "json_schema", "schema": {}}}),
             json!({"response_format": {"type": "regex", "value": "x"}}),
+            json!({"response_format": {"type": "json_schema", "value": {
+                "name": "x", "description": "x", "strict": false, "schema": {}}}}),
             json!({"response_format": {"type": "json_schema", "json_schema": {
                 "name": "x", "description": "x", "strict": false, "schema": {}}}}),
             json!({"response_format": {"type": "structural_tag", "format": {}}}),
@@ -267,7 +269,12 @@ mod tests {
             json!({"inputs": "x", "parameters": parameters, "stream": false, "model": "m", "cache_salt": "x",
                 "extra_key": "x", "priority": 1, "text": null}),
             grammar(json!({"type": "regex", "value": "x"})),
-            grammar(json!({"type": "json_schema", "value": {"name": "x", "schema": {}}})),
+            grammar(json!({"type": "json_schema", "value": {
+                "name": "x", "description": "x", "strict": false, "schema": {}}})),
+            grammar(json!({"type": "json_schema", "json_schema": {
+                "name": "x", "description": "x", "strict": false, "schema": {}}})),
+            grammar(json!({"type": "json_object", "schema": {}, "disable_any_whitespace": true})),
+            grammar(json!({"type": "structural_tag", "format": {}})),
             json!({"inputs": "x", "stream": true}),
         ];
         [

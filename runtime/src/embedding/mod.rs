@@ -189,6 +189,10 @@ impl<B: EncoderBackend> Engine<B> {
         }
         let width = self.encoder.config().width;
         let hidden = self.encoder.forward(&mut self.backend, &self.rows);
+        // Whoever has an answer finds it counted.
+        let metrics = &self.shared.metrics;
+        metrics.texts.add(self.batch.len());
+        metrics.tokens.add(self.rows.len());
         for (picked, rows) in self.batch.iter().zip(self.rows.ranges()) {
             let vector = self
                 .head
@@ -198,9 +202,6 @@ impl<B: EncoderBackend> Engine<B> {
             drop(picked.reply.try_send(Answer { text_idx, vector }));
         }
         let now = Instant::now();
-        let metrics = &self.shared.metrics;
-        metrics.texts.add(self.batch.len());
-        metrics.tokens.add(self.rows.len());
         metrics.batch_time.record(now - begun);
         self.shared.moved(now);
     }
